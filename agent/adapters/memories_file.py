@@ -349,8 +349,8 @@ class _Reading:
             raise self._error("it is not the last line")
         self.ended = True
 
-    def _error(self, what: str) -> WireError:
-        return WireError(f"memories.json, line {self._line}: {what}")
+    def _error(self, problem: str) -> WireError:
+        return WireError(f"memories.json, line {self._line}: {problem}")
 
 
 __all__ = ["JsonMemoriesFile"]

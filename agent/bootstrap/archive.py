@@ -90,7 +90,7 @@ async def _own_archive(
 ) -> AsyncIterator[Catalog]:
     """Open the archive of this agent's uploads. Raises NotOwner, StoreError."""
     async with open_archive(settings, identity.system_id) as archive:
-        async with archive.moving():
+        async with archive.stall_limit():
             await ownership_of(settings, identity, machine, archive.store, ledger, clock).check(uploads=False)
         yield archive
 

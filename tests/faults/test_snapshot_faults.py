@@ -173,7 +173,7 @@ def strike(number, times):
 @pytest.mark.parametrize(
     ("number", "times", "reason"),
     [
-        (signal.SIGKILL, 1, "the check was killed (SIGKILL)"),
+        (signal.SIGKILL, 1, "the verification was killed (SIGKILL)"),
         (signal.SIGSEGV, 2, "DuckDB crashed on it (SIGSEGV)"),
     ],
 )
@@ -215,7 +215,7 @@ async def test_a_check_that_takes_too_long_is_ended_and_costs_nothing_but_the_ma
     create(data_dir, commits=3)
     taker = DuckdbSnapshotTaker(data_dir, staging, clock=SystemClock(), verify_timeout_seconds=0.01)
     snapshot = await taker.take("reflection")
-    assert (snapshot.verified, snapshot.unverified_reason) == (False, "the check was not done after 0.01 s")
+    assert (snapshot.verified, snapshot.unverified_reason) == (False, "the verification was not done after 0.01 s")
     assert not [child for child in psutil.Process().children() if CHILD in child.cmdline()]
 
 

@@ -160,7 +160,7 @@ async def test_a_child_that_is_stopped_is_given_up_for_its_silence_long_before_i
     async with source_of(copy) as source:
         source._exchange._stall_seconds = 0.5
         the_child().send_signal(signal.SIGSTOP)
-        with pytest.raises(SnapshotError, match=r"the reading made no progress for 0\.5 s") as caught:
+        with pytest.raises(SnapshotError, match=r"the reader made no progress for 0\.5 s") as caught:
             await anext(source.pages())
     assert caught.value.transient
     assert the_child() is None
@@ -444,7 +444,7 @@ async def test_a_child_that_is_silent_is_an_error_and_ended(copy):
         pages = source.pages()
         first = await anext(pages)
         the_child().send_signal(signal.SIGSTOP)
-        with pytest.raises(SnapshotError, match="the reading was not done after 5 s") as caught:
+        with pytest.raises(SnapshotError, match="the reader was not done after 5 s") as caught:
             await anext(pages)
         assert caught.value.transient
         with pytest.raises(SnapshotError, match="was interrupted before"):

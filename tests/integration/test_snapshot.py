@@ -117,7 +117,7 @@ async def test_a_copy_whose_check_hangs_is_given_unverified_and_the_child_is_kil
     taker = DuckdbSnapshotTaker(data_dir, staging, clock=SystemClock(), verify_stall_seconds=0.5)
     snapshot = await taker.take("reflection")
     assert (snapshot.verified, snapshot.is_readable) == (False, False)
-    assert snapshot.unverified_reason == "the check made no progress for 0.5 s"
+    assert snapshot.unverified_reason == "the verification made no progress for 0.5 s"
     assert started[0].returncode == -signal.SIGKILL
     assert [file.name for file in snapshot.files] == ["reflection.duckdb"], "it is there to be uploaded all the same"
 

@@ -105,9 +105,9 @@ class EngineError(Exception):
 class NoAnswer(Exception):  # noqa: N818 - the caller decides what it means
     """The child did not answer. `crashed`: DuckDB crashed, and the text is the name of the signal."""
 
-    def __init__(self, what: str, *, crashed: bool = False) -> None:
-        super().__init__(what)
-        self.what, self.crashed = what, crashed
+    def __init__(self, reason: str, *, crashed: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.crashed = reason, crashed
 
 
 class Exchange:

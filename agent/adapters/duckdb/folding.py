@@ -43,8 +43,8 @@ class DuckdbFolder:
         try:
             answer = await Exchange(child, self._timeout_seconds, self._stall_seconds).ask(FOLD, "folded")
         except NoAnswer as error:
-            what = f"crashed on it ({error.what})" if error.crashed else error.what
-            raise SnapshotError(f"DuckDB {what}", hint=opens) from error
+            reason = f"crashed on it ({error.reason})" if error.crashed else error.reason
+            raise SnapshotError(f"DuckDB {reason}", hint=opens) from error
         except EngineError as error:
             raise SnapshotError(f"DuckDB cannot read it: {error}", hint=opens) from error
         finally:

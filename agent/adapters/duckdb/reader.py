@@ -115,8 +115,8 @@ class _Source:
             raise SnapshotError(f"DuckDB cannot read it: {error}", hint=_READ_HINT) from error
         except NoAnswer as error:
             if error.crashed:
-                raise SnapshotError(f"DuckDB crashed on it ({error.what})") from error
-            raise SnapshotError(f"the reading {error.what}", hint=_RETRY_HINT, transient=True) from error
+                raise SnapshotError(f"DuckDB crashed on it ({error.reason})") from error
+            raise SnapshotError(f"the reader {error.reason}", hint=_RETRY_HINT, transient=True) from error
 
     def _groups(self, positions: Sequence[int]) -> Iterator[list[int]]:
         group: list[int] = []

@@ -41,7 +41,7 @@ async def verify(
     try:
         child = await child_process.start(copy)
     except OSError as error:
-        return Verdict(verified=False, reason=f"the check could not be started: {error.strerror}")
+        return Verdict(verified=False, reason=f"the verification could not be started: {error.strerror}")
     kept = False
     try:
         verdict = _read(
@@ -52,10 +52,10 @@ async def verify(
             kept = True
     except NoAnswer as error:
         if error.crashed:
-            return Verdict(verified=False, reason=f"DuckDB crashed on it ({error.what})", damaged=True)
-        return Verdict(verified=False, reason=f"the check {error.what}")
+            return Verdict(verified=False, reason=f"DuckDB crashed on it ({error.reason})", damaged=True)
+        return Verdict(verified=False, reason=f"the verification {error.reason}")
     except EngineError as error:
-        return Verdict(verified=False, reason=f"the check failed: {error}")
+        return Verdict(verified=False, reason=f"the verification failed: {error}")
     finally:
         if not kept:
             await child_process.end(child)

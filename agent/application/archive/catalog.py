@@ -123,8 +123,8 @@ class Catalog:
         Manifests of uploads whose id is ahead of their object are read, too. With `exact`, so are all manifests without
         which it is not known when the upload was made; in a copied bucket these are all manifests.
         """
-        async with self.moving() as moved:
-            objects = await self._list_objects(moved)
+        async with self.stall_limit() as record_progress:
+            objects = await self._list_objects(record_progress)
             newest_first = _newest_first(objects.sizes)
             first = {*newest_first[:manifests]}
             also_read = objects.needs_manifest if exact else objects.is_in_future
@@ -134,7 +134,7 @@ class Catalog:
             async def read(upload: str) -> CatalogEntry:
                 async with slots:
                     entry = await self._read_entry(upload, objects)
-                    moved()
+                    record_progress()
                     return entry
 
             found = await gather_all([read(upload) for upload in to_read], "read-manifest")
@@ -144,8 +144,8 @@ class Catalog:
 
     async def ids(self) -> Sequence[str]:
         """Return the ids of the uploads, newest first."""
-        async with self.moving() as moved:
-            objects = await self._list_objects(moved)
+        async with self.stall_limit() as record_progress:
+            objects = await self._list_objects(record_progress)
         return _newest_first(objects.sizes)
 
     async def resolve(self, which: str = LATEST) -> str:
@@ -168,8 +168,8 @@ class Catalog:
 
     async def _latest(self) -> str:
         """Return the newest upload. Skip ids ahead of their object's time whose manifest is not one of ours."""
-        async with self.moving() as moved:
-            objects = await self._list_objects(moved)
+        async with self.stall_limit() as record_progress:
+            objects = await self._list_objects(record_progress)
             for upload in _newest_first(objects.sizes):
                 if not objects.is_in_future(upload) or await self._is_ours(upload):
                     return upload
@@ -201,8 +201,8 @@ class Catalog:
 
     async def show(self, upload: str) -> CatalogEntry:
         """Return one upload with its manifest. Raises NoSuchObject if the upload does not exist."""
-        async with self.moving() as moved:
-            objects = await self._list_objects(moved, upload)
+        async with self.stall_limit() as record_progress:
+            objects = await self._list_objects(record_progress, upload)
             if upload not in objects.sizes:
                 raise NoSuchObject(f"there is no upload {upload} of {self.system_id}", hint=_LIST)
             return await self._read_entry(upload, objects)
@@ -213,20 +213,20 @@ class Catalog:
         Raises NoSuchObject if the upload does not exist, StoreError (not transient) if the object is not a manifest,
         not one of ours, or has impossible values.
         """
-        async with self.moving():
+        async with self.stall_limit():
             manifest = await self.uploads.manifest(upload)
         if manifest is None:
             raise NoSuchObject(f"there is no upload {upload} of {self.system_id}", hint=_LIST)
-        for name, why in impossible_values(manifest).items():
-            raise StoreError(f"{manifest.key}: {name} {why}", hint="is another program writing to this bucket?")
+        for name, problem in impossible_values(manifest).items():
+            raise StoreError(f"{manifest.key}: {name} {problem}", hint="is another program writing to this bucket?")
         return manifest
 
     @asynccontextmanager
-    async def moving(self) -> AsyncIterator[Callable[[], None]]:
+    async def stall_limit(self) -> AsyncIterator[Callable[[], None]]:
         """Yield a callable to report progress. Raise StoreError if it is not called for `standstill_seconds`."""
         try:
-            async with limit_stalls(self._standstill_seconds) as moved:
-                yield moved
+            async with limit_stalls(self._standstill_seconds) as record_progress:
+                yield record_progress
         except TimeoutError as error:
             raise StoreError(
                 f"{self.store.location}: no progress for {self._standstill_seconds:g} s",
@@ -234,7 +234,7 @@ class Catalog:
                 transient=True,
             ) from error
 
-    async def _list_objects(self, moved: Callable[[], None], upload: str = "") -> _ObjectListing:
+    async def _list_objects(self, record_progress: Callable[[], None], upload: str = "") -> _ObjectListing:
         """List the objects of all uploads, or of one."""
         uploads = naming.uploads_prefix(self.system_id)
         found: dict[str, dict[str, int]] = {}
@@ -243,7 +243,7 @@ class Catalog:
         async for item in self.store.list(f"{uploads}{upload}/" if upload else uploads):
             folder, _, name = item.key.removeprefix(uploads).partition("/")
             if folder != previous:  # one check for all keys of an upload
-                moved()
+                record_progress()
                 previous, sizes = folder, found.setdefault(folder, {}) if self._is_upload(folder) else None
             if sizes is not None and name:  # without a name: the marker that Akosha looks for
                 sizes[name] = item.size

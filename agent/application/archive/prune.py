@@ -238,16 +238,16 @@ class Pruner:
 
     async def _check_owner(self) -> None:
         if self._check is not None:
-            async with self._catalog.moving():
+            async with self._catalog.stall_limit():
                 await self._check()
 
     async def _read_bucket(self) -> BucketContents:
-        async with self._catalog.moving() as moved:
-            return await BucketContents.of(self.system_id, self._listing(moved), self._clock.now())
+        async with self._catalog.stall_limit() as record_progress:
+            return await BucketContents.of(self.system_id, self._listing(record_progress), self._clock.now())
 
-    async def _listing(self, moved: Callable[[], None]) -> AsyncIterator[StoredObject]:
+    async def _listing(self, record_progress: Callable[[], None]) -> AsyncIterator[StoredObject]:
         async for item in self._store.list(self._prefix):
-            moved()
+            record_progress()
             yield item
 
     async def _times(self, contents: BucketContents, complete: Sequence[str]) -> dict[str, datetime]:
@@ -266,7 +266,7 @@ class Pruner:
         return {upload: made_at(upload, modified, known.get((upload, modified))) for upload, modified in dated}
 
     async def _uploaded_at(self, upload: str) -> datetime | None:
-        async with self._catalog.moving():
+        async with self._catalog.stall_limit():
             try:
                 manifest = await self._catalog.uploads.manifest(upload)
             except NotAManifest:
@@ -320,7 +320,7 @@ class Pruner:
 
     async def _needs(self, contents: BucketContents, upload: str) -> frozenset[str] | str | None:
         """Return the bases that an upload needs, its damage, or None if it was deleted."""
-        async with self._catalog.moving():
+        async with self._catalog.stall_limit():
             try:
                 manifest = await self._catalog.uploads.manifest(upload)
             except NotAManifest as error:
@@ -338,17 +338,17 @@ class Pruner:
             first: list[str] = []
             rest: list[str] = []
             for upload in batch:
-                make_it_visible = {naming.manifest_key(self.system_id, upload), f"{self._prefix}{upload}/"}
+                index_keys = {naming.manifest_key(self.system_id, upload), f"{self._prefix}{upload}/"}
                 for item in uploads[upload]:
-                    (first if item.key in make_it_visible else rest).append(item.key)
+                    (first if item.key in index_keys else rest).append(item.key)
             await self._delete(first)
             await self._delete(rest)
 
     async def _delete(self, keys: Sequence[str]) -> None:
-        async with self._catalog.moving() as moved:
+        async with self._catalog.stall_limit() as record_progress:
             for batch in _batches(self._checked(keys), KEYS_AT_ONCE):
                 await self._store.delete(batch)
-                moved()
+                record_progress()
 
     def _checked(self, keys: Sequence[str]) -> Sequence[str]:
         """Return the keys. Raises NamingError if one is not in an upload of this system: nothing else is deleted."""
@@ -367,7 +367,7 @@ class Pruner:
 
     async def _sweep(self, plan: PrunePlan, done: Pruned) -> Pruned:
         try:
-            async with self._catalog.moving():
+            async with self._catalog.stall_limit():
                 swept = await self._store.sweep(self._prefix, started_before=plan.started_before)
         except NotPermitted as error:
             return replace(done, unswept=str(error))

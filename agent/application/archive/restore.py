@@ -195,10 +195,13 @@ class Restore:
 
     async def _fetch(self, part: Part, path: Path, reporter: Reporter) -> None:
         try:
-            async with self.catalog.moving() as moved, aclosing(self.catalog.store.get(part.key)) as pieces:
+            async with (
+                self.catalog.stall_limit() as record_progress,
+                aclosing(self.catalog.store.get(part.key)) as pieces,
+            ):
 
                 def count_pieces(count: int) -> None:
-                    moved()
+                    record_progress()
                     reporter.moved(count)
 
                 await self.unpacker.unpack(

@@ -139,12 +139,15 @@ class DeepCheck:
 
         async def watched() -> AsyncIterator[bytes]:
             async for piece in pieces:
-                moved()
+                record_progress()
                 progress(len(piece))
                 yield piece
 
         try:
-            async with self._catalog.moving() as moved, aclosing(self._catalog.store.get(recorded.key)) as pieces:
+            async with (
+                self._catalog.stall_limit() as record_progress,
+                aclosing(self._catalog.store.get(recorded.key)) as pieces,
+            ):
                 await self._tools.unpacker.unpack(
                     watched(),
                     path,
@@ -321,9 +324,9 @@ class Verifier:
     async def _manifest(self, upload: str) -> tuple[Manifest | None, dict[str, str]]:
         """Return the manifest and its problems. The manifest is None if it is missing, unreadable or impossible."""
         try:
-            async with self._catalog.moving() as moved:
+            async with self._catalog.stall_limit() as record_progress:
                 read = await self._catalog.uploads.manifest_with_bytes(upload)
-                moved()
+                record_progress()
                 if read is None:
                     return None, {naming.MANIFEST_NAME: MISSING}
                 manifest, data = read
@@ -337,18 +340,18 @@ class Verifier:
         return manifest, _changed(manifest, data, recorded.get("sha256"))
 
     async def _is_deleted(self, upload: str) -> bool:
-        async with self._catalog.moving():
+        async with self._catalog.stall_limit():
             return not await self._catalog.uploads.exists(upload)
 
     async def _objects(self, manifest: Manifest, *, tags: bool) -> dict[str, str]:
         parts = _all_parts(manifest)
         slots = asyncio.Semaphore(CHECKED_AT_ONCE)
-        async with self._catalog.moving() as moved:
+        async with self._catalog.stall_limit() as record_progress:
 
             async def check(part: Part | MemoriesPart) -> str:
                 async with slots:
-                    problem = await _object_problem(self._catalog.store, part, lambda _: moved(), tags=tags)
-                    moved()
+                    problem = await _object_problem(self._catalog.store, part, lambda _: record_progress(), tags=tags)
+                    record_progress()
                     return problem
 
             found = await gather_all([check(part) for part in parts], "check-object")

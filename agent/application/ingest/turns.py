@@ -85,17 +85,17 @@ class Turn:
             or self._clock.monotonic() - self._since >= share.seconds
         )
 
-    async def pause(self, moved: Callable[[], None], every_seconds: float) -> None:
-        """If the share is used up, wait for the next turn; call `moved` meanwhile, so that this is not a stall."""
+    async def pause(self, record_progress: Callable[[], None], every_seconds: float) -> None:
+        """If the share is used up, wait for the next turn; call `record_progress` meanwhile."""
         if not self.used_up:
             return
         self.end()
         waiting = asyncio.create_task(self.begin(), name="next-turn")
         try:
             while not (await asyncio.wait({waiting}, timeout=every_seconds))[0]:
-                moved()
+                record_progress()
         finally:
             if not waiting.done():
                 waiting.cancel()
                 await asyncio.wait({waiting})
-        moved()
+        record_progress()

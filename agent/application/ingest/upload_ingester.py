@@ -36,16 +36,16 @@ class Limits:
     rows: int = 5_000_000
     raw_bytes: int = 8 * 2**30
 
-    def check(self, what: str, raw_bytes: int, rows: int) -> None:
+    def check(self, source: str, raw_bytes: int, rows: int) -> None:
         """Raise WireError if the numbers in the manifest exceed a limit."""
         if raw_bytes > self.raw_bytes:
-            raise WireError(f"{what} has {raw_bytes:,} bytes uncompressed: the limit is {self.raw_bytes:,}")
+            raise WireError(f"{source} has {raw_bytes:,} bytes uncompressed: the limit is {self.raw_bytes:,}")
         if rows > self.rows:
-            raise self.too_many(what, rows)
+            raise self.too_many(source, rows)
 
-    def too_many(self, what: str, rows: int) -> WireError:
+    def too_many(self, source: str, rows: int) -> WireError:
         """Return the error for too many rows."""
-        return WireError(f"{what} has {rows:,} rows or more: the limit is {self.rows:,}")
+        return WireError(f"{source} has {rows:,} rows or more: the limit is {self.rows:,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +74,8 @@ class UploadIngester:
     async def manifest(self, system_id: str, upload: str) -> Manifest | None:
         """Return an upload's manifest, None if it was deleted. Raises StoreError, WireError if it is invalid."""
         key = naming.manifest_key(system_id, upload)
-        async with self._moving() as moved:
-            data = await manifest_bytes(self.store, key, moved)
+        async with self._stall_limit() as record_progress:
+            data = await manifest_bytes(self.store, key, record_progress)
         if data is None:
             return None
         manifest = Manifest.decode(data)
@@ -88,7 +88,7 @@ class UploadIngester:
 
         These have memories that an Akosha of another version, or with other tools, did not take. Raises SinkError.
         """
-        async with self._moving():
+        async with self._stall_limit():
             capabilities = await self.push.sink.connect()
         version = f"{capabilities.version}, {self.push.missing_embedding} for embeddings"
         return capabilities, await self.push.ledger.update_version(self.target(system_id), version)
@@ -130,9 +130,9 @@ class UploadIngester:
     ) -> None:
         stored_size = part.stored_size if isinstance(part, Part) else part.size
         try:
-            async with self._moving() as moved, aclosing(self.store.get(part.key)) as pieces:
+            async with self._stall_limit() as record_progress, aclosing(self.store.get(part.key)) as pieces:
                 await self.unpacker.unpack(
-                    _watched(pieces, moved),
+                    _watched(pieces, record_progress),
                     path,
                     compression=compression,
                     stored_size=stored_size,
@@ -140,32 +140,34 @@ class UploadIngester:
                     sha256=part.sha256,
                 )
                 turn.spend(raw_bytes=raw_size)
-                await turn.pause(moved, self._pause_seconds)
+                await turn.pause(record_progress, self._pause_seconds)
         except NoSuchObject as error:
             raise WireError(f"{part.key} is missing, but the manifest lists it", transient=True) from error
 
     async def _push(
         self, manifest: Manifest, capabilities: Capabilities, source: MemorySource, turn: Turn, name: str
     ) -> Tally:
-        async with self._moving() as moved:
+        async with self._stall_limit() as record_progress:
 
             async def after_page(rows: int) -> None:
                 if rows > self.limits.rows:
                     raise self.limits.too_many(f"{name} in {manifest.upload_id}", rows)
-                await turn.pause(moved, self._pause_seconds)
+                await turn.pause(record_progress, self._pause_seconds)
 
             in_turns = _InTurns(source, turn, after_page)
-            return await self.push.push(self.target(manifest.system_id), capabilities, in_turns, lambda _count: moved())
+            return await self.push.push(
+                self.target(manifest.system_id), capabilities, in_turns, lambda _count: record_progress()
+            )
 
     @property
     def _pause_seconds(self) -> float:
         return self.standstill_seconds / 4
 
     @asynccontextmanager
-    async def _moving(self) -> AsyncIterator[Callable[[], None]]:
+    async def _stall_limit(self) -> AsyncIterator[Callable[[], None]]:
         try:
-            async with limit_stalls(self.standstill_seconds) as moved:
-                yield moved
+            async with limit_stalls(self.standstill_seconds) as record_progress:
+                yield record_progress
         except TimeoutError as error:
             raise StoreError(
                 f"no progress for {self.standstill_seconds:g} s",
@@ -196,7 +198,7 @@ class _InTurns:
         return self.source.read(wanted)
 
 
-async def _watched(pieces: AsyncIterable[bytes], moved: Callable[[], None]) -> AsyncIterator[bytes]:
+async def _watched(pieces: AsyncIterable[bytes], record_progress: Callable[[], None]) -> AsyncIterator[bytes]:
     async for piece in pieces:
-        moved()
+        record_progress()
         yield piece

@@ -66,7 +66,7 @@ class TargetStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusStatus:
-    """The bus in use: the NATS server, `in this process` and why, or `waiting` and for what; `since` that time."""
+    """The bus in use. `text`: the NATS server, `in this process` and why, or `waiting` and for what."""
 
     text: str
     since: datetime | None

@@ -51,7 +51,7 @@ async def verify(
     async with open_archive(settings, system_id) as archive:
         if system_id == identity.system_id:
             with suppress(LedgerDamaged):  # verifying needs only the target, not the ledger
-                async with home.ownership(identity, archive.store) as ownership, archive.moving():
+                async with home.ownership(identity, archive.store) as ownership, archive.stall_limit():
                     await ownership.check_mounted()
         uploads = await archive.ids() if everything else []
         uploads = uploads or [await archive.resolve(LATEST if upload is None else upload)]
