@@ -1,1 +1,1 @@
-"""How people and other programs meet the agent."""
+"""Interfaces for users and other programs: commands, control API, MCP server, hook."""

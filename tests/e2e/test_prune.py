@@ -200,6 +200,6 @@ def test_a_cloned_repository_neither_erases_the_archive_nor_reaches_into_another
     done = machine.call("sync", "--json", cwd=clone)
     assert done.code == 0, done.err
     assert done.json["upload_id"].endswith(f"_{LAPTOP}")
-    assert done.err.count("are ignored: files of the working directory") == 1
+    assert done.err.count("are ignored: files in the working directory") == 1
     assert uploads_in(DirectoryStore(machine.bucket)) == ([done.json["upload_id"], *ids], [])
     assert uploads_in(DirectoryStore(machine.bucket), "victim") == (others, [])

@@ -1,1 +1,1 @@
-"""`doctor`: checks everything that can be wrong, and names the hint of each problem."""
+"""`doctor`: checks settings, machine, targets and agent, and shows how to fix each problem."""
