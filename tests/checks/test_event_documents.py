@@ -88,7 +88,7 @@ FULL: tuple[Event, ...] = (
         whole=False,
         deep=True,
         objects=3,
-        problems={"reflection.duckdb": "it is not there"},
+        problems={"reflection.duckdb": "is missing"},
         duration_seconds=0.5,
     ),
     UploadsPruned(

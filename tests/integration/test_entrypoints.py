@@ -144,12 +144,12 @@ def test_every_event_has_a_line_for_people():
     assert "next attempt at " in events.line(IngestFailed(**about, error="not yet", retry_at=AT))
     looked = UploadVerified(**about, whole=True, deep=False, objects=4, problems={})
     assert events.line(looked).endswith("archive.verified  u: intact, 4 objects compared with the store's metadata")
-    broken = replace(looked, whole=False, deep=True, problems={"reflection.duckdb": "is not there", "b": "cut"})
+    broken = replace(looked, whole=False, deep=True, problems={"reflection.duckdb": "is missing", "b": "cut"})
     assert events.line(broken).endswith(
-        "u: DAMAGED, 4 objects downloaded and read: b: cut; reflection.duckdb: is not there"
+        "u: DAMAGED, 4 objects downloaded and read: b: cut; reflection.duckdb: is missing"
     )
-    planted = replace(looked, whole=False, problems={"knowledge_graph_\x1b[2J\n.duckdb": "is not there"})
-    assert events.line(planted).endswith("metadata: knowledge_graph_\\x1b[2J\\n.duckdb: is not there")
+    planted = replace(looked, whole=False, problems={"knowledge_graph_\x1b[2J\n.duckdb": "is missing"})
+    assert events.line(planted).endswith("metadata: knowledge_graph_\\x1b[2J\\n.duckdb: is missing")
     gone = UploadsPruned(
         id="i", time=AT, system_id="laptop", upload_ids=("a", "b"), kept=10, objects=6, bytes_freed=1_600, leftovers=0
     )
