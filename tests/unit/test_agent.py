@@ -1,4 +1,4 @@
-"""When the agent asks for a sync by itself: changes, times, session ends, notes; and when it keeps quiet."""
+"""When the agent requests a sync by itself (changes, times, session ends, notes), and when it does not."""
 
 import asyncio
 from datetime import timedelta
@@ -18,13 +18,13 @@ from tests.support import values
 from tests.support.agent import PERMANENT, SimulatedAgent, ask, simulated_agent
 
 
-async def test_with_nothing_there_it_keeps_quiet():
+async def test_without_databases_the_agent_requests_nothing():
     async with simulated_agent() as w:
         await w.pass_time(600)
         assert w.reasons == []
 
 
-async def test_what_changed_while_it_was_away_is_synced_at_start():
+async def test_changes_made_while_the_agent_was_stopped_are_synced_at_start():
     async with simulated_agent([1], running=False) as w:
         w.files.change(1, notified=False)
         task = asyncio.create_task(w.agent.run())
@@ -43,7 +43,7 @@ async def test_a_change_is_synced_after_the_quiet_time():
         assert w.reasons == ["file_change"]
 
 
-async def test_the_quiet_time_runs_from_the_change_not_from_its_telling():
+async def test_the_quiet_time_starts_at_the_change_not_at_its_notification():
     async with simulated_agent([1]) as w:
         w.files.reported_late = 0.5
         w.files.change(1)
@@ -53,7 +53,7 @@ async def test_the_quiet_time_runs_from_the_change_not_from_its_telling():
         assert w.reasons == ["file_change"]
 
 
-async def test_constant_change_is_synced_at_the_deadline():
+async def test_constant_changes_are_synced_at_the_deadline():
     async with simulated_agent([1]) as w:
         for second in range(31):
             w.files.change(second)
@@ -72,7 +72,7 @@ async def test_changes_within_the_minimum_interval_are_synced_at_its_end():
         assert w.reasons == ["file_change", "file_change"]
 
 
-async def test_what_changes_while_a_sync_takes_longer_than_the_interval_is_one_more_sync():
+async def test_changes_during_a_long_sync_are_synced_once_after_it():
     async with simulated_agent([1, 2], agent_rescan_seconds=10_000) as w:
         w.method.hold = asyncio.Event()
         for version in range(1, 5):
@@ -91,7 +91,7 @@ async def test_a_change_that_the_watcher_missed_is_found_by_the_stat_pass():
         assert w.reasons == ["file_change"]
 
 
-async def test_upload_on_change_off_leaves_changes_to_session_ends():
+async def test_with_upload_on_change_off_only_a_session_end_syncs_changes():
     async with simulated_agent([1], agent_upload_on_change=False) as w:
         w.files.change(1)
         await w.pass_time(600)
@@ -117,25 +117,25 @@ async def results(w: SimulatedAgent) -> list[SyncResult]:
 
 
 @pytest.mark.parametrize(
-    ("off", "why"),
+    ("settings", "reason"),
     [
         ({"upload_on_session_end": False}, "akosha_upload_on_session_end is false"),
         ({"sync_enabled": False}, "akosha_sync_enabled is false"),
     ],
 )
-async def test_a_session_end_that_the_settings_leave_without_a_sync_is_answered_with_the_setting(off, why):
-    async with simulated_agent([1], agent_upload_on_change=False, **off) as w:
+async def test_a_session_end_without_a_sync_names_the_setting_that_prevents_it(settings, reason):
+    async with simulated_agent([1], agent_upload_on_change=False, **settings) as w:
         w.files.change(1)
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
         await w.settle()
         assert w.reasons == []
         (result,) = await results(w)
-        assert (type(result), result.caused_by, result.why) == (SyncSkipped, ("s1",), why)
+        assert (type(result), result.caused_by, result.why) == (SyncSkipped, ("s1",), reason)
         assert (result.triggered_by, result.success) == ("session_end", True)
-        assert result in w.received, "it is published, too"
+        assert result in w.received, "the result is published too"
 
 
-async def test_a_session_end_after_which_nothing_is_lacking_is_answered_as_skipped():
+async def test_a_session_end_without_changes_has_a_skipped_result():
     async with simulated_agent([1]) as w:
         w.files.change(1)
         await w.pass_time(2.1)
@@ -147,7 +147,7 @@ async def test_a_session_end_after_which_nothing_is_lacking_is_answered_as_skipp
         assert "nothing has changed" in skipped.why
 
 
-async def test_a_session_end_whose_sync_fails_is_answered_as_failed_and_the_sync_that_follows_by_itself_is_its_own():
+async def test_a_failed_session_end_sync_has_a_failed_result_and_its_retry_a_result_of_its_own():
     async with simulated_agent([PERMANENT, 1], agent_upload_on_change=False) as w:
         w.files.change(1)
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
@@ -159,8 +159,8 @@ async def test_a_session_end_whose_sync_fails_is_answered_as_failed_and_the_sync
         ]
 
 
-async def test_a_session_end_whose_sync_waits_for_its_next_try_is_not_asked_for_again():
-    """A server may ask for 15 min, which is longer than a request may go unheard of."""
+async def test_a_session_end_is_not_requested_again_while_its_sync_waits_for_a_retry():
+    """A server may ask for 15 min. That is longer than the agent waits before it publishes a lost request again."""
     busy = CloudUploadError("503", "cloud", transient=True, retry_after=900.0)
     async with simulated_agent([busy, 1], max_retries=3) as w:
         w.files.change(1, notified=False)
@@ -173,12 +173,12 @@ async def test_a_session_end_whose_sync_waits_for_its_next_try_is_not_asked_for_
         assert len(w.method.asked) == 2
 
 
-async def test_a_session_end_while_the_databases_cannot_be_seen_is_answered_as_failed():
-    async def closed() -> Survey:
+async def test_a_session_end_has_a_failed_result_if_the_data_directory_is_unreadable():
+    async def unreadable() -> Survey:
         raise SnapshotError("the data directory cannot be read", hint="check its permissions")
 
     async with simulated_agent([1]) as w:
-        w.files.survey = closed
+        w.files.survey = unreadable
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
         await w.settle()
         (result,) = await results(w)
@@ -186,7 +186,7 @@ async def test_a_session_end_while_the_databases_cannot_be_seen_is_answered_as_f
         assert "the data directory cannot be read" in result.error
 
 
-async def test_a_failed_target_is_tried_again_after_30_s_then_60_s():
+async def test_a_failed_target_is_retried_after_30_s_then_60_s():
     async with simulated_agent([PERMANENT, PERMANENT, 1], agent_rescan_seconds=10_000) as w:
         w.files.change(1)
         await w.pass_time(2.1)
@@ -201,7 +201,7 @@ async def test_a_failed_target_is_tried_again_after_30_s_then_60_s():
         assert (await w.agent.ledger.record(w.method.target)).failures == 0
 
 
-async def test_where_the_fallback_has_delivered_the_cloud_alone_is_tried_again():
+async def test_after_the_fallback_delivered_only_the_cloud_is_retried():
     async with simulated_agent([PERMANENT, 1], fallback=[1, 2], agent_rescan_seconds=10_000) as w:
         w.files.change(1)
         await w.pass_time(3)
@@ -214,7 +214,7 @@ async def test_where_the_fallback_has_delivered_the_cloud_alone_is_tried_again()
         )
 
 
-async def test_while_the_cloud_backs_off_changes_go_by_the_fallback():
+async def test_while_the_cloud_backs_off_the_fallback_delivers_changes():
     async with simulated_agent([PERMANENT] * 9, fallback=[1, 2], agent_min_interval_seconds=1) as w:
         w.files.change(1)
         await w.pass_time(3)
@@ -223,7 +223,7 @@ async def test_while_the_cloud_backs_off_changes_go_by_the_fallback():
         assert (len(w.method.asked), len(w.fallback.asked)) == (1, 2)
 
 
-async def test_once_the_cloud_has_everything_nobody_tries_the_fallback_that_failed():
+async def test_once_the_cloud_has_everything_the_failed_fallback_is_not_retried():
     async with simulated_agent([PERMANENT, 1], fallback=[PERMANENT] * 9, agent_rescan_seconds=5) as w:
         w.files.change(1)
         await w.pass_time(40)
@@ -233,7 +233,7 @@ async def test_once_the_cloud_has_everything_nobody_tries_the_fallback_that_fail
         assert (len(w.method.asked), len(w.fallback.asked)) == (2, asked)
 
 
-async def test_what_fails_again_by_itself_in_the_same_way_is_said_once(capsys):
+async def test_a_repeated_failure_of_retries_is_logged_once(capsys):
     async with simulated_agent([PERMANENT] * 9, agent_rescan_seconds=10_000) as w:
         w.files.change(1)
         await w.pass_time(400)
@@ -243,7 +243,7 @@ async def test_what_fails_again_by_itself_in_the_same_way_is_said_once(capsys):
     assert len([line for line in printed if "sync_requested" in line]) == 1
 
 
-async def test_a_file_change_does_not_wake_a_target_that_is_backing_off():
+async def test_a_file_change_does_not_retry_a_target_that_backs_off():
     async with simulated_agent([PERMANENT] * 9, agent_min_interval_seconds=1) as w:
         w.files.change(1)
         await w.pass_time(3)
@@ -253,7 +253,7 @@ async def test_a_file_change_does_not_wake_a_target_that_is_backing_off():
         assert w.reasons == ["file_change"]
 
 
-async def test_a_session_end_tries_a_target_that_is_backing_off():
+async def test_a_session_end_retries_a_target_that_backs_off():
     async with simulated_agent([PERMANENT, 1]) as w:
         w.files.change(1)
         await w.pass_time(3)
@@ -262,7 +262,7 @@ async def test_a_session_end_tries_a_target_that_is_backing_off():
         assert w.reasons == ["file_change", "session_end"]
 
 
-async def test_a_target_that_can_be_reached_again_is_tried_without_waiting_for_its_time():
+async def test_a_recovered_target_is_retried_before_its_back_off_ends():
     async with simulated_agent([1], agent_rescan_seconds=5) as w:
         w.method.available = False
         w.files.change(1)
@@ -277,14 +277,14 @@ async def test_a_target_that_can_be_reached_again_is_tried_without_waiting_for_i
         assert (await w.agent.ledger.record(w.method.target)).failures == 0
 
 
-async def test_switched_off_it_watches_and_syncs_nothing():
+async def test_with_sync_enabled_off_nothing_is_synced():
     async with simulated_agent([1], sync_enabled=False) as w:
         w.files.change(1)
         await w.pass_time(600)
         assert w.method.asked == []
 
 
-async def test_a_note_that_asks_gets_its_outcome_under_its_own_id():
+async def test_the_outcome_of_a_note_has_the_id_of_the_note():
     async with simulated_agent([1]) as w:
         w.files.change(1, notified=False)
         w.notes.leave(ask())
@@ -297,10 +297,12 @@ async def test_a_note_for_another_system_is_refused():
         w.notes.leave(ask(system_id="other"))
         await w.settle()
         assert (w.reasons, w.notes.notes) == ([], {})
-        assert "other" in (await w.agent.ledger.outcome("ask-1")).error, "whoever waits is told"
+        assert "other" in (await w.agent.ledger.outcome("ask-1")).error, (
+            "the process that left the note gets an outcome"
+        )
 
 
-async def test_asking_for_a_method_that_is_not_there_is_answered_with_the_cure():
+async def test_a_request_for_an_unavailable_method_fails_with_a_hint():
     async with simulated_agent(running=False) as w:
         async with asyncio.timeout(60):
             result = await w.agent.once(ask(method="http"))
@@ -316,7 +318,7 @@ async def test_once_returns_the_result():
         assert result.upload_id == values.upload_id(1)
 
 
-async def test_a_loop_that_fails_takes_the_agent_down():
+async def test_an_unexpected_error_in_a_loop_stops_the_agent():
     async with simulated_agent(running=False) as w:
 
         async def broken() -> Survey:
@@ -328,7 +330,7 @@ async def test_a_loop_that_fails_takes_the_agent_down():
 
 
 def fail_once(ledger, method: str, errors: list[Exception]) -> None:
-    """Let the ledger's next call of that method raise, and those after it work."""
+    """Make the next call of the ledger's method raise; later calls work."""
     original = getattr(ledger, method)
 
     async def failing(*args):
@@ -339,7 +341,7 @@ def fail_once(ledger, method: str, errors: list[Exception]) -> None:
     setattr(ledger, method, failing)
 
 
-async def test_a_full_disk_interrupts_a_loop_and_does_not_end_the_agent():
+async def test_a_full_disk_interrupts_a_loop_and_does_not_stop_the_agent():
     async with simulated_agent([1]) as w:
         full = [StateError("the disk is full", transient=True)]
         fail_once(w.agent.ledger, "record", full)
@@ -348,7 +350,7 @@ async def test_a_full_disk_interrupts_a_loop_and_does_not_end_the_agent():
         assert (w.reasons, full) == (["file_change"], [])
 
 
-async def test_a_history_that_cannot_be_written_does_not_keep_a_request_from_going_out():
+async def test_a_request_is_published_even_if_the_history_cannot_be_written():
     async with simulated_agent([1]) as w:
         full = [StateError("the disk is full", transient=True)]
         fail_once(w.agent.ledger, "add_to_history", full)
@@ -358,14 +360,14 @@ async def test_a_history_that_cannot_be_written_does_not_keep_a_request_from_goi
         assert len(w.method.asked) == 1
 
 
-async def test_a_data_directory_that_is_closed_to_us_is_reported_once_and_looked_at_again(capsys):
+async def test_an_unreadable_data_directory_is_logged_once_and_surveyed_again(capsys):
     async with simulated_agent([1]) as w:
         survey = w.files.survey
 
-        async def closed() -> Survey:
+        async def unreadable() -> Survey:
             raise SnapshotError("cannot read the data directory")
 
-        w.files.survey = closed
+        w.files.survey = unreadable
         for _ in range(3):
             w.files.change(1)
             await w.pass_time(70)
@@ -376,7 +378,7 @@ async def test_a_data_directory_that_is_closed_to_us_is_reported_once_and_looked
     assert "".join(capsys.readouterr()).count("data_directory_unreadable") == 1
 
 
-async def test_a_change_while_a_request_is_being_made_is_a_burst_of_its_own():
+async def test_a_change_during_a_survey_starts_a_new_burst():
     async with simulated_agent([1, 2], agent_min_interval_seconds=0, agent_rescan_seconds=10_000) as w:
         survey, during = w.files.survey, [True]
 
@@ -395,14 +397,14 @@ async def test_a_change_while_a_request_is_being_made_is_a_burst_of_its_own():
         assert w.reasons == ["file_change", "file_change"]
 
 
-async def test_a_fault_of_ours_takes_the_agent_down():
+async def test_an_error_in_the_error_queue_stops_the_agent():
     async with simulated_agent(running=False) as w:
         w.agent.errors.put_nowait(RuntimeError("a bug"))
         with pytest.raises(ExceptionGroup, check=lambda group: "a bug" in repr(group)):
             await w.agent.run()
 
 
-async def test_a_note_stays_until_its_outcome_so_that_the_next_agent_takes_it_up():
+async def test_a_note_is_kept_until_its_request_has_an_outcome():
     async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, notified=False)

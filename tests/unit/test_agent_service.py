@@ -1,4 +1,4 @@
-"""What local processes may ask of the running agent, and that the same thing by several doors counts once."""
+"""Requests of local processes to the running agent: one that arrives twice, by socket and by note, counts once."""
 
 import asyncio
 from contextlib import aclosing
@@ -19,7 +19,7 @@ def ended(number: int = 1, system: str = values.SYSTEM) -> SessionEnded:
     return SessionEnded(id=f"s{number}", time=values.NOON, system_id=system, session_id=f"{number}")
 
 
-async def test_an_ask_becomes_a_request_of_its_id():
+async def test_a_sync_command_becomes_a_request_with_its_id():
     async with simulated_agent([1]) as w:
         w.files.change(1, notified=False)
         request = await w.agent.agent_service.request_sync(ask())
@@ -29,23 +29,23 @@ async def test_an_ask_becomes_a_request_of_its_id():
         assert await w.agent.agent_service.outcome("ask-2") is None
 
 
-async def test_only_a_status_that_a_person_reads_looks_at_the_target():
-    """The line for the supervisor is made at each event, metrics are scraped: neither shows what such a look finds."""
+async def test_only_a_full_status_checks_the_target():
+    """The supervisor's status line is updated at each event, and metrics are scraped: neither shows target warnings."""
     async with simulated_agent() as w:
-        unmounted, looks = StatusWarning(code="target_not_mounted", message="the disk is not mounted"), []
+        unmounted, checks = StatusWarning(code="target_not_mounted", message="the disk is not mounted"), []
 
-        async def look():
-            looks.append(1)
+        async def check():
+            checks.append(1)
             return (unmounted,)
 
-        w.agent.agent_service._warnings = look
+        w.agent.agent_service._warnings = check
         assert (await w.agent.agent_service.brief_status()).warnings == ()
         assert (await metering().exposition(w.agent.agent_service))[0]
-        assert looks == []
+        assert checks == []
         assert (await w.agent.agent_service.status()).warnings == (unmounted,)
 
 
-async def test_the_same_ask_again_is_the_same_request_before_during_and_after_its_sync():
+async def test_a_repeated_sync_command_is_the_same_request_before_during_and_after_its_sync():
     async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, notified=False)
@@ -60,7 +60,7 @@ async def test_the_same_ask_again_is_the_same_request_before_during_and_after_it
         assert (w.reasons, len(w.method.asked)) == (["manual"], 1)
 
 
-async def test_an_ask_by_socket_and_by_note_in_either_order_is_one_request_with_one_outcome():
+async def test_a_sync_command_by_socket_and_by_note_is_one_request_with_one_outcome():
     async with simulated_agent([1, 2]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, notified=False)
@@ -70,7 +70,7 @@ async def test_an_ask_by_socket_and_by_note_in_either_order_is_one_request_with_
         w.notes.leave(ask(id="ask-2"))
         await w.settle()
         assert not await w.agent.agent_service.accept(ask(id="ask-2"))
-        assert list(w.notes.notes) == ["ask-1", "ask-2"], "a note stays until there is an outcome"
+        assert list(w.notes.notes) == ["ask-1", "ask-2"], "a note is kept until its request has an outcome"
         w.method.hold.set()
         await w.pass_time(61)
         assert (w.reasons, w.notes.notes) == (["manual", "manual"], {})
@@ -79,7 +79,7 @@ async def test_an_ask_by_socket_and_by_note_in_either_order_is_one_request_with_
         assert len([one for one in results if not isinstance(one, SyncRequested)]) == 1
 
 
-async def test_an_ask_that_is_refused_is_refused_once():
+async def test_a_repeated_refused_command_is_recorded_once():
     async with simulated_agent(sync_enabled=False) as w:
         assert await w.agent.agent_service.request_sync(ask()) is None
         assert await w.agent.agent_service.request_sync(ask()) is None
@@ -87,15 +87,15 @@ async def test_an_ask_that_is_refused_is_refused_once():
         assert len(await w.agent.ledger.history()) == 1
 
 
-async def test_an_ask_for_another_system_is_refused_with_the_cure():
+async def test_a_command_for_another_system_is_refused_with_a_hint():
     async with simulated_agent() as w:
-        for asking in (w.agent.agent_service.request_sync, w.agent.agent_service.accept):
+        for method in (w.agent.agent_service.request_sync, w.agent.agent_service.accept):
             with pytest.raises(WireError, match="other") as refused:
-                await asking(ask(system_id="other"))
+                await method(ask(system_id="other"))
             assert values.SYSTEM in refused.value.hint
 
 
-async def test_what_an_earlier_agent_left_unanswered_is_asked_for_again_and_answered_once():
+async def test_an_open_request_of_an_earlier_agent_is_published_again_and_has_one_outcome():
     async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
         await w.agent.agent_service.request_sync(ask())
@@ -115,7 +115,7 @@ async def test_what_an_earlier_agent_left_unanswered_is_asked_for_again_and_answ
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_hundred_session_ends_at_once_by_both_doors_are_one_sync():
+async def test_a_hundred_session_ends_by_socket_and_by_note_cause_one_sync():
     async with simulated_agent([1]) as w:
         w.files.change(1, notified=False)
         for number in range(100):
@@ -136,7 +136,7 @@ async def test_a_session_end_by_socket_and_by_note_is_one_event():
         assert len([event for event in w.received if isinstance(event, SessionEnded)]) == 1
 
 
-async def test_a_session_end_noted_for_the_system_of_an_older_hook_is_this_systems_and_counts_once():
+async def test_a_session_end_with_the_system_id_of_an_older_hook_gets_this_id_and_counts_once():
     async with simulated_agent([1]) as w:
         w.files.change(1, notified=False)
         for _ in ("by the note", "by the same note, after a crash"):
@@ -147,11 +147,11 @@ async def test_a_session_end_noted_for_the_system_of_an_older_hook_is_this_syste
         assert (notified.id, notified.system_id, notified.session_id) == ("s1", values.SYSTEM, "1")
 
 
-async def test_a_session_end_whose_agent_is_killed_right_after_the_answer_is_in_its_note():
-    """The desk takes no note away: the next agent finds it."""
+async def test_accepting_a_session_end_does_not_remove_its_note():
+    """If the agent is killed right after its answer, the next agent finds the note."""
     async with simulated_agent([1]) as w:
         await w.settle()  # the spool has been read
-        w.notes.notes["s1"] = ended()  # left, and the watch has not told yet
+        w.notes.notes["s1"] = ended()  # written, and the spool's watch has not reported it yet
         assert await w.agent.agent_service.accept(ended())
         assert list(w.notes.notes) == ["s1"]
 
@@ -164,7 +164,7 @@ async def test_a_session_end_whose_agent_is_killed_right_after_the_answer_is_in_
         pytest.param(values.request(), id="a request"),
     ],
 )
-async def test_what_others_may_not_tell_is_refused(event):
+async def test_events_that_other_processes_may_not_send_are_refused(event):
     async with simulated_agent() as w:
         with pytest.raises(WireError):
             await w.agent.agent_service.accept(event)
@@ -172,7 +172,7 @@ async def test_what_others_may_not_tell_is_refused(event):
         assert w.reasons == []
 
 
-async def test_while_no_bus_takes_requests_who_asks_is_reported_at_once():
+async def test_while_the_bus_is_not_ready_a_command_fails_at_once():
     async with simulated_agent() as w:
         w.agent.bus.state = BusState("nats", ready=False, detail="nats://nowhere", since=values.NOON)
         with pytest.raises(BusError, match="nowhere"):
@@ -181,7 +181,7 @@ async def test_while_no_bus_takes_requests_who_asks_is_reported_at_once():
             await w.agent.agent_service.accept(ended())
 
 
-async def test_a_bus_that_changes_is_asked_again_for_what_has_no_outcome_and_answers_once():
+async def test_after_a_bus_change_open_requests_are_published_again_and_run_once():
     async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, notified=False)
@@ -193,7 +193,7 @@ async def test_a_bus_that_changes_is_asked_again_for_what_has_no_outcome_and_ans
         assert (w.reasons, len(w.method.asked)) == (["manual", "manual"], 1)
 
 
-async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings():
+async def test_the_status_combines_the_ledger_the_files_and_the_settings():
     async with simulated_agent([1]) as w:
         w.files.change(1)
         await w.pass_time(3)
@@ -207,15 +207,15 @@ async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings():
         (full,) = (await w.agent.agent_service.status()).warnings
         assert (full.code, "5 are free" in full.message) == ("state_disk_full", True)
 
-        async def closed():
+        async def unreadable():
             raise SnapshotError("cannot read the data directory")
 
-        w.files.survey = closed
+        w.files.survey = unreadable
         assert "cannot read" in await w.agent.agent_service.survey_problem()
         assert (await w.agent.agent_service.status()).targets[0].databases[0].size == 0
 
 
-async def test_who_follows_from_the_present_position_on_misses_nothing():
+async def test_following_from_the_last_position_misses_no_event():
     async with simulated_agent(sync_enabled=False) as w:
         assert await w.agent.agent_service.last_position() == 0
         await w.agent.agent_service.request_sync(ask())

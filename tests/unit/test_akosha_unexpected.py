@@ -1,4 +1,4 @@
-"""Whatever a library raises inside the Akosha adapter is a SinkError, and its traceback is logged once."""
+"""The Akosha adapter turns any exception of a library into a SinkError and logs its traceback once."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ from tests.support.values import SYSTEM
 TOKEN = "canary-token-that-never-appears"
 
 
-class UnspeakableError(Exception):
+class UnprintableError(Exception):
     def __str__(self):
         raise ValueError
 
@@ -33,7 +33,7 @@ RAISED = [
     OSError(5, "Input/output error"),
     httpx2.StreamClosed(),
     ValueError("line\nbreak \x1b[31m"),
-    UnspeakableError(),
+    UnprintableError(),
 ]
 CALLS = {
     "connect": lambda sink: sink.connect(),
@@ -53,7 +53,9 @@ async def test_any_exception_of_the_http_library_is_a_transient_sink_error(monke
     with capture_logs(), pytest.raises(SinkError) as caught:
         await CALLS[call](sink)
     with capture_logs():
-        assert await sink.is_available(), "it is no definite no: the attempt's own error says what is wrong"
+        assert await sink.is_available(), (
+            "an unexpected error does not prove that the server is away; the attempt reports it"
+        )
     assert caught.value.transient
     assert caught.value.message.startswith(sink.location)
     assert caught.value.message.isprintable()
@@ -61,7 +63,7 @@ async def test_any_exception_of_the_http_library_is_a_transient_sink_error(monke
     await sink.aclose()
 
 
-async def test_a_library_that_fails_while_it_is_closed_stops_nobody(monkeypatch):
+async def test_an_error_while_the_client_closes_is_not_raised(monkeypatch):
     async def fail(*_args):
         raise KeyError("pool")
 
@@ -74,7 +76,7 @@ async def test_a_library_that_fails_while_it_is_closed_stops_nobody(monkeypatch)
         await sink.aclose()
 
 
-async def test_the_client_itself_may_fail_to_be_made(monkeypatch):
+async def test_an_error_in_the_clients_constructor_is_a_sink_error(monkeypatch):
     def fail(*_args, **_kwargs):
         raise TypeError("unexpected argument")
 
@@ -86,21 +88,21 @@ async def test_the_client_itself_may_fail_to_be_made(monkeypatch):
 
 
 @pytest.mark.parametrize("raised", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
-async def test_what_is_no_exception_passes_through(monkeypatch, raised):
+async def test_cancellations_and_exits_pass_through(monkeypatch, raised):
     monkeypatch.setattr(Client, "checked_session", lambda _client: _raise(raised()))
     sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp")
     with pytest.raises(raised):
         await sink.connect()
 
 
-async def test_an_error_of_our_own_passes_through_as_it_is_also_out_of_a_task_group(monkeypatch):
-    ours = SinkError("there: gone", hint="look")
-    for raised in (ours, ExceptionGroup("tasks", [ExceptionGroup("inner", [ours])])):
+async def test_a_sink_error_passes_through_unchanged_also_out_of_a_task_group(monkeypatch):
+    own = SinkError("there: gone", hint="look")
+    for raised in (own, ExceptionGroup("tasks", [ExceptionGroup("inner", [own])])):
         monkeypatch.setattr(Client, "checked_session", lambda _client, raised=raised: _raise(raised))
         with pytest.raises(SinkError) as caught:
             await AkoshaSink(endpoint="http://127.0.0.1:1/mcp").connect()
-        assert caught.value is ours
-        assert not ours.unexpected
+        assert caught.value is own
+        assert not own.unexpected
 
 
 async def test_the_traceback_of_each_kind_is_logged_once(monkeypatch):
@@ -118,5 +120,5 @@ async def _raise(error):
     raise error
 
 
-def test_a_place_keeps_what_it_is_reported_in_a_line():
+def test_a_quoted_text_is_one_line_without_the_token():
     assert ServerAddress("http://h/mcp", TOKEN).quote(f"a\n{TOKEN}\x1b") == "a ********\\x1b"

@@ -1,4 +1,4 @@
-"""The documented Python names: the settings as a value, and methods in their order. Nothing here starts a process."""
+"""The documented Python names: the config, and the order of the methods. No test here starts a process."""
 
 import asyncio
 import dataclasses
@@ -46,7 +46,7 @@ OTHERS = {
 
 
 class Own:
-    """A user's own method, as the documents have it: it does not know ours."""
+    """A user's own method as documented: it uses no class of the agent."""
 
     def __init__(self, name="mine", *, available=True, outcome=None):
         self.name, self.available, self.outcome, self.asked = name, available, outcome, []
@@ -80,7 +80,7 @@ def test_the_names_are_the_documented_ones():
     assert set(agent.api.__all__) == NAMES
 
 
-# -------------------------------------------------------------------------------------------------------- the config
+# ----------------------------------------------------------------------------------------------------------- the config
 
 
 def test_the_config_has_the_13_settings_with_their_defaults_and_is_frozen():
@@ -91,7 +91,7 @@ def test_the_config_has_the_13_settings_with_their_defaults_and_is_frozen():
         config.cloud_bucket = "memories"
 
 
-def test_from_settings_reads_the_attributes_and_takes_the_default_for_those_that_are_missing_or_none():
+def test_from_settings_reads_the_attributes_and_uses_defaults_for_missing_ones():
     full = SimpleNamespace(**{f"akosha_{name}": value for name, value in OTHERS.items()}, log_level="INFO")
     assert dataclasses.asdict(AkoshaSyncConfig.from_settings(full)) == OTHERS
     some = SimpleNamespace(akosha_cloud_bucket=" memories ", akosha_system_id=None, akosha_max_retries=0)
@@ -108,12 +108,12 @@ def test_from_settings_reads_the_attributes_and_takes_the_default_for_those_that
         {"cloud_endpoint": "http://127.0.0.1:8682/mcp", "force_method": "http"},
     ],
 )
-def test_what_may_be_set_is_valid(fields):
+def test_valid_configs_have_no_problems(fields):
     assert AkoshaSyncConfig(**fields).validate() == []
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "expected"),
     [
         ({"cloud_bucket": "ab"}, "3 to 63"),
         ({"cloud_bucket": "My_Bucket"}, "lower-case"),
@@ -133,13 +133,13 @@ def test_what_may_be_set_is_valid(fields):
         ({"chunk_size_mb": 101}, "from 1 to 100"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence_that_names_the_setting_and_what_is_allowed(fields, said):
+def test_a_problem_names_the_setting_and_the_allowed_values(fields, expected):
     (problem,) = AkoshaSyncConfig(**fields).validate()
     assert problem.startswith(f"akosha_{next(iter(fields))} is ")
-    assert said in problem
+    assert expected in problem
 
 
-def test_everything_that_is_wrong_is_said_at_once_and_no_password():
+def test_all_problems_are_listed_at_once_without_passwords():
     config = AkoshaSyncConfig(cloud_bucket="A", cloud_endpoint="https://me:canary@s3.example.com", chunk_size_mb=0)
     problems = config.validate()
     assert [problem.split()[0] for problem in problems] == [
@@ -162,14 +162,14 @@ def test_everything_that_is_wrong_is_said_at_once_and_no_password():
         ("", "file:///mnt/nas", "auto", False, True, True, False),
     ],
 )
-def test_what_a_config_would_use(bucket, endpoint, forced, fallback, configured, cloud, http):
+def test_a_config_selects_its_methods(bucket, endpoint, forced, fallback, configured, cloud, http):
     config = AkoshaSyncConfig(
         cloud_bucket=bucket, cloud_endpoint=endpoint, force_method=forced, enable_fallback=fallback
     )
     assert (config.cloud_configured, config.should_use_cloud, config.should_use_http) == (configured, cloud, http)
 
 
-def test_the_system_id_is_the_setting_else_what_the_agent_here_took_else_the_host_name(tmp_path, monkeypatch):
+def test_the_system_id_is_the_setting_or_the_agents_or_the_host_name(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "my.mac.local")
     monkeypatch.setenv("AKOSHA_AGENT_STATE_DIR", str(tmp_path))
     identity = tmp_path / "identity.json"
@@ -190,8 +190,8 @@ def test_the_system_id_is_the_setting_else_what_the_agent_here_took_else_the_hos
 
 
 @pytest.mark.parametrize("fields", [DEFAULTS, OTHERS])
-def test_the_process_sees_exactly_the_13_values_whatever_is_set_elsewhere(tmp_path, monkeypatch, fields):
-    """An empty text too, but for the system id, and over the environment and all files; the rest is the agent's own."""
+def test_the_child_process_uses_exactly_the_13_values_of_the_config(tmp_path, monkeypatch, fields):
+    """They override the environment and all files, even if empty, except for an empty system ID."""
     elsewhere = OTHERS if fields is DEFAULTS else DEFAULTS
     settings = tmp_path / ".claude" / "settings" / "local.yaml"
     settings.parent.mkdir(parents=True)
@@ -210,10 +210,10 @@ def test_the_process_sees_exactly_the_13_values_whatever_is_set_elsewhere(tmp_pa
     assert (seen.agent_data_dir, seen.http_endpoint) == (tmp_path / "data", "http://localhost:1234/mcp")
 
 
-# ------------------------------------------------------------------------------------------------------- the methods
+# ---------------------------------------------------------------------------------------------------------- the methods
 
 
-def test_ours_and_a_users_own_are_sync_methods_and_what_lacks_a_method_is_none():
+def test_own_and_built_in_methods_are_sync_methods():
     config = AkoshaSyncConfig(cloud_bucket="memories")
     for method in (CloudSyncMethod(config), HttpSyncMethod(config), Own()):
         assert isinstance(method, SyncMethod)
@@ -221,19 +221,19 @@ def test_ours_and_a_users_own_are_sync_methods_and_what_lacks_a_method_is_none()
 
 
 @pytest.mark.parametrize("fields", [{"cloud_bucket": "My_Bucket"}, {"cloud_bucket": "abc", "chunk_size_mb": 0}, {}])
-def test_a_cloud_method_is_not_made_of_a_config_that_is_wrong_or_has_no_cloud(fields):
+def test_a_cloud_method_rejects_an_invalid_config_and_one_without_a_bucket(fields):
     with pytest.raises(ValueError, match="akosha_c"):
         CloudSyncMethod(AkoshaSyncConfig(**fields))
 
 
-def test_the_methods_are_the_cloud_where_it_is_set_up_and_then_http():
+def test_the_methods_are_the_cloud_if_configured_then_http():
     assert names(HybridAkoshaSync(AkoshaSyncConfig())) == ["http"]
     for fields in ({"cloud_bucket": "memories"}, {"cloud_endpoint": "file:///mnt/nas"}):
         assert names(HybridAkoshaSync(AkoshaSyncConfig(**fields))) == ["cloud", "http"]
 
 
-def test_all_that_a_result_may_hold_has_its_type():
-    """A failure is raised, so that `retry_at` is in no result."""
+def test_the_type_of_a_result_has_all_its_fields():
+    """A failure is raised, so a result never has `retry_at`."""
     assert set(ResultDocument.model_fields) - {"retry_at"} == set(SyncResult.__annotations__)
     assert SyncResult.__required_keys__ == {
         "method", "success", "files_uploaded", "bytes_transferred", "duration_seconds", "upload_id", "error",
@@ -241,14 +241,14 @@ def test_all_that_a_result_may_hold_has_its_type():
     }  # fmt: skip
 
 
-def test_what_gives_no_answer_in_time_is_unknown_and_so_worth_an_attempt():
+def test_a_target_that_does_not_answer_in_time_counts_as_available():
     gate = threading.Event()
     assert reachability.within(lambda: not gate.wait(), seconds=0.01)
     gate.set()
     assert not reachability.within(lambda: not gate.wait())
 
 
-def test_a_directory_is_there_where_it_or_what_it_is_to_be_made_in_can_be_written(tmp_path):
+def test_a_directory_is_available_if_it_or_its_parent_is_writable(tmp_path):
     def cloud(folder):
         return CloudSyncMethod(AkoshaSyncConfig(cloud_endpoint=folder.as_uri()))
 
@@ -261,17 +261,17 @@ def test_a_directory_is_there_where_it_or_what_it_is_to_be_made_in_can_be_writte
     assert not cloud(tmp_path / "file").is_available()
 
 
-# ----------------------------------------------------------------------------------------------------- one by one
+# ----------------------------------------------------------------------------------------------------------- one by one
 
 
-async def test_the_first_that_delivers_is_enough_and_hears_what_is_wanted():
+async def test_the_first_method_that_delivers_is_the_last_one_called():
     first, second = Own("mine"), Own("other")
     result = await hybrid(first, second).sync_memories(upload_knowledge_graph=False)
     assert result == {"method": "mine", "success": True}
     assert (first.asked, second.asked) == ([(True, False)], [])
 
 
-async def test_a_users_own_goes_in_front_and_the_rest_are_its_fallback():
+async def test_an_own_method_can_be_inserted_first_with_the_others_as_fallback():
     made = HybridAkoshaSync(AkoshaSyncConfig(cloud_bucket="memories"))
     made.methods.insert(0, Own(outcome=RuntimeError("no luck")))
     made.methods[1:] = [Own("other", available=False), Own("third")]
@@ -279,7 +279,7 @@ async def test_a_users_own_goes_in_front_and_the_rest_are_its_fallback():
     assert made.methods[1].asked == []
 
 
-async def test_when_all_fail_the_error_of_each_is_reported_in_order():
+async def test_if_all_methods_fail_the_errors_are_reported_in_order():
     given = [
         Own("raises", outcome=OSError("disk gone")),
         Own("returns", outcome={"method": "returns", "success": False, "error": "refused"}),
@@ -303,20 +303,20 @@ async def test_when_all_fail_the_error_of_each_is_reported_in_order():
     assert error.__cause__.exceptions[0] is given[0].outcome
 
 
-async def test_without_fallback_the_first_is_the_only_one():
+async def test_without_fallback_only_the_first_method_is_tried():
     second = Own("other")
     with pytest.raises(HybridSyncError) as caught:
         await hybrid(Own(outcome=OSError("x")), second, enable_fallback=False).sync_memories()
     assert (caught.value.errors, second.asked) == ([{"method": "mine", "error": "x"}], [])
 
 
-async def test_without_any_method_nothing_is_synced():
+async def test_without_methods_a_sync_fails():
     with pytest.raises(HybridSyncError, match="no sync method") as caught:
         await hybrid().sync_memories()
     assert caught.value.errors == []
 
 
-async def test_a_forced_method_is_the_only_one_and_its_error_is_raised_as_it_is():
+async def test_only_a_forced_method_is_tried_and_its_error_is_raised_unchanged():
     first, second = Own("mine"), Own("other", outcome=OSError("x"), available=False)
     with pytest.raises(OSError, match="x") as caught:
         await hybrid(first, second).sync_memories(force_method="other")
@@ -328,21 +328,21 @@ async def test_a_forced_method_is_the_only_one_and_its_error_is_raised_as_it_is(
     assert refused.value.method == "other"
 
 
-async def test_the_configs_forced_method_holds_where_none_is_asked_for():
+async def test_the_configs_forced_method_is_used_unless_the_call_names_one():
     cloud, http = Own("cloud"), Own("http")
     made = hybrid(cloud, http, force_method="http")
     assert (await made.sync_memories())["method"] == "http"
     assert (await made.sync_memories(force_method="cloud"))["method"] == "cloud"
 
 
-async def test_a_name_that_no_method_has_is_a_value_error_that_lists_those_there_are():
+async def test_an_unknown_method_name_is_a_value_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="'ftp'; known methods: auto, http, mine"):
         await hybrid(Own("mine"), Own("http")).sync_memories(force_method="ftp")
     with pytest.raises(CloudUploadError, match="akosha_cloud_bucket"):
         await hybrid(Own("http")).sync_memories(force_method="cloud")
 
 
-async def test_a_cancellation_is_no_failure_that_another_method_could_mend():
+async def test_a_cancellation_does_not_try_the_next_method():
     second = Own("other")
     with pytest.raises(asyncio.CancelledError):
         await hybrid(Own(outcome=asyncio.CancelledError()), second).sync_memories()

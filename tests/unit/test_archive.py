@@ -1,4 +1,4 @@
-"""Which uploads there are, and which is meant."""
+"""The catalog: listing the uploads of a target, and resolving an ID or a time to one of them."""
 
 import asyncio
 import gzip
@@ -25,7 +25,7 @@ HOUR = 3600
 
 
 def store_with(*seconds: int) -> MemoryStore:
-    """A store with the uploads of those seconds, their objects empty but for the manifests."""
+    """Return a store with one upload per second given; objects hold zeros, manifests are real."""
     store = MemoryStore()
     for second in seconds:
         manifest = values.manifest(second, reflection=second)
@@ -39,8 +39,8 @@ def ids(listing):
     return [listed.upload_id for listed in listing.uploads]
 
 
-async def test_an_object_that_is_read_through_for_its_tag_tells_that_it_moves():
-    """A directory keeps no tags: where a large object takes long, that is no standstill."""
+async def test_reading_an_object_for_its_digest_reports_progress():
+    """A directory stores no ETags. Reading a large object takes long and must not count as a stall."""
 
     class WithoutTags(MemoryStore):
         async def inspect(self, key, *, progress):
@@ -57,7 +57,7 @@ async def test_an_object_that_is_read_through_for_its_tag_tells_that_it_moves():
     assert await uploads.missing([part], lambda: moved.append(1)) == set()
 
 
-async def test_uploads_come_the_newest_first_with_what_their_manifests_tell():
+async def test_uploads_are_listed_newest_first_with_figures_of_their_manifests():
     listing = await Catalog(store_with(0, HOUR, 2 * HOUR), values.SYSTEM).listing()
     assert ids(listing) == [values.upload_id(second) for second in (2 * HOUR, HOUR, 0)]
     newest = listing.uploads[0]
@@ -68,7 +68,7 @@ async def test_uploads_come_the_newest_first_with_what_their_manifests_tell():
     assert not newest.problems
 
 
-async def test_only_the_newest_manifests_are_read_and_few_of_them_at_a_time():
+async def test_only_the_newest_manifests_are_read():
     store = FaultyStore(store_with(*range(60)))
     listing = await Catalog(store, values.SYSTEM).listing(manifests=40)
     assert len(listing.uploads) == 60
@@ -79,7 +79,7 @@ async def test_only_the_newest_manifests_are_read_and_few_of_them_at_a_time():
     assert store.keys("list") == [f"systems/{values.SYSTEM}/uploads/"]
 
 
-async def test_an_upload_is_there_when_its_manifest_is():
+async def test_an_upload_exists_when_its_manifest_does():
     store = store_with(0, 1)
     del store.objects[values.manifest(1).key]
     store.objects[f"systems/{values.SYSTEM}/uploads/{values.upload_id(0)}/"] = b"", {}  # a marker of Akosha's
@@ -89,10 +89,10 @@ async def test_an_upload_is_there_when_its_manifest_is():
     assert listing.unfinished == (values.upload_id(1),)
 
 
-@pytest.mark.parametrize("what", [b"", b"{}", b"\xff\x00", values.manifest(5, reflection=1).encode()])
-async def test_an_upload_whose_manifest_is_none_of_it_is_shown_with_what_is_wrong(what):
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\x00", values.manifest(5, reflection=1).encode()])
+async def test_an_upload_with_an_invalid_manifest_is_listed_with_the_problem(content):
     store = store_with(0, 1)
-    store.objects[values.manifest(1).key] = what, {}
+    store.objects[values.manifest(1).key] = content, {}
     archive = Catalog(store, values.SYSTEM)
     newest, older = (await archive.listing()).uploads
     assert list(newest.problems) == ["manifest.json"]
@@ -102,7 +102,7 @@ async def test_an_upload_whose_manifest_is_none_of_it_is_shown_with_what_is_wron
         await archive.manifest(values.upload_id(1))
 
 
-async def test_a_listing_shows_what_is_missing_and_what_has_another_size():
+async def test_a_listing_shows_missing_objects_and_wrong_sizes():
     store = store_with(0)
     main, sidecar = values.parts("reflection")
     del store.objects[main.key]
@@ -114,14 +114,14 @@ async def test_a_listing_shows_what_is_missing_and_what_has_another_size():
     }
 
 
-async def test_a_store_that_fails_is_no_damaged_upload():
+async def test_a_store_error_is_raised_and_not_shown_as_damage():
     store = FaultyStore(store_with(0, 1, 2))
     store.fail("get", StoreError("the network is down", transient=True), key=values.manifest(1).key)
     with pytest.raises(StoreError, match="the network is down"):
         await Catalog(store, values.SYSTEM).listing()
 
 
-async def test_a_store_that_stands_still_is_reported():
+async def test_a_stalled_store_is_an_error():
     store = FaultyStore(store_with(0))
     stalled = store.stall("list")
     with pytest.raises(StoreError, match="no progress"):
@@ -129,7 +129,7 @@ async def test_a_store_that_stands_still_is_reported():
     assert stalled.is_set()
 
 
-async def test_an_upload_is_found_by_its_id_or_its_unique_beginning():
+async def test_an_upload_is_found_by_its_id_or_a_unique_prefix():
     archive = Catalog(store_with(0, HOUR), values.SYSTEM)
     newest = values.upload_id(HOUR)
     assert [await archive.resolve(which) for which in ("latest", newest, "20260301_13")] == [newest] * 3
@@ -142,7 +142,7 @@ async def test_an_upload_is_found_by_its_id_or_its_unique_beginning():
         await Catalog(MemoryStore(), values.SYSTEM).resolve()
 
 
-async def test_a_time_means_the_newest_upload_that_is_not_after_it():
+async def test_a_time_resolves_to_the_newest_upload_not_after_it():
     archive, noon = Catalog(store_with(0, HOUR), values.SYSTEM), values.NOON.replace(microsecond=0)
     for minutes, second in ((0, 0), (59, 0), (60, HOUR), (10**5, HOUR)):
         assert await archive.resolve_at(noon + timedelta(minutes=minutes)) == values.upload_id(second)
@@ -151,7 +151,7 @@ async def test_a_time_means_the_newest_upload_that_is_not_after_it():
         await archive.resolve_at(noon - timedelta(microseconds=10))
 
 
-async def test_show_reads_one_upload_alone():
+async def test_show_reads_only_one_upload():
     store = FaultyStore(store_with(0, 1))
     archive = Catalog(store, values.SYSTEM)
     assert (await archive.show(values.upload_id(0))).manifest == values.manifest(0, reflection=0)
@@ -160,7 +160,7 @@ async def test_show_reads_one_upload_alone():
         await archive.show(values.upload_id(9))
 
 
-def test_a_time_is_rfc_3339_or_as_the_clock_here_shows_it():
+def test_a_time_is_rfc_3339_or_local_time():
     assert time_of("2026-11-20T18:00:00Z") == datetime(2026, 11, 20, 18, tzinfo=UTC)
     assert time_of("2026-11-20T18:00:00+02:00") == datetime(2026, 11, 20, 16, tzinfo=UTC)
     assert time_of("2026-11-20 18:00:00") == datetime(2026, 11, 20, 18).astimezone()
@@ -169,19 +169,19 @@ def test_a_time_is_rfc_3339_or_as_the_clock_here_shows_it():
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-11-20", "18:00", "2026-13-01 10:00", "0001-01-01 00:00:99"])
-def test_what_is_no_time_is_a_wrong_use(text):
+def test_an_invalid_time_is_a_settings_error(text):
     with pytest.raises(SettingsError):
         time_of(text)
 
 
-def test_a_manifest_of_ours_is_plausible_up_to_what_gzip_can_do():
+def test_a_valid_manifest_passes_the_plausibility_check():
 
     zeros = bytes(10**7)
     assert len(zeros) < len(gzip.compress(zeros)) * MOST_UNPACKED
     assert impossible_values(values.manifest(reflection=3)) == {}
 
 
-async def test_a_listing_that_is_given_up_leaves_no_task_behind():
+async def test_a_cancelled_listing_leaves_no_tasks():
     store = FaultyStore(store_with(0, 1, 2))
     stalled = store.stall("get")
     listing = asyncio.create_task(Catalog(store, values.SYSTEM).listing())
@@ -194,7 +194,7 @@ async def test_a_listing_that_is_given_up_leaves_no_task_behind():
 @pytest.mark.parametrize(
     "show", [_print_one, lambda listed: _print_list(CatalogListing(uploads=(listed,)), "s", "w")], ids=["one", "list"]
 )
-def test_what_a_terminal_would_obey_is_only_shown(show, capsys):
+def test_escape_sequences_in_problems_are_printed_as_text(show, capsys):
     problems = {"knowledge_graph_\x1b[31m.duckdb": "is not\nthere"}
     show(CatalogEntry(upload_id=values.upload_id(0), sizes={}, problems=problems))
     reported = capsys.readouterr().out
@@ -203,8 +203,8 @@ def test_what_a_terminal_would_obey_is_only_shown(show, capsys):
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-async def test_after_a_clock_that_was_ahead_uploads_are_shown_and_found_by_when_they_were_made(mirrored):
-    """Three ids a second apart in a year, made on three days; mirrored to another bucket, all objects are of today."""
+async def test_ids_from_a_clock_that_was_ahead_are_ordered_by_upload_time(mirrored):
+    """Three IDs a year ahead, uploaded on three days. In a mirrored bucket all objects are from today."""
     store, ahead = DatedStore(), 365 * 24 * HOUR
     for number in range(3):
         manifest = values.manifest(ahead + number, reflection=number)
@@ -221,7 +221,7 @@ async def test_after_a_clock_that_was_ahead_uploads_are_shown_and_found_by_when_
         await archive.resolve_at(values.NOON - timedelta(days=4))
 
 
-async def test_a_manifest_that_is_not_ours_under_an_id_far_ahead_is_not_the_latest_upload():
+async def test_a_foreign_manifest_with_an_id_far_ahead_is_not_the_latest_upload():
     store = DatedStore()
     store.objects |= store_with(0, HOUR).objects
     for foreign in (f"20990101_000000_{values.SYSTEM}", "20990101_000000_other", "99991231_235959_X"):

@@ -1,4 +1,4 @@
-"""No cancellation is lost, at whatever moment it arrives: a loop that survives errors would never end."""
+"""No cancellation is lost, whenever it arrives. A loop that survives errors would otherwise never end."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ async def turns(count):
 
 
 async def cancelled_after(count, work):
-    """Cancel a task that does the work for ever after so many turns of the loop; return whether it ended."""
+    """Repeat the work in a task, cancel it after `count` turns of the event loop, and return whether it ended."""
 
     async def repeat():
         while True:
@@ -32,16 +32,16 @@ async def cancelled_after(count, work):
 
 
 @pytest.mark.parametrize("turn", range(24))
-async def test_a_cancellation_that_arrives_as_a_clean_up_ends_is_not_lost(turn):
-    async def clean_up():
-        await finish_cleanup(asyncio.create_task(turns(2), name="clean-up"), 60)
+async def test_a_cancellation_at_the_end_of_a_cleanup_is_not_lost(turn):
+    async def cleanup():
+        await finish_cleanup(asyncio.create_task(turns(2), name="cleanup"), 60)
 
-    assert await cancelled_after(turn, clean_up)
+    assert await cancelled_after(turn, cleanup)
 
 
 @pytest.mark.parametrize("turn", range(24))
-async def test_a_cancellation_that_arrives_as_a_task_of_a_group_fails_is_not_lost(turn):
-    """The task turns its own cancellation into an error, as code does that translates what it catches."""
+async def test_a_cancellation_while_a_task_of_a_group_fails_is_not_lost(turn):
+    """The task turns its own cancellation into an error, like code that translates every exception."""
 
     async def fails():
         try:
@@ -59,13 +59,13 @@ async def test_a_cancellation_that_arrives_as_a_task_of_a_group_fails_is_not_los
     assert await cancelled_after(turn, work)
 
 
-async def test_the_first_error_is_raised_alone_with_its_cause_and_the_others_have_ended():
+async def test_the_first_error_is_raised_alone_after_the_other_tasks_ended():
     ended = []
 
     async def fails():
-        raise StoreError("failed") from OSError("why")
+        raise StoreError("failed") from OSError("cause")
 
-    async def goes_on():
+    async def waits():
         try:
             await asyncio.Event().wait()
         finally:
@@ -73,12 +73,12 @@ async def test_the_first_error_is_raised_alone_with_its_cause_and_the_others_hav
             ended.append(True)
 
     with pytest.raises(StoreError, match="failed") as caught:
-        await gather_all([goes_on(), fails()], "work")
+        await gather_all([waits(), fails()], "work")
     assert isinstance(caught.value.__cause__, OSError)
     assert ended == [True]
 
 
-async def test_a_block_that_goes_on_starting_tasks_sees_that_one_has_failed():
+async def test_a_block_that_starts_tasks_stops_when_one_has_failed():
     async def fails():
         raise StoreError("failed")
 
@@ -97,7 +97,7 @@ async def test_a_block_that_goes_on_starting_tasks_sees_that_one_has_failed():
     assert started == 3
 
 
-async def test_a_clean_up_that_hangs_is_cancelled_after_its_time():
+async def test_a_hanging_cleanup_is_cancelled_after_its_timeout():
     task = asyncio.create_task(asyncio.Event().wait(), name="hangs")
     await finish_cleanup(task, 0)
     await turns(2)

@@ -1,4 +1,4 @@
-"""What a store answered to have stored is looked for: by a listing, then by HEAD for a while."""
+"""Uploaded objects are confirmed by a listing, then by HEAD requests for up to 10 s."""
 
 import asyncio
 
@@ -16,14 +16,14 @@ PREFIX = KEY.removesuffix("reflection.duckdb")
 
 
 class Lagging(MemoryStore):
-    """A store whose listing shows nothing yet."""
+    """A store with a listing that shows nothing yet."""
 
     async def list(self, prefix, *, start_after=""):
         for item in ():
             yield item
 
 
-async def placed(store, data=b"as it was put"):
+async def put_object(store, data=b"as it was put"):
     async def body():
         yield data
 
@@ -34,24 +34,24 @@ def confirming(store, clock=None):
     return Confirmation(store, clock or ManualClock(), lambda: None)
 
 
-async def test_one_listing_confirms_everything_and_tells_the_etags():
+async def test_one_listing_confirms_all_objects_and_returns_their_etags():
     store = FaultyStore(MemoryStore())
-    put = await placed(store)
+    put = await put_object(store)
     confirmed = await confirming(store).objects(PREFIX, [put])
     assert confirmed[KEY].etag == put.etag
     assert (store.keys("list"), store.keys("head")) == ([PREFIX], [])
 
 
-async def test_what_a_listing_lacks_is_asked_for_by_head():
+async def test_objects_missing_from_the_listing_are_confirmed_by_head():
     store = FaultyStore(Lagging())
-    put = await placed(store)
+    put = await put_object(store)
     assert (await confirming(store).objects(PREFIX, [put]))[KEY].etag == put.etag
     assert store.keys("head") == [KEY]
 
 
 async def test_an_object_may_take_ten_seconds_to_appear():
     store, clock = MemoryStore(), ManualClock()
-    put = await placed(store)
+    put = await put_object(store)
     kept = store.objects.pop(KEY)
     work = asyncio.create_task(confirming(store, clock).objects(PREFIX, [put]))
     await clock.until_asleep()
@@ -62,26 +62,26 @@ async def test_an_object_may_take_ten_seconds_to_appear():
 
 
 @pytest.mark.parametrize(
-    ("there", "why"), [(None, "missing"), (b"shorter", "7 bytes"), (b"as it was Put", "its ETag is")]
+    ("content", "reason"), [(None, "missing"), (b"shorter", "7 bytes"), (b"as it was Put", "its ETag is")]
 )
-async def test_what_is_not_there_or_is_something_else_after_ten_seconds_is_a_transient_error(there, why):
+async def test_a_missing_or_different_object_after_ten_seconds_is_a_transient_error(content, reason):
     store, clock = MemoryStore(), ManualClock()
-    put = await placed(store)
+    put = await put_object(store)
     del store.objects[KEY]
-    if there is not None:
-        store.objects[KEY] = there, {}
+    if content is not None:
+        store.objects[KEY] = content, {}
     work = asyncio.create_task(confirming(store, clock).objects(PREFIX, [put]))
     await clock.until_asleep()
     while not work.done():
         await clock.advance(1)
-    with pytest.raises(StoreError, match=why) as failure:
+    with pytest.raises(StoreError, match=reason) as failure:
         await work
     assert failure.value.transient
     assert KEY in failure.value.message
 
 
-async def test_an_etag_of_another_form_shows_nothing_and_the_listing_s_is_kept():
+async def test_an_etag_of_another_form_is_accepted_and_the_listed_one_returned():
     store = MemoryStore()
-    put = await placed(store)
+    put = await put_object(store)
     as_parts = StoredObject(KEY, put.size, etag=f"{'0' * 32}-2")
     assert (await confirming(store).objects(PREFIX, [as_parts]))[KEY].etag == put.etag

@@ -1,4 +1,4 @@
-"""What the control API does with a request whose client has left before the response began."""
+"""The control API handles a client that disconnects before the response starts."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from agent.entrypoints.control_api.problems import problem_middleware
 @pytest.mark.parametrize(
     "transport", [None, SimpleNamespace(is_closing=lambda: True)], ids=["closed", "closing, after a stop of the agent"]
 )
-async def test_a_client_that_has_left_is_no_error_of_the_agents(transport):
+async def test_a_disconnected_client_is_not_logged_as_an_error(transport):
     async def handler(_):
         raise ConnectionResetError("Cannot write to closing transport")
 

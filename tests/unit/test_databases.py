@@ -42,7 +42,7 @@ def test_main_files_and_sidecars_belong_to_their_database(name, database):
         "knowledge_graph_../../x.duckdb", "knowledge_graph_\0.duckdb", "knowledge_graph_\udcff.duckdb",
     ],
 )  # fmt: skip
-def test_other_files_belong_to_none(name):
+def test_other_files_belong_to_no_database(name):
     assert database_of(name) is None
 
 
@@ -57,7 +57,7 @@ def test_every_file_of_a_database_leads_back_to_it(graph):
 
 
 @pytest.mark.parametrize(
-    ("database", "reflections", "graphs", "asked"),
+    ("database", "reflections", "graphs", "requested"),
     [
         ("reflection", True, False, True),
         ("reflection", False, True, False),
@@ -67,18 +67,18 @@ def test_every_file_of_a_database_leads_back_to_it(graph):
         ("knowledge_graph_work", True, False, False),
     ],
 )
-def test_a_request_asks_for_reflections_and_graphs_each_on_its_own(database, reflections, graphs, asked):
-    assert is_requested(database, reflections=reflections, knowledge_graph=graphs) is asked
+def test_reflections_and_graphs_are_requested_independently(database, reflections, graphs, requested):
+    assert is_requested(database, reflections=reflections, knowledge_graph=graphs) is requested
 
 
-def test_a_fingerprints_size_is_that_of_all_its_files():
+def test_the_size_of_a_fingerprint_is_the_sum_of_its_files():
     files = (FileStat("reflection.duckdb", 1, 12_288, 0), FileStat("reflection.duckdb.wal", 2, 500, 0))
     assert Fingerprint(files).size == 12_788
     assert Fingerprint(()).size == 0
 
 
 @pytest.mark.parametrize("field", ["inode", "size", "mtime_ns"])
-def test_any_stat_that_differs_is_another_fingerprint(field):
+def test_any_different_stat_field_gives_another_fingerprint(field):
     before = FileStat("reflection.duckdb", 1, 2, 3)
     after = FileStat(**{"name": before.name, "inode": 1, "size": 2, "mtime_ns": 3, field: 9})
     assert Fingerprint((before,)) != Fingerprint((after,))

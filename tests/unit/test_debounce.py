@@ -1,4 +1,4 @@
-"""When a burst of changes becomes a sync: after the quiet time, by the deadline, not within the interval."""
+"""A burst of changes becomes a sync after the quiet time, at the deadline at the latest, not within the interval."""
 
 from itertools import pairwise
 
@@ -19,14 +19,14 @@ def test_a_single_change_is_due_after_the_quiet_time():
     assert Debounce().changed(100).due(RULES) == 102
 
 
-def test_each_change_puts_it_off_but_never_past_the_deadline():
+def test_each_change_delays_the_sync_up_to_the_deadline():
     busy = Debounce().changed(0)
     for at in range(1, 100):
         busy = busy.changed(at)
     assert busy.due(RULES) == 30
 
 
-def test_changes_that_are_reported_out_of_order_count_by_when_they_were_made():
+def test_changes_reported_out_of_order_count_by_their_time():
     assert Debounce().changed(100).changed(99).due(RULES) == 102
     assert Debounce().changed(29).changed(0).changed(29.5).due(RULES) == 30
 
@@ -40,7 +40,7 @@ def test_a_change_long_after_a_sync_does_not_wait():
     assert Debounce().changed(0).taken().fired(2).changed(1000).due(RULES) == 1002
 
 
-def test_what_something_else_has_synced_no_longer_waits_and_the_interval_runs_on():
+def test_changes_synced_by_another_trigger_are_no_longer_due():
     settled = Debounce().changed(0).taken().fired(2).changed(10).taken()
     assert settled.due(RULES) is None
     assert settled.changed(20).due(RULES) == 302
@@ -69,17 +69,17 @@ def test_due_lies_between_quiet_and_deadline_unless_the_interval_says_later(give
 
 @quick
 @given(rules, bursts)
-def test_run_as_the_agent_runs_it_no_change_is_left_unsynced_and_syncs_keep_their_distance(given_rules, changes):
+def test_in_a_simulated_run_every_change_is_synced_and_syncs_keep_the_interval(given_rules, changes):
     state, started, synced = Debounce(), [], []
     for at in [*changes, float("inf")]:
         while (due := state.due(given_rules)) is not None and due < at:
-            # The agent may look later than `due` only because a change came later; it fires at the time it looks.
+            # The agent checks later than `due` only if a later change arrived; it fires at the time of the check.
             started.append(due)
             synced.append(state.last)
             state = state.taken().fired(due)
         if at != float("inf"):
             state = state.changed(at)
-    assert synced[-1] == changes[-1], "the trailing edge: the last change of all was synced"
+    assert synced[-1] == changes[-1], "the last change of all was synced"
     assert all(b - a >= given_rules.min_interval - 1e-6 for a, b in pairwise(started))
     for first in changes:
         followed = min(at for at in started if at >= first)

@@ -1,4 +1,4 @@
-"""The deep verification that the agent does once a week: whose turn it is, what it tells, what follows from damage."""
+"""The weekly deep verification: which upload is next, what it reports, and what follows from damage."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -34,25 +34,25 @@ NEWEST, MIDDLE, OLDEST = IDS = [values.upload_id(second) for second in (200, 100
 WEEK = EVERY.total_seconds()
 
 
-class Looking:
-    """A verification whose findings are scripted; `looked` lists the uploads in order."""
+class ScriptedVerifier:
+    """A verifier with scripted findings; `verified` lists the uploads in order."""
 
     def __init__(self) -> None:
-        self.ids, self.looked, self.problems, self.error, self.left_out = list(IDS), [], {}, None, ()
+        self.ids, self.verified, self.problems, self.error, self.left_out = list(IDS), [], {}, None, ()
 
     async def uploads(self):
         return self.ids
 
     async def shallow(self, upload):
-        return self.found(upload, deep=False)
+        return self.result(upload, deep=False)
 
     async def deep(self, upload, *, most_bytes):
         if self.error is not None:
             raise self.error
-        self.looked.append(upload)
-        return replace(self.found(upload, deep=True), left_out=self.left_out)
+        self.verified.append(upload)
+        return replace(self.result(upload, deep=True), left_out=self.left_out)
 
-    def found(self, upload, *, deep):
+    def result(self, upload, *, deep):
         manifest = values.manifest(IDS.index(upload), reflection=1, knowledge_graph=1)
         problems = {"reflection.duckdb": self.problems[upload]} if deep and upload in self.problems else {}
         return VerifyResult(upload_id=upload, deep=deep, objects=3, manifest=manifest, problems=problems)
@@ -60,13 +60,13 @@ class Looking:
 
 class World:
     def __init__(self, ledger, clock) -> None:
-        self.ledger, self.clock, self.looking, self.asked = ledger, clock, Looking(), 0
+        self.ledger, self.clock, self.verifier, self.sync_requests = ledger, clock, ScriptedVerifier(), 0
         self.sync_lock = asyncio.Lock()
         recorder = ResultRecorder(ledger, MemoryBus(clock), clock)
         reporter = VerifyReporter(IDENTITY, ledger, recorder, clock)
-        self.deep = DeepVerifier(self._opening, reporter, ledger, clock, most_bytes=10)
-        self.look = VerifyLoop(
-            open_verifier=self._opening,
+        self.deep = DeepVerifier(self._open_verifier, reporter, ledger, clock, most_bytes=10)
+        self.loop = VerifyLoop(
+            open_verifier=self._open_verifier,
             reporter=reporter,
             target=values.TARGET,
             ledger=ledger,
@@ -75,20 +75,20 @@ class World:
             sync_lock=self.sync_lock,
             every=timedelta(days=1),
             rescan_seconds=300,
-            sync_again=self._owed,
+            sync_again=self._request_sync,
             signal=Signal(clock, "verify"),
             deep=self.deep,
         )
 
     @asynccontextmanager
-    async def _opening(self):
-        yield self.looking
+    async def _open_verifier(self):
+        yield self.verifier
 
     async def survey(self):
         return {"reflection": values.fingerprint("reflection")}
 
-    async def _owed(self) -> None:
-        self.asked += 1
+    async def _request_sync(self) -> None:
+        self.sync_requests += 1
 
     async def pass_time(self, seconds: float) -> None:
         end = self.clock.monotonic() + seconds
@@ -112,12 +112,12 @@ class World:
 
 @pytest.fixture
 async def world(monkeypatch):
-    monkeypatch.setattr(verify_loop, "MOST_SECONDS", 86_400.0)  # weeks pass in few steps
+    monkeypatch.setattr(verify_loop, "MOST_SECONDS", 86_400.0)  # so that weeks pass in few steps
     clock = ManualClock(values.NOON)
     ledger = inline_ledger(clock)
     made = World(ledger, clock)
     await made.deliver_newest()
-    running = asyncio.create_task(made.look.run())
+    running = asyncio.create_task(made.loop.run())
     yield made
     running.cancel()
     await asyncio.wait({running})
@@ -125,82 +125,86 @@ async def world(monkeypatch):
     await ledger.aclose()
 
 
-async def test_one_upload_a_week_is_verified_the_newest_first_then_the_longest_waiting(world):
+async def test_one_upload_a_week_is_verified_first_the_newest_then_the_longest_unverified(world):
     await world.pass_time(FIRST_SECONDS + 1)
-    assert world.looking.looked == [NEWEST]
+    assert world.verifier.verified == [NEWEST]
     await world.pass_time(WEEK - 3600)
-    assert world.looking.looked == [NEWEST]
+    assert world.verifier.verified == [NEWEST]
     for _ in range(3):
         await world.pass_time(WEEK)
-    assert world.looking.looked == [NEWEST, OLDEST, MIDDLE, OLDEST]
+    assert world.verifier.verified == [NEWEST, OLDEST, MIDDLE, OLDEST]
     assert await world.warnings() == {}
     events = [event for event in await world.ledger.outbox() if isinstance(event, UploadVerified) and event.deep]
-    assert [event.upload_id for event in events] == [OLDEST, MIDDLE, OLDEST], "the first has the shallow look's instant"
+    assert [event.upload_id for event in events] == [OLDEST, MIDDLE, OLDEST], (
+        "the first has the ID of the shallow verification at the same time"
+    )
 
 
-async def test_a_damaged_newest_upload_is_a_warning_and_what_is_still_here_is_sent_again(world):
-    world.looking.problems = {NEWEST: "does not unpack"}
+async def test_a_damaged_newest_upload_is_a_warning_and_existing_databases_are_uploaded_again(world):
+    world.verifier.problems = {NEWEST: "does not unpack"}
     await world.pass_time(FIRST_SECONDS + 1)
     assert NEWEST in (await world.warnings())["upload_damaged"]
-    assert world.asked == 1
+    assert world.sync_requests == 1
     assert (await world.ledger.record(values.TARGET)).databases["reflection"].parts == ()
 
 
-async def test_a_damaged_older_upload_has_the_newest_verified_at_once_and_the_warning_ends_when_it_is_gone(world):
+async def test_a_damaged_older_upload_is_a_warning_until_deleted_and_the_newest_is_verified_at_once(world):
     await world.pass_time(FIRST_SECONDS + 1)
-    world.looking.problems = {OLDEST: "does not unpack"}
+    world.verifier.problems = {OLDEST: "does not unpack"}
     await world.pass_time(WEEK)
-    assert world.looking.looked == [NEWEST, OLDEST, NEWEST]
+    assert world.verifier.verified == [NEWEST, OLDEST, NEWEST]
     assert OLDEST in (await world.warnings())["upload_damaged"]
-    assert world.asked == 0
-    world.looking.ids.remove(OLDEST)
+    assert world.sync_requests == 0
+    world.verifier.ids.remove(OLDEST)
     await world.pass_time(WEEK)
     assert await world.warnings() == {}
 
 
 @pytest.mark.parametrize("error", [StoreError("no answer", transient=True), StagingFull("no room")])
-async def test_a_look_that_cannot_be_made_is_made_an_hour_later(world, error):
-    world.looking.error = error
+async def test_a_failed_verification_is_repeated_an_hour_later(world, error):
+    world.verifier.error = error
     await world.pass_time(FIRST_SECONDS + 1)
-    assert (await world.warnings(), world.looking.looked) == ({}, [])
-    world.looking.error = None
+    assert (await world.warnings(), world.verifier.verified) == ({}, [])
+    world.verifier.error = None
     await world.pass_time(AGAIN_SECONDS - 10)
-    assert world.looking.looked == []
+    assert world.verifier.verified == []
     await world.pass_time(1000)
-    assert world.looking.looked == [NEWEST]
+    assert world.verifier.verified == [NEWEST]
 
 
 async def test_databases_beyond_the_limit_are_named_with_the_setting(world):
-    world.looking.left_out = ("knowledge_graph",)
+    world.verifier.left_out = ("knowledge_graph",)
     await world.pass_time(FIRST_SECONDS + 1)
     assert "knowledge_graph" in (await world.warnings())["deep_verify_limited"]
-    found = world.looking.found(NEWEST, deep=True)
-    assert found.event(IDENTITY, world.clock).deep
-    limited = replace(found, left_out=("knowledge_graph",))
-    assert not limited.event(IDENTITY, world.clock).deep, "consumers must not take it for read through"
+    result = world.verifier.result(NEWEST, deep=True)
+    assert result.event(IDENTITY, world.clock).deep
+    limited = replace(result, left_out=("knowledge_graph",))
+    assert not limited.event(IDENTITY, world.clock).deep, (
+        "consumers must not read a limited verification as a complete one"
+    )
 
 
-async def test_it_waits_while_a_sync_runs(world):
+async def test_a_deep_verification_waits_while_a_sync_runs(world):
     async with world.sync_lock:
         await world.pass_time(FIRST_SECONDS + 100)
-        assert world.looking.looked == []
+        assert world.verifier.verified == []
     await world.pass_time(20)
-    assert world.looking.looked == [NEWEST]
+    assert world.verifier.verified == [NEWEST]
 
 
-def test_a_new_upload_every_week_does_not_keep_the_older_ones_from_their_turn():
-    turns, ids, looked, now = DeepSchedule(), list(IDS), [], values.NOON + timedelta(hours=1)
+def test_with_a_new_upload_every_week_older_ones_are_still_verified():
+    schedule, ids, verified, now = DeepSchedule(), list(IDS), [], values.NOON + timedelta(hours=1)
     for week in range(6):
         ids.insert(0, values.upload_id(1000 + week))
-        upload = turns.next(ids)
-        looked.append(upload)
-        turns = turns.record(upload, ids, now, "")
+        upload = schedule.next(ids)
+        verified.append(upload)
+        schedule = schedule.record(upload, ids, now, "")
         now += EVERY
-    assert looked == [ids[5], OLDEST, ids[3], MIDDLE, ids[1], NEWEST]
+    assert verified == [ids[5], OLDEST, ids[3], MIDDLE, ids[1], NEWEST]
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"at": 5}'])
-def test_a_note_that_is_none_counts_as_no_look(note):
-    turns = DeepSchedule.from_notes({"deep_verified": note})
-    assert (turns, turns.seconds_left(values.NOON)) == (DeepSchedule(), 0.0)
-    assert DeepSchedule.from_notes({"deep_verified": turns.note()}) == turns
+def test_an_invalid_note_counts_as_no_verification(note):
+    schedule = DeepSchedule.from_notes({"deep_verified": note})
+    assert (schedule, schedule.seconds_left(values.NOON)) == (DeepSchedule(), 0.0)
+    assert DeepSchedule.from_notes({"deep_verified": schedule.note()}) == schedule

@@ -1,4 +1,4 @@
-"""An Akosha that has lost what it was given is found out by one memory that it should have, offered once more."""
+"""The delivery probe sends one delivered memory again, to detect an Akosha server that has lost its memories."""
 
 import asyncio
 from dataclasses import replace
@@ -19,7 +19,7 @@ from tests.support import values
 from tests.support.http_sync import TARGET, rig, some
 from tests.support.memories import memory, seen
 
-GONE = SinkError("the connection was closed", transient=True)
+CONNECTION_CLOSED = SinkError("the connection was closed", transient=True)
 
 
 async def delivered(r, count=5):
@@ -28,7 +28,7 @@ async def delivered(r, count=5):
     r.sink.batches.clear()
 
 
-async def test_a_manual_sync_without_news_offers_the_youngest_memory_and_no_other_trigger_does():
+async def test_only_a_manual_sync_without_changes_sends_the_probe():
     async with rig() as r:
         await delivered(r)
         assert isinstance(await r.attempt(), Unchanged)
@@ -39,7 +39,7 @@ async def test_a_manual_sync_without_news_offers_the_youngest_memory_and_no_othe
         assert len(r.files.reader.opened) == 1
 
 
-async def test_a_server_that_stores_it_as_new_is_given_everything_again():
+async def test_a_server_that_stores_the_probe_as_new_gets_all_memories_again():
     async with rig() as r:
         await delivered(r)
         r.sink.stored.clear()
@@ -49,7 +49,7 @@ async def test_a_server_that_stores_it_as_new_is_given_everything_again():
         assert r.sink.stored.keys() == {memory_id(values.SYSTEM, seen(n)) for n in range(5)}
 
 
-async def test_in_a_new_session_it_is_offered_before_what_is_new():
+async def test_in_a_new_session_the_probe_precedes_new_memories():
     async with rig() as r:
         await delivered(r)
         r.files.put("reflection", *some(*range(6)))
@@ -62,8 +62,8 @@ async def test_in_a_new_session_it_is_offered_before_what_is_new():
 
 
 @pytest.mark.parametrize("reason", ["manual", "file_change"])
-async def test_an_offer_without_an_answer_starts_over(reason):
-    """The server may have lost everything and stored the memory: the next answer would be that it is there."""
+async def test_a_probe_without_an_answer_delivers_all_memories_again(reason):
+    """The server may have lost everything and stored the probe: the next probe would then find it."""
     async with rig() as r:
         await delivered(r)
         r.sink.stored.clear()
@@ -74,22 +74,22 @@ async def test_an_offer_without_an_answer_starts_over(reason):
         assert len(r.sink.stored) == 5
 
 
-async def test_that_it_is_offered_is_in_the_ledger_before_it_is_sent():
+async def test_the_probe_is_noted_in_the_ledger_before_it_is_sent():
     async with rig() as r:
         await delivered(r)
         store, noted = r.sink.store, []
 
-        async def look(batch):
+        async def record_and_store(batch):
             noted.append(ProbeState.from_notes(await r.ledger.notes(), TARGET).sent)
             return await store(batch)
 
-        r.sink.store = look
+        r.sink.store = record_and_store
         await r.attempt(reason="manual")
         assert noted == [values.NOON]
         assert ProbeState.from_notes(await r.ledger.notes(), TARGET).sent is None
 
 
-async def test_a_refusal_that_came_before_anything_was_stored_does_not_start_over():
+async def test_a_probe_refused_before_storing_does_not_deliver_all_memories_again():
     async with rig() as r:
         await delivered(r)
         r.sink.failures = [SinkError("status 401")]
@@ -97,7 +97,7 @@ async def test_a_refusal_that_came_before_anything_was_stored_does_not_start_ove
         assert isinstance(await r.attempt(), Unchanged)
 
 
-async def test_a_server_that_refuses_what_it_took_before_proves_nothing():
+async def test_a_refused_probe_does_not_confirm_the_delivery():
     async with rig() as r:
         await delivered(r)
         r.sink.stored.clear()
@@ -105,7 +105,7 @@ async def test_a_server_that_refuses_what_it_took_before_proves_nothing():
         assert "the server still has" not in (await r.attempt(reason="manual")).reason
 
 
-async def test_deliveries_of_a_ledger_that_has_nothing_to_ask_with_are_sent_once_more():
+async def test_deliveries_without_a_probe_memory_are_sent_once_more():
     async with rig() as r:
         await delivered(r)
         await r.ledger.note(PREFIX + TARGET.id, "")
@@ -114,7 +114,7 @@ async def test_deliveries_of_a_ledger_that_has_nothing_to_ask_with_are_sent_once
         assert isinstance(await r.attempt(reason="manual"), Unchanged)
 
 
-async def test_where_no_memory_is_fit_to_be_offered_none_is_and_nothing_starts_over():
+async def test_without_a_memory_fit_for_a_probe_nothing_is_sent():
     async with rig() as r:
         r.files.put("reflection", *some(1, 2, kind="reflection"))
         await r.attempt()
@@ -123,7 +123,7 @@ async def test_where_no_memory_is_fit_to_be_offered_none_is_and_nothing_starts_o
         assert r.sink.batches == []
 
 
-async def test_each_target_has_its_own_and_the_status_shows_none():
+async def test_each_target_has_its_own_probe_and_the_status_shows_none():
     async with rig() as r:
         await delivered(r)
         notes = await r.ledger.notes()
@@ -134,11 +134,11 @@ async def test_each_target_has_its_own_and_the_status_shows_none():
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"body":"x"}', '{"body":"x","sent":"never","answered":"","seen":{}}']
 )
-def test_a_note_that_cannot_be_read_is_none(text):
+def test_an_unreadable_note_is_ignored(text):
     assert ProbeState.from_notes({PREFIX + TARGET.id: text}, TARGET) is None
 
 
-async def test_the_status_says_what_delivered_means_and_when_it_was_confirmed():
+async def test_the_status_states_what_delivered_means_and_when_it_was_confirmed():
     async with rig() as r:
         await delivered(r)
         status = describe(
@@ -157,16 +157,16 @@ async def test_the_status_says_what_delivered_means_and_when_it_was_confirmed():
         assert not any(memory(4).text in text for text in status.notes.values())
 
 
-def test_memories_that_wait_for_an_embedding_are_counted_with_the_setting_that_sends_zeros():
+def test_the_count_of_memories_without_embeddings_names_the_setting_that_sends_zeros():
     assert "16 wait: no embedding (" in (reported := _counted(MemoryCounts(waiting={"no embedding": 16})))
     assert "akosha_http_missing_embedding to zero" in reported
 
 
-# ------------------------------------------------------------------------------------------------------ once a day
+# ----------------------------------------------------------------------------------------------------------- once a day
 
 
 class Publisher:
-    """What the loop asks of the publisher."""
+    """The methods of the publisher that the loop calls."""
 
     def __init__(self, r, **settings) -> None:
         self._r, self.policy, self.triggered = r, SyncPolicy(**settings), []
@@ -183,8 +183,8 @@ class Publisher:
         self.triggered.append(reason)
 
 
-class Day:
-    """The loop over a rig, and its clock."""
+class DailyProbe:
+    """The probe loop of a rig, driven by the rig's clock."""
 
     def __init__(self, r, **settings) -> None:
         self.r, self.publisher = r, Publisher(r, **settings)
@@ -198,47 +198,47 @@ class Day:
             signal=Signal(r.clock, "probe"),
         )
 
-    async def look_in(self, hours: float) -> None:
+    async def check_after(self, hours: float) -> None:
         await self.r.clock.advance(hours * 3600)
         await self.loop.check()
 
 
-async def test_once_a_day_it_is_offered_and_what_is_lost_is_owed_again():
+async def test_the_probe_is_sent_once_a_day_and_lost_memories_are_owed_again():
     async with rig() as r:
         await delivered(r)
-        day = Day(r)
-        await day.look_in(hours=23)
+        day = DailyProbe(r)
+        await day.check_after(hours=23)
         assert r.sink.batches == []
-        await day.look_in(hours=2)
-        await day.look_in(hours=1)
+        await day.check_after(hours=2)
+        await day.check_after(hours=1)
         assert len(r.sink.batches) == 1
         r.sink.stored.clear()
-        await day.look_in(hours=24)
+        await day.check_after(hours=24)
         assert day.publisher.triggered == ["retry"]
         assert await r.pending() == {"reflection"}
 
 
-async def test_a_server_that_is_away_is_asked_again_and_no_sync_is_said_to_fail():
+async def test_an_unreachable_server_is_probed_again_without_a_failed_sync():
     async with rig() as r:
         await delivered(r)
-        r.sink.unreachable = GONE
-        day = Day(r)
-        await day.look_in(hours=25)
+        r.sink.unreachable = CONNECTION_CLOSED
+        day = DailyProbe(r)
+        await day.check_after(hours=25)
         r.sink.unreachable = None
         assert r.sink.batches == []
-        await day.look_in(hours=1)
+        await day.check_after(hours=1)
         assert len(r.sink.batches) == 1
         assert not (await r.ledger.record(TARGET)).failures
 
 
-async def test_the_loop_looks_a_minute_after_the_start_and_with_each_pass():
+async def test_the_loop_checks_a_minute_after_the_start_and_after_each_interval():
     async with rig() as r:
-        looks = []
-        loop = Day(r).loop
+        checks = []
+        loop = DailyProbe(r).loop
         loop.probe.is_due = None
 
         async def records():
-            looks.append(r.clock.monotonic())
+            checks.append(r.clock.monotonic())
             return {"http": replace(await r.ledger.record(TARGET), failures=1)}
 
         loop.publisher.records = records
@@ -250,23 +250,23 @@ async def test_the_loop_looks_a_minute_after_the_start_and_with_each_pass():
         await r.clock.until_asleep()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert looks == [60, 960]
+        assert checks == [60, 960]
 
 
 @pytest.mark.parametrize("settings", [{"enabled": False}, {"cloud_configured": True}])
-async def test_where_nothing_goes_to_akosha_it_is_not_asked(settings):
+async def test_a_server_that_receives_no_memories_is_not_probed(settings):
     async with rig() as r:
         await delivered(r)
-        await Day(r, **settings).look_in(hours=30)
+        await DailyProbe(r, **settings).check_after(hours=30)
         assert r.sink.batches == []
 
 
-async def test_a_sync_that_runs_and_one_that_is_due_go_first():
+async def test_a_running_or_due_sync_precedes_the_probe():
     async with rig() as r:
         await delivered(r)
-        day = Day(r)
+        day = DailyProbe(r)
         async with day.loop.sync_lock:
-            await day.look_in(hours=30)
+            await day.check_after(hours=30)
         r.files.put("reflection", *some(*range(6)))
-        await day.look_in(hours=1)
+        await day.check_after(hours=1)
         assert r.sink.batches == []

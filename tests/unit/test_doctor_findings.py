@@ -1,4 +1,4 @@
-"""What a check says, how all are made at once, and what is printed of it."""
+"""Findings of doctor's checks: how checks run in parallel, and how findings are printed."""
 
 import asyncio
 import io
@@ -26,7 +26,7 @@ from agent.entrypoints.doctor.output import document, plain, show
 from agent.entrypoints.doctor.run import CHECKS
 from agent.settings import Settings
 
-CANARY = "canary-in-the-text-of-somebody-elses-error"
+CANARY = "canary-in-the-text-of-a-foreign-error"
 
 
 CONTEXT = DoctorContext(settings=Settings())
@@ -49,18 +49,18 @@ async def hangs(_context):
 
 
 @pytest.mark.parametrize("level", [Level.WARNING, Level.ERROR])
-def test_what_is_wrong_needs_a_hint(level):
+def test_a_warning_or_error_needs_a_hint(level):
     with pytest.raises(ValueError, match="hint"):
         Finding(name="x", level=level, found="broken")
 
 
-def test_an_errors_own_hint_comes_first_and_a_question_is_followed_by_the_default():
+def test_the_hint_of_an_error_replaces_the_default_unless_it_is_a_question():
     assert from_error("x", StoreError("no", hint="do this"), hint="or that").hint == "do this"
     assert from_error("x", StoreError("no"), hint="do that").hint == "do that"
     assert from_error("x", StoreError("no", hint="is it there?"), hint="look").hint == "is it there? look"
 
 
-async def test_a_check_that_hangs_is_an_error_and_the_others_come_to_their_end():
+async def test_a_hanging_check_is_an_error_and_the_others_finish():
     found = await examine([check("a", fine), check("b", hangs), check("c", fine)], seconds=0.05)
     assert [(finding.name, finding.level) for _, finding in found] == [
         ("fine", Level.OK),
@@ -70,25 +70,25 @@ async def test_a_check_that_hangs_is_an_error_and_the_others_come_to_their_end()
     assert found[1][1].hint == "turn it off and on"
 
 
-async def test_checks_are_made_side_by_side():
+async def test_checks_run_in_parallel():
     met = asyncio.Barrier(3)
 
-    async def meets(_context):
+    async def meet(_context):
         await met.wait()
         return [ok("met", "all three are here")]
 
-    found = await examine([check(str(n), meets) for n in range(3)])
+    found = await examine([check(str(n), meet) for n in range(3)])
     assert [finding.level for _, finding in found] == [Level.OK] * 3
 
 
-async def test_what_a_check_raises_is_a_finding_and_a_strangers_text_is_not_shown():
-    async def ours(_context):
+async def test_an_exception_of_a_check_is_a_finding_without_foreign_text():
+    async def own_error(_context):
         raise StoreError("the bucket is gone", hint="make it")
 
-    async def theirs(_context):
+    async def foreign_error(_context):
         raise RuntimeError(CANARY)
 
-    (_, first), (_, second) = await examine([check("a", ours), check("b", theirs)])
+    (_, first), (_, second) = await examine([check("a", own_error), check("b", foreign_error)])
     assert (first.level, first.found, first.hint) == (Level.ERROR, "the bucket is gone", "make it")
     assert second.level is Level.ERROR
     assert "RuntimeError" in second.found
@@ -103,13 +103,13 @@ async def test_a_damaged_ledger_is_an_error_once_and_skips_the_checks_that_need_
     assert (found.level, found.found) == (Level.SKIPPED, "it needs the ledger, which is damaged")
 
 
-async def test_checks_that_need_settings_are_skipped_where_these_are_wrong():
+async def test_checks_that_need_settings_are_skipped_if_these_are_invalid():
     context = DoctorContext(settings=Settings(), settings_error=SettingsError("wrong"))
     found = await examine([check("a", fine), check("b", fine, needs_settings=True)], context=context)
     assert [finding.level for _, finding in found] == [Level.OK, Level.SKIPPED]
 
 
-async def test_a_command_that_is_cancelled_leaves_no_check_behind():
+async def test_a_cancelled_command_leaves_no_checks_running():
     examining = asyncio.create_task(examine([check("a", hangs)]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -123,7 +123,7 @@ async def test_a_command_that_is_cancelled_leaves_no_check_behind():
     [("oo", 0), ("os", 0), ("ow", 1), ("we", 2), ("", 0)],
     ids=["well", "skipped", "warning", "error", "nothing"],
 )
-def test_the_worst_finding_decides_how_the_command_ends(levels, code):
+def test_the_worst_finding_determines_the_exit_code(levels, code):
     make = {
         "o": lambda: ok("x", "y"),
         "s": lambda: skipped("x", "y"),
@@ -135,7 +135,7 @@ def test_the_worst_finding_decides_how_the_command_ends(levels, code):
     assert document([("g", one) for one in found])["healthy"] is (code == 0)
 
 
-def test_every_check_has_a_name_of_its_own_and_a_hint_for_silence():
+def test_every_check_has_a_unique_name_and_a_hint_for_timeouts():
     assert len({one.name for one in CHECKS}) == len(CHECKS)
     assert all(one.timeout_hint for one in CHECKS)
 
@@ -147,7 +147,7 @@ FOUND = [
 ]
 
 
-def test_in_a_pipe_each_finding_is_a_line_and_its_hint_another_and_nothing_steers_a_terminal():
+def test_in_a_pipe_findings_and_hints_are_lines_without_escape_sequences():
     lines = plain(FOUND)
     assert lines == [
         "ok       good: all well (more)",
@@ -157,7 +157,7 @@ def test_in_a_pipe_each_finding_is_a_line_and_its_hint_another_and_nothing_steer
     ]
 
 
-def test_on_a_terminal_findings_stand_in_their_groups_with_their_hints():
+def test_on_a_terminal_findings_are_grouped_and_have_their_hints():
     out = io.StringIO()
     show(FOUND, Console(file=out, force_terminal=True, color_system=None, width=60, markup=False, highlight=False))
     text = out.getvalue()
@@ -168,7 +168,7 @@ def test_on_a_terminal_findings_stand_in_their_groups_with_their_hints():
     assert text.rstrip().endswith("There are errors.")
 
 
-def test_the_document_is_what_programs_were_promised():
+def test_the_document_has_the_documented_keys():
     reported = json.loads(json.dumps(document(FOUND)))
     assert reported["healthy"] is False
     assert reported["checks"][1] == {
@@ -180,15 +180,15 @@ def test_the_document_is_what_programs_were_promised():
     }
 
 
-def test_a_thread_that_hangs_keeps_no_process_from_ending():
-    """As a share that is gone: the system call never returns, and the loop ends all the same."""
-    gone = threading.Event()
+def test_a_hanging_thread_does_not_keep_the_process_alive():
+    """Like a share that no longer responds: the system call never returns, and the loop ends all the same."""
+    released = threading.Event()
 
     async def hang(_context):
-        return await in_thread(gone.wait)
+        return await in_thread(released.wait)
 
     try:
         ((_, found),) = asyncio.run(examine([check("share", hang)], seconds=0.05))
         assert found.level is Level.ERROR
     finally:
-        gone.set()
+        released.set()

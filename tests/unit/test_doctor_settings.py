@@ -1,4 +1,4 @@
-"""What doctor says of the settings, of Session-Buddy's own sync, and of the versions."""
+"""doctor's checks of the settings, of Session-Buddy's built-in sync, and of versions."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def home(tmp_path):
 
 
 def read_context(home, *, environ=None, settings_file=None):
-    """Read as the command does, with this home and these variables alone."""
+    """Read the settings as the command does, with only this home and these variables."""
     where = {"environ": environ or {}, "cwd": home / "work"}
     try:
         loaded = load(settings_file=settings_file, home=home, **where)
@@ -41,7 +41,7 @@ def write(home, name, text):
     path.write_text(text)
 
 
-async def test_settings_that_are_right_are_reported_with_their_sources(home):
+async def test_valid_settings_are_reported_with_their_sources(home):
     write(home, ".claude/settings/local.yaml", "akosha_max_retries: 5\nakosha_system_id: laptop\n")
     (found,) = await settings_checks.sources(read_context(home, environ={"AKOSHA_CLOUD_REGION": "eu-1"}))
     assert found.level is Level.OK
@@ -50,7 +50,7 @@ async def test_settings_that_are_right_are_reported_with_their_sources(home):
     assert "the environment (1)" in found.found
 
 
-async def test_each_value_that_is_wrong_is_an_error_with_its_place_and_no_secret(home):
+async def test_each_invalid_value_is_an_error_with_its_source_and_no_secret(home):
     write(home, ".claude/settings/local.yaml", "akosha_max_retries: many\nakosha_chunk_size_mb: 0\n")
     found = await settings_checks.sources(
         read_context(home, environ={"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": f"{CANARY}\n{CANARY}"})
@@ -62,14 +62,14 @@ async def test_each_value_that_is_wrong_is_an_error_with_its_place_and_no_secret
     assert CANARY not in repr(found)
 
 
-async def test_a_file_that_is_no_yaml_is_an_error_with_its_line(home):
+async def test_a_file_that_is_not_yaml_is_an_error_with_its_line(home):
     write(home, ".claude/settings/local.yaml", "akosha_http_token: 'x\n")
     (found,) = await settings_checks.sources(read_context(home))
     assert found.level is Level.ERROR
     assert "line" in found.found
 
 
-async def test_keys_that_are_no_settings_are_warnings(home):
+async def test_unknown_keys_are_warnings(home):
     write(home, ".claude/settings/local.yaml", "akosha_max_retrys: 5\n")
     environ = {"AKOSHA_AGENT_STATEDIR": "/somewhere"}
     _, first, second = await settings_checks.sources(read_context(home, environ=environ))
@@ -78,17 +78,17 @@ async def test_keys_that_are_no_settings_are_warnings(home):
     assert "akosha-agent config" in first.hint
 
 
-async def built_in(home, **how):
-    (found,) = await settings_checks.built_in_sync(read_context(home, **how))
+async def built_in(home, **options):
+    (found,) = await settings_checks.built_in_sync(read_context(home, **options))
     return found
 
 
-async def test_the_built_in_sync_without_a_bucket_is_left_in_peace(home):
+async def test_the_built_in_sync_without_a_bucket_is_ok(home):
     assert (await built_in(home)).level is Level.OK
 
 
 @pytest.mark.parametrize("name", [".config/session-buddy/config.yaml", "work/settings/session-buddy.yaml"])
-async def test_a_bucket_in_session_buddys_own_files_has_it_sync_beside_us(home, name):
+async def test_a_bucket_in_session_buddys_own_files_is_a_warning(home, name):
     write(home, name, "akosha_cloud_bucket: memories\n")
     found = await built_in(home)
     assert found.level is Level.WARNING
@@ -97,18 +97,18 @@ async def test_a_bucket_in_session_buddys_own_files_has_it_sync_beside_us(home, 
     assert "~/.claude/settings/local.yaml" in found.hint
 
 
-async def test_a_bucket_in_the_environment_does_so_too(home):
+async def test_a_bucket_in_the_environment_is_a_warning_too(home):
     found = await built_in(home, environ={"SESSION_BUDDY_AKOSHA_CLOUD_BUCKET": "memories"})
     assert found.level is Level.WARNING
     assert "env SESSION_BUDDY_AKOSHA_CLOUD_BUCKET" in found.found
 
 
-async def test_a_bucket_where_only_this_agent_reads_it_is_no_concern(home):
+async def test_a_bucket_that_only_this_agent_reads_is_ok(home):
     write(home, ".claude/settings/local.yaml", "akosha_cloud_bucket: memories\n")
     assert (await built_in(home)).level is Level.OK
 
 
-async def test_the_hint_works_and_leaves_this_agents_session_ends_on(home):
+async def test_following_the_hint_leaves_this_agents_session_ends_on(home):
     write(home, ".config/session-buddy/config.yaml", "akosha_cloud_bucket: memories\n")
     write(home, ".config/session-buddy/local.yaml", "akosha_upload_on_session_end: false\n")
     write(home, ".claude/settings/local.yaml", "akosha_upload_on_session_end: true\n")
@@ -120,7 +120,7 @@ async def test_the_hint_works_and_leaves_this_agents_session_ends_on(home):
     assert settings.cloud_bucket == "memories"
 
 
-async def test_where_a_variable_switches_it_on_the_hint_begins_with_that(home):
+async def test_if_a_variable_enables_the_built_in_sync_the_hint_starts_with_it(home):
     environ = {
         "SESSION_BUDDY_AKOSHA_CLOUD_BUCKET": "memories",
         "SESSION_BUDDY_AKOSHA_UPLOAD_ON_SESSION_END": "true",
@@ -129,7 +129,7 @@ async def test_where_a_variable_switches_it_on_the_hint_begins_with_that(home):
     assert found.hint.startswith("remove akosha_upload_on_session_end from env SESSION_BUDDY_AKOSHA_")
 
 
-async def test_a_trace_of_the_last_days_tells_that_it_ran_and_an_old_one_does_not(home):
+async def test_a_recent_state_file_of_the_built_in_sync_is_a_warning_and_an_old_one_is_not(home):
     write(home, ".claude/data/akosha_sync_state.json", "{}")
     found = await built_in(home)
     assert found.level is Level.WARNING
@@ -149,21 +149,21 @@ async def test_a_trace_of_the_last_days_tells_that_it_ran_and_an_old_one_does_no
         (-7200, Level.ERROR),
     ],
 )
-def test_a_clock_may_be_off_by_a_minute_and_never_by_five(ahead, level):
+def test_a_clock_off_by_a_minute_is_a_warning_and_by_five_an_error(ahead, level):
     (found,) = delivery_checks._compared("Akosha's", ahead)
     assert found.level is level
     assert ("behind" in found.found) is (level is not Level.OK and ahead > 0)
 
 
-async def test_versions_name_everything_a_report_needs():
+async def test_the_versions_name_all_libraries_that_a_report_needs():
     (found,) = await agent_checks.versions(None)
     assert found.level is Level.OK, found
     assert "Python" in found.found
     assert all(name in found.detail for name in ("duckdb 2", "botocore", "nats-py", "watchfiles"))
 
 
-async def test_a_library_that_is_older_than_needed_is_an_error(tmp_path, monkeypatch):
-    """As after `pip install` of something else into the same environment: its metadata says so."""
+async def test_a_library_older_than_required_is_an_error(tmp_path, monkeypatch):
+    """For example, after `pip install` of another package into the same environment. The metadata has the version."""
     folder = tmp_path / "duckdb-1.4.3.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: duckdb\nVersion: 1.4.3\n")
@@ -174,8 +174,8 @@ async def test_a_library_that_is_older_than_needed_is_an_error(tmp_path, monkeyp
     assert "reinstall akosha-agent" in found.hint
 
 
-async def test_a_library_that_is_newer_than_what_was_tested_is_an_error(monkeypatch):
-    """Where private parts of it are used, the versions are capped; `pip install` of something else may not care."""
+async def test_a_library_newer_than_tested_is_an_error(monkeypatch):
+    """Libraries of which private parts are used are capped; `pip install` of another package may ignore the cap."""
     needed = [
         "aiohttp<3.1,>=3.0",
         "mcp<99,>=1.27",
@@ -191,7 +191,7 @@ async def test_a_library_that_is_newer_than_what_was_tested_is_an_error(monkeypa
     ]
 
 
-async def test_an_engine_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
+async def test_a_missing_duckdb_is_an_error(tmp_path, monkeypatch):
     from agent.entrypoints.doctor import machine_checks
 
     settings = Settings(agent_data_dir=tmp_path, agent_state_dir=tmp_path / "state")

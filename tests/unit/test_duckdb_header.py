@@ -1,4 +1,4 @@
-"""What the 12,288 header bytes of a DuckDB file say."""
+"""Parsing the 12,288 header bytes of a DuckDB file."""
 
 import struct
 
@@ -29,13 +29,13 @@ def test_block_sizes_that_duckdb_offers_are_known(block_bytes):
 
 
 @pytest.mark.parametrize("block_bytes", [0, 1, 262_143, 2**63, 0xDEADBEEF])
-def test_an_unknown_layout_gives_no_iteration_but_is_no_error(block_bytes):
-    """An encrypted file's database headers are noise; it can be copied all the same."""
+def test_an_unknown_layout_has_no_iteration_and_is_not_an_error(block_bytes):
+    """The database headers of an encrypted file are random bytes. It can be copied all the same."""
     assert Header.parse(header((3, block_bytes), (2, 262_144), version=999)) == Header(version=999, iteration=None)
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"", "has 0 bytes"),
         (header()[:-1], "has 12,287 bytes"),
@@ -43,6 +43,6 @@ def test_an_unknown_layout_gives_no_iteration_but_is_no_error(block_bytes):
         (b"SQLite format 3\0" * 1000, "does not start with a DuckDB header"),
     ],
 )
-def test_bytes_that_are_no_duckdb_header_are_refused_with_the_reason(data, words):
-    with pytest.raises(WireError, match=words):
+def test_bytes_that_are_not_a_duckdb_header_are_rejected_with_the_reason(data, message):
+    with pytest.raises(WireError, match=message):
         Header.parse(data)

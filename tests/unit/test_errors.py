@@ -1,4 +1,4 @@
-"""The tree of errors: what stands under what, and what an error says."""
+"""The error classes: their hierarchy and their text."""
 
 import inspect
 
@@ -33,7 +33,7 @@ TREE = {
 }
 
 
-def test_the_tree_is_the_one_drawn_at_the_top_of_its_room():
+def test_the_hierarchy_is_the_one_in_the_module_docstring():
     found = {
         name: cls.__mro__[1].__name__
         for name, cls in inspect.getmembers(errors, inspect.isclass)
@@ -43,13 +43,13 @@ def test_the_tree_is_the_one_drawn_at_the_top_of_its_room():
     assert all(name in (errors.__doc__ or "") for name in found)
 
 
-def test_an_error_says_its_message_and_then_the_cure():
+def test_the_text_of_an_error_is_its_message_and_its_hint():
     assert str(AkoshaError("no bucket", hint="set akosha_cloud_bucket")) == "no bucket (set akosha_cloud_bucket)"
     assert str(AkoshaError("no bucket")) == "no bucket"
     assert not AkoshaError("x").transient
 
 
-def test_a_sync_error_takes_contracts_three_arguments_by_position():
+def test_a_sync_error_takes_message_method_and_original_by_position():
     cause = OSError("gone")
     error = CloudUploadError("upload failed", "cloud", cause)
     assert (error.message, error.method, error.original) == ("upload failed", "cloud", cause)
@@ -57,12 +57,12 @@ def test_a_sync_error_takes_contracts_three_arguments_by_position():
     assert SyncError("x", "http").original is None
 
 
-def test_who_holds_the_state_directory_is_reported():
+def test_already_running_names_the_process_that_holds_the_lock():
     error = AlreadyRunning("busy", pid=12, command="akosha-agent run", hint="stop it")
     assert (error.pid, error.command) == (12, "akosha-agent run")
 
 
 @pytest.mark.parametrize("kind", [errors.NamingError, errors.WireError])
-def test_bad_texts_are_value_errors_too(kind):
+def test_naming_and_wire_errors_are_value_errors_too(kind):
     with pytest.raises(ValueError, match="bad"):
         raise kind("bad")

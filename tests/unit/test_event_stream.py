@@ -1,4 +1,4 @@
-"""What readers of the event stream get, and what they cost."""
+"""What readers of the event stream receive, and how much reading of the ledger they cause."""
 
 import asyncio
 from contextlib import aclosing
@@ -15,7 +15,7 @@ from tests.support.clock import ManualClock
 
 
 class History:
-    """The part of a ledger that an event stream reads; counts how often it is read."""
+    """The part of a ledger that an event stream reads; `reads` counts the calls."""
 
     def __init__(self) -> None:
         self.entries: list[HistoryEntry] = []
@@ -45,7 +45,7 @@ class History:
         self._listeners.append(listener)
 
 
-class World:
+class Setup:
     def __init__(self) -> None:
         self.ledger, self.bus = History(), MemoryBus(ManualClock())
         self.stream = EventStream(ledger=self.ledger, bus=self.bus, system_id=values.SYSTEM)
@@ -61,7 +61,7 @@ class World:
 
 
 class Reader:
-    """Reads into `received` (positions, and bytes done as negative numbers) for as long as it lives."""
+    """A task that appends to `received`: positions, and bytes done as negative numbers."""
 
     def __init__(self, events) -> None:
         self.received: list[int] = []
@@ -82,80 +82,80 @@ async def settle(turns: int = 50) -> None:
         await asyncio.sleep(0)
 
 
-async def until(wanted) -> None:
+async def until(condition) -> None:
     async with asyncio.timeout(60):
-        while not wanted():
+        while not condition():
             await asyncio.sleep(0)
 
 
 @pytest.fixture
-async def world():
-    world = World()
-    yield world
-    await world.bus.aclose()
+async def setup():
+    setup = Setup()
+    yield setup
+    await setup.bus.aclose()
 
 
-async def test_a_reader_gets_the_history_after_its_position_and_then_what_happens(world):
-    world.ledger.write(3)
-    reader = world.reader(after=1)
+async def test_a_reader_gets_the_history_after_its_position_and_then_new_events(setup):
+    setup.ledger.write(3)
+    reader = setup.reader(after=1)
     await settle()
     assert reader.received == [2, 3]
-    world.ledger.write(2)
+    setup.ledger.write(2)
     await settle()
     assert reader.received == [2, 3, 4, 5]
     await reader.stop()
 
 
-async def test_without_a_position_it_gets_what_happens_from_now_on(world):
-    world.ledger.write(3)
-    first = world.reader()
+async def test_without_a_position_a_reader_gets_only_new_events(setup):
+    setup.ledger.write(3)
+    first = setup.reader()
     await settle()
-    world.ledger.write(250)
-    second = world.reader()
+    setup.ledger.write(250)
+    second = setup.reader()
     await settle()
-    world.ledger.write(1)
+    setup.ledger.write(1)
     await settle()
     assert (first.received, second.received) == ([*range(4, 255)], [254])
     await first.stop()
     await second.stop()
 
 
-async def test_every_one_of_many_readers_gets_every_event_of_a_burst_that_fills_several_batches(world):
-    readers = [world.reader() for _ in range(50)]
+async def test_each_of_many_readers_gets_all_events_of_a_long_burst(setup):
+    readers = [setup.reader() for _ in range(50)]
     await settle(500)
-    world.ledger.write(10 * BATCH)
+    setup.ledger.write(10 * BATCH)
     await until(lambda: all(len(reader.received) == 10 * BATCH for reader in readers))
     assert all(reader.received == [*range(1, 10 * BATCH + 1)] for reader in readers)
     for reader in readers:
         await reader.stop()
 
 
-async def test_an_event_costs_a_reader_one_reading_of_the_ledger(world):
-    reader = world.reader()
+async def test_an_event_causes_one_read_of_the_ledger_per_reader(setup):
+    reader = setup.reader()
     await settle()
-    before = world.ledger.reads
-    world.ledger.write()
+    before = setup.ledger.reads
+    setup.ledger.write()
     await settle()
-    assert (reader.received, world.ledger.reads - before) == ([1], 1)
+    assert (reader.received, setup.ledger.reads - before) == ([1], 1)
     await reader.stop()
 
 
-async def test_what_is_written_while_a_reader_reads_is_not_missed(world):
-    async with aclosing(world.stream.events(after=0)) as events:
-        world.ledger.write()
+async def test_events_written_while_a_reader_reads_are_not_missed(setup):
+    async with aclosing(setup.stream.events(after=0)) as events:
+        setup.ledger.write()
         assert (await anext(events)).position == 1
-        world.ledger.write()
+        setup.ledger.write()
         async with asyncio.timeout(60):
             assert (await anext(events)).position == 2
 
 
-async def test_a_reader_that_is_slow_gets_everything_in_batches_from_the_ledger(world):
-    async with aclosing(world.stream.events(after=0)) as slow:
-        quick = world.reader()
-        world.ledger.write(1)
+async def test_a_slow_reader_gets_all_events_in_batches_from_the_ledger(setup):
+    async with aclosing(setup.stream.events(after=0)) as slow:
+        quick = setup.reader()
+        setup.ledger.write(1)
         received = [(await anext(slow)).position]
         for _ in range(5):
-            world.ledger.write(BATCH)
+            setup.ledger.write(BATCH)
             await settle()
         assert len(quick.received) >= 5 * BATCH
         while len(received) < 5 * BATCH + 1:
@@ -164,95 +164,95 @@ async def test_a_reader_that_is_slow_gets_everything_in_batches_from_the_ledger(
         await quick.stop()
 
 
-async def test_what_the_ledger_has_deleted_is_skipped(world):
-    world.ledger.write(10)
-    del world.ledger.entries[:5]
-    reader = world.reader(after=1)
+async def test_deleted_entries_are_skipped(setup):
+    setup.ledger.write(10)
+    del setup.ledger.entries[:5]
+    reader = setup.reader(after=1)
     await settle()
     assert reader.received == [6, 7, 8, 9, 10]
     await reader.stop()
 
 
-async def test_a_position_of_an_earlier_ledger_means_all_of_this_one(world):
-    world.ledger.write(3)
-    reader = world.reader(after=5000)
+async def test_a_position_past_the_end_returns_the_complete_history(setup):
+    setup.ledger.write(3)
+    reader = setup.reader(after=5000)
     await settle()
     assert reader.received == [1, 2, 3]
     await reader.stop()
 
 
-async def test_progress_comes_in_between_and_not_after_its_result(world):
-    reader = world.reader()
+async def test_progress_is_delivered_before_its_result_and_not_after(setup):
+    reader = setup.reader()
     await settle()
-    world.ledger.write()
-    await world.bus.publish(world.progress(10))
+    setup.ledger.write()
+    await setup.bus.publish(setup.progress(10))
     await settle()
-    await world.bus.publish(world.progress(20))
+    await setup.bus.publish(setup.progress(20))
     await settle()
-    world.ledger.write(event=values.skipped("r9"))
+    setup.ledger.write(event=values.skipped("r9"))
     await settle()
-    await world.bus.publish(world.progress(30))
+    await setup.bus.publish(setup.progress(30))
     await settle()
-    await world.bus.publish(world.progress(5, "r10"))
+    await setup.bus.publish(setup.progress(5, "r10"))
     await settle()
     assert reader.received == [1, -10, -20, 2, -5]
     await reader.stop()
 
 
-async def test_progress_is_subscribed_to_only_while_somebody_reads(world):
-    await world.bus.publish(world.progress(1))
-    assert world.bus._mailboxes == []
-    readers = [world.reader() for _ in range(3)]
+async def test_progress_is_subscribed_to_only_while_there_are_readers(setup):
+    await setup.bus.publish(setup.progress(1))
+    assert setup.bus._mailboxes == []
+    readers = [setup.reader() for _ in range(3)]
     await settle()
-    await world.bus.publish(world.progress(2))
+    await setup.bus.publish(setup.progress(2))
     await settle()
     assert [reader.received for reader in readers] == [[-2]] * 3
     for reader in readers:
         await reader.stop()
-    assert (world.bus._mailboxes, world.stream._readers) == ([], set())
-    again = world.reader()
+    assert (setup.bus._mailboxes, setup.stream._readers) == ([], set())
+    again = setup.reader()
     await settle()
-    await world.bus.publish(world.progress(3))
+    await setup.bus.publish(setup.progress(3))
     await settle()
     assert again.received == [-3]
     await again.stop()
 
 
-async def test_a_reader_that_does_not_read_keeps_no_progress_back(world):
-    async with aclosing(world.stream.events(after=None)) as events:
+async def test_an_idle_reader_keeps_only_the_newest_progress(setup):
+    async with aclosing(setup.stream.events(after=None)) as events:
         waiting = asyncio.create_task(anext(events))
         await settle()
-        world.ledger.write()
+        setup.ledger.write()
         await waiting
         for done in range(1, 1001):
-            await world.bus.publish(world.progress(done))
+            await setup.bus.publish(setup.progress(done))
         await settle(10_000)
         kept = [(await anext(events)).done_bytes for _ in range(PROGRESS_KEPT)]
         assert kept == [*range(1001 - PROGRESS_KEPT, 1001)]
 
 
-async def test_nothing_runs_and_nothing_is_read_while_nothing_happens(world):
-    readers = [world.reader() for _ in range(5)]
+async def test_without_events_no_task_starts_and_the_ledger_is_not_read(setup):
+    readers = [setup.reader() for _ in range(5)]
     await settle()
-    reads, tasks = world.ledger.reads, len(asyncio.all_tasks())
+    reads, tasks = setup.ledger.reads, len(asyncio.all_tasks())
     waiters = [reader.task.get_stack() for reader in readers]
     await settle()
-    assert (world.ledger.reads, len(asyncio.all_tasks())) == (reads, tasks)
+    assert (setup.ledger.reads, len(asyncio.all_tasks())) == (reads, tasks)
     assert all(waiters)
     for reader in readers:
         await reader.stop()
 
 
-async def test_a_ledger_that_fails_is_the_readers_error_and_the_next_reader_is_served(world):
-    reader = world.reader()
+async def test_a_ledger_error_ends_its_reader_and_not_the_next_one(setup):
+    reader = setup.reader()
     await settle()
-    world.ledger.failing = StateError("the disk is gone")
-    world.ledger.write()
+    setup.ledger.failing = StateError("the disk is gone")
+    setup.ledger.write()
     await settle()
     with pytest.raises(StateError):
         reader.task.result()
-    world.ledger.failing = None
-    again = world.reader(after=0)
+    setup.ledger.failing = None
+    again = setup.reader(after=0)
     await settle()
     assert again.received == [1]
     await again.stop()

@@ -1,4 +1,4 @@
-"""Two buses as one: what goes to which, and one event at a time over both."""
+"""The failover bus: which of two buses carries an event, and one event at a time over both."""
 
 import asyncio
 
@@ -18,8 +18,8 @@ EVENTS = [values.request(), SessionEnded(id="e-1", time=values.NOON, system_id=v
 RESULTS = [values.skipped(), values.failed(), values.succeeded(values.manifest(reflection=1))]
 
 
-class Distant(MemoryBus):
-    """A distant bus that a test takes away, and that fails as told."""
+class RemoteBus(MemoryBus):
+    """A remote bus: the test sets its readiness and the error of `publish`."""
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__(clock)
@@ -43,30 +43,30 @@ class Distant(MemoryBus):
 
 
 class RecordingHandler:
-    """Records what it is given; holds each event until it is let go."""
+    """Record the events received; with `hold`, each handler waits for `release`."""
 
     def __init__(self, *, hold: bool = False) -> None:
         self.events: list[Event] = []
         self.cancelled = 0
-        self.go_on = asyncio.Event()
-        self._news = asyncio.Condition()
+        self.release = asyncio.Event()
+        self._changed = asyncio.Condition()
         if not hold:
-            self.go_on.set()
+            self.release.set()
 
     async def __call__(self, message) -> None:
-        async with self._news:
+        async with self._changed:
             self.events.append(message.event)
-            self._news.notify_all()
+            self._changed.notify_all()
         try:
-            await self.go_on.wait()
+            await self.release.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
         await message.ack()
 
     async def wait_for_count(self, count: int) -> list[Event]:
-        async with asyncio.timeout(SECONDS), self._news:
-            await self._news.wait_for(lambda: len(self.events) >= count)
+        async with asyncio.timeout(SECONDS), self._changed:
+            await self._changed.wait_for(lambda: len(self.events) >= count)
         return self.events
 
 
@@ -76,8 +76,8 @@ def clock():
 
 
 @pytest.fixture
-def distant(clock):
-    return Distant(clock)
+def remote(clock):
+    return RemoteBus(clock)
 
 
 @pytest.fixture
@@ -86,91 +86,89 @@ def local(clock):
 
 
 @pytest.fixture
-async def bus(distant, local):
-    made = FailoverBus(distant, local, progress_interval_seconds=0.01)
+async def bus(remote, local):
+    made = FailoverBus(remote, local, progress_interval_seconds=0.01)
     yield made
     await made.aclose()
 
 
-async def heard_on(bus) -> RecordingHandler:
+async def subscribed_inbox(bus) -> RecordingHandler:
     inbox = RecordingHandler()
     await bus.subscribe("akosha.>", inbox)
     return inbox
 
 
 @pytest.mark.parametrize("event", EVENTS)
-async def test_what_is_disposable_goes_to_the_distant_bus_while_it_is_there_else_to_the_local_one(
-    bus, distant, local, event
-):
-    far, near = await heard_on(distant), await heard_on(local)
+async def test_disposable_events_use_the_remote_bus_if_ready_or_the_local_one(bus, remote, local, event):
+    remote_inbox, local_inbox = await subscribed_inbox(remote), await subscribed_inbox(local)
     await bus.publish(event)
-    assert await far.wait_for_count(1) == [event]
-    assert near.events == []
-    distant.ready(False)
+    assert await remote_inbox.wait_for_count(1) == [event]
+    assert local_inbox.events == []
+    remote.ready(False)
     await bus.publish(event)
-    assert await near.wait_for_count(1) == [event]
-    assert distant.tried == [event]
+    assert await local_inbox.wait_for_count(1) == [event]
+    assert remote.tried == [event]
 
 
 @pytest.mark.parametrize("event", EVENTS)
-async def test_what_the_distant_bus_does_not_take_for_now_stays_here(bus, distant, local, event):
-    near = await heard_on(local)
-    distant.failure = TRANSIENT
+async def test_after_a_transient_remote_error_an_event_uses_the_local_bus(bus, remote, local, event):
+    local_inbox = await subscribed_inbox(local)
+    remote.failure = TRANSIENT
     await bus.publish(event)
-    assert await near.wait_for_count(1) == [event]
+    assert await local_inbox.wait_for_count(1) == [event]
 
 
 @pytest.mark.parametrize("failure", [PERMANENT, WireError("too long"), StateError("the event bus is closed")])
-async def test_an_error_that_will_not_pass_is_not_covered_up_by_the_local_bus(bus, distant, local, clock, failure):
-    near = await heard_on(local)
-    distant.failure = failure
+async def test_a_permanent_remote_error_is_raised(bus, remote, local, clock, failure):
+    local_inbox = await subscribed_inbox(local)
+    remote.failure = failure
     with pytest.raises(type(failure)) as raised:
         await bus.publish(EVENTS[0])
     assert raised.value is failure
     await clock.advance(0)
-    assert near.events == []
+    assert local_inbox.events == []
 
 
 @pytest.mark.parametrize("result", RESULTS)
-async def test_a_result_goes_to_the_distant_bus_or_nowhere(bus, distant, local, clock, result):
-    far, near = await heard_on(distant), await heard_on(local)
+async def test_a_result_is_published_only_on_the_remote_bus(bus, remote, local, clock, result):
+    remote_inbox, local_inbox = await subscribed_inbox(remote), await subscribed_inbox(local)
     await bus.publish(result)
-    assert await far.wait_for_count(1) == [result]
-    distant.ready(False)
-    distant.failure = TRANSIENT
+    assert await remote_inbox.wait_for_count(1) == [result]
+    remote.ready(False)
+    remote.failure = TRANSIENT
     with pytest.raises(BusError):
         await bus.publish(result)
     await clock.advance(0)
-    assert near.events == []
+    assert local_inbox.events == []
 
 
-async def test_one_event_at_a_time_over_both_buses(bus, distant, local, clock):
+async def test_one_event_at_a_time_over_both_buses(bus, remote, local, clock):
     inbox = RecordingHandler(hold=True)
     await bus.subscribe("akosha.>", inbox)
-    await distant.publish(EVENTS[0])
+    await remote.publish(EVENTS[0])
     assert await inbox.wait_for_count(1) == [EVENTS[0]]
     await local.publish(EVENTS[1])
     await clock.advance(0)
     assert inbox.events == [EVENTS[0]]
-    inbox.go_on.set()
+    inbox.release.set()
     assert await inbox.wait_for_count(2) == EVENTS
 
 
-async def test_a_handler_that_fails_holds_nothing_up(bus, distant, local):
+async def test_a_failing_handler_does_not_block_others(bus, remote, local):
     seen = RecordingHandler()
 
-    async def fail_on_the_distant(message) -> None:
+    async def fail_on_the_remote(message) -> None:
         if message.event is EVENTS[0]:
             raise ValueError
         await seen(message)
 
-    await bus.subscribe("akosha.>", fail_on_the_distant)
-    await distant.publish(EVENTS[0])
+    await bus.subscribe("akosha.>", fail_on_the_remote)
+    await remote.publish(EVENTS[0])
     await local.publish(EVENTS[1])
     assert await seen.wait_for_count(1) == [EVENTS[1]]
 
 
-async def test_who_waits_for_its_turn_is_not_silent(bus, distant, local):
+async def test_a_handler_that_waits_for_its_turn_reports_progress(bus, remote, local):
     class Waiting:
         event = EVENTS[1]
 
@@ -190,7 +188,7 @@ async def test_who_waits_for_its_turn_is_not_silent(bus, distant, local):
     async def subscribe(pattern, handler, *, durable=None):
         handlers.append(handler)
 
-    distant.subscribe = local.subscribe = subscribe
+    remote.subscribe = local.subscribe = subscribe
     inbox, first, second = RecordingHandler(hold=True), Waiting(), Waiting()
     await bus.subscribe("akosha.>", inbox)
     working = asyncio.create_task(handlers[0](first))
@@ -199,15 +197,15 @@ async def test_who_waits_for_its_turn_is_not_silent(bus, distant, local):
     async with asyncio.timeout(SECONDS):
         await second.received.wait()
         assert first.reported == 0
-        inbox.go_on.set()
+        inbox.release.set()
         await asyncio.gather(working, waiting)
     assert len(inbox.events) == 2
 
 
-async def test_who_is_cancelled_while_it_waits_for_its_turn_leaves_the_turn_to_others(bus, distant, local, clock):
+async def test_a_handler_cancelled_while_waiting_does_not_block_others(bus, remote, local, clock):
     inbox = RecordingHandler(hold=True)
     subscription = await bus.subscribe("akosha.>", inbox, durable="d")
-    await distant.publish(EVENTS[0])
+    await remote.publish(EVENTS[0])
     await inbox.wait_for_count(1)
     await local.publish(EVENTS[1])
     await clock.advance(0)
@@ -217,39 +215,39 @@ async def test_who_is_cancelled_while_it_waits_for_its_turn_leaves_the_turn_to_o
     assert set(map(str, await again.wait_for_count(2))) == set(map(str, EVENTS))
 
 
-async def test_stop_stops_both_and_cancels_the_handler(bus, distant, local, clock):
+async def test_stop_stops_both_and_cancels_the_handler(bus, remote, local, clock):
     inbox = RecordingHandler(hold=True)
     subscription = await bus.subscribe("akosha.>", inbox)
-    await distant.publish(EVENTS[0])
+    await remote.publish(EVENTS[0])
     await inbox.wait_for_count(1)
     await subscription.stop()
     assert inbox.cancelled == 1
-    for one in (distant, local):
+    for one in (remote, local):
         await one.publish(EVENTS[1])
     await clock.advance(0)
     assert inbox.events == [EVENTS[0]]
 
 
-async def test_a_name_in_use_on_the_distant_bus_is_not_taken_on_the_local_one(bus, distant, local):
-    await distant.subscribe("akosha.>", RecordingHandler(), durable="d")
+async def test_a_durable_name_in_use_on_the_remote_bus_is_not_used_on_the_local_one(bus, remote, local):
+    await remote.subscribe("akosha.>", RecordingHandler(), durable="d")
     with pytest.raises(StateError, match="in use"):
         await bus.subscribe("akosha.>", RecordingHandler(), durable="d")
     await local.subscribe("akosha.>", RecordingHandler(), durable="d")
 
 
-async def test_closing_closes_both(bus, distant, local):
+async def test_closing_closes_both(bus, remote, local):
     await bus.aclose()
-    for one in (distant, local):
+    for one in (remote, local):
         with pytest.raises(StateError, match="closed"):
             await one.publish(EVENTS[0])
 
 
-async def test_the_state_is_that_of_the_bus_in_use_and_says_why_it_is_not_the_other(bus, distant):
-    assert bus.state is distant.state
-    distant.ready(False, "no answer")
+async def test_the_state_is_that_of_the_bus_in_use_with_the_reason(bus, remote):
+    assert bus.state is remote.state
+    remote.ready(False, "no answer")
     state = bus.state
     assert (state.name, state.ready, state.detail) == ("memory", True, "in this process: no answer")
-    assert bus.stream is distant.stream
+    assert bus.stream is remote.stream
     bus.on_change(print)
-    assert distant.listeners == [print]
+    assert remote.listeners == [print]
     await bus.wait_until_ready()

@@ -1,4 +1,4 @@
-"""What is to be on the disk goes through one function, which knows file systems without fsync."""
+"""Files and locks: fsync on file systems without it, atomic writes, private files, and locks."""
 
 import errno
 import os
@@ -10,15 +10,15 @@ from agent.entrypoints.hook import note
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
-def test_a_file_system_that_knows_no_fsync_is_no_error(number, monkeypatch):
-    def unknown(_descriptor):
+def test_a_file_system_without_fsync_is_not_an_error(number, monkeypatch):
+    def unsupported(_descriptor):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("os.fsync", unknown)
+    monkeypatch.setattr("os.fsync", unsupported)
     fs.sync(0)
 
 
-def test_a_disk_that_fails_is_one(monkeypatch):
+def test_a_disk_error_in_fsync_is_raised(monkeypatch):
     def failing(_descriptor):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -27,18 +27,18 @@ def test_a_disk_that_fails_is_one(monkeypatch):
         fs.sync(0)
 
 
-def test_a_descriptor_that_is_not_open_is_one(tmp_path):
+def test_a_closed_descriptor_in_fsync_is_an_error(tmp_path):
     descriptor = os.open(tmp_path, os.O_RDONLY)
     os.close(descriptor)
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
         fs.sync(descriptor)
 
 
-def test_the_note_of_the_hook_is_kept_without_fsync(tmp_path, monkeypatch):
-    def unknown(_descriptor):
+def test_the_hook_writes_its_note_without_fsync(tmp_path, monkeypatch):
+    def unsupported(_descriptor):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr("os.fsync", unknown)
+    monkeypatch.setattr("os.fsync", unsupported)
     note.write_note(str(tmp_path / "state"), "a-note", b"{}")
     assert [path.read_bytes() for path in (tmp_path / "state" / "spool").iterdir()] == [b"{}"]
 
@@ -47,7 +47,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "kept"
     fs.write_atomically(path, b"old", mode=0o644)
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"old", 0o644)
@@ -74,11 +74,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_sole_writer_replaces_the_draft_of_a_killed_one(tmp_path):
     (tmp_path / ".kept.draft").write_bytes(b"ha")
-    fs.write_atomically(tmp_path / "kept", b"whole", sole_writer=True)
+    fs.write_atomically(tmp_path / "kept", b"complete", sole_writer=True)
     assert names(tmp_path) == ["kept"]
 
 
-def test_of_files_created_at_the_same_time_one_wins(tmp_path):
+def test_only_one_of_two_creators_succeeds(tmp_path):
     assert fs.create_atomically(tmp_path / "id", b"first")
     assert not fs.create_atomically(tmp_path / "id", b"second")
     assert ((tmp_path / "id").read_bytes(), names(tmp_path)) == (b"first", ["id"])

@@ -1,4 +1,4 @@
-"""The stored form of a staged file: gzip members in order, bounded, the same for the same input."""
+"""The stored form of a staged file: gzip members in order, of bounded size, equal for equal input."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ def engine(request, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 1, MEMBER - 1, MEMBER, MEMBER + 1, 7 * MEMBER + 13])
-async def test_what_gzip_reads_is_what_was_staged(tmp_path, engine, size):
+async def test_the_output_unpacks_to_the_staged_file(tmp_path, engine, size):
     raw = data_of(size)
     staged = tmp_path / "reflection.duckdb"
     staged.write_bytes(raw)
@@ -46,7 +46,7 @@ async def test_what_gzip_reads_is_what_was_staged(tmp_path, engine, size):
 
 
 @pytest.mark.parametrize("size", [0, 3 * MEMBER + 5])
-async def test_the_gzip_command_accepts_it(tmp_path, size):
+async def test_the_gzip_command_accepts_the_output(tmp_path, size):
     staged = tmp_path / "reflection.duckdb"
     staged.write_bytes(data_of(size))
     packed = tmp_path / "packed.gz"
@@ -57,7 +57,7 @@ async def test_the_gzip_command_accepts_it(tmp_path, size):
     assert subprocess.run([command, "-dc", packed], check=True, capture_output=True).stdout == staged.read_bytes()
 
 
-async def test_each_member_stands_alone_and_holds_one_stretch_of_the_file(tmp_path):
+async def test_each_member_is_independent_and_has_one_range_of_the_file(tmp_path):
     raw = data_of(3 * MEMBER + 100)
     staged = tmp_path / "file"
     staged.write_bytes(raw)
@@ -70,7 +70,7 @@ async def test_each_member_stands_alone_and_holds_one_stretch_of_the_file(tmp_pa
     assert members == [raw[at : at + MEMBER] for at in range(0, len(raw), MEMBER)]
 
 
-async def test_equal_input_gives_equal_output_whatever_the_threads(tmp_path, engine):
+async def test_equal_input_gives_equal_output_for_any_number_of_threads(tmp_path, engine):
     staged = tmp_path / "file"
     staged.write_bytes(data_of(9 * MEMBER))
     copy = tmp_path / "other name"
@@ -86,22 +86,22 @@ async def test_pieces_are_of_bounded_size(tmp_path):
         assert max([len(piece) async for piece in compressor.stream(staged)]) <= 2 * PIECE_BYTES
 
 
-async def test_no_more_members_are_begun_than_there_are_threads_and_the_one_handed_out(tmp_path, monkeypatch):
-    """A consumer that does not take anything stops the work."""
+async def test_at_most_one_member_more_than_threads_is_started(tmp_path, monkeypatch):
+    """A consumer that reads nothing stops the work."""
     staged = tmp_path / "file"
     staged.write_bytes(data_of(40 * MEMBER))
-    begun = []
+    started = []
     compressor = GzipMembers(member_bytes=MEMBER, threads=2)
-    whole = compressor._member
-    monkeypatch.setattr(compressor, "_member", lambda p, o, n, s: (begun.append(o), whole(p, o, n, s))[1])
+    original = compressor._member
+    monkeypatch.setattr(compressor, "_member", lambda p, o, n, s: (started.append(o), original(p, o, n, s))[1])
     pieces = compressor.stream(staged)
     await anext(pieces)
     await pieces.aclose()
-    # Threads begin in any order; the third member waits for one that is free.
-    assert sorted(begun) in ([0, MEMBER], [0, MEMBER, 2 * MEMBER])
+    # Threads start in any order; the third member waits for a free one.
+    assert sorted(started) in ([0, MEMBER], [0, MEMBER, 2 * MEMBER])
 
 
-async def test_closing_ends_the_threads_at_once(tmp_path):
+async def test_closing_the_stream_ends_its_threads(tmp_path):
     staged = tmp_path / "file"
     staged.write_bytes(data_of(4 * 2**20))
     pieces = GzipMembers(member_bytes=2**20).stream(staged)
@@ -131,7 +131,7 @@ async def test_cancelling_the_consumer_ends_the_work(tmp_path):
         await task
 
 
-async def test_uncompressed_is_the_file_itself(tmp_path):
+async def test_uncompressed_output_is_the_file_itself(tmp_path):
     staged = tmp_path / "file"
     staged.write_bytes(data_of(3 * 2**20 + 7))
     assert await collect(Uncompressed(), staged) == staged.read_bytes()
@@ -139,18 +139,18 @@ async def test_uncompressed_is_the_file_itself(tmp_path):
     assert await collect(Uncompressed(), staged) == b""
 
 
-def test_each_says_what_it_does():
+def test_each_compressor_names_its_compression():
     assert (GzipMembers().compression, Uncompressed().compression) == ("gzip", "none")
 
 
 @pytest.mark.parametrize("compressor", [GzipMembers(), Uncompressed()])
-async def test_a_missing_copy_is_a_clear_error(tmp_path, compressor):
+async def test_a_missing_staged_copy_is_an_error(tmp_path, compressor):
     with pytest.raises(StateError, match=r"the staged copy gone cannot be read: No such file"):
         await collect(compressor, tmp_path / "gone")
 
 
 @pytest.mark.parametrize("compressor", [GzipMembers(member_bytes=MEMBER), Uncompressed()])
-async def test_a_copy_cut_short_while_it_is_read_is_an_error_and_never_a_short_object(tmp_path, compressor):
+async def test_a_copy_truncated_while_it_is_read_is_an_error(tmp_path, compressor):
     staged = tmp_path / "file"
     staged.write_bytes(data_of(64 * MEMBER))
     pieces = compressor.stream(staged)

@@ -1,4 +1,4 @@
-"""Between the bus and a loop over results: each is given to the loop once, and settled when the loop comes back."""
+"""The handover from the bus to a loop over results: each result is given once and acknowledged when finished."""
 
 import asyncio
 from dataclasses import replace
@@ -14,7 +14,7 @@ SECONDS = 60
 
 
 class Message:
-    """A delivery that remembers how it was settled; `acked` is told when."""
+    """A message of the bus; `acked` is set by its acknowledgement, `heard` by a progress report."""
 
     def __init__(self, event):
         self.event, self.acked, self.received = event, asyncio.Event(), asyncio.Event()
@@ -32,7 +32,7 @@ async def handover():
 
 
 async def deliver(handover, *events):
-    """Deliver as a bus does: the next after the ack of the one before; return the tasks' owner and the messages."""
+    """Deliver like a bus, each event after the ack of the previous one; return the delivering task and the messages."""
     messages = [Message(event) for event in events]
 
     async def one_by_one():
@@ -42,7 +42,7 @@ async def deliver(handover, *events):
     return asyncio.create_task(one_by_one(), name="bus"), messages
 
 
-async def test_a_result_is_acked_when_the_loop_has_come_back_and_not_before(handover):
+async def test_a_result_is_acked_after_the_loop_finishes_it(handover):
     async with asyncio.timeout(SECONDS):
         bus, (first, second) = await deliver(handover, values.skipped("r1"), values.skipped("r2"))
         turn = await handover.next()
@@ -55,7 +55,7 @@ async def test_a_result_is_acked_when_the_loop_has_come_back_and_not_before(hand
         await bus
 
 
-async def test_what_is_not_wanted_is_acked_at_once(handover):
+async def test_events_of_other_types_are_acked_at_once(handover):
     async with asyncio.timeout(SECONDS):
         bus, messages = await deliver(handover, values.failed(), values.request(), values.skipped())
         turn = await handover.next()
@@ -65,20 +65,20 @@ async def test_what_is_not_wanted_is_acked_at_once(handover):
         await bus
 
 
-async def test_what_the_loop_is_through_with_is_acked_and_not_given_again(handover):
+async def test_a_finished_result_is_acked_and_not_delivered_again(handover):
     other = replace(values.skipped("r1"), system_id="another")
     async with asyncio.timeout(SECONDS):
         bus, messages = await deliver(handover, *[values.skipped("r1")] * 3, other)
         handover.finish(await handover.next())
         turn = await handover.next()
-        assert turn.result == other, "ids are their system's own"
+        assert turn.result == other, "IDs are unique only within their system"
         assert [message.acked.is_set() for message in messages] == [True, True, True, False]
         handover.finish(turn)
         await bus
 
 
-async def test_a_result_that_comes_again_while_the_loop_has_it_is_given_once(handover):
-    """Its handler was cancelled for its silence: a body blocked the event loop."""
+async def test_a_result_redelivered_during_its_handling_is_given_once(handover):
+    """The bus cancelled its handler, which reported no progress: the loop's body had blocked the event loop."""
     async with asyncio.timeout(SECONDS):
         bus, (first,) = await deliver(handover, values.skipped("r1"))
         turn = await handover.next()
@@ -91,7 +91,7 @@ async def test_a_result_that_comes_again_while_the_loop_has_it_is_given_once(han
         bus.cancel()
 
 
-async def test_a_bounded_number_is_remembered(monkeypatch):
+async def test_the_number_of_remembered_results_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "MOST_REMEMBERED", 2)
     handover = Handover([SyncFailed], progress_interval_seconds=60)
     first, *others = (values.failed(f"r{number}") for number in range(4))

@@ -1,4 +1,4 @@
-"""What counts as stuck, what does not, and when the agent is ready."""
+"""The health monitor: which components count as stuck, and when the agent is ready."""
 
 import asyncio
 
@@ -13,8 +13,8 @@ from tests.support.clock import ManualClock
 PERIOD = 60.0
 
 
-class Looking:
-    """A watch that looks each time it is asked, until it is stuck."""
+class ScriptedWatch:
+    """A watch that has always just scanned, until it hangs."""
 
     mode, lag = "native", 0.0
 
@@ -29,8 +29,8 @@ class Looking:
         self.stuck_from = self._clock.monotonic()
 
 
-class Answering:
-    """The part of a ledger that is asked whether it lives."""
+class ScriptedLedger:
+    """The ledger method that the health check calls; it answers while `free` is set."""
 
     def __init__(self) -> None:
         self.free = asyncio.Event()
@@ -44,122 +44,122 @@ class Answering:
         return 1
 
 
-class World:
+class Setup:
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.files, self.notes, self.ledger = Looking(self.clock), Looking(self.clock), Answering()
-        self.bus_ready, self.begun, self.changes = True, asyncio.Event(), []
+        self.files, self.notes, self.ledger = ScriptedWatch(self.clock), ScriptedWatch(self.clock), ScriptedLedger()
+        self.bus_ready, self.started, self.changes = True, asyncio.Event(), []
         self.health = HealthMonitor(
             clock=self.clock, ledger=self.ledger, watches={WATCH: self.files, SPOOL: self.notes},
             bus_state=lambda: BusState("nats", self.bus_ready, "there", values.NOON), period_seconds=PERIOD,
-            started=self.begun,
+            started=self.started,
         )  # fmt: skip
         self.health.on_change(lambda: self.changes.append(set(self.health.problems())))
 
 
 @pytest.fixture
-async def world():
-    world = World()
-    running = asyncio.create_task(world.health.run())
-    await world.clock.until_asleep()
-    yield world
-    world.ledger.free.set()
+async def setup():
+    setup = Setup()
+    running = asyncio.create_task(setup.health.run())
+    await setup.clock.until_asleep()
+    yield setup
+    setup.ledger.free.set()
     running.cancel()
     await asyncio.wait({running})
     assert running.cancelled()
 
 
-async def test_an_agent_at_rest_is_well_for_days(world):
+async def test_an_idle_agent_is_healthy_for_hours(setup):
     for _ in range(200):
-        await world.clock.advance(OBSERVE_SECONDS)
-    assert (world.health.problems(), world.changes) == ({}, [])
+        await setup.clock.advance(OBSERVE_SECONDS)
+    assert (setup.health.problems(), setup.changes) == ({}, [])
 
 
-async def test_a_watch_that_has_not_looked_for_a_few_of_its_periods_is_stuck_until_it_looks_again(world):
-    world.files.hang()
-    await world.clock.advance(3 * PERIOD)
-    assert world.health.problems() == {}
-    await world.clock.advance(PERIOD + OBSERVE_SECONDS)
-    assert "no scan of its directory" in world.health.stuck[WATCH]
-    world.files.stuck_from = None
-    await world.clock.advance(OBSERVE_SECONDS)
-    assert world.health.problems() == {}
-    assert world.changes == [{WATCH}, set()]
+async def test_a_watch_without_a_scan_for_several_periods_is_stuck_until_its_next_scan(setup):
+    setup.files.hang()
+    await setup.clock.advance(3 * PERIOD)
+    assert setup.health.problems() == {}
+    await setup.clock.advance(PERIOD + OBSERVE_SECONDS)
+    assert "no scan of its directory" in setup.health.stuck[WATCH]
+    setup.files.stuck_from = None
+    await setup.clock.advance(OBSERVE_SECONDS)
+    assert setup.health.problems() == {}
+    assert setup.changes == [{WATCH}, set()]
 
 
-async def test_a_spool_that_is_not_looked_at_is_stuck(world):
-    world.notes.hang()
-    await world.clock.advance(5 * PERIOD)
-    assert set(world.health.stuck) == {SPOOL}
+async def test_a_spool_that_is_not_scanned_is_stuck(setup):
+    setup.notes.hang()
+    await setup.clock.advance(5 * PERIOD)
+    assert set(setup.health.stuck) == {SPOOL}
 
 
-async def test_a_reader_of_notes_that_waits_for_the_bus_is_not_stuck(world):
-    world.bus_ready = False
-    world.notes.hang()
-    await world.clock.advance(100 * PERIOD)
-    assert world.health.problems() == {}
-    world.bus_ready = True
-    await world.clock.advance(5 * PERIOD)
-    assert set(world.health.stuck) == {SPOOL}
+async def test_a_spool_reader_that_waits_for_the_bus_is_not_stuck(setup):
+    setup.bus_ready = False
+    setup.notes.hang()
+    await setup.clock.advance(100 * PERIOD)
+    assert setup.health.problems() == {}
+    setup.bus_ready = True
+    await setup.clock.advance(5 * PERIOD)
+    assert set(setup.health.stuck) == {SPOOL}
 
 
-async def test_a_machine_that_slept_is_given_all_its_time_again(world):
-    """Where the monotonic time has counted the sleep, everything looks old at once."""
-    world.files.hang()
-    world.notes.hang()
-    world.ledger.free.clear()
-    await world.clock.advance(OBSERVE_SECONDS)
-    world.clock._elapsed += 8 * 3600  # nobody was woken meanwhile
-    await world.clock.advance(0)
-    assert world.health.problems() == {}
-    await world.clock.advance(PERIOD)
-    assert world.health.problems() == {}
-    await world.clock.advance(5 * PERIOD)
-    assert set(world.health.stuck) == {WATCH, SPOOL, LEDGER}
+async def test_after_sleep_all_periods_restart(setup):
+    """If the monotonic clock includes the sleep, everything looks overdue at once."""
+    setup.files.hang()
+    setup.notes.hang()
+    setup.ledger.free.clear()
+    await setup.clock.advance(OBSERVE_SECONDS)
+    setup.clock._elapsed += 8 * 3600  # without waking any sleeper
+    await setup.clock.advance(0)
+    assert setup.health.problems() == {}
+    await setup.clock.advance(PERIOD)
+    assert setup.health.problems() == {}
+    await setup.clock.advance(5 * PERIOD)
+    assert set(setup.health.stuck) == {WATCH, SPOOL, LEDGER}
 
 
-async def test_a_ledger_that_does_not_answer_in_time_is_stuck_and_is_asked_once(world):
-    world.ledger.free.clear()
-    await world.clock.advance(LEDGER_SECONDS)
-    assert world.health.problems() == {}
-    await world.clock.advance(2 * OBSERVE_SECONDS)
-    assert "no answer" in world.health.stuck[LEDGER]
+async def test_a_ledger_that_does_not_answer_in_time_is_stuck_and_queried_once(setup):
+    setup.ledger.free.clear()
+    await setup.clock.advance(LEDGER_SECONDS)
+    assert setup.health.problems() == {}
+    await setup.clock.advance(2 * OBSERVE_SECONDS)
+    assert "no answer" in setup.health.stuck[LEDGER]
     assert [task.get_name() for task in asyncio.all_tasks()].count("health-ledger") == 1
-    world.ledger.free.set()
-    await world.clock.advance(2 * OBSERVE_SECONDS)
-    assert world.health.problems() == {}
+    setup.ledger.free.set()
+    await setup.clock.advance(2 * OBSERVE_SECONDS)
+    assert setup.health.problems() == {}
 
 
-async def test_a_ledger_that_is_at_work_for_long_is_not_stuck(world):
+async def test_a_slow_ledger_that_answers_in_time_is_not_stuck(setup):
     for _ in range(20):
-        world.ledger.free.clear()
-        await world.clock.advance(LEDGER_SECONDS - OBSERVE_SECONDS)
-        world.ledger.free.set()
-        await world.clock.advance(OBSERVE_SECONDS)
-    assert world.changes == []
+        setup.ledger.free.clear()
+        await setup.clock.advance(LEDGER_SECONDS - OBSERVE_SECONDS)
+        setup.ledger.free.set()
+        await setup.clock.advance(OBSERVE_SECONDS)
+    assert setup.changes == []
 
 
-async def test_what_the_ledger_complains_of_is_reported_to_those_who_need_it(world):
-    world.ledger.error = StateError("the disk is full", transient=True)
-    await world.clock.advance(5 * OBSERVE_SECONDS)
-    assert world.health.problems() == {}
+async def test_an_error_of_the_ledger_is_not_a_health_problem(setup):
+    setup.ledger.error = StateError("the disk is full", transient=True)
+    await setup.clock.advance(5 * OBSERVE_SECONDS)
+    assert setup.health.problems() == {}
 
 
-async def test_a_loop_that_was_interrupted_is_in_trouble_and_not_stuck_until_it_begins_again(world):
-    world.health.interrupted(WATCH, "the disk is full")
-    world.files.hang()
-    await world.clock.advance(100 * PERIOD)
-    assert (world.health.problems(), world.health.stuck) == ({WATCH: "the disk is full"}, {})
-    world.health.resumed(WATCH)
-    await world.clock.advance(OBSERVE_SECONDS)
-    assert world.health.problems() == {}
-    await world.clock.advance(5 * PERIOD)
-    assert set(world.health.stuck) == {WATCH}
+async def test_an_interrupted_loop_is_degraded_and_not_stuck_until_it_resumes(setup):
+    setup.health.interrupted(WATCH, "the disk is full")
+    setup.files.hang()
+    await setup.clock.advance(100 * PERIOD)
+    assert (setup.health.problems(), setup.health.stuck) == ({WATCH: "the disk is full"}, {})
+    setup.health.resumed(WATCH)
+    await setup.clock.advance(OBSERVE_SECONDS)
+    assert setup.health.problems() == {}
+    await setup.clock.advance(5 * PERIOD)
+    assert set(setup.health.stuck) == {WATCH}
 
 
-async def test_it_is_ready_once_it_has_subscribed_and_watches(world):
-    assert not world.health.ready
-    world.health.subscribed()
-    assert not world.health.ready
-    world.begun.set()
-    assert world.health.ready
+async def test_the_agent_is_ready_once_it_has_subscribed_and_watches(setup):
+    assert not setup.health.ready
+    setup.health.subscribed()
+    assert not setup.health.ready
+    setup.started.set()
+    assert setup.health.ready

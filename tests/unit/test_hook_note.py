@@ -1,4 +1,4 @@
-"""What the hook implements a second time, without the rest of the project, has the same results."""
+"""The hook reimplements some functions without importing the rest of the project; the results are the same."""
 
 import json
 import os
@@ -23,7 +23,7 @@ CODEC = CloudEventsCodec()
 
 @settings(max_examples=50)
 @given(st.text(max_size=300) | st.none() | st.integers(), st.text(st.characters(), max_size=20))
-def test_the_note_is_the_event_as_the_codec_writes_it(session_id, reason):
+def test_the_note_is_the_event_as_the_codec_encodes_it(session_id, reason):
     name, data = note.session_ended("my-mac", session_id, reason)
     event = CODEC.decode(data)
     assert isinstance(event, SessionEnded)
@@ -37,24 +37,24 @@ def test_the_note_is_the_event_as_the_codec_writes_it(session_id, reason):
     assert name.startswith(f"{event.time:%Y%m%dT%H%M%S.%f}-")
 
 
-def test_the_notes_bytes_are_those_that_the_codec_writes():
+def test_the_bytes_of_the_note_are_those_of_the_codec():
     _, data = note.session_ended("my-mac", "3f2a", "clear")
     assert re.sub(rb"\.\d{6}\+00:00", b"", CODEC.encode(CODEC.decode(data))) == re.sub(rb"\.\d{6}\+00:00", b"", data)
 
 
-def test_a_text_that_is_no_unicode_is_sent_as_its_escape():
+def test_a_lone_surrogate_is_sent_as_its_escape():
     _, data = note.session_ended("my-mac", "a\udc80", "")
     assert CODEC.decode(data).session_id == "a\\udc80"
 
 
-def test_no_two_events_have_an_id_or_a_name_in_common():
+def test_event_ids_and_note_names_are_unique():
     made = [note.session_ended("s", "", "") for _ in range(500)]
     assert len({name for name, _ in made}) == len({json.loads(data)["id"] for _, data in made}) == 500
 
 
 @settings(max_examples=200)
 @given(st.text(max_size=120) | st.text("aZ09-_ ./é", max_size=120))
-def test_a_name_becomes_the_system_id_that_the_agent_makes_of_it(text):
+def test_a_name_gives_the_same_system_id_as_in_the_agent(text):
     try:
         expected = sanitise_system_id(text)
     except NamingError:
@@ -78,7 +78,7 @@ def test_a_name_becomes_the_system_id_that_the_agent_makes_of_it(text):
     ],
 )
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
-def test_the_state_directory_is_where_the_settings_say(variables, platform, monkeypatch):
+def test_the_state_directory_is_the_one_of_the_settings(variables, platform, monkeypatch):
     for name in ("HOME", "XDG_STATE_HOME", "AKOSHA_AGENT_STATE_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -117,21 +117,21 @@ def test_the_state_directory_is_where_the_settings_say(variables, platform, monk
         pytest.param("", {}, None, None, id="never-run"),
     ],
 )
-def test_the_event_is_for_the_system_of_the_agent_that_runs_there(tmp_path, given_id, variables, kept, expected):
+def test_the_event_has_the_system_id_of_the_agent_there(tmp_path, given_id, variables, kept, expected):
     if kept is not None:
         (tmp_path / "identity.json").write_text(kept)
     host = sanitise_system_id(os.uname().nodename)
     assert note.system_id(str(tmp_path), given_id, variables) == (expected or host)
 
 
-def test_options_are_found_in_both_spellings_and_others_passed_over():
+def test_options_are_read_in_both_forms_and_unknown_ones_ignored():
     words = ["--state-dir", "/a b", "--new", "--system-id=x", "stray", "--state-dir"]
     assert read_options(words[:-1]) == {"--state-dir": "/a b", "--system-id": "x"}
     assert read_options(words) == {"--state-dir": "", "--system-id": "x"}
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "left-open"])
-def test_the_input_is_read_whether_the_other_side_closes_or_not(closed):
+def test_the_input_is_read_even_if_the_writer_does_not_close_it(closed):
     reading, writing = os.pipe()
     os.write(writing, b'\xef\xbb\xbf {"session_id": "a", "n": 1.5e3, "x": [null, {"}": "}"}]}\n')
     if closed:
@@ -142,8 +142,8 @@ def test_the_input_is_read_whether_the_other_side_closes_or_not(closed):
         os.close(writing)
 
 
-def test_the_path_of_the_hook_loads_no_module_that_costs():
-    """The bench measures; this says which module it was."""
+def test_the_hook_imports_no_expensive_module():
+    """The bench measures the time; this test names the module."""
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""Claude Code's settings with the agent's hook in them: all else stays as it is, and nothing is left when it goes."""
+"""Adding the agent's hook to Claude Code's settings keeps everything else; removing it leaves nothing behind."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ ENTRY_WITH_ARGS = {
         }
     ]
 }
-THEIRS = {"hooks": [{"type": "command", "command": "say bye"}]}
+OTHER_HOOK = {"hooks": [{"type": "command", "command": "say bye"}]}
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 values = st.recursive(
@@ -39,12 +39,12 @@ values = st.recursive(
 
 @st.composite
 def documents(draw) -> str:
-    """Settings as programs write them: any indent or one line, both kinds of line end, escaped or not, with a BOM."""
+    """Settings as programs write them: any indent or one line, LF or CRLF, escaped or not, with or without a BOM."""
     document = draw(st.dictionaries(texts, values, max_size=3))
     if draw(st.booleans()):
         hooks = draw(st.dictionaries(texts, values, max_size=2))
         if draw(st.booleans()):
-            hooks["SessionEnd"] = draw(st.lists(values | st.just(THEIRS), max_size=3))
+            hooks["SessionEnd"] = draw(st.lists(values | st.just(OTHER_HOOK), max_size=3))
         document["hooks"] = hooks
     document = draw(st.permutations(list(document.items())).map(dict))
     indent = draw(st.sampled_from([None, 0, 1, 2, 4, "\t"])) if document else 2
@@ -55,18 +55,18 @@ def documents(draw) -> str:
     return draw(st.sampled_from(["", "\ufeff"])) + text + draw(st.sampled_from(["", "\n", "\r\n", "\n\n"]))
 
 
-def opened(text: str) -> ClaudeSettings:
+def parsed_settings(text: str) -> ClaudeSettings:
     return ClaudeSettings.parse(Path("settings.json"), text.encode())
 
 
 def with_hook(text: str, command: HookCommand = COMMAND) -> tuple[str, frozenset[str]]:
-    settings = opened(text)
+    settings = parsed_settings(text)
     made = settings.insert(command)
     return settings.render().decode(), made
 
 
 def without_hook(text: str, *made: frozenset[str]) -> str:
-    settings = opened(text)
+    settings = parsed_settings(text)
     settings.remove(*made)
     return settings.render().decode()
 
@@ -77,8 +77,8 @@ def loaded(text: str):
 
 @settings(max_examples=40)
 @given(documents(), st.sampled_from([(COMMAND, ENTRY), (WITH_ARGS, ENTRY_WITH_ARGS)]))
-def test_installing_adds_the_hook_and_keeps_all_else_and_uninstalling_restores_it(text, ours):
-    command, entry = ours
+def test_installing_adds_only_the_hook_and_uninstalling_restores_the_text(text, command_and_entry):
+    command, entry = command_and_entry
     new, made = with_hook(text, command)
     expected = loaded(text)
     expected.setdefault("hooks", {}).setdefault("SessionEnd", []).append(entry)
@@ -90,8 +90,8 @@ def test_installing_adds_the_hook_and_keeps_all_else_and_uninstalling_restores_i
 
 
 @settings(max_examples=25)
-@given(documents().filter(lambda text: opened(text).render().decode() == text))
-def test_a_text_that_a_program_has_laid_out_comes_back_byte_for_byte(text):
+@given(documents().filter(lambda text: parsed_settings(text).render().decode() == text))
+def test_a_text_in_a_programs_layout_is_restored_byte_for_byte(text):
     new, made = with_hook(text)
     assert without_hook(new, made) == text
 
@@ -99,7 +99,7 @@ def test_a_text_that_a_program_has_laid_out_comes_back_byte_for_byte(text):
 @settings(max_examples=25)
 @given(documents(), st.permutations([OTHER, COMMAND, WITH_ARGS]))
 def test_an_earlier_command_is_updated_in_its_position(text, commands):
-    """Another program, a shell line, a program with args: each becomes any other, and nothing else changes."""
+    """Another path, a shell line, a command with `args`: each replaces any other, and nothing else changes."""
     first, second, _ = commands
     new, made = with_hook(text, first)
     again, made_again = with_hook(new, second)
@@ -110,7 +110,7 @@ def test_an_earlier_command_is_updated_in_its_position(text, commands):
 
 @settings(max_examples=25)
 @given(documents(), st.sampled_from([2, None, "\t"]))
-def test_rewritten_by_another_program_in_between_uninstalling_leaves_what_there_was(text, indent):
+def test_uninstalling_from_a_rewritten_file_restores_its_content(text, indent):
     new, made = with_hook(text)
     rewritten = json.dumps(loaded(new), indent=indent, ensure_ascii=False)
     assert loaded(without_hook(rewritten, made)) == loaded(text)
@@ -141,20 +141,20 @@ def test_the_layout_of_the_file_is_kept(before, after):
     assert new[new.rindex("}") + 1 :] == before[before.rindex("}") + 1 :]
 
 
-def test_what_others_added_beside_the_hook_stays_when_it_goes():
+def test_entries_that_others_added_next_to_the_hook_are_kept():
     document = json.loads(with_hook("{}")[0])
-    document["hooks"]["SessionEnd"][0]["hooks"].append(THEIRS["hooks"][0])
+    document["hooks"]["SessionEnd"][0]["hooks"].append(OTHER_HOOK["hooks"][0])
     document["hooks"]["Stop"] = []
     left = json.loads(without_hook(json.dumps(document)))
-    assert left == {"hooks": {"SessionEnd": [THEIRS], "Stop": []}}
+    assert left == {"hooks": {"SessionEnd": [OTHER_HOOK], "Stop": []}}
 
 
-def test_without_a_record_of_what_was_made_what_is_empty_goes():
+def test_without_a_record_empty_containers_are_removed():
     assert json.loads(without_hook(with_hook("{}")[0])) == {}
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         pytest.param('{\n  "a": 1,\n  "b" 2}', "line 3, column 7", id="no-colon"),
         pytest.param('{\n  // why\n  "a": 1\n}', "line 2, column 3", id="comment"),
@@ -169,14 +169,14 @@ def test_without_a_record_of_what_was_made_what_is_empty_goes():
         pytest.param('{"hooks": {"SessionEnd": {}}}', "hooks.SessionEnd is not a list", id="ends"),
     ],
 )
-def test_what_cannot_be_edited_without_loss_is_refused_with_the_reason(text, said):
+def test_a_file_that_cannot_be_edited_without_loss_is_refused_with_the_reason(text, expected):
     with pytest.raises(SettingsError, match=r"settings\.json") as caught:
         with_hook(text)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
-def test_nesting_that_can_be_read_and_not_written_is_refused_too():
-    for depth in range(900, sys.getrecursionlimit() + 10, 10):  # which one it is depends on the stack
+def test_nesting_that_can_be_parsed_but_not_rendered_is_refused():
+    for depth in range(900, sys.getrecursionlimit() + 10, 10):  # the limit depends on the stack
         with contextlib.suppress(SettingsError):
             with_hook(f'{{"a": {"[" * depth}1{"]" * depth}}}')
 
@@ -187,7 +187,7 @@ def test_a_path_that_is_not_utf8_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("command", "ours"),
+    ("command", "is_own"),
     [
         pytest.param("akosha-agent hook session-end", True, id="bare"),
         pytest.param("'/a b/akosha-agent' hook session-end --state-dir '/x y'", True, id="quoted"),
@@ -201,9 +201,9 @@ def test_a_path_that_is_not_utf8_is_refused():
         pytest.param(7, False, id="number"),
     ],
 )
-def test_only_what_we_write_is_taken_for_ours(command, ours):
+def test_only_commands_that_the_agent_writes_are_recognised(command, is_own):
     found = parsed(command)
-    assert (found is not None) is ours
+    assert (found is not None) is is_own
     if found:
         assert parsed(str(found)) == found
         assert parsed(
@@ -215,5 +215,5 @@ def test_only_what_we_write_is_taken_for_ours(command, ours):
 
 
 @pytest.mark.parametrize("arguments", ["hook session-end", [], ["sync"], ["hook", "session-end", 7], {"a": 1}])
-def test_other_arguments_are_not_taken_for_ours(arguments):
+def test_other_arguments_are_not_recognised(arguments):
     assert parsed("/opt/akosha-agent", arguments) is None

@@ -1,4 +1,4 @@
-"""What comes of a sync by http: which result, what the ledger knows then, and what is said on the way."""
+"""Outcomes of a sync by http: the result, the ledger's record, and the log."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,17 +17,19 @@ from tests.support.agent import simulated_agent
 from tests.support.http_sync import BROKEN, BUSY, KILLED, TARGET, Report, rig, some
 from tests.support.sink import MemorySink
 
-# ------------------------------------------------------------------------------------------- problems of one database
+# --------------------------------------------------------------------------------------------- problems of one database
 
 
 @pytest.mark.parametrize("error", [BROKEN, KILLED])
-async def test_a_database_that_breaks_off_while_it_is_read_does_not_keep_the_others_from_going(error):
+async def test_a_read_error_of_one_database_does_not_stop_the_others(error):
     async with rig() as r:
         r.files.put("knowledge_graph", *some(1, 2, 3, kind="entity"), fail_at=1, error=error)
         r.files.put("reflection", *some(1, 2, 3))
         done = await r.attempt()
         assert isinstance(done, Delivered)
-        assert (done.result.memories, await r.pending()) == (3 + 1, {"knowledge_graph"}), "what was read is sent"
+        assert (done.result.memories, await r.pending()) == (3 + 1, {"knowledge_graph"}), (
+            "the rows read before the error are sent"
+        )
         assert done.result.incomplete["knowledge_graph"] == error.message
         problem = (await r.ledger.record(TARGET)).databases["knowledge_graph"].problem
         assert (problem.failures, problem.retry_at is None) == (1, error is BROKEN)
@@ -36,7 +38,7 @@ async def test_a_database_that_breaks_off_while_it_is_read_does_not_keep_the_oth
         assert await r.pending() == set()
 
 
-async def test_what_is_readable_of_a_database_is_pushed_and_what_is_not_is_said():
+async def test_the_readable_part_of_a_database_is_pushed_and_the_rest_reported():
     async with rig() as r:
         r.files.put("reflection", *some(1, 2))
         r.files.unverified, r.files.readable = {"reflection"}, {"reflection"}
@@ -45,7 +47,7 @@ async def test_what_is_readable_of_a_database_is_pushed_and_what_is_not_is_said(
         assert await r.pending() == set()
 
 
-async def test_a_database_that_cannot_be_read_waits_for_a_change_and_is_not_read_again_without_end():
+async def test_an_unreadable_database_is_not_read_again_before_a_change():
     async with rig() as r:
         r.files.put("reflection", *some(1, 2, 3), fail_at=1, error=BROKEN)
         failed = await r.attempt()
@@ -56,7 +58,7 @@ async def test_a_database_that_cannot_be_read_waits_for_a_change_and_is_not_read
         assert len(r.files.reader.opened) == 2
 
 
-async def test_a_copy_that_the_engine_cannot_read_is_a_problem_of_that_database_alone():
+async def test_an_unverified_copy_is_a_problem_of_only_its_database():
     async with rig() as r:
         r.files.put("knowledge_graph", *some(1, kind="entity"))
         r.files.put("reflection", *some(1))
@@ -65,34 +67,34 @@ async def test_a_copy_that_the_engine_cannot_read_is_a_problem_of_that_database_
         assert await r.pending() == {"knowledge_graph"}
 
 
-async def test_a_database_that_vanishes_before_it_is_copied_is_left_out_and_waits_for_nothing():
+async def test_a_database_deleted_before_its_copy_is_left_out():
     async with rig() as r:
         r.files.put("knowledge_graph", *some(1, kind="entity"))
         r.files.put("reflection", *some(1))
         take = r.files.take
 
-        async def too_late(database: str):
+        async def delete_and_take(database: str):
             if "knowledge_graph" in await r.files.survey():
                 r.files.remove("knowledge_graph")
             return await take(database)
 
-        r.files.take = too_late
+        r.files.take = delete_and_take
         done = await r.attempt()
         assert (done.result.memories, "knowledge_graph" in done.result.incomplete) == (1, True)
         assert await r.pending() == set()
         assert next_try(await r.ledger.record(TARGET), await r.files.survey()) is None
 
 
-@pytest.mark.parametrize("trouble", ["waits", "breaks off", "unverified"])
-async def test_what_fails_for_one_database_leaves_those_without_news_clean(trouble):
-    """Else they would be copied once more with the next pass, and told of as delivered."""
+@pytest.mark.parametrize("problem", ["waits", "read error", "unverified"])
+async def test_a_problem_of_one_database_leaves_unchanged_ones_clean(problem):
+    """Otherwise the next attempt would copy them again and report them as delivered."""
     async with rig() as r:
         r.files.put("reflection", *some(1))
         await r.attempt()
         r.files.put("reflection", *some(1))
-        entities = some(1, kind="entity", embedded=trouble != "waits")
-        r.files.put("knowledge_graph", *entities, fail_at=0 if trouble == "breaks off" else None, error=BROKEN)
-        r.files.unverified = {"knowledge_graph"} if trouble == "unverified" else set()
+        entities = some(1, kind="entity", embedded=problem != "waits")
+        r.files.put("knowledge_graph", *entities, fail_at=0 if problem == "read error" else None, error=BROKEN)
+        r.files.unverified = {"knowledge_graph"} if problem == "unverified" else set()
         assert isinstance(await r.attempt(), HTTPSyncError)
         assert await r.states() == {"knowledge_graph": State.OWED, "reflection": State.CLEAN}
         assert (await r.ledger.record(TARGET)).intent is None
@@ -100,11 +102,11 @@ async def test_what_fails_for_one_database_leaves_those_without_news_clean(troub
         assert await r.pending() == {"knowledge_graph"}
 
 
-# --------------------------------------------------------------------------------------------------------- the intent
+# ----------------------------------------------------------------------------------------------------------- the intent
 
 
 @pytest.mark.parametrize("changed", [False, True])
-async def test_what_was_given_up_in_the_middle_goes_on_and_is_reported_as_delivered(changed):
+async def test_a_push_given_up_halfway_resumes_and_is_reported_as_delivered(changed):
     async with rig() as r:
         r.files.put("reflection", *some(0))
         await r.attempt()
@@ -120,8 +122,8 @@ async def test_what_was_given_up_in_the_middle_goes_on_and_is_reported_as_delive
         assert (await r.states(), (await r.ledger.record(TARGET)).intent) == ({"reflection": State.CLEAN}, None)
 
 
-async def test_when_all_had_arrived_but_nobody_was_reported_it_is_reported_and_not_passed_over_as_nothing_new():
-    """Killed after the last batch; the database had been delivered before."""
+async def test_a_complete_push_without_a_result_is_reported_as_delivered():
+    """The agent was killed after the last batch; the database had been delivered before."""
     async with rig() as r:
         r.files.put("reflection", *some(0))
         await r.attempt()
@@ -133,7 +135,7 @@ async def test_when_all_had_arrived_but_nobody_was_reported_it_is_reported_and_n
         assert (len(r.sink.stored), await r.pending()) == (3, set())
 
 
-async def test_tried_again_a_request_counts_all_that_it_has_brought():
+async def test_a_retried_request_counts_the_memories_of_all_attempts():
     async with rig() as r:
         r.files.put("reflection", *some(*range(6)))
         r.sink.failures = [None, BUSY, None, BUSY]
@@ -146,7 +148,7 @@ async def test_tried_again_a_request_counts_all_that_it_has_brought():
         assert done.result.bytes_transferred == r.sink.bytes_sent
 
 
-async def test_a_database_that_goes_while_it_is_owed_holds_up_nothing():
+async def test_a_database_deleted_while_owed_does_not_block_the_others():
     async with rig() as r:
         r.files.put("knowledge_graph_work", *some(1, kind="entity"))
         r.files.put("reflection", *some(1, 2, 3))
@@ -157,10 +159,10 @@ async def test_a_database_that_goes_while_it_is_owed_holds_up_nothing():
         assert (done.result.memories, done.result.incomplete, await r.pending()) == (3, {}, set())
 
 
-# --------------------------------------------------------------------------------------------------- held and let go
+# ------------------------------------------------------------------------------------------------ kept and removed rows
 
 
-async def test_rows_that_were_deleted_while_they_waited_or_were_refused_are_held_no_more():
+async def test_deleted_rows_that_waited_or_were_refused_are_forgotten():
     async with rig() as r:
         r.sink.refuse = {":conversation-3:": "odd", ":conversation-4:": "odd"}
         r.files.put("reflection", *some(1, 2, 3, 4), *some(5, 6, embedded=False))
@@ -172,10 +174,10 @@ async def test_rows_that_were_deleted_while_they_waited_or_were_refused_are_held
         assert (await r.memories.counts(TARGET)).delivered == 2
         r.files.put("reflection", *some(1, 4), *some(6, embedded=False))
         r.sink.refuse = {}
-        assert isinstance(await r.attempt(), Unchanged), "what was refused as it is, is not offered again"
+        assert isinstance(await r.attempt(), Unchanged), "a refused row is not sent again unchanged"
 
 
-async def test_a_push_that_breaks_off_lets_nothing_go():
+async def test_an_incomplete_push_forgets_no_waiting_row():
     async with rig() as r:
         r.files.put("reflection", *some(1, 2), *some(5, 6, embedded=False))
         await r.attempt()
@@ -184,7 +186,7 @@ async def test_a_push_that_breaks_off_lets_nothing_go():
         assert len(await r.memories.held(TARGET, limit=9)) == 2
 
 
-async def test_nothing_is_held_of_a_database_that_is_gone():
+async def test_rows_of_a_deleted_database_are_forgotten():
     async with rig() as r:
         r.files.put("knowledge_graph", *some(1, kind="entity"), *some(2, kind="entity", embedded=False))
         r.files.put("reflection", *some(1))
@@ -195,7 +197,7 @@ async def test_nothing_is_held_of_a_database_that_is_gone():
         assert await r.memories.held(TARGET, limit=9) == []
 
 
-async def test_once_all_that_waited_is_deleted_the_target_is_owed_nothing():
+async def test_if_all_waiting_rows_are_deleted_nothing_is_owed():
     async with rig() as r:
         r.files.put("reflection", *some(1, 2, embedded=False))
         assert isinstance(await r.attempt(), HTTPSyncError)
@@ -204,10 +206,10 @@ async def test_once_all_that_waited_is_deleted_the_target_is_owed_nothing():
         assert await r.pending() == set()
 
 
-# ------------------------------------------------------------------------------------------------------ second looks
+# ------------------------------------------------------------------------------------------------------ rows sent again
 
 
-async def test_a_second_look_is_owed_until_it_was_taken():
+async def test_refused_rows_stay_owed_to_a_new_version_until_sent_again():
     async with rig() as r:
         r.sink.refuse = {":conversation-1:": "odd"}
         r.files.put("reflection", *some(1, 2))
@@ -218,7 +220,7 @@ async def test_a_second_look_is_owed_until_it_was_taken():
         assert (await r.attempt()).result.memories == 1
 
 
-async def test_a_second_look_at_what_all_waited_is_not_forgotten_when_it_fails():
+async def test_waiting_rows_stay_owed_after_a_failed_resend():
     async with rig() as r:
         r.files.put("knowledge_graph", *some(1, 2, kind="relationship", embedded=False))
         assert isinstance(await r.attempt(), HTTPSyncError)
@@ -227,7 +229,7 @@ async def test_a_second_look_at_what_all_waited_is_not_forgotten_when_it_fails()
         assert (await r.attempt()).result.memories == 2
 
 
-async def test_what_is_to_be_sent_again_goes_also_where_its_news_wait():
+async def test_forgotten_rows_are_sent_again_even_if_new_rows_wait():
     async with rig() as r:
         r.files.put("reflection", *some(1))
         await r.attempt()
@@ -238,29 +240,29 @@ async def test_what_is_to_be_sent_again_goes_also_where_its_news_wait():
         assert (await r.attempt()).result.memories == 1
 
 
-async def test_news_without_a_second_look_is_looked_at_once():
-    """The health check tells another version, the session the same one as before: then there is nothing to do."""
+async def test_a_new_version_in_the_health_check_alone_connects_once():
+    """The health check reports another version and the session the same one as before: nothing is sent again."""
     async with rig() as r:
         r.files.put("reflection", *some(1), *some(2, embedded=False))
         await r.attempt()
-        r.sink.is_available = notified(r.sink, "another")
+        r.sink.is_available = health_check_of(r.sink, "another")
         await r.attempt()
         r.sink.events.clear()
         await r.attempt()
         assert "connect" not in r.sink.events
 
 
-async def test_what_was_refused_is_offered_again_when_the_health_check_alone_tells_another_version():
+async def test_refused_rows_are_sent_again_after_a_new_version_in_the_health_check():
     async with rig() as r:
         r.sink.refuse = {":conversation-1:": "odd"}
         r.files.put("reflection", *some(1, 2))
         await r.attempt()
         r.sink.refuse = {}
-        r.sink.is_available = notified(r.sink, "another")
+        r.sink.is_available = health_check_of(r.sink, "another")
         assert (await r.attempt()).result.memories == 1
 
 
-def notified(sink: MemorySink, version: str):
+def health_check_of(sink: MemorySink, version: str):
     async def is_available() -> bool:
         sink.health_version = version
         return True
@@ -268,7 +270,7 @@ def notified(sink: MemorySink, version: str):
     return is_available
 
 
-async def test_once_zeros_may_be_sent_what_waited_goes_without_a_change_of_the_files():
+async def test_waiting_rows_are_sent_once_the_setting_allows_zero_embeddings():
     async with rig() as r:
         r.files.put("reflection", *some(1, 2, embedded=False))
         assert isinstance(await r.attempt(), HTTPSyncError)
@@ -277,11 +279,11 @@ async def test_once_zeros_may_be_sent_what_waited_goes_without_a_change_of_the_f
         assert (await r.attempt(reason="startup")).result.memories == 2
 
 
-# ------------------------------------------------------------------------------------------------------- a standstill
+# --------------------------------------------------------------------------------------------------------------- stalls
 
 
-async def test_a_slow_server_may_take_its_time_as_long_as_batches_arrive(monkeypatch):
-    """All of a page takes longer than the limit of 60 s, no batch of it does."""
+async def test_a_slow_server_is_not_a_stall_while_batches_arrive(monkeypatch):
+    """A complete page takes longer than the limit of 60 s; no single batch does."""
     async with rig(batch_size=1) as r:
         r.files.put("reflection", *some(1, 2, 3, 4))
         store, loop, passed = r.sink.store, asyncio.get_running_loop(), 0
@@ -292,14 +294,14 @@ async def test_a_slow_server_may_take_its_time_as_long_as_batches_arrive(monkeyp
             nonlocal passed
             passed += 40
             for _ in range(2):
-                await asyncio.sleep(0)  # a time-out that is due comes now
+                await asyncio.sleep(0)  # a due timeout would fire now
             return await store(batch)
 
         r.sink.store = slow
         assert (await r.attempt()).result.memories == 4
 
 
-async def test_where_nothing_moves_the_attempt_ends_and_the_setting_is_named():
+async def test_a_stalled_push_fails_and_names_the_setting():
     async with rig(standstill_seconds=0.02) as r:
         r.files.put("reflection", *some(1, 2, 3))
         r.sink.store = lambda _: asyncio.Event().wait()
@@ -308,18 +310,18 @@ async def test_where_nothing_moves_the_attempt_ends_and_the_setting_is_named():
         assert "akosha_upload_timeout_seconds" in str(failed)
 
 
-# ------------------------------------------------------------------------------------------------------ what is said
+# ----------------------------------------------------------------------------------------------------- reports and logs
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
     [("c1", "c1"), ("x" * 9_000, "x" * 200 + "..."), ("☂ é", "☂ é")],
 )
-def test_an_id_of_any_length_fits_into_its_cell(text, shown):
+def test_an_id_of_any_length_is_shortened_for_its_cell(text, shown):
     assert shorten(text, 200) == shown
 
 
-async def test_where_the_fallback_has_everything_the_answer_still_names_what_failed_before_it():
+async def test_a_skipped_fallback_still_reports_the_error_before_it():
     cloud = CloudUploadError("403", "cloud", hint="allow s3:PutObject")
     async with simulated_agent([cloud], fallback=[None], running=False) as w:
         w.files.change(1, notified=False)
@@ -328,8 +330,8 @@ async def test_where_the_fallback_has_everything_the_answer_still_names_what_fai
         assert result.why == "cloud: 403 (allow s3:PutObject); http: nothing has changed"
 
 
-async def test_at_its_start_an_agent_asks_also_for_what_waits_for_a_change():
-    """The settings may be others now, or the server: the method knows."""
+async def test_at_start_databases_that_wait_for_a_change_are_requested_too():
+    """The settings or the server may have changed; only the method can tell."""
     async with simulated_agent([None], running=False) as w:
         w.files.change(1, notified=False)
         seen = w.files.seen["reflection"]
@@ -341,14 +343,14 @@ async def test_at_its_start_an_agent_asks_also_for_what_waits_for_a_change():
 
 @contextmanager
 def printed(capsys) -> Iterator[list[str]]:
-    """What is logged above debug in the block, a line each."""
+    """Yield a list that holds, after the block, the lines logged above debug."""
     capsys.readouterr()
     lines: list[str] = []
     yield lines
     lines += [line for line in capsys.readouterr().out.splitlines() if "[debug" not in line]
 
 
-async def test_an_agent_that_is_offline_for_hours_warns_once_of_each_way(capsys):
+async def test_an_agent_offline_for_hours_warns_once_per_method(capsys):
     with printed(capsys) as lines:
         async with simulated_agent(fallback=[], agent_rescan_seconds=600) as w:
             w.method.available = w.fallback.available = False
@@ -362,7 +364,7 @@ def warned(lines: list[str]) -> list[str]:
     return [line.split("]")[1].split()[0] for line in lines if "[warning" in line]
 
 
-async def test_rows_that_wait_are_warned_of_once_however_many_they_become_and_again_where_somebody_asks(capsys):
+async def test_waiting_rows_are_warned_of_once_and_again_after_a_command(capsys):
     waits = [
         HTTPSyncError(f"reflection: {1_000 + n:,} wait: no embedding", "cloud", forwardable=False) for n in range(9)
     ]
@@ -377,7 +379,7 @@ async def test_rows_that_wait_are_warned_of_once_however_many_they_become_and_ag
     assert warned(lines) == ["sync_failed"] * 2
 
 
-async def test_the_first_failure_is_reported_with_each_of_its_retries(capsys):
+async def test_each_retry_of_the_first_failure_is_logged(capsys):
     with printed(capsys) as lines:
         async with simulated_agent([CloudUploadError("503", "cloud", transient=True)] * 9) as w:
             w.agent.subscribers[0]._rules = RetryRules(2, 2.0)

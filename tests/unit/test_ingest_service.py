@@ -1,4 +1,4 @@
-"""What the Akosha side takes of which upload, in which order, what it refuses, and what a kill or an outage costs."""
+"""Ingesting uploads into Akosha: what is read from each upload, order, refusals, limits, kills and outages."""
 
 import asyncio
 import gzip
@@ -43,8 +43,8 @@ LAPTOP = "laptop-7"
 
 
 @dataclass
-class Shelf:
-    """A MemorySink: what Akosha has. `errors`: raised by the next calls of `store`, one each; None: it goes well."""
+class FakeAkosha:
+    """A MemorySink with the stored IDs in `rows`. `store` raises the next item of `errors`, unless it is None."""
 
     rows: dict[str, str] = field(default_factory=dict)
     errors: list[BaseException | None] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Shelf:
     version: str = "1"
     refuses: str = ""
     stored: list[list[str]] = field(default_factory=list)
-    location: str = "shelf"
+    location: str = "akosha"
     bytes_sent: int = 0
     health_version: str = ""
 
@@ -76,25 +76,25 @@ class Shelf:
             at: "too long" for at, packed in enumerate(batch) if self.refuses and self.refuses in packed.memory_id
         }
         taken = [packed.memory_id for at, packed in enumerate(batch) if at not in refused]
-        there = {at for at, packed in enumerate(batch) if at not in refused and packed.memory_id in self.rows}
+        existing = {at for at, packed in enumerate(batch) if at not in refused and packed.memory_id in self.rows}
         new = [each for each in taken if each not in self.rows]
         self.rows |= dict.fromkeys(new, "")
         self.stored.append(taken)
-        return StoreResult(stored=len(new), existing=frozenset(there), refused=refused)
+        return StoreResult(stored=len(new), existing=frozenset(existing), refused=refused)
 
     async def aclose(self) -> None:
         pass
 
     def of(self, system: str = LAPTOP) -> list[int]:
-        """The numbers of the memories that a system has here, in the order they came."""
+        """Return the numbers of a system's stored memories, in order of arrival."""
         return [int(name.split(":")[1].rpartition("-")[2]) for name in self.rows if name.startswith(f"{system}:")]
 
 
-class Wire:
-    """An EventBus that lets nothing through while `down`; what came through is in `told`."""
+class FakeBus:
+    """An EventBus that accepts no event while `down`; `published` lists the accepted ones."""
 
     def __init__(self, clock: ManualClock) -> None:
-        self.down, self.recorded = False, list[Event]()
+        self.down, self.published = False, list[Event]()
         self._bus = MemoryBus(clock)
         self.subscribe, self.stream, self.on_change = self._bus.subscribe, None, self._bus.on_change
 
@@ -108,22 +108,22 @@ class Wire:
     async def publish(self, event: Event) -> None:
         if self.down:
             raise BusError("NATS is away", transient=True)
-        self.recorded.append(event)
+        self.published.append(event)
         await self._bus.publish(event)
 
     async def aclose(self) -> None:
         await self._bus.aclose()
 
 
-class World:
-    """A bucket, an Akosha, and a reactor's state directory; `reactor` makes a new one, as a restart does."""
+class Setup:
+    """A bucket, an Akosha and a ledger; `ingest_service` returns a new service, like a restart."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.clock = ManualClock(NOON + timedelta(hours=1))
-        self.place = tmp_path
+        self.directory = tmp_path
         self.bucket = MemoryStore()
         self.store = FaultyStore(self.bucket)
-        self.shelf, self.reader, self.wire = Shelf(), LinesReader(), Wire(self.clock)
+        self.akosha, self.reader, self.bus = FakeAkosha(), LinesReader(), FakeBus(self.clock)
         self.laptop = Sender(self.store, tmp_path / "scratch")
         self.staging = tmp_path / "staging"
         self.staging.mkdir()
@@ -131,11 +131,11 @@ class World:
     async def open(self) -> None:
         self.ledger = inline_ledger(self.clock)
 
-    def reactor(
+    def ingest_service(
         self, *systems: str, bus: bool = True, share: Share | None = None, limits: Limits | None = None
     ) -> IngestService:
         push = MemoryPush(
-            sink=self.shelf, ledger=self.ledger.memories(), clock=self.clock, batch_size=2, missing_embedding="wait"
+            sink=self.akosha, ledger=self.ledger.memories(), clock=self.clock, batch_size=2, missing_embedding="wait"
         )
         ingest = UploadIngester(
             store=self.store,
@@ -144,17 +144,19 @@ class World:
             reader=self.reader,
             memories_file=JsonMemoriesFile(self.staging),
             zone=lambda _name: UTC,
-            endpoint="shelf",
+            endpoint="akosha",
             bucket="bucket",
             standstill_seconds=60,
             limits=limits or Limits(),
         )
-        wire = self.wire if bus else None
+        event_bus = self.bus if bus else None
         share = share or Share()
-        return IngestService(IDENTITY, ingest, self.ledger, wire, self.clock, systems, rescan_seconds=60, share=share)
+        return IngestService(
+            IDENTITY, ingest, self.ledger, event_bus, self.clock, systems, rescan_seconds=60, share=share
+        )
 
     async def once(self, *systems: str) -> IngestSummary:
-        summary = await self.reactor(*systems).once()
+        summary = await self.ingest_service(*systems).once()
         assert list(self.staging.iterdir()) == []
         return summary
 
@@ -165,146 +167,146 @@ class World:
         return [entry.event for entry in await self.ledger.history()]
 
     @asynccontextmanager
-    async def running(self, **how):
-        reactor = self.reactor(**how)
-        task = asyncio.create_task(reactor.run())
+    async def running(self, **options):
+        service = self.ingest_service(**options)
+        task = asyncio.create_task(service.run())
         try:
-            yield reactor
+            yield service
             assert not task.done(), task.exception()
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def until(self, wanted) -> None:
-        """Let the loop turn until it is so; time stands still."""
+    async def until(self, condition) -> None:
+        """Run the event loop until the condition holds; the clock does not advance."""
         async with asyncio.timeout(60):
-            while not wanted():
+            while not condition():
                 await asyncio.sleep(0)
 
 
 @pytest.fixture
-async def world(tmp_path):
-    world = World(tmp_path)
-    await world.open()
-    yield world
-    await world.wire.aclose()
-    await world.ledger.aclose()
+async def setup(tmp_path):
+    setup = Setup(tmp_path)
+    await setup.open()
+    yield setup
+    await setup.bus.aclose()
+    await setup.ledger.aclose()
 
 
 def outcomes(events: Sequence[Event]) -> list[tuple[str, str]]:
     return [(event.upload_id, event.type.split(".")[2]) for event in events]
 
 
-async def test_deltas_are_taken_in_order_and_no_database_is_read(world):
-    first = await world.laptop.upload(0, [1, 2, 3])
-    second = await world.laptop.upload(1, [1, 2, 3, 4], new=[4], base=0)
-    summary = await world.once()
-    assert (summary.success, summary.outcomes[LAPTOP].ingested, world.shelf.of()) == (True, 2, [1, 2, 3, 4])
-    assert world.reader.opened == []
-    assert outcomes(world.wire.recorded) == [(first.upload_id, "completed"), (second.upload_id, "completed")]
-    assert [(event.stored, event.source) for event in await world.events()] == [(3, "memories"), (1, "memories")]
+async def test_deltas_are_ingested_in_order_without_reading_a_database(setup):
+    first = await setup.laptop.upload(0, [1, 2, 3])
+    second = await setup.laptop.upload(1, [1, 2, 3, 4], new=[4], base=0)
+    summary = await setup.once()
+    assert (summary.success, summary.outcomes[LAPTOP].ingested, setup.akosha.of()) == (True, 2, [1, 2, 3, 4])
+    assert setup.reader.opened == []
+    assert outcomes(setup.bus.published) == [(first.upload_id, "completed"), (second.upload_id, "completed")]
+    assert [(event.stored, event.source) for event in await setup.events()] == [(3, "memories"), (1, "memories")]
 
 
-async def test_a_system_that_is_not_there_is_a_failure_that_names_those_that_are(world):
-    await world.laptop.upload(0, [1])
-    summary = await world.once("nosuch", LAPTOP)
+async def test_an_unknown_system_is_a_failure_that_lists_the_known_ones(setup):
+    await setup.laptop.upload(0, [1])
+    summary = await setup.once("nosuch", LAPTOP)
     assert (summary.success, summary.outcomes.keys(), summary.failures.keys()) == (False, {LAPTOP}, {"nosuch"})
     assert f"systems there: {LAPTOP}" in summary.failures["nosuch"]
 
 
-async def test_what_was_taken_is_not_even_asked_for_again(world):
-    await world.laptop.upload(0, [1, 2, 3])
-    await world.once()
-    world.store.calls.clear()
-    world.shelf.down = DOWN
-    assert (await world.once()).success
-    assert world.store.keys("get") == []
-    assert len(world.wire.recorded) == 1
+async def test_ingested_uploads_are_not_read_again(setup):
+    await setup.laptop.upload(0, [1, 2, 3])
+    await setup.once()
+    setup.store.calls.clear()
+    setup.akosha.down = DOWN
+    assert (await setup.once()).success
+    assert setup.store.keys("get") == []
+    assert len(setup.bus.published) == 1
 
 
-async def test_who_lacks_the_base_reads_the_newest_upload_s_database_once_and_goes_on_with_deltas(world):
+async def test_without_the_base_the_newest_database_is_read_once_then_deltas(setup):
     for second in (3, 4, 5):
-        await world.laptop.upload(second, range(1, second + 2), new=[second + 1], base=second - 1)
-    summary = await world.once()
-    assert (world.reader.opened, world.shelf.of(), summary.outcomes[LAPTOP].ingested) == (
+        await setup.laptop.upload(second, range(1, second + 2), new=[second + 1], base=second - 1)
+    summary = await setup.once()
+    assert (setup.reader.opened, setup.akosha.of(), summary.outcomes[LAPTOP].ingested) == (
         [[1, 2, 3, 4, 5, 6]],
         [1, 2, 3, 4, 5, 6],
         3,
     )
-    assert {event.source for event in world.wire.recorded[:1]} == {"databases"}
-    await world.laptop.upload(6, range(1, 8), new=[7], base=5)
-    await world.once()
-    assert (len(world.reader.opened), world.shelf.of()) == (1, [1, 2, 3, 4, 5, 6, 7])
+    assert {event.source for event in setup.bus.published[:1]} == {"databases"}
+    await setup.laptop.upload(6, range(1, 8), new=[7], base=5)
+    await setup.once()
+    assert (len(setup.reader.opened), setup.akosha.of()) == (1, [1, 2, 3, 4, 5, 6, 7])
 
 
-async def test_an_upload_without_memories_is_read_from_its_database_unless_that_is_unchanged(world):
-    await world.laptop.upload(0, [1, 2], without_memories=True)
-    await world.once()
-    await world.laptop.upload(1, [1, 2], without_memories=True)
-    await world.once()
-    assert (world.reader.opened, world.shelf.of()) == ([[1, 2]], [1, 2])
-    assert outcomes(world.wire.recorded)[-1] == (world.laptop.id(1), "completed")
+async def test_an_upload_without_memories_is_read_from_its_database_unless_that_is_unchanged(setup):
+    await setup.laptop.upload(0, [1, 2], without_memories=True)
+    await setup.once()
+    await setup.laptop.upload(1, [1, 2], without_memories=True)
+    await setup.once()
+    assert (setup.reader.opened, setup.akosha.of()) == ([[1, 2]], [1, 2])
+    assert outcomes(setup.bus.published)[-1] == (setup.laptop.id(1), "completed")
 
 
-async def test_two_agents_of_one_system_have_each_their_own_chain_and_their_own_newest_database(world):
-    other = replace(world.laptop, agent_id="b" * 32)
-    await world.laptop.upload(0, [1, 2])
+async def test_each_agent_of_a_system_has_its_own_chain_and_newest_database(setup):
+    other = replace(setup.laptop, agent_id="b" * 32)
+    await setup.laptop.upload(0, [1, 2])
     await other.upload(1, [11, 12])
-    await world.laptop.upload(2, [1, 2, 3], new=[3], base=0)
+    await setup.laptop.upload(2, [1, 2, 3], new=[3], base=0)
     await other.upload(3, [11, 12, 13], new=[13], base=1)
-    await world.once()
-    assert (world.reader.opened, world.shelf.of()) == ([], [1, 2, 11, 12, 3, 13])
-    await world.laptop.upload(4, [1, 2, 3, 4, 5], new=[5], base=-9)
-    assert world.laptop.id(-9) < world.laptop.id(0)
-    await world.once()
-    assert world.shelf.of()[-1:] == [5]
-    lost = replace(world.laptop, agent_id="c" * 32)
+    await setup.once()
+    assert (setup.reader.opened, setup.akosha.of()) == ([], [1, 2, 11, 12, 3, 13])
+    await setup.laptop.upload(4, [1, 2, 3, 4, 5], new=[5], base=-9)
+    assert setup.laptop.id(-9) < setup.laptop.id(0)
+    await setup.once()
+    assert setup.akosha.of()[-1:] == [5]
+    lost = replace(setup.laptop, agent_id="c" * 32)
     await lost.upload(5, [21, 22], new=[22], base=4)
     await other.upload(6, [11, 12, 13, 14], new=[14], base=3)
-    await world.once()
-    assert (world.reader.opened, set(world.shelf.of()) >= {21, 22, 14}) == ([[21, 22]], True)
+    await setup.once()
+    assert (setup.reader.opened, set(setup.akosha.of()) >= {21, 22, 14}) == ([[21, 22]], True)
 
 
-async def test_an_upload_of_another_agent_that_comes_late_under_an_older_id_is_taken_when_it_is_reported(world):
-    other = replace(world.laptop, agent_id="b" * 32)
-    async with world.running():
-        await world.wire.publish(succeeded(await world.laptop.upload(5, [1, 2])))
-        await world.until(lambda: world.shelf.of() == [1, 2])
+async def test_a_late_upload_of_another_agent_with_an_older_id_is_ingested(setup):
+    other = replace(setup.laptop, agent_id="b" * 32)
+    async with setup.running():
+        await setup.bus.publish(succeeded(await setup.laptop.upload(5, [1, 2])))
+        await setup.until(lambda: setup.akosha.of() == [1, 2])
         late = await other.upload(3, [11])
         for _ in range(2):
-            await world.wire.publish(succeeded(late))
-            await world.until(lambda: len([e for e in world.wire.recorded if isinstance(e, IngestCompleted)]) == 2)
-    assert world.shelf.of() == [1, 2, 11]
-    assert (await world.reactor()._journal.cursor(LAPTOP)).through == world.laptop.id(5)
-    assert len(world.fetched(f"{late.upload_id}/manifest.json")) == 1
+            await setup.bus.publish(succeeded(late))
+            await setup.until(lambda: len([e for e in setup.bus.published if isinstance(e, IngestCompleted)]) == 2)
+    assert setup.akosha.of() == [1, 2, 11]
+    assert (await setup.ingest_service()._journal.cursor(LAPTOP)).through == setup.laptop.id(5)
+    assert len(setup.fetched(f"{late.upload_id}/manifest.json")) == 1
 
 
-async def test_a_pruned_upload_is_passed_over(world):
-    await world.laptop.upload(0, [1])
-    await world.once()
-    gone = await world.laptop.upload(1, [1, 2], new=[2], base=0)
-    await world.laptop.upload(2, [1, 2, 3], new=[3], base=1)
-    await world.bucket.delete([key for key in world.bucket.objects if gone.upload_id in key])
-    await world.once()
-    assert (world.reader.opened, world.shelf.of()) == ([[1, 2, 3]], [1, 2, 3])
+async def test_a_pruned_upload_is_skipped(setup):
+    await setup.laptop.upload(0, [1])
+    await setup.once()
+    gone = await setup.laptop.upload(1, [1, 2], new=[2], base=0)
+    await setup.laptop.upload(2, [1, 2, 3], new=[3], base=1)
+    await setup.bucket.delete([key for key in setup.bucket.objects if gone.upload_id in key])
+    await setup.once()
+    assert (setup.reader.opened, setup.akosha.of()) == ([[1, 2, 3]], [1, 2, 3])
 
 
-async def test_an_upload_that_is_pruned_while_it_is_read_is_passed_over_and_a_newer_one_makes_up_for_it(world):
-    first = await world.laptop.upload(0, [1])
-    second = await world.laptop.upload(1, [1, 2], new=[2], base=0)
-    world.store = PrunedWhenRead(world.bucket, first.key, world.clock)
-    async with world.running():
-        await world.until(lambda: world.fetched(f"{first.upload_id}/memories.json") and world.clock.sleepers == 2)
-        await world.clock.advance(31)
-        await world.until(lambda: world.shelf.of() == [1, 2] and len(world.wire.recorded) == 2)
-    assert world.reader.opened == [[1, 2]], "the base is gone: its database serves"
-    assert outcomes(world.wire.recorded)[-1] == (second.upload_id, "completed")
-    assert not [key for key in world.bucket.objects if first.upload_id in key]
+async def test_an_upload_pruned_while_read_is_skipped_for_a_newer_one(setup):
+    first = await setup.laptop.upload(0, [1])
+    second = await setup.laptop.upload(1, [1, 2], new=[2], base=0)
+    setup.store = PrunedWhenRead(setup.bucket, first.key, setup.clock)
+    async with setup.running():
+        await setup.until(lambda: setup.fetched(f"{first.upload_id}/memories.json") and setup.clock.sleepers == 2)
+        await setup.clock.advance(31)
+        await setup.until(lambda: setup.akosha.of() == [1, 2] and len(setup.bus.published) == 2)
+    assert setup.reader.opened == [[1, 2]], "without the base, the database is read"
+    assert outcomes(setup.bus.published)[-1] == (second.upload_id, "completed")
+    assert not [key for key in setup.bucket.objects if first.upload_id in key]
 
 
 class PrunedWhenRead(FaultyStore):
-    """Once a manifest has been read, all but the newest upload is deleted."""
+    """A store that deletes all but the newest upload once one manifest has been read."""
 
     def __init__(self, store, manifest_key, clock):
         super().__init__(store)
@@ -319,223 +321,223 @@ class PrunedWhenRead(FaultyStore):
 
 
 @pytest.mark.parametrize(
-    ("spoiled", "why"),
+    ("spoiled", "reason"),
     [
         ({"manifest.json": b"{}"}, "not a manifest"),
         ({"manifest.json": b" " * (16 * 2**20 + 1)}, "larger than any manifest"),
         ({"memories.json": b"x" * 100_000}, "larger than the"),
     ],
 )
-async def test_what_can_never_be_right_is_refused_at_once_and_the_next_upload_makes_up_for_it(world, spoiled, why):
-    await world.laptop.upload(0, [1, 2], spoiled=spoiled)
-    summary = await world.once()
+async def test_a_permanent_defect_is_refused_at_once_and_the_next_upload_ingested(setup, spoiled, reason):
+    await setup.laptop.upload(0, [1, 2], spoiled=spoiled)
+    summary = await setup.once()
     assert not summary.success
     assert summary.outcomes[LAPTOP].refused == 1
-    (event,) = world.wire.recorded
+    (event,) = setup.bus.published
     assert isinstance(event, IngestFailed)
-    assert why in event.error
+    assert reason in event.error
     assert event.retry_at is None
-    await world.laptop.upload(1, [1, 2, 3], new=[3], base=0)
-    assert (await world.once()).success
-    assert world.shelf.of() == [1, 2, 3]
+    await setup.laptop.upload(1, [1, 2, 3], new=[3], base=0)
+    assert (await setup.once()).success
+    assert setup.akosha.of() == [1, 2, 3]
 
 
-async def test_a_foreign_manifest_under_an_id_far_ahead_keeps_no_upload_from_being_taken(world):
+async def test_a_foreign_manifest_with_an_id_far_ahead_blocks_no_upload(setup):
     for foreign in ("99991231_235959_X", f"20990101_000000_{LAPTOP}"):
-        world.bucket.objects[f"systems/{LAPTOP}/uploads/{foreign}/manifest.json"] = b"{}", {}
+        setup.bucket.objects[f"systems/{LAPTOP}/uploads/{foreign}/manifest.json"] = b"{}", {}
     for second in range(2):
-        await world.laptop.upload(second, [1, 2, 3][: second + 2])
-        assert (await world.once()).success
-    assert world.shelf.of() == [1, 2, 3]
+        await setup.laptop.upload(second, [1, 2, 3][: second + 2])
+        assert (await setup.once()).success
+    assert setup.akosha.of() == [1, 2, 3]
 
 
-async def test_a_manifest_may_not_tell_of_another_system_nor_of_objects_elsewhere(world):
-    stranger = Sender(world.store, world.laptop.scratch, system="stranger")
-    theirs = await stranger.upload(0, [9])
-    moved = theirs.encode().replace(b"stranger/uploads", b"laptop-7/uploads")
-    for second, manifest in enumerate((theirs.encode(), moved)):
-        await world.laptop.upload(second, [1], spoiled={"manifest.json": manifest})
-    summary = await world.once(LAPTOP)
-    assert (summary.outcomes[LAPTOP].refused, world.shelf.rows) == (2, {})
-    assert not [key for key in world.store.keys("get") if "memories" in key or "duckdb" in key]
+async def test_a_manifest_of_another_system_or_with_foreign_keys_is_refused(setup):
+    stranger = Sender(setup.store, setup.laptop.scratch, system="stranger")
+    foreign = await stranger.upload(0, [9])
+    moved = foreign.encode().replace(b"stranger/uploads", b"laptop-7/uploads")
+    for second, manifest in enumerate((foreign.encode(), moved)):
+        await setup.laptop.upload(second, [1], spoiled={"manifest.json": manifest})
+    summary = await setup.once(LAPTOP)
+    assert (summary.outcomes[LAPTOP].refused, setup.akosha.rows) == (2, {})
+    assert not [key for key in setup.store.keys("get") if "memories" in key or "duckdb" in key]
 
 
-async def test_memories_that_claim_another_system_are_refused(world):
-    stranger = Sender(world.store, world.laptop.scratch, system="stranger-2")
+async def test_memories_that_claim_another_system_are_refused(setup):
+    stranger = Sender(setup.store, setup.laptop.scratch, system="stranger-2")
     document = await stranger._document([memory(9)])
-    manifest = await world.laptop.upload(0, [1])
+    manifest = await setup.laptop.upload(0, [1])
     recorded = replace(manifest.memories, size=len(document), sha256=hashlib.sha256(document).hexdigest())
-    await world.laptop.upload(0, [1], memories=recorded, spoiled={"memories.json": document})
-    summary = await world.once()
-    assert (summary.outcomes[LAPTOP].refused, world.shelf.rows) == (1, {})
+    await setup.laptop.upload(0, [1], memories=recorded, spoiled={"memories.json": document})
+    summary = await setup.once()
+    assert (summary.outcomes[LAPTOP].refused, setup.akosha.rows) == (1, {})
 
 
-async def test_a_gzip_bomb_ends_where_the_manifest_ends(world):
+async def test_a_gzip_bomb_is_stopped_at_the_size_in_the_manifest(setup):
     bomb = gzip.compress(b"0" * 4_000_000)
-    manifest = await world.laptop.upload(0, [1, 2], without_memories=True)
+    manifest = await setup.laptop.upload(0, [1, 2], without_memories=True)
     (part,) = manifest.parts
     parts = (replace(part, stored_size=len(bomb)),)
-    await world.laptop.upload(0, [1, 2], without_memories=True, parts=parts, spoiled={part.name: bomb})
-    await world.once()
-    (event,) = world.wire.recorded
+    await setup.laptop.upload(0, [1, 2], without_memories=True, parts=parts, spoiled={part.name: bomb})
+    await setup.once()
+    (event,) = setup.bus.published
     assert "unpacks to more than the 4 bytes" in event.error
 
 
-async def test_limits_are_those_of_sizes_that_a_manifest_tells(world):
-    manifest = await world.laptop.upload(0, [1])
-    await world.laptop.upload(0, [1], memories=replace(manifest.memories, size=9 * 2**30))
-    (part,) = (await world.laptop.upload(1, [1, 2], without_memories=True)).parts
+async def test_sizes_in_a_manifest_are_limited(setup):
+    manifest = await setup.laptop.upload(0, [1])
+    await setup.laptop.upload(0, [1], memories=replace(manifest.memories, size=9 * 2**30))
+    (part,) = (await setup.laptop.upload(1, [1, 2], without_memories=True)).parts
     parts = (replace(part, raw_size=65 * 2**30),)
-    await world.laptop.upload(1, [1, 2], without_memories=True, parts=parts)
-    await world.once()
-    assert [(": the limit is " in event.error, event.retry_at) for event in world.wire.recorded] == [(True, None)] * 2
-    assert not [key for key in world.store.keys("get") if not key.endswith("manifest.json")]
+    await setup.laptop.upload(1, [1, 2], without_memories=True, parts=parts)
+    await setup.once()
+    assert [(": the limit is " in event.error, event.retry_at) for event in setup.bus.published] == [(True, None)] * 2
+    assert not [key for key in setup.store.keys("get") if not key.endswith("manifest.json")]
 
 
-async def test_a_disk_without_room_is_waited_for(world, monkeypatch):
-    usage = shutil.disk_usage(world.place)
+async def test_a_full_disk_is_retried(setup, monkeypatch):
+    usage = shutil.disk_usage(setup.directory)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=200 * 2**20))
-    await world.laptop.upload(0, [1])
-    summary = await world.once()
+    await setup.laptop.upload(0, [1])
+    summary = await setup.once()
     assert "bytes free in" in summary.failures[LAPTOP]
-    (event,) = world.wire.recorded
+    (event,) = setup.bus.published
     assert event.retry_at is not None
 
 
 @pytest.mark.parametrize("name", ["memories.json", "reflection.duckdb"])
-async def test_a_half_propagated_object_is_waited_for_and_given_up_in_the_end(world, name):
+async def test_an_incomplete_object_is_retried(setup, name):
     delta = name == "memories.json"
-    whole = await world.laptop.upload(0, [1, 2], without_memories=not delta)
-    (key,) = [key for key in world.bucket.objects if key.endswith(name)]
-    right = world.bucket.objects[key]
-    world.bucket.objects[key] = right[0][:-3], {}
-    async with world.running():
-        await world.until(lambda: len(world.wire.recorded) == 1)
-        (event,) = world.wire.recorded
+    manifest = await setup.laptop.upload(0, [1, 2], without_memories=not delta)
+    (key,) = [key for key in setup.bucket.objects if key.endswith(name)]
+    complete = setup.bucket.objects[key]
+    setup.bucket.objects[key] = complete[0][:-3], {}
+    async with setup.running():
+        await setup.until(lambda: len(setup.bus.published) == 1)
+        (event,) = setup.bus.published
         assert (event.retry_at - event.time).total_seconds() == 30
-        await world.until(lambda: world.clock.sleepers >= 2)
-        world.bucket.objects[key] = right
-        await world.clock.advance(31)
-        await world.until(lambda: len(world.wire.recorded) == 2)
-    assert (outcomes(world.wire.recorded)[-1], world.shelf.of()) == ((whole.upload_id, "completed"), [1, 2])
+        await setup.until(lambda: setup.clock.sleepers >= 2)
+        setup.bucket.objects[key] = complete
+        await setup.clock.advance(31)
+        await setup.until(lambda: len(setup.bus.published) == 2)
+    assert (outcomes(setup.bus.published)[-1], setup.akosha.of()) == ((manifest.upload_id, "completed"), [1, 2])
 
 
-async def test_what_stays_wrong_is_given_up_and_not_fetched_again_for_each_upload_that_follows(world):
-    await world.laptop.upload(0, [1], without_memories=True)
-    await world.laptop.upload(1, [1, 2], without_memories=True, spoiled={"reflection.duckdb": b""})
-    async with world.running():
+async def test_a_permanently_damaged_object_is_given_up_and_not_downloaded_again(setup):
+    await setup.laptop.upload(0, [1], without_memories=True)
+    await setup.laptop.upload(1, [1, 2], without_memories=True, spoiled={"reflection.duckdb": b""})
+    async with setup.running():
         for attempt in range(1, TRIES):
-            await world.until(lambda attempt=attempt: len(world.fetched("duckdb")) == attempt)
-            await world.until(lambda: world.clock.sleepers == 2)
-            await world.clock.advance(30 * 2 ** (attempt - 1) + 1)
-        await world.until(lambda: len(world.wire.recorded) == 3)
-    assert [event.retry_at is None for event in world.wire.recorded] == [False, True, True]
-    assert len(world.fetched("duckdb")) == TRIES
+            await setup.until(lambda attempt=attempt: len(setup.fetched("duckdb")) == attempt)
+            await setup.until(lambda: setup.clock.sleepers == 2)
+            await setup.clock.advance(30 * 2 ** (attempt - 1) + 1)
+        await setup.until(lambda: len(setup.bus.published) == 3)
+    assert [event.retry_at is None for event in setup.bus.published] == [False, True, True]
+    assert len(setup.fetched("duckdb")) == TRIES
 
 
-async def test_a_database_that_the_engine_cannot_read_leaves_the_others_alone_and_waits_for_a_newer_upload(world):
-    graph = await world.laptop.upload(0, UNREADABLE, database="knowledge_graph", new=[])
-    both = await world.laptop.upload(1, [1], new=[1])
-    bases = {"reflection": None, "knowledge_graph": world.laptop.id(-5)}
+async def test_an_unreadable_database_does_not_affect_the_others(setup):
+    graph = await setup.laptop.upload(0, UNREADABLE, database="knowledge_graph", new=[])
+    both = await setup.laptop.upload(1, [1], new=[1])
+    bases = {"reflection": None, "knowledge_graph": setup.laptop.id(-5)}
     parts = tuple(
         replace(part, key=part.key.replace(graph.upload_id, both.upload_id)) for part in (*graph.parts, *both.parts)
     )
     for part in graph.parts:
-        world.bucket.objects[part.key.replace(graph.upload_id, both.upload_id)] = world.bucket.objects[part.key]
-    await world.bucket.delete([key for key in world.bucket.objects if graph.upload_id in key])
-    await world.laptop.upload(1, [1], parts=parts, memories=replace(both.memories, bases=bases))
-    summary = await world.once()
-    assert (summary.outcomes[LAPTOP].refused, world.shelf.of()) == (1, [1])
-    assert "newer DuckDB" in world.wire.recorded[0].error
+        setup.bucket.objects[part.key.replace(graph.upload_id, both.upload_id)] = setup.bucket.objects[part.key]
+    await setup.bucket.delete([key for key in setup.bucket.objects if graph.upload_id in key])
+    await setup.laptop.upload(1, [1], parts=parts, memories=replace(both.memories, bases=bases))
+    summary = await setup.once()
+    assert (summary.outcomes[LAPTOP].refused, setup.akosha.of()) == (1, [1])
+    assert "newer DuckDB" in setup.bus.published[0].error
 
 
-async def test_a_kill_between_push_and_position_repeats_nothing_that_shows(world, monkeypatch):
-    await world.laptop.upload(0, [1, 2, 3])
-    note = world.ledger.note
+async def test_a_kill_between_push_and_cursor_repeats_no_delivery(setup, monkeypatch):
+    await setup.laptop.upload(0, [1, 2, 3])
+    note = setup.ledger.note
 
     async def killed(key, value):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(world.ledger, "note", killed)
+    monkeypatch.setattr(setup.ledger, "note", killed)
     with pytest.raises(KeyboardInterrupt):
-        await world.reactor()._ingester(LAPTOP).catch_up()
-    assert world.shelf.of() == [1, 2, 3]
-    monkeypatch.setattr(world.ledger, "note", note)
-    world.shelf.stored.clear()
-    assert (await world.once()).success
-    assert world.shelf.stored == []
-    assert outcomes(world.wire.recorded) == [(world.laptop.id(0), "completed")]
+        await setup.ingest_service()._ingester(LAPTOP).catch_up()
+    assert setup.akosha.of() == [1, 2, 3]
+    monkeypatch.setattr(setup.ledger, "note", note)
+    setup.akosha.stored.clear()
+    assert (await setup.once()).success
+    assert setup.akosha.stored == []
+    assert outcomes(setup.bus.published) == [(setup.laptop.id(0), "completed")]
 
 
-async def test_akosha_down_is_said_once_waited_for_and_loses_nothing(world, capsys):
-    other = Sender(world.store, world.laptop.scratch, system="desktop")
-    await world.laptop.upload(0, [1, 2, 3])
-    world.shelf.errors = [None, DOWN]
-    async with world.running():
-        await world.until(lambda: len(world.wire.recorded) == 1 and world.clock.sleepers == 2)
-        world.shelf.down = DOWN
-        await world.wire.publish(replace(succeeded(await other.upload(0, [7])), system_id="desktop"))
-        await world.until(lambda: len(world.wire.recorded) == 3 and world.clock.sleepers == 3)
-        await world.clock.advance(31)
-        await world.until(lambda: world.clock.sleepers == 3)
-        assert world.shelf.of() == [1, 2]
-        world.shelf.down = None
-        await world.clock.advance(30)  # the pass finds it healthy: nobody waits for the time of the next try
-        await world.until(lambda: world.shelf.of() == [1, 2, 3] and world.shelf.of("desktop") == [7])
-    assert [event.retry_at is not None for event in world.wire.recorded if isinstance(event, IngestFailed)] == [
+async def test_an_outage_of_akosha_is_logged_once_and_loses_nothing(setup, capsys):
+    other = Sender(setup.store, setup.laptop.scratch, system="desktop")
+    await setup.laptop.upload(0, [1, 2, 3])
+    setup.akosha.errors = [None, DOWN]
+    async with setup.running():
+        await setup.until(lambda: len(setup.bus.published) == 1 and setup.clock.sleepers == 2)
+        setup.akosha.down = DOWN
+        await setup.bus.publish(replace(succeeded(await other.upload(0, [7])), system_id="desktop"))
+        await setup.until(lambda: len(setup.bus.published) == 3 and setup.clock.sleepers == 3)
+        await setup.clock.advance(31)
+        await setup.until(lambda: setup.clock.sleepers == 3)
+        assert setup.akosha.of() == [1, 2]
+        setup.akosha.down = None
+        await setup.clock.advance(30)  # the rescan finds Akosha healthy and does not wait for the retry time
+        await setup.until(lambda: setup.akosha.of() == [1, 2, 3] and setup.akosha.of("desktop") == [7])
+    assert [event.retry_at is not None for event in setup.bus.published if isinstance(event, IngestFailed)] == [
         True,
         True,
     ]
     assert capsys.readouterr().out.count("[warning") == 1
 
 
-async def test_memories_that_wait_or_are_refused_are_reported_and_go_when_a_new_akosha_takes_them(world):
-    world.shelf.refuses = "conversation-2"
-    await world.laptop.upload(0, [1, 2], new=[1, 2, memory(3, embedded=False)])
-    await world.once()
-    (event,) = world.wire.recorded
+async def test_waiting_and_refused_memories_are_reported_and_sent_to_a_new_version(setup):
+    setup.akosha.refuses = "conversation-2"
+    await setup.laptop.upload(0, [1, 2], new=[1, 2, memory(3, embedded=False)])
+    await setup.once()
+    (event,) = setup.bus.published
     assert (event.stored, dict(event.kept_back)) == (1, {"too long": 1, "no embedding": 1})
-    world.shelf.refuses = ""
-    await world.once()
-    assert world.shelf.of() == [1]
-    world.shelf.version = "2"
-    await world.once()
-    assert set(world.shelf.of()) == {1, 2}
-    assert {event.id for event in world.wire.recorded} == {event.id}
+    setup.akosha.refuses = ""
+    await setup.once()
+    assert setup.akosha.of() == [1]
+    setup.akosha.version = "2"
+    await setup.once()
+    assert set(setup.akosha.of()) == {1, 2}
+    assert {event.id for event in setup.bus.published} == {event.id}
 
 
-async def test_one_system_that_stands_still_holds_up_no_other(world):
-    slow = Sender(world.store, world.laptop.scratch, system="slow")
+async def test_a_stalled_system_does_not_block_others(setup):
+    slow = Sender(setup.store, setup.laptop.scratch, system="slow")
     await slow.upload(0, [1])
-    await world.laptop.upload(0, [1])
-    reached = world.store.stall("get", key=f"{slow.id(0)}/memories.json", times=99)
-    async with world.running():
+    await setup.laptop.upload(0, [1])
+    reached = setup.store.stall("get", key=f"{slow.id(0)}/memories.json", times=99)
+    async with setup.running():
         await reached.wait()
-        await world.until(lambda: world.wire.recorded)
-        await world.laptop.upload(1, [1, 2], new=[2], base=0)
-        await world.wire.publish(succeeded(await world.laptop.upload(1, [1, 2], new=[2], base=0)))
-        await world.until(lambda: world.shelf.of() == [1, 2])
-    assert world.shelf.of("slow") == []
+        await setup.until(lambda: setup.bus.published)
+        await setup.laptop.upload(1, [1, 2], new=[2], base=0)
+        await setup.bus.publish(succeeded(await setup.laptop.upload(1, [1, 2], new=[2], base=0)))
+        await setup.until(lambda: setup.akosha.of() == [1, 2])
+    assert setup.akosha.of("slow") == []
 
 
 ROWS = 300
 
 
-async def with_hostile_systems(world: World, count: int, rows: int = ROWS) -> None:
-    """Put uploads of systems with the same row over and over, and one row of a system that comes after them."""
+async def with_hostile_systems(setup: Setup, count: int, rows: int = ROWS) -> None:
+    """Upload databases of hostile systems, which repeat one row, and one row of a system that sorts after them."""
     for number in range(count):
-        sender = Sender(world.store, world.laptop.scratch, system=f"hostile-{number}")
+        sender = Sender(setup.store, setup.laptop.scratch, system=f"hostile-{number}")
         await sender.upload(0, [1] * rows, without_memories=True)
-    await Sender(world.store, world.laptop.scratch, system="later").upload(0, [7])
+    await Sender(setup.store, setup.laptop.scratch, system="later").upload(0, [7])
 
 
-def rows_read_before_all_had_a_turn(monkeypatch, systems: int) -> list[int]:
-    """Return a list that gets how many rows had been read from databases when the last system got its first turn.
+def rows_read_before_each_system_had_a_turn(monkeypatch, systems: int) -> list[int]:
+    """Return a list that receives the number of rows read from databases when the last system got its first turn.
 
-    No turn ends before all systems have asked for theirs: threads bring them there in any order.
+    No turn ends before all systems have requested for foreign: threads bring them there in any order.
     """
-    read, asked, given, found = 0, set[Turn](), set[Turn](), list[int]()
-    all_asked = asyncio.Event()
+    read, requested, started, counts = 0, set[Turn](), set[Turn](), list[int]()
+    all_requested = asyncio.Event()
     pages, begin, pause = ListedMemories.pages, Turn.begin, Turn.pause
 
     async def counted(source):
@@ -545,135 +547,133 @@ def rows_read_before_all_had_a_turn(monkeypatch, systems: int) -> list[int]:
             yield page
 
     async def counted_begin(turn):
-        asked.add(turn)
-        if len(asked) == systems:
-            all_asked.set()
+        requested.add(turn)
+        if len(requested) == systems:
+            all_requested.set()
         await begin(turn)
-        given.add(turn)
-        if len(given) == systems and not found:
-            found.append(read)
+        started.add(turn)
+        if len(started) == systems and not counts:
+            counts.append(read)
 
-    async def held_pause(turn, moved, every_seconds):
-        await all_asked.wait()
+    async def delayed_pause(turn, moved, every_seconds):
+        await all_requested.wait()
         await pause(turn, moved, every_seconds)
 
     monkeypatch.setattr(ListedMemories, "pages", counted)
     monkeypatch.setattr(Turn, "begin", counted_begin)
-    monkeypatch.setattr(Turn, "pause", held_pause)
-    return found
+    monkeypatch.setattr(Turn, "pause", delayed_pause)
+    return counts
 
 
 @pytest.mark.parametrize("hostile", [4, 6])
-async def test_systems_with_rows_without_end_leave_the_others_their_turn_and_are_gone_on_with(
-    world, monkeypatch, hostile
-):
-    await with_hostile_systems(world, hostile)
-    found = rows_read_before_all_had_a_turn(monkeypatch, hostile + 1)
-    summary = await world.reactor(share=Share(rows=9)).once()
-    assert found[0] <= 3 * hostile * 9 < ROWS, "three turns of each at most, each of nine rows"
-    assert all(caught.ingested == 1 for caught in summary.outcomes.values()), "what had to wait lost nothing"
-    assert [len(rows) for rows in world.reader.opened] == [ROWS] * hostile, "each was opened once"
+async def test_systems_with_endless_rows_take_turns_with_the_others(setup, monkeypatch, hostile):
+    await with_hostile_systems(setup, hostile)
+    counts = rows_read_before_each_system_had_a_turn(monkeypatch, hostile + 1)
+    summary = await setup.ingest_service(share=Share(rows=9)).once()
+    assert counts[0] <= 3 * hostile * 9 < ROWS, "at most three turns of each, of nine rows each"
+    assert all(outcome.ingested == 1 for outcome in summary.outcomes.values()), "no system loses data by waiting"
+    assert [len(rows) for rows in setup.reader.opened] == [ROWS] * hostile, "each database is opened once"
 
 
-async def test_a_turn_ends_with_its_bytes_and_with_its_time_too(world, monkeypatch):
-    await with_hostile_systems(world, 4, rows=150)
-    found = rows_read_before_all_had_a_turn(monkeypatch, 5)
-    await world.reactor(share=Share(raw_bytes=300)).once()
-    assert found[0] < 150, "a file of 300 bytes alone is a turn: all have one before any is read to its end"
-    slow = Sender(world.store, world.laptop.scratch, system="later")
+async def test_a_turn_is_limited_in_bytes_and_time_too(setup, monkeypatch):
+    await with_hostile_systems(setup, 4, rows=150)
+    counts = rows_read_before_each_system_had_a_turn(monkeypatch, 5)
+    await setup.ingest_service(share=Share(raw_bytes=300)).once()
+    assert counts[0] < 150, "a file of 300 bytes uses up a turn: each system gets one before any is read completely"
+    slow = Sender(setup.store, setup.laptop.scratch, system="later")
     await slow.upload(1, [7, 8], without_memories=True)
-    assert (await world.reactor(share=Share(seconds=0)).once()).success
+    assert (await setup.ingest_service(share=Share(seconds=0)).once()).success
 
 
-async def test_a_system_beyond_the_limit_of_rows_is_refused_with_the_reason(world):
-    await with_hostile_systems(world, 1)
-    summary = await world.reactor(limits=Limits(rows=100)).once()
-    caught = summary.outcomes["hostile-0"]
-    assert (caught.ingested, caught.refused, summary.outcomes["later"].ingested) == (0, 1, 1)
-    assert "the limit is 100" in caught.refusal
-    (event,) = [event for event in await world.events() if isinstance(event, IngestFailed)]
-    assert event.error == caught.refusal
+async def test_a_system_over_the_row_limit_is_refused_with_the_reason(setup):
+    await with_hostile_systems(setup, 1)
+    summary = await setup.ingest_service(limits=Limits(rows=100)).once()
+    outcome = summary.outcomes["hostile-0"]
+    assert (outcome.ingested, outcome.refused, summary.outcomes["later"].ingested) == (0, 1, 1)
+    assert "the limit is 100" in outcome.refusal
+    (event,) = [event for event in await setup.events() if isinstance(event, IngestFailed)]
+    assert event.error == outcome.refusal
 
 
-async def test_a_system_beyond_the_limit_of_bytes_is_refused_before_anything_is_downloaded(world):
-    await with_hostile_systems(world, 1, rows=3000)
-    summary = await world.reactor(limits=Limits(raw_bytes=5999)).once()
+async def test_a_system_over_the_byte_limit_is_refused_before_any_download(setup):
+    await with_hostile_systems(setup, 1, rows=3000)
+    summary = await setup.ingest_service(limits=Limits(raw_bytes=5999)).once()
     assert "the limit is 5,999" in summary.outcomes["hostile-0"].refusal
     assert summary.outcomes["later"].ingested == 1
-    assert not [key for key in world.fetched(".duckdb") if "hostile" in key]
+    assert not [key for key in setup.fetched(".duckdb") if "hostile" in key]
 
 
-async def test_a_broken_system_fails_alone_and_more_systems_than_turns_are_all_taken(world):
-    senders = [Sender(world.store, world.laptop.scratch, system=f"s-{number}") for number in range(9)]
+async def test_one_broken_system_does_not_affect_more_systems_than_turns(setup):
+    senders = [Sender(setup.store, setup.laptop.scratch, system=f"s-{number}") for number in range(9)]
     for number, sender in enumerate(senders):
         await sender.upload(0, [number])
-    world.store.fail("get", StoreError("503", transient=True), key=f"{senders[3].id(0)}/memories.json", times=99)
-    summary = await world.once()
+    setup.store.fail("get", StoreError("503", transient=True), key=f"{senders[3].id(0)}/memories.json", times=99)
+    summary = await setup.once()
     assert (list(summary.failures), len(summary.outcomes), summary.success) == (["s-3"], 8, False)
 
 
-async def test_a_result_wakes_its_system_alone_and_one_without_a_bucket_or_of_others_wakes_none(world):
-    async with world.running(bus=True) as reactor:
-        await world.until(lambda: world.clock.sleepers)
-        manifest = await world.laptop.upload(0, [1])
-        await world.wire.publish(replace(succeeded(manifest), manifest_key=""))
-        await world.wire.publish(replace(succeeded(manifest), system_id="nobody"))
-        await world.until(lambda: not reactor._ingesters)
-        assert world.shelf.of() == []
-        await world.wire.publish(succeeded(manifest))
-        await world.until(lambda: world.shelf.of() == [1] and list(reactor._ingesters) == [LAPTOP])
+async def test_only_a_result_with_a_manifest_of_a_known_system_starts_an_ingest(setup):
+    async with setup.running(bus=True) as service:
+        await setup.until(lambda: setup.clock.sleepers)
+        manifest = await setup.laptop.upload(0, [1])
+        await setup.bus.publish(replace(succeeded(manifest), manifest_key=""))
+        await setup.bus.publish(replace(succeeded(manifest), system_id="nobody"))
+        await setup.until(lambda: not service._ingesters)
+        assert setup.akosha.of() == []
+        await setup.bus.publish(succeeded(manifest))
+        await setup.until(lambda: setup.akosha.of() == [1] and list(service._ingesters) == [LAPTOP])
 
 
-async def test_a_result_that_was_missed_is_found_by_looking_without_a_bus_every_minute(world):
-    async with world.running(bus=False):
-        await world.until(lambda: world.clock.sleepers)
-        await world.laptop.upload(0, [1])
-        await world.clock.advance(61)
+async def test_without_a_bus_new_uploads_are_found_every_minute(setup):
+    async with setup.running(bus=False):
+        await setup.until(lambda: setup.clock.sleepers)
+        await setup.laptop.upload(0, [1])
+        await setup.clock.advance(61)
         async with asyncio.timeout(60):
-            while not await world.events():
+            while not await setup.events():
                 pass
-    assert world.shelf.of() == [1]
-    assert outcomes(await world.events()) == [(world.laptop.id(0), "completed")]
+    assert setup.akosha.of() == [1]
+    assert outcomes(await setup.events()) == [(setup.laptop.id(0), "completed")]
 
 
-async def test_named_systems_are_the_only_ones(world):
-    other = Sender(world.store, world.laptop.scratch, system="desktop")
+async def test_only_named_systems_are_ingested(setup):
+    other = Sender(setup.store, setup.laptop.scratch, system="desktop")
     await other.upload(0, [7])
-    await world.laptop.upload(0, [1])
-    await world.once("desktop")
-    assert (world.shelf.of(), world.shelf.of("desktop")) == ([], [7])
+    await setup.laptop.upload(0, [1])
+    await setup.once("desktop")
+    assert (setup.akosha.of(), setup.akosha.of("desktop")) == ([], [7])
 
 
-async def test_results_wait_for_a_bus_that_is_away_also_over_a_restart(world):
-    world.wire.down = True
-    await world.laptop.upload(0, [1])
-    await world.once()
-    assert (world.wire.recorded, len(await world.events())) == ([], 1)
-    world.wire.down = False
-    await world.once()
-    (event,) = world.wire.recorded
+async def test_results_wait_for_the_bus_also_across_a_restart(setup):
+    setup.bus.down = True
+    await setup.laptop.upload(0, [1])
+    await setup.once()
+    assert (setup.bus.published, len(await setup.events())) == ([], 1)
+    setup.bus.down = False
+    await setup.once()
+    (event,) = setup.bus.published
     assert isinstance(event, IngestCompleted)
-    await world.once()
-    assert len(world.wire.recorded) == 1
+    await setup.once()
+    assert len(setup.bus.published) == 1
 
 
-async def test_a_damaged_position_restarts_and_nothing_is_stored_twice(world):
-    await world.laptop.upload(0, [1, 2])
-    await world.once()
-    (key,) = [key for key in await world.ledger.notes() if key.endswith(LAPTOP)]
-    await world.ledger.note(key, "{")
-    world.shelf.stored.clear()
-    await world.once()
-    assert world.shelf.stored == []
+async def test_after_a_damaged_cursor_nothing_is_stored_twice(setup):
+    await setup.laptop.upload(0, [1, 2])
+    await setup.once()
+    (key,) = [key for key in await setup.ledger.notes() if key.endswith(LAPTOP)]
+    await setup.ledger.note(key, "{")
+    setup.akosha.stored.clear()
+    await setup.once()
+    assert setup.akosha.stored == []
 
 
-async def test_another_akosha_is_given_everything(world):
-    await world.laptop.upload(0, [1, 2])
-    await world.once()
-    world.shelf.rows.clear()
-    reactor = world.reactor()
+async def test_another_akosha_gets_all_memories(setup):
+    await setup.laptop.upload(0, [1, 2])
+    await setup.once()
+    setup.akosha.rows.clear()
+    service = setup.ingest_service()
     elsewhere = IngestService(
-        IDENTITY, replace(reactor.ingest, endpoint="another"), world.ledger, None, world.clock, (), rescan_seconds=60
+        IDENTITY, replace(service.ingest, endpoint="another"), setup.ledger, None, setup.clock, (), rescan_seconds=60
     )
     assert (await elsewhere.once()).success
-    assert world.shelf.of() == [1, 2]
+    assert setup.akosha.of() == [1, 2]

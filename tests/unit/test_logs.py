@@ -1,4 +1,4 @@
-"""The log: its form, tracebacks, records of libraries, and what is not shown."""
+"""The log: format, tracebacks, records of libraries, and values that are not shown."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from tests.support.logging_state import logging_restored
 
 
 @pytest.fixture(autouse=True)
-def _as_before():
+def _restore_logging():
     with logging_restored():
         yield
 
@@ -25,9 +25,9 @@ def logged(capsys):
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
-def test_a_traceback_shows_where_and_never_what_the_variables_held(capsys, form):
+def test_a_traceback_shows_locations_and_no_variables(capsys, form):
     logs.configure("INFO", form)
-    secret = f"{form}-canary"  # in pieces, for the line itself is shown
+    secret = f"{form}-canary"  # composed, because the traceback shows this source line
     try:
         raise ValueError(len(secret))
     except ValueError:
@@ -42,14 +42,14 @@ def test_a_traceback_shows_where_and_never_what_the_variables_held(capsys, form)
 @pytest.mark.parametrize(
     "name", ["watchfiles.main", "botocore.endpoint", "aiobotocore.session", "aiohttp.access", "asyncio"]
 )
-def test_libraries_log_warnings_only_whatever_the_level(name, caplog):
+def test_libraries_log_only_warnings_at_any_level(name, caplog):
     caplog.set_level(logging.DEBUG)
     logs.configure("DEBUG", "console")
     assert not logging.getLogger(name).isEnabledFor(logging.INFO)
     assert logging.getLogger(name).isEnabledFor(logging.WARNING)
 
 
-def test_a_record_of_a_library_has_the_same_form_and_its_name(capsys):
+def test_a_library_record_has_the_same_format_and_its_logger_name(capsys):
     logs.configure("INFO", "json")
     try:
         raise OSError("the peer is gone")
@@ -61,7 +61,7 @@ def test_a_record_of_a_library_has_the_same_form_and_its_name(capsys):
     assert line["timestamp"].endswith("Z")
 
 
-def test_a_record_of_a_library_that_cannot_be_formatted_is_reported_without_its_contents(capsys):
+def test_an_unformattable_library_record_is_reported_without_its_content(capsys):
     logs.configure("INFO", "json")
     record = logging.LogRecord("aiohttp", logging.WARNING, __file__, 1, "%d of them", ("c4n4ry-s3cr3t",), None)
     pipeline._handler.handle(record)
@@ -69,7 +69,7 @@ def test_a_record_of_a_library_that_cannot_be_formatted_is_reported_without_its_
     assert shown == "akosha-agent: a log line of aiohttp cannot be shown\n"
 
 
-def test_a_value_that_cannot_be_shown_does_not_keep_the_line_from_coming(capsys):
+def test_a_value_without_a_repr_does_not_lose_the_line(capsys):
     class Odd:
         def __repr__(self):
             raise RuntimeError("no")
@@ -83,7 +83,7 @@ def test_a_value_that_cannot_be_shown_does_not_keep_the_line_from_coming(capsys)
     assert (line["number"], line["flag"], line["names"], line["bad"]) == (1.5, True, ["a", "b"], "\\udcff")
 
 
-def test_nothing_is_raised_if_nobody_reads_stderr(monkeypatch):
+def test_nothing_is_raised_if_stderr_is_closed(monkeypatch):
     class Closed:
         def isatty(self):
             return False
@@ -93,8 +93,8 @@ def test_nothing_is_raised_if_nobody_reads_stderr(monkeypatch):
 
     monkeypatch.setattr(sys, "stderr", Closed())
     logs.configure("INFO", "json")
-    structlog.get_logger().info("unheard")
-    logging.getLogger("aiohttp").warning("unheard")
+    structlog.get_logger().info("lost")
+    logging.getLogger("aiohttp").warning("lost")
 
 
 def test_configuring_again_leaves_one_handler(capsys):

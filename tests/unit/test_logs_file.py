@@ -1,4 +1,4 @@
-"""The log file: rotated, private, followed by its name; what happens to it never reaches the agent."""
+"""The log file is rotated, private and reopened if moved; its errors never reach the agent."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ def location(tmp_path):
 
 
 @pytest.fixture
-def _as_before():
+def _restore_logging():
     with logging_restored():
         yield
 
@@ -47,8 +47,8 @@ def descriptors():
     return len(list(Path("/dev/fd").iterdir()))
 
 
-@pytest.mark.usefixtures("_as_before")
-def test_lines_go_to_the_file_as_json_and_to_nowhere_else(location, tmp_path, capsys):
+@pytest.mark.usefixtures("_restore_logging")
+def test_lines_go_only_to_the_file_as_json(location, tmp_path, capsys):
     logs.configure("INFO", "auto", location("logs/deep/agent.log"))
     structlog.get_logger().info("agent_started", system_id="mac")
     logging.getLogger("aiohttp").warning("odd")
@@ -58,8 +58,8 @@ def test_lines_go_to_the_file_as_json_and_to_nowhere_else(location, tmp_path, ca
     assert (mode(file), mode(file.parent), mode(file.parent.parent)) == (0o600, 0o700, 0o700)
 
 
-@pytest.mark.usefixtures("_as_before")
-def test_configuring_again_closes_the_file_from_before(location, tmp_path):
+@pytest.mark.usefixtures("_restore_logging")
+def test_configuring_again_closes_the_previous_file(location, tmp_path):
     before = descriptors()
     for number in range(20):
         logs.configure("INFO", "json", location(f"logs/{number % 2}.log"))
@@ -70,10 +70,10 @@ def test_configuring_again_closes_the_file_from_before(location, tmp_path):
     assert [len((tmp_path / f"logs/{n}.log").read_text().splitlines()) for n in (0, 1)] == [10, 10]
 
 
-def test_a_full_file_is_set_aside_and_five_are_kept_all_private(tmp_path):
+def test_a_full_file_is_rotated_and_five_private_ones_are_kept(tmp_path):
     log = LogFile(tmp_path / "agent.log", 100)
     for number in range(40):
-        log.write(f"{number:039d}\n")  # two a file
+        log.write(f"{number:039d}\n")  # two lines per file
     log.close()
     names = ["agent.log", *(f"agent.log.{n}" for n in range(1, KEPT + 1))]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
@@ -83,7 +83,7 @@ def test_a_full_file_is_set_aside_and_five_are_kept_all_private(tmp_path):
     assert {mode(path) for path in tmp_path.iterdir()} == {0o600}
 
 
-def test_a_line_longer_than_a_file_may_be_is_written_whole(tmp_path):
+def test_a_line_longer_than_the_file_limit_is_written_completely(tmp_path):
     log = LogFile(tmp_path / "agent.log", 10)
     log.write("x" * 1000 + "\n")
     log.write("y\n")
@@ -93,7 +93,7 @@ def test_a_line_longer_than_a_file_may_be_is_written_whole(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["moved", "deleted"])
-def test_a_file_that_logrotate_has_moved_or_deleted_is_reopened(tmp_path, how):
+def test_a_file_that_logrotate_moved_or_deleted_is_reopened(tmp_path, how):
     file = tmp_path / "agent.log"
     log = LogFile(file, 1000)
     log.write("one\n")
@@ -104,7 +104,7 @@ def test_a_file_that_logrotate_has_moved_or_deleted_is_reopened(tmp_path, how):
     assert how == "deleted" or (tmp_path / "old").read_text() == "one\n"
 
 
-def test_a_truncated_file_continues_at_its_beginning(tmp_path):
+def test_a_truncated_file_continues_at_its_start(tmp_path):
     file = tmp_path / "agent.log"
     log = LogFile(file, 1000)
     log.write("one\n")
@@ -114,9 +114,9 @@ def test_a_truncated_file_continues_at_its_beginning(tmp_path):
     assert file.read_text() == "two\n"
 
 
-def test_what_the_file_does_not_take_goes_to_stderr_after_one_line_with_the_reason(tmp_path, capsys):
+def test_unwritable_lines_go_to_stderr_after_one_line_with_the_reason(tmp_path, capsys):
     folder = tmp_path / "logs"
-    log = LogFile(folder / "agent.log", 1000)  # there is no such folder
+    log = LogFile(folder / "agent.log", 1000)  # the folder does not exist
     log.write("one\n")
     log.write("two\n")
     reason, *rest = capsys.readouterr().err.splitlines()
@@ -132,12 +132,12 @@ def test_what_the_file_does_not_take_goes_to_stderr_after_one_line_with_the_reas
     assert capsys.readouterr().err == ""
 
 
-def test_a_full_disk_loses_no_line_and_tears_none(tmp_path, capsys):
+def test_a_full_disk_loses_and_truncates_no_line(tmp_path, capsys):
     file = tmp_path / "agent.log"
     log = LogFile(file, 1000)
     log.write("one\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (7, hard))  # as on a full disk, a write is cut off
+    resource.setrlimit(resource.RLIMIT_FSIZE, (7, hard))  # like a full disk: a write is cut off
     try:
         log.write("two, torn\n")
         log.write("three, untouched\n")
@@ -152,7 +152,7 @@ def test_a_full_disk_loses_no_line_and_tears_none(tmp_path, capsys):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_that_is_closed_keeps_the_file_from_being_set_aside_and_no_line_from_it(tmp_path, capsys):
+def test_in_a_read_only_directory_the_file_grows_and_loses_no_line(tmp_path, capsys):
     log = LogFile(tmp_path / "agent.log", 20)
     log.write("0123456789\n")
     tmp_path.chmod(0o500)
@@ -166,7 +166,7 @@ def test_a_directory_that_is_closed_keeps_the_file_from_being_set_aside_and_no_l
     assert "cannot be rotated" in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_rotated_grows_on_and_that_is_reported(tmp_path, capsys, monkeypatch):
+def test_a_file_that_cannot_be_rotated_keeps_growing_with_a_report(tmp_path, capsys, monkeypatch):
     log = LogFile(tmp_path / "agent.log", 20)
 
     def refuse(*_):
@@ -183,7 +183,7 @@ def test_a_file_that_cannot_be_rotated_grows_on_and_that_is_reported(tmp_path, c
     assert len(lines) < 4
 
 
-def test_many_threads_write_whole_lines(tmp_path):
+def test_many_threads_write_complete_lines(tmp_path):
     log = LogFile(tmp_path / "agent.log", 4000)
     text = "0123456789" * 5
 
@@ -233,13 +233,13 @@ def test_other_locations_are_accepted(location, file):
     assert location(file).prepare().parent.is_dir()
 
 
-def test_a_symbolic_link_is_followed_so_that_what_it_leads_to_is_rotated(location, tmp_path):
+def test_a_symbolic_link_is_resolved_so_that_its_target_is_rotated(location, tmp_path):
     (tmp_path / "var").mkdir()
     (tmp_path / "agent.log").symlink_to(tmp_path / "var" / "real.log")
     assert location("agent.log").prepare() == tmp_path / "var" / "real.log"
 
 
-def test_the_settings_name_the_location(tmp_path):
+def test_the_location_is_read_from_the_settings(tmp_path):
     assert LogLocation.of(Settings()) is None
     settings = Settings(agent_log_file=tmp_path / "a.log", agent_log_file_mb=2)
     found = LogLocation.of(settings)

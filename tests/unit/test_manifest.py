@@ -1,4 +1,4 @@
-"""A manifest survives its bytes, satisfies Akosha's schema, and refuses what it should not hold."""
+"""Manifests: encoding and decoding, Akosha's schema, and rejection of invalid values."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from agent.domain.errors import NamingError, WireError
 from agent.domain.manifest import MAX_CONVERSATIONS, MAX_TOTAL_BYTES, Manifest, MemoriesPart, Part
 from tests.support.values import NOON, SYSTEM, manifest, memories_part, parts, upload_id
 
-WHOLE = replace(
+FULL = replace(
     manifest(20, reflection=3, knowledge_graph=(1, "carried")),
     incomplete={"knowledge_graph": "it was too busy"},
     memories=memories_part(20, count=7, reflection=10),
@@ -23,7 +23,7 @@ WHOLE = replace(
 )
 
 
-def document(of: Manifest = WHOLE) -> dict:
+def document(of: Manifest = FULL) -> dict:
     return json.loads(of.encode())
 
 
@@ -31,8 +31,8 @@ def damaged(**changes: object) -> bytes:
     return json.dumps(document() | changes).encode()
 
 
-def test_a_manifest_survives_its_bytes():
-    assert Manifest.decode(WHOLE.encode()) == WHOLE
+def test_a_manifest_is_decoded_unchanged():
+    assert Manifest.decode(FULL.encode()) == FULL
 
 
 graphs = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=20)
@@ -44,28 +44,28 @@ graphs = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_siz
     st.dictionaries(st.text(max_size=5), st.dictionaries(st.text(max_size=5), st.integers(0, 2**40), max_size=2)),
     st.text(max_size=20) | st.just("/home/\udcff/x"),
 )
-def test_whatever_names_and_reasons_it_holds_it_survives_its_bytes(names, rows, why):
+def test_a_manifest_with_any_names_and_reasons_is_decoded_unchanged(names, rows, reason):
     databases = [f"knowledge_graph_{name}" for name in names]
-    held = tuple(part for database in databases for part in parts(database))
+    all_parts = tuple(part for database in databases for part in parts(database))
     given_manifest = replace(
         manifest(reflection=0),
-        parts=held,
+        parts=all_parts,
         rows=rows,
-        incomplete=dict.fromkeys(databases, why),
+        incomplete=dict.fromkeys(databases, reason),
         memories=memories_part(**dict.fromkeys(databases)),
-        without_memories=dict.fromkeys(databases, why),
+        without_memories=dict.fromkeys(databases, reason),
     )
     assert Manifest.decode(given_manifest.encode()) == given_manifest
 
 
-def test_fields_that_we_do_not_know_are_tolerated():
+def test_unknown_fields_are_ignored():
     more = document() | {"future": 1}
     more["parts"][0]["future"] = 1
-    assert Manifest.decode(json.dumps(more).encode()) == WHOLE
+    assert Manifest.decode(json.dumps(more).encode()) == FULL
 
 
 def check_akoshas_rules(found: dict, *, now: datetime) -> None:
-    """Every rule of Akosha's schema for manifests and the ids and place that it takes an upload under (0.11.0)."""
+    """Check every rule of Akosha 0.11.0 for manifests, and for the IDs and file names of an upload."""
     at = datetime.fromisoformat(found["uploaded_at"])
     assert at.utcoffset() is not None
     assert now - timedelta(days=365) <= at <= now + timedelta(minutes=5)
@@ -94,19 +94,19 @@ def parts_of(*databases: str) -> tuple[Part, ...]:
 
 
 KINDS = {
-    "whole": WHOLE,
-    "first": replace(WHOLE, memories=memories_part(20, reflection=None, knowledge_graph=None)),
-    "nothing new": replace(WHOLE, memories=memories_part(20, count=0, reflection=10)),
-    "without memories": replace(WHOLE, memories=None, without_memories={"reflection": "it is locked"}),
+    "full": FULL,
+    "first": replace(FULL, memories=memories_part(20, reflection=None, knowledge_graph=None)),
+    "nothing new": replace(FULL, memories=memories_part(20, count=0, reflection=10)),
+    "without memories": replace(FULL, memories=None, without_memories={"reflection": "it is locked"}),
     "carried": manifest(20, reflection=(1, "carried"), knowledge_graph=(1, "copied")),
-    "uncompressed": replace(WHOLE, parts=tuple(replace(part, compression="none") for part in WHOLE.parts)),
+    "uncompressed": replace(FULL, parts=tuple(replace(part, compression="none") for part in FULL.parts)),
     "huge": replace(
-        WHOLE,
-        parts=tuple(replace(part, stored_size=MAX_TOTAL_BYTES) for part in WHOLE.parts),
+        FULL,
+        parts=tuple(replace(part, stored_size=MAX_TOTAL_BYTES) for part in FULL.parts),
         memories=replace(memories_part(20), count=MAX_CONVERSATIONS + 1),
     ),
     "odd names": replace(
-        WHOLE,
+        FULL,
         parts=parts_of(
             "knowledge_graph_a..b", "knowledge_graph_...", "knowledge_graph_père & fils", "knowledge_graph_~",
             f"knowledge_graph_{'x' * 200}", f"knowledge_graph_{'記' * 60}", "knowledge_graph_.duckdb",
@@ -117,7 +117,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("of", KINDS.values(), ids=KINDS)
-def test_it_satisfies_akoshas_schema_and_survives_its_bytes(of):
+def test_a_manifest_satisfies_akoshas_schema_and_is_decoded_unchanged(of):
     found = document(of)
     check_akoshas_rules(found, now=of.uploaded_at)
     assert Manifest.decode(of.encode()) == of
@@ -126,80 +126,82 @@ def test_it_satisfies_akoshas_schema_and_survives_its_bytes(of):
     assert len(found["files"]) == len(names)
 
 
-def test_its_size_is_that_of_all_it_holds():
-    assert document()["total_size_bytes"] == sum(part.stored_size for part in WHOLE.parts) + WHOLE.memories.size
+def test_the_total_size_is_the_sum_of_all_objects_up_to_akoshas_limit():
+    assert document()["total_size_bytes"] == sum(part.stored_size for part in FULL.parts) + FULL.memories.size
     assert document(KINDS["huge"])["total_size_bytes"] == MAX_TOTAL_BYTES
 
 
-def test_compressed_and_its_format_are_both_there_or_neither():
-    plain = replace(WHOLE, parts=tuple(replace(part, compression="none") for part in WHOLE.parts))
+def test_compressed_and_its_format_are_both_present_or_both_absent():
+    plain = replace(FULL, parts=tuple(replace(part, compression="none") for part in FULL.parts))
     assert {"compressed", "compression_format"}.isdisjoint(document(plain))
-    mixed = replace(WHOLE, parts=(replace(WHOLE.parts[0], compression="none"), *WHOLE.parts[1:]))
+    mixed = replace(FULL, parts=(replace(FULL.parts[0], compression="none"), *FULL.parts[1:]))
     assert {"compressed", "compression_format"} <= document(mixed).keys()
 
 
-def test_names_of_files_are_plain_whatever_a_graph_is_called():
-    odd = replace(WHOLE, parts=parts("knowledge_graph_père & fils", second=20))
+def test_file_names_are_plain_for_any_graph_name():
+    odd = replace(FULL, parts=parts("knowledge_graph_père & fils", second=20))
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in document(odd)["files"])
 
 
-@pytest.mark.parametrize(("there", "count"), [(0, 0), (77, 77), (MAX_CONVERSATIONS + 5, MAX_CONVERSATIONS)])
-def test_conversations_are_the_memories_in_the_upload_counted_within_akoshas_limit(there, count):
-    counted = replace(WHOLE, memories=memories_part(20, count=there))
+@pytest.mark.parametrize(("memories", "count"), [(0, 0), (77, 77), (MAX_CONVERSATIONS + 5, MAX_CONVERSATIONS)])
+def test_the_conversation_count_is_the_number_of_memories_up_to_akoshas_limit(memories, count):
+    counted = replace(FULL, memories=memories_part(20, count=memories))
     assert document(counted)["conversation_count"] == count
-    assert document(replace(WHOLE, memories=None))["conversation_count"] == 0
+    assert document(replace(FULL, memories=None))["conversation_count"] == 0
 
 
-def test_the_checksum_is_that_of_sha256sums_own_listing_in_the_order_of_keys():
-    held = (*WHOLE.parts, WHOLE.memories)
-    listing = "".join(sorted((f"{each.sha256}  {each.key}\n" for each in held), key=lambda line: line.split("  ")[1]))
+def test_the_checksum_is_over_a_sha256sum_listing_in_key_order():
+    all_parts = (*FULL.parts, FULL.memories)
+    listing = "".join(
+        sorted((f"{each.sha256}  {each.key}\n" for each in all_parts), key=lambda line: line.split("  ")[1])
+    )
     assert document()["checksum"] == hashlib.sha256(listing.encode()).hexdigest()
-    turned = replace(WHOLE, parts=WHOLE.parts[::-1])
-    assert document(turned)["checksum"] == document()["checksum"]
+    reversed_parts = replace(FULL, parts=FULL.parts[::-1])
+    assert document(reversed_parts)["checksum"] == document()["checksum"]
 
 
-def test_it_lies_under_its_uploads_prefix_and_knows_its_parts():
-    assert WHOLE.key == f"systems/{SYSTEM}/uploads/{WHOLE.upload_id}/manifest.json"
-    assert WHOLE.of("reflection") == WHOLE.parts[:2]
-    assert WHOLE.of("nothing") == ()
-    assert WHOLE.digests(["reflection"]) == {part.name: part.sha256 for part in WHOLE.parts[:2]}
-    assert WHOLE.stored_bytes == sum(part.stored_size for part in WHOLE.parts) + WHOLE.memories.size
-    assert WHOLE.keys == (*(part.key for part in WHOLE.parts), WHOLE.memories.key)
-    assert replace(WHOLE, memories=None).keys == WHOLE.keys[:-1]
+def test_the_key_has_the_prefix_of_the_upload_and_parts_are_found_by_database():
+    assert FULL.key == f"systems/{SYSTEM}/uploads/{FULL.upload_id}/manifest.json"
+    assert FULL.of("reflection") == FULL.parts[:2]
+    assert FULL.of("nothing") == ()
+    assert FULL.digests(["reflection"]) == {part.name: part.sha256 for part in FULL.parts[:2]}
+    assert FULL.stored_bytes == sum(part.stored_size for part in FULL.parts) + FULL.memories.size
+    assert FULL.keys == (*(part.key for part in FULL.parts), FULL.memories.key)
+    assert replace(FULL, memories=None).keys == FULL.keys[:-1]
 
 
-def test_a_part_tells_the_object_what_it_is():
+def test_the_metadata_of_an_object_describe_its_part():
     (main, _) = parts("reflection", 3)
     assert main.metadata == {"sha256": main.sha256, "size": "1003", "compression": "gzip"}
 
 
 def test_a_time_keeps_its_offset():
     east = NOON.astimezone(timezone(timedelta(hours=9)))
-    assert document(replace(WHOLE, uploaded_at=east))["uploaded_at"].endswith("+09:00")
+    assert document(replace(FULL, uploaded_at=east))["uploaded_at"].endswith("+09:00")
 
 
 def test_a_time_without_offset_is_refused():
     with pytest.raises(WireError, match="has no offset"):
-        replace(WHOLE, uploaded_at=NOON.replace(tzinfo=None))
+        replace(FULL, uploaded_at=NOON.replace(tzinfo=None))
     with pytest.raises(WireError, match="has no offset"):
         Manifest.decode(damaged(uploaded_at="2026-03-01T12:00:00"))
 
 
 def test_a_key_outside_the_upload_is_refused():
-    stray = replace(WHOLE.parts[0], key=f"systems/{SYSTEM}/uploads/{upload_id(99)}/reflection.duckdb")
+    stray = replace(FULL.parts[0], key=f"systems/{SYSTEM}/uploads/{upload_id(99)}/reflection.duckdb")
     with pytest.raises(WireError, match="is not the key of"):
-        replace(WHOLE, parts=(stray,))
+        replace(FULL, parts=(stray,))
 
 
-def test_one_key_holds_one_part():
+def test_two_parts_with_the_same_key_are_refused():
     with pytest.raises(WireError, match="have the same key"):
-        replace(WHOLE, parts=(*WHOLE.parts, WHOLE.parts[0]))
+        replace(FULL, parts=(*FULL.parts, FULL.parts[0]))
 
 
 @pytest.mark.parametrize("bad", [{"system_id": "a/b"}, {"upload_id": "x"}])
-def test_ids_that_are_none_are_refused(bad):
+def test_invalid_ids_are_refused(bad):
     with pytest.raises(NamingError):
-        replace(WHOLE, parts=(), **bad)
+        replace(FULL, parts=(), **bad)
     with pytest.raises(WireError):
         Manifest.decode(damaged(parts=[], **bad))
 
@@ -220,11 +222,11 @@ def test_ids_that_are_none_are_refused(bad):
     ],
     ids=str,
 )
-def test_a_part_is_valid_once_built(bad):
+def test_an_invalid_part_cannot_be_constructed(bad):
     with pytest.raises(WireError):
-        replace(WHOLE.parts[0], **bad)
+        replace(FULL.parts[0], **bad)
     with pytest.raises(WireError):
-        Part.from_document(WHOLE.parts[0].to_document() | bad)
+        Part.from_document(FULL.parts[0].to_document() | bad)
 
 
 @pytest.mark.parametrize(
@@ -236,34 +238,34 @@ def test_a_part_is_valid_once_built(bad):
     ],
     ids=str,
 )  # fmt: skip
-def test_memories_of_wrong_figures_names_or_types_are_refused(bad):
+def test_memories_with_invalid_values_are_refused(bad):
     with pytest.raises(WireError):
         MemoriesPart.from_document(document()["memories"] | bad)
     with pytest.raises(WireError):
         Manifest.decode(damaged(memories=document()["memories"] | bad))
 
 
-def test_a_manifest_without_etags_is_read_as_one_that_does_not_know_them():
+def test_a_manifest_without_etags_is_read_with_empty_etags():
     old = document()
-    for held in (*old["parts"], old["memories"]):
-        del held["etag"]
+    for part in (*old["parts"], old["memories"]):
+        del part["etag"]
     read = Manifest.decode(json.dumps(old).encode())
     assert {part.etag for part in read.parts} == {read.memories.etag} == {""}
 
 
-def test_memories_of_another_upload_or_without_what_they_need_are_refused():
+def test_memories_of_another_upload_or_with_fields_missing_are_refused():
     with pytest.raises(WireError, match="is not the key of its memories"):
-        replace(WHOLE, memories=memories_part(21))
+        replace(FULL, memories=memories_part(21))
     for name in document()["memories"].keys() - {"etag"}:
         lacking = {key: value for key, value in document()["memories"].items() if key != name}
         with pytest.raises(WireError, match="incomplete"):
             MemoriesPart.from_document(lacking)
-    for none in (5, "x", [1], [], {}):
+    for invalid in (5, "x", [1], [], {}):
         with pytest.raises(WireError):
-            Manifest.decode(damaged(memories=none))
+            Manifest.decode(damaged(memories=invalid))
 
 
-def test_a_manifest_from_before_there_were_memories_has_none():
+def test_a_manifest_of_a_version_without_memories_has_none():
     old = document()
     for name in ("memories", "without_memories", "time_zone"):
         del old[name]
@@ -271,8 +273,8 @@ def test_a_manifest_from_before_there_were_memories_has_none():
     assert (found.memories, found.without_memories, found.time_zone) == (None, {}, "")
 
 
-def test_an_object_of_memories_tells_what_it_is():
-    assert WHOLE.memories.metadata == {"sha256": WHOLE.memories.sha256, "size": "7000", "compression": "none"}
+def test_the_metadata_of_the_memories_object_describe_it():
+    assert FULL.memories.metadata == {"sha256": FULL.memories.sha256, "size": "7000", "compression": "none"}
 
 
 @pytest.mark.parametrize(
@@ -283,14 +285,14 @@ def test_an_object_of_memories_tells_what_it_is():
     ],
     ids=str,
 )  # fmt: skip
-def test_a_parts_document_of_wrong_types_is_refused(bad):
+def test_a_part_with_fields_of_wrong_types_is_refused(bad):
     with pytest.raises(WireError):
-        Part.from_document(WHOLE.parts[0].to_document() | bad)
+        Part.from_document(FULL.parts[0].to_document() | bad)
 
 
 @pytest.mark.parametrize("name", ["database", "name", "key", "raw_size", "stored_size", "sha256", "verified"])
-def test_a_part_without_what_it_needs_is_refused(name):
-    lacking = WHOLE.parts[0].to_document()
+def test_a_part_with_fields_missing_is_refused(name):
+    lacking = FULL.parts[0].to_document()
     del lacking[name]
     with pytest.raises(WireError, match="incomplete"):
         Part.from_document(lacking)
@@ -306,21 +308,21 @@ def test_a_part_without_what_it_needs_is_refused(name):
         damaged(bytes_sent="x"), damaged(bytes_sent=float("inf")), damaged(duration_seconds=[]),
     ],
 )  # fmt: skip
-def test_bytes_that_are_no_manifest_of_ours_are_refused_in_our_words(data):
+def test_bytes_that_are_not_a_manifest_are_a_wire_error(data):
     with pytest.raises(WireError):
         Manifest.decode(data)
 
 
 @settings(max_examples=60)
 @given(st.binary(max_size=50), st.integers(0, 3000))
-def test_damage_anywhere_is_a_manifest_or_a_wire_error_never_anything_else(junk, at):
-    data = WHOLE.encode()
+def test_damaged_bytes_are_a_manifest_or_a_wire_error(junk, at):
+    data = FULL.encode()
     with suppress(WireError):
         Manifest.decode(data[:at] + junk + data[at + len(junk) :])
 
 
-def test_a_name_that_no_file_can_have_is_refused():
-    """It would become a path when it is read or restored."""
+def test_a_name_too_long_for_a_file_is_refused():
+    """The name becomes a path when the part is verified or restored."""
     [part] = [p for p in parts("knowledge_graph") if p.name == "knowledge_graph.duckdb"]
     name = f"knowledge_graph_{'x' * 250}"
     with pytest.raises(WireError, match="too long for a file"):

@@ -1,4 +1,4 @@
-"""The MCP server without a client: progress that grows, results of what went wrong, and the text of cures."""
+"""The MCP server without a client: progress, results of errors, and hints."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from tests.support.values import NOON, SYSTEM
 OUTPUT = {tool["name"]: Draft202012Validator(tool["outputSchema"]) for tool in tool_definitions()}
 
 
-def moved(done: int, total: int, *, phase: str = "upload", method: str = "cloud") -> SyncProgress:
+def progress_event(done: int, total: int, *, phase: str = "upload", method: str = "cloud") -> SyncProgress:
     return SyncProgress(
         id="p", time=NOON, system_id=SYSTEM, request_id="r", method=method, phase=phase, done_bytes=done,
         total_bytes=total,
@@ -40,7 +40,7 @@ def document(result: SyncResult) -> dict[str, object]:
 
 
 class Client:
-    """Keeps what is reported; `enough` is set once that are `count` steps."""
+    """A client that keeps progress reports; `enough` is set after `count` of them."""
 
     def __init__(self, count: int) -> None:
         self.reported: list[tuple[float, float | None, str]] = []
@@ -52,10 +52,10 @@ class Client:
             self.enough.set()
 
 
-# ------------------------------------------------------------------------------------------------ progress
+# ------------------------------------------------------------------------------------------------------------- progress
 
 events = st.builds(
-    moved,
+    progress_event,
     st.integers(0, 50),
     st.integers(0, 50),
     phase=st.sampled_from("ab"),
@@ -64,7 +64,7 @@ events = st.builds(
 
 
 @given(st.lists(st.one_of(events, st.none()), max_size=40))
-def test_progress_grows_with_every_step_and_never_passes_its_total(seen):
+def test_progress_grows_with_every_step_up_to_its_total(seen):
     counter = ProgressCounter()
     steps = [counter.begin("begins")]
     steps += [counter.wait("waits") if event is None else counter.advance(event) for event in seen]
@@ -74,26 +74,31 @@ def test_progress_grows_with_every_step_and_never_passes_its_total(seen):
     assert steps[-1].done == steps[-1].total
 
 
-def test_the_steps_of_two_phases_are_their_bytes_one_after_the_other():
+def test_the_bytes_of_two_phases_are_added():
     counter = ProgressCounter()
-    seen = [moved(400, 1000, phase="snapshot"), moved(1000, 1000, phase="snapshot"), moved(100, 500), moved(500, 500)]
+    seen = [
+        progress_event(400, 1000, phase="snapshot"),
+        progress_event(1000, 1000, phase="snapshot"),
+        progress_event(100, 500),
+        progress_event(500, 500),
+    ]
     steps = [counter.advance(event) for event in seen]
     assert [(step.done, step.total) for step in steps] == [(400, 1000), (1000, 1000), (1100, 1500), (1500, 1500)]
     assert steps[2].message == "cloud: upload, 100 bytes of 500 bytes"
 
 
-async def test_a_call_without_progress_reports_that_it_is_at_work_and_why_it_waits(monkeypatch):
+async def test_a_call_without_progress_reports_that_it_is_running_and_the_latest_problem(monkeypatch):
     monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0)
-    client, troubles = Client(3), ["cloud: attempt 1 failed", StateError("the disk is gone"), ""]
+    client, problems = Client(3), ["cloud: attempt 1 failed", StateError("the disk is gone"), ""]
 
-    async def trouble() -> str:
-        found = troubles.pop(0) if troubles else ""
+    async def problem() -> str:
+        found = problems.pop(0) if problems else ""
         if isinstance(found, Exception):
             raise found
         return found
 
     reporter = ProgressReporter(client.report)
-    async with asyncio.timeout(60), reporter.running(trouble):
+    async with asyncio.timeout(60), reporter.running(problem):
         await client.enough.wait()
     assert [message for _, _, message in client.reported[:3]] == ["cloud: attempt 1 failed (0 s)"] + [
         "syncing (0 s)"
@@ -101,25 +106,25 @@ async def test_a_call_without_progress_reports_that_it_is_at_work_and_why_it_wai
 
 
 @pytest.mark.parametrize(
-    ("pid", "words"),
+    ("pid", "holder"),
     [(1, "process 1 (run)"), (0, "another process"), (os.getpid(), "another call")],
     ids=["run", "unknown", "own"],
 )
-async def test_the_process_that_is_waited_for_is_reported_once(pid, words):
+async def test_the_process_that_holds_the_lock_is_reported_once(pid, holder):
     client = Client(1)
     reporter = ProgressReporter(client.report)
 
-    async def no_trouble() -> str:
+    async def no_problem() -> str:
         return ""
 
-    async with asyncio.timeout(60), reporter.running(no_trouble):
+    async with asyncio.timeout(60), reporter.running(no_problem):
         for _ in range(3):
             reporter.on_wait(AlreadyRunning("in use", pid=pid, command="run"))
         await client.enough.wait()
-    assert [message for _, _, message in client.reported] == [f"waiting for {words}, which holds the state directory"]
+    assert [message for _, _, message in client.reported] == [f"waiting for {holder}, which holds the state directory"]
 
 
-# ------------------------------------------------------------------------------------------------ results of errors
+# ---------------------------------------------------------------------------------------------------- results of errors
 
 
 @pytest.mark.parametrize(
@@ -135,7 +140,7 @@ async def test_the_process_that_is_waited_for_is_reported_once(pid, words):
     ],
     ids=lambda given: f"{given}"[:40],
 )
-async def test_invalid_arguments_are_a_result_with_a_hint_and_no_settings_are_read(given):
+async def test_invalid_arguments_are_a_result_with_a_hint_without_reading_settings(given):
     result = await call_tool(SYNC, given, pytest.fail)
     OUTPUT[SYNC].validate(result)
     assert (result["success"], result["outcome"]) == (False, "failed")
@@ -145,7 +150,7 @@ async def test_invalid_arguments_are_a_result_with_a_hint_and_no_settings_are_re
 
 
 @pytest.mark.parametrize(
-    ("error", "said", "hint"),
+    ("error", "expected", "hint"),
     [
         (SettingsError("akosha_max_retries is -1"), "akosha_max_retries is -1", "correct the setting"),
         (SettingsError("no such file", hint="check --settings"), "no such file (check --settings)", "check --settings"),
@@ -155,7 +160,7 @@ async def test_invalid_arguments_are_a_result_with_a_hint_and_no_settings_are_re
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-async def test_every_tool_returns_any_error_as_a_result(error, said, hint):
+async def test_every_tool_returns_any_error_as_a_result(error, expected, hint):
     def loading():
         raise error
 
@@ -163,7 +168,7 @@ async def test_every_tool_returns_any_error_as_a_result(error, said, hint):
         result = await call_tool(tool, {"method": "http"} if tool == SYNC else {}, loading)
         OUTPUT[tool].validate(result)
         assert result["success"] is False
-        assert said in result["error"]
+        assert expected in result["error"]
         assert hint in result["hint"]
         assert "canary" not in f"{result}"
     assert (await call_tool(SYNC, {"method": "http"}, loading))["method"] == "http"

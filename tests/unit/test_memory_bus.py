@@ -1,4 +1,4 @@
-"""The in-process bus, to the second: delays, limits, and handlers that misbehave."""
+"""The in-process bus: exact delays, limits, and misbehaving handlers."""
 
 import asyncio
 import itertools
@@ -51,7 +51,7 @@ async def test_a_failing_handler_gets_its_event_again_after_a_growing_delay(bus,
     assert logs[0]["id"] == "e-1"
 
 
-async def test_a_nak_ends_a_row_of_failures(bus, clock):
+async def test_a_nak_resets_the_delay_of_failures(bus, clock):
     seen = []
 
     async def handler(message):
@@ -67,7 +67,7 @@ async def test_a_nak_ends_a_row_of_failures(bus, clock):
     assert [round(at, 3) for at in seen] == [0.0, 0.1, 0.3, 0.7, 5.7, 5.8]
 
 
-async def test_a_delay_runs_on_while_nobody_is_subscribed(bus, clock):
+async def test_a_delay_continues_without_a_subscription(bus, clock):
     seen = []
 
     async def handler(message):
@@ -86,7 +86,7 @@ async def test_a_delay_runs_on_while_nobody_is_subscribed(bus, clock):
     assert seen == [0.0, 10.0]
 
 
-async def test_a_handler_may_be_silent_for_the_ack_wait_and_no_longer(bus, clock):
+async def test_a_handler_without_progress_for_the_ack_wait_is_cancelled(bus, clock):
     seen, cancelled = [], []
 
     async def handler(message):
@@ -130,7 +130,7 @@ async def test_an_ack_during_the_cleanup_of_a_silent_handler_counts(bus, clock):
     assert seen == ["e-1", "e-2"]
 
 
-async def test_a_handler_that_cannot_be_cancelled_is_left_to_itself(bus, clock, monkeypatch):
+async def test_a_handler_that_cannot_be_cancelled_is_abandoned(bus, clock, monkeypatch):
     monkeypatch.setattr(dispatch, "CANCEL_SECONDS", 0.05)
     release, again, late = asyncio.Event(), asyncio.Event(), asyncio.Event()
     seen = []
@@ -162,12 +162,12 @@ async def test_a_handler_that_cannot_be_cancelled_is_left_to_itself(bus, clock, 
     assert [line["event"] for line in logs] == ["handler_abandoned", "handler_silent"]
 
 
-async def test_stopped_twice_in_the_middle_of_a_cleanup_it_still_sees_the_handler_end(bus, clock):
-    begun, may_end = asyncio.Event(), asyncio.Event()
+async def test_stopping_twice_during_a_cleanup_waits_for_the_handler(bus, clock):
+    started, may_end = asyncio.Event(), asyncio.Event()
     cleaned = []
 
     async def handler(message):
-        begun.set()
+        started.set()
         try:
             await clock.sleep(1000)
         finally:
@@ -176,7 +176,7 @@ async def test_stopped_twice_in_the_middle_of_a_cleanup_it_still_sees_the_handle
 
     subscription = await bus.subscribe("akosha.>", handler)
     await bus.publish(ended(1))
-    await begun.wait()
+    await started.wait()
     stops = [asyncio.create_task(subscription.stop()) for _ in range(2)]
     await clock.advance(1)
     assert not any(stop.done() for stop in stops)
@@ -185,7 +185,7 @@ async def test_stopped_twice_in_the_middle_of_a_cleanup_it_still_sees_the_handle
     assert cleaned == [True]
 
 
-async def test_what_goes_wrong_in_a_cleanup_is_logged(bus, clock):
+async def test_an_error_in_a_cleanup_is_logged(bus, clock):
     async def handler(message):
         try:
             await clock.sleep(1000)
@@ -218,7 +218,7 @@ async def test_a_handler_may_stop_its_own_subscription(bus, clock):
     assert seen == ["e-1", "e-2"]
 
 
-async def test_a_full_mailbox_discards_its_oldest_but_not_the_one_in_hand(clock):
+async def test_a_full_mailbox_discards_its_oldest_events_but_not_the_current_one(clock):
     bus = MemoryBus(clock, limit=3)
     release, seen = asyncio.Event(), []
 
@@ -240,7 +240,7 @@ async def test_a_full_mailbox_discards_its_oldest_but_not_the_one_in_hand(clock)
     await bus.aclose()
 
 
-async def test_a_durable_name_stands_for_one_pattern(bus):
+async def test_a_durable_name_belongs_to_one_pattern(bus):
     async def handler(message):
         await message.ack()
 
@@ -250,7 +250,7 @@ async def test_a_durable_name_stands_for_one_pattern(bus):
         await bus.subscribe("akosha.sync.>", handler, durable="d")
 
 
-async def test_a_durable_name_that_looks_like_a_pattern_is_no_pattern(bus, clock):
+async def test_a_durable_name_that_looks_like_a_pattern_is_not_one(bus, clock):
     seen = []
 
     async def handler(message):
@@ -264,12 +264,12 @@ async def test_a_durable_name_that_looks_like_a_pattern_is_no_pattern(bus, clock
     assert seen == ["e-1", "e-1"]
 
 
-async def test_an_event_without_a_subject_is_refused_at_the_publisher(bus):
+async def test_publishing_an_event_without_a_subject_fails(bus):
     with pytest.raises(NamingError):
         await bus.publish(ended(1, system="a.b"))
 
 
-async def test_tasks_have_names_that_tell_whose_they_are(bus, clock):
+async def test_tasks_are_named_after_their_subscription(bus, clock):
     names = []
 
     async def handler(message):
@@ -284,16 +284,16 @@ async def test_tasks_have_names_that_tell_whose_they_are(bus, clock):
 
 @settings(max_examples=60)
 @given(script=st.lists(st.sampled_from(["ack", "nak", "nak later", "raise", "return", "hang"]), max_size=25))
-def test_whatever_a_handler_does_every_event_is_acked_once_and_in_order(script):
+def test_every_event_is_acked_once_and_in_order_for_any_handler(script):
     async def run() -> None:
         clock = ManualClock()
         bus = MemoryBus(clock, ack_wait_seconds=60)
-        steps, taken, acked, deliveries = iter(script), [], [], Counter()
+        steps, steps_taken, acked, deliveries = iter(script), [], [], Counter()
 
         async def handler(message):
             deliveries[message.event.id] += 1
-            taken.append(next(steps, "ack"))
-            match taken[-1]:
+            steps_taken.append(next(steps, "ack"))
+            match steps_taken[-1]:
                 case "ack":
                     acked.append(message.event.id)
                     await message.ack()
@@ -313,7 +313,7 @@ def test_whatever_a_handler_does_every_event_is_acked_once_and_in_order(script):
             await bus.publish(ended(number))
         await clock.advance(25 * 61 + 1)
         assert acked == [f"e-{number}" for number in range(5)]
-        assert deliveries.total() == 5 + sum(step != "ack" for step in taken)
+        assert deliveries.total() == 5 + sum(step != "ack" for step in steps_taken)
         await bus.aclose()
 
     with capture_logs():

@@ -1,4 +1,4 @@
-"""An upload's memories: what the target lacks of what can be read, and nothing of what cannot."""
+"""The memories of an upload: the rows that the target lacks, and nothing of databases that cannot be read."""
 
 import json
 from datetime import UTC, timedelta, timezone, tzinfo
@@ -21,8 +21,8 @@ UPLOAD = upload_id(20)
 ZONE = ZoneInfo("Asia/Kolkata")
 
 
-class Books:
-    """What of a MemoryLedger an upload needs."""
+class FakeMemories:
+    """The methods of a MemoryLedger that an upload calls."""
 
     def __init__(self, *, delivered=(), bases=()) -> None:
         self.has, self.based = {each.row for each in delivered}, dict(bases)
@@ -58,8 +58,8 @@ def copy_of(database: str, unverified: str = "") -> Snapshot:
 
 
 class Rig:
-    def __init__(self, folder: Path, *, books: Books | None = None, **databases) -> None:
-        self.books, self.reader = books or Books(), ListedReader(databases)
+    def __init__(self, folder: Path, *, memories: FakeMemories | None = None, **databases) -> None:
+        self.memories, self.reader = memories or FakeMemories(), ListedReader(databases)
         self.folder = folder
         self.snapshots = {name: copy_of(name) for name in reversed(databases)}
         self.data = b""
@@ -68,14 +68,14 @@ class Rig:
         made = MemoryDelta(
             target=TARGET,
             reader=self.reader,
-            memories=self.books,
+            memories=self.memories,
             file=JsonMemoriesFile(self.folder),
             zone=lambda: ZONE,
         )
         async with made.of(self.snapshots, UPLOAD) as delta:
             if delta.draft is not None:
                 self.data = b"".join([piece async for piece in delta.draft.stream()])
-        assert list(self.folder.iterdir()) == [], "nothing stays behind"
+        assert list(self.folder.iterdir()) == [], "no temporary file is left"
         return delta
 
     @property
@@ -87,31 +87,31 @@ def rows_of(count: int, kind: str = "conversation"):
     return [memory(number, kind=kind) for number in range(count)]
 
 
-async def test_of_a_target_that_has_nothing_all_rows_are_in_it_database_after_database(tmp_path):
+async def test_an_empty_target_gets_all_rows_one_database_after_another(tmp_path):
     reflection = [*rows_of(4), *rows_of(2, "reflection"), memory(9, embedded=False)]
     graph = [*rows_of(2, "entity"), *rows_of(1, "relationship")]
     rig = Rig(tmp_path, reflection=reflection, knowledge_graph=graph)
     delta = await rig.delta()
     assert rig.rows == [each.row.id for each in graph + reflection]
-    assert rig.books.staged == [each.row for each in graph + reflection]
+    assert rig.memories.staged == [each.row for each in graph + reflection]
     assert delta.part.count == 10
     assert delta.part.bases == {"knowledge_graph": None, "reflection": None}
     assert delta.part.key == f"systems/{SYSTEM}/uploads/{UPLOAD}/memories.json"
     assert (delta.without, delta.time_zone) == ({}, "Asia/Kolkata")
 
 
-async def test_the_copies_main_files_are_read_in_the_zone_of_this_machine(tmp_path):
+async def test_the_main_files_of_the_copies_are_read_in_the_local_time_zone(tmp_path):
     rig = Rig(tmp_path, reflection=[])
     await rig.delta()
     assert rig.reader.opened == [(Path("/staged/reflection/reflection.duckdb"), "reflection", ZONE)]
 
 
-async def test_only_what_the_target_lacks_is_read_and_its_base_is_named(tmp_path):
+async def test_only_missing_rows_are_read_and_the_base_is_named(tmp_path):
     old, new, changed = rows_of(7), memory(7), memory(3, state="changed")
     source = ListedMemories([*old[:3], changed, *old[4:], new])
     rig = Rig(
         tmp_path,
-        books=Books(delivered=old, bases={"reflection": upload_id(1), "gone": upload_id(2)}),
+        memories=FakeMemories(delivered=old, bases={"reflection": upload_id(1), "gone": upload_id(2)}),
         reflection=source,
     )
     delta = await rig.delta()
@@ -120,15 +120,15 @@ async def test_only_what_the_target_lacks_is_read_and_its_base_is_named(tmp_path
     assert delta.part.bases == {"reflection": upload_id(1)}
 
 
-async def test_where_nothing_is_new_it_is_empty_and_the_chain_goes_on(tmp_path):
+async def test_without_new_rows_the_delta_is_empty_and_the_chain_continues(tmp_path):
     old = rows_of(4)
-    rig = Rig(tmp_path, books=Books(delivered=old, bases={"reflection": upload_id(1)}), reflection=old)
+    rig = Rig(tmp_path, memories=FakeMemories(delivered=old, bases={"reflection": upload_id(1)}), reflection=old)
     delta = await rig.delta()
     assert (delta.part.count, delta.part.bases) == (0, {"reflection": upload_id(1)})
     assert rig.rows == []
 
 
-async def test_a_copy_that_was_not_verified_is_not_opened_and_the_upload_says_why(tmp_path):
+async def test_an_unverified_copy_is_not_opened_and_the_reason_is_recorded(tmp_path):
     rig = Rig(tmp_path, reflection=rows_of(2), knowledge_graph=[])
     rig.snapshots["knowledge_graph"] = copy_of("knowledge_graph", "made by a newer DuckDB")
     delta = await rig.delta()
@@ -138,7 +138,7 @@ async def test_a_copy_that_was_not_verified_is_not_opened_and_the_upload_says_wh
 
 
 @pytest.mark.parametrize("fail_at", [0, 4], ids=["at once", "half-way"])
-async def test_a_database_that_cannot_be_read_leaves_nothing_of_itself_behind(tmp_path, fail_at):
+async def test_an_unreadable_database_leaves_no_rows_in_the_delta(tmp_path, fail_at):
     graph, more, broken = rows_of(4, "entity"), rows_of(2, "reflection"), rows_of(9)
     rig = Rig(
         tmp_path,
@@ -148,51 +148,51 @@ async def test_a_database_that_cannot_be_read_leaves_nothing_of_itself_behind(tm
     )
     delta = await rig.delta()
     assert rig.rows == [each.row.id for each in graph + more]
-    assert rig.books.staged == [each.row for each in graph + more]
+    assert rig.memories.staged == [each.row for each in graph + more]
     assert delta.part.bases == {"knowledge_graph": None, "reflection": None}
     assert delta.without == {"knowledge_graph_x": "the rest cannot be read"}
 
 
-async def test_where_no_database_can_be_read_there_is_no_file(tmp_path):
+async def test_without_a_readable_database_there_is_no_file(tmp_path):
     error = SnapshotError("DuckDB crashed on it")
     rig = Rig(tmp_path, knowledge_graph=error, reflection=error)
     delta = await rig.delta()
-    assert (delta.part, delta.draft, rig.books.staged) == (None, None, [])
+    assert (delta.part, delta.draft, rig.memories.staged) == (None, None, [])
     assert delta.without == dict.fromkeys(("knowledge_graph", "reflection"), "DuckDB crashed on it")
 
 
-async def test_a_row_that_cannot_be_written_is_its_own_databases_fault(tmp_path):
+async def test_a_row_that_cannot_be_encoded_excludes_only_its_database(tmp_path):
     rig = Rig(tmp_path, knowledge_graph=[memory(half="\ud800")], reflection=rows_of(2))
     delta = await rig.delta()
     assert list(delta.without) == ["knowledge_graph"]
     assert delta.part.bases == {"reflection": None}
 
 
-async def test_without_room_for_the_file_there_is_none(tmp_path, monkeypatch):
+async def test_on_a_full_disk_there_is_no_file(tmp_path, monkeypatch):
     def full(*_):
         raise StagingFull("no room for the memories")
 
     monkeypatch.setattr(memories_file.Draft, "_finish", full)
     rig = Rig(tmp_path, reflection=rows_of(1), knowledge_graph=[])
     delta = await rig.delta()
-    assert (delta.part, rig.books.staged) == (None, [])
+    assert (delta.part, rig.memories.staged) == (None, [])
     assert delta.without == dict.fromkeys(("knowledge_graph", "reflection"), "no room for the memories")
 
 
-async def test_what_an_attempt_before_had_staged_does_not_count(tmp_path):
+async def test_rows_staged_by_an_earlier_attempt_are_discarded(tmp_path):
     rig = Rig(tmp_path, reflection=rows_of(2))
     await rig.delta()
     data = rig.data
     await rig.delta()
-    assert rig.data == data, "the same bytes are not sent twice"
-    assert rig.books.calls == ["unstage", "stage", "unstage", "stage"]
-    assert len(rig.books.staged) == 2
+    assert rig.data == data, "equal input gives equal bytes, so the object need not be uploaded again"
+    assert rig.memories.calls == ["unstage", "stage", "unstage", "stage"]
+    assert len(rig.memories.staged) == 2
 
 
-async def test_what_goes_wrong_with_the_upload_is_not_the_databases_fault(tmp_path):
+async def test_an_error_of_the_upload_is_not_attributed_to_a_database(tmp_path):
     rig = Rig(tmp_path, reflection=rows_of(1))
     made = MemoryDelta(
-        target=TARGET, reader=rig.reader, memories=rig.books, file=JsonMemoriesFile(tmp_path), zone=lambda: UTC
+        target=TARGET, reader=rig.reader, memories=rig.memories, file=JsonMemoriesFile(tmp_path), zone=lambda: UTC
     )
     with pytest.raises(SnapshotError, match="elsewhere"):
         async with made.of(rig.snapshots, UPLOAD):
@@ -201,12 +201,12 @@ async def test_what_goes_wrong_with_the_upload_is_not_the_databases_fault(tmp_pa
     assert len(rig.reader.opened) == 1
 
 
-class Nowhere(tzinfo):
+class UnnamedZone(tzinfo):
     def utcoffset(self, _):
         return None
 
     def __str__(self) -> str:
-        return "nowhere"
+        return "unnamed"
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ class Nowhere(tzinfo):
         (ZoneInfo("UTC"), "UTC"),
         (UTC, "+00:00"),
         (timezone(timedelta(hours=-3, minutes=-30)), "-03:30"),
-        (Nowhere(), ""),
+        (UnnamedZone(), ""),
     ],
     ids=str,
 )
-def test_a_zone_has_a_name_or_an_offset_or_neither(zone, name):
+def test_a_zone_is_named_by_its_name_or_offset_or_not_at_all(zone, name):
     assert zone_name(zone) == name

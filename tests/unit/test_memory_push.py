@@ -1,4 +1,4 @@
-"""What a push sends, in which batches, what it remembers of it, and when."""
+"""A push of memories: batches, what is recorded as delivered and when, waiting and refused rows."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -21,14 +21,14 @@ from tests.support.sink import MemorySink
 TARGET = values.OTHER_TARGET
 
 
-class World:
+class PushSetup:
     def __init__(self, ledger: SqliteLedger, **rules: object) -> None:
         self.memories, self.sink, self.confirmed = ledger.memories(), MemorySink(), []
         rules = {"batch_size": 4, "missing_embedding": "wait", **rules}
         self.push = MemoryPush(sink=self.sink, ledger=self.memories, clock=ManualClock(values.NOON), **rules)
 
-    async def deliver(self, *memories, target=TARGET, **how):
-        source = ListedMemories(memories, **how)
+    async def deliver(self, *memories, target=TARGET, **options):
+        source = ListedMemories(memories, **options)
         self.source = source
         return await self.push.push(target, await self.sink.connect(), source, on_confirmed=self.confirm)
 
@@ -41,60 +41,60 @@ class World:
 
 
 @asynccontextmanager
-async def world(tmp_path, **rules):
+async def push_setup(tmp_path, **rules):
     ledger = inline_ledger(ManualClock(values.NOON))
     try:
-        yield World(ledger, **rules)
+        yield PushSetup(ledger, **rules)
     finally:
         await ledger.aclose()
 
 
-def some(count: int, **how):
-    return [memory(number, **how) for number in range(count)]
+def some(count: int, **options):
+    return [memory(number, **options) for number in range(count)]
 
 
-async def test_batches_are_full_over_the_ends_of_pages(tmp_path):
-    async with world(tmp_path) as w:
+async def test_batches_are_filled_across_pages(tmp_path):
+    async with push_setup(tmp_path) as w:
         pushed = await w.deliver(*some(10), page_rows=3)
         assert (w.sizes, pushed.stored, pushed.kept_back) == ([4, 4, 2], 10, 0)
         assert (await w.memories.counts(TARGET)).delivered == 10
 
 
-async def test_what_was_delivered_is_neither_read_whole_nor_sent_again(tmp_path):
-    async with world(tmp_path) as w:
+async def test_delivered_rows_are_neither_read_completely_nor_sent_again(tmp_path):
+    async with push_setup(tmp_path) as w:
         await w.deliver(*some(10))
         assert (await w.deliver(*some(10))).delivered == w.source.read_rows == 0
         pushed = await w.deliver(*some(10), memory("new"), page_rows=500)
         assert (w.sizes[3:], pushed.delivered, w.source.read_rows) == ([1], 1, 1)
 
 
-async def test_each_target_has_its_own(tmp_path):
-    async with world(tmp_path) as w:
+async def test_each_target_has_its_own_record_of_deliveries(tmp_path):
+    async with push_setup(tmp_path) as w:
         await w.deliver(*some(2))
         pushed = await w.deliver(*some(2), target=values.TARGET)
-        assert pushed.known == 2, "the server has them by their ids: the same system's"
+        assert pushed.known == 2, "the server already has the IDs, which are those of the same system"
 
 
-async def test_a_row_that_changed_is_another_memory(tmp_path):
-    async with world(tmp_path) as w:
+async def test_a_changed_row_is_another_memory(tmp_path):
+    async with push_setup(tmp_path) as w:
         await w.deliver(memory(1))
         await w.deliver(memory(1, state="changed"))
         ids = {memory_id(TARGET.system_id, memory(1, state=state).row) for state in (0, "changed")}
         assert w.sink.stored.keys() == ids
 
 
-async def test_a_batch_ends_before_it_has_more_than_4_mb(tmp_path, monkeypatch):
+async def test_a_batch_is_limited_in_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(push, "MAX_BATCH_BYTES", 12_000)
-    async with world(tmp_path, batch_size=500) as w:
+    async with push_setup(tmp_path, batch_size=500) as w:
         await w.deliver(*some(3), memory("long", text="x" * 20_000), *some(5, state="other"))
         assert [sum(len(orjson.dumps(w.sink.stored[i])) for i in batch) > 12_000 for batch in w.sink.batches].count(
             True
-        ) == 1, "the one that is longer by itself goes alone"
+        ) == 1, "a memory over the limit is sent alone"
         assert max(w.sizes) > 1
 
 
-async def test_without_an_embedding_a_row_waits_and_goes_when_it_has_one(tmp_path):
-    async with world(tmp_path) as w:
+async def test_a_row_without_an_embedding_waits_until_it_has_one(tmp_path):
+    async with push_setup(tmp_path) as w:
         pushed = await w.deliver(memory(1), memory(2, embedded=False))
         assert (pushed.stored, dict(pushed.waiting), pushed.newly_held) == (1, {"no embedding": 1}, 1)
         again = await w.deliver(memory(1), memory(2, embedded=False))
@@ -103,16 +103,16 @@ async def test_without_an_embedding_a_row_waits_and_goes_when_it_has_one(tmp_pat
         assert (pushed.stored, (await w.memories.counts(TARGET)).waiting) == (1, {})
 
 
-async def test_with_zero_it_goes_with_zeros_and_once_more_when_it_has_one(tmp_path):
-    async with world(tmp_path, missing_embedding="zero") as w:
+async def test_with_the_zero_setting_a_row_is_sent_with_zeros_and_again_with_its_embedding(tmp_path):
+    async with push_setup(tmp_path, missing_embedding="zero") as w:
         pushed = await w.deliver(memory(2, embedded=False))
         (sent,) = w.sink.stored.values()
         assert (pushed.stored, sent["embedding"]) == (1, [0.0] * 384)
         assert (await w.deliver(memory(2))).stored == 1
 
 
-async def test_what_the_server_has_no_tool_for_waits_until_it_has_one(tmp_path):
-    async with world(tmp_path) as w:
+async def test_a_row_without_a_tool_on_the_server_waits_for_one(tmp_path):
+    async with push_setup(tmp_path) as w:
         relation = memory(1, kind="relationship", embedded=False)
         pushed = await w.deliver(relation)
         assert dict(pushed.waiting) == {"the server has no tool for a relationship": 1}
@@ -120,8 +120,8 @@ async def test_what_the_server_has_no_tool_for_waits_until_it_has_one(tmp_path):
         assert (await w.deliver(relation)).stored == 1
 
 
-async def test_what_is_refused_is_kept_with_its_reason_and_not_sent_again_as_it_is(tmp_path):
-    async with world(tmp_path) as w:
+async def test_a_refused_row_is_kept_with_its_reason_and_not_sent_again_unchanged(tmp_path):
+    async with push_setup(tmp_path) as w:
         w.sink.refuse = {":conversation-3:": "too odd"}
         pushed = await w.deliver(*some(5))
         assert (pushed.stored, dict(pushed.refused)) == (4, {"too odd": 1})
@@ -130,12 +130,12 @@ async def test_what_is_refused_is_kept_with_its_reason_and_not_sent_again_as_it_
         await w.deliver(*some(5))
         assert len(w.sizes) == 2
         w.sink.refuse = {}
-        assert (await w.deliver(memory(3, state="mended"))).stored == 1
+        assert (await w.deliver(memory(3, state="changed"))).stored == 1
         assert await w.memories.held(TARGET, limit=9) == []
 
 
-async def test_a_server_of_another_version_is_offered_again_what_it_refused(tmp_path):
-    async with world(tmp_path) as w:
+async def test_another_server_version_gets_the_refused_rows_again(tmp_path):
+    async with push_setup(tmp_path) as w:
         w.sink.refuse = {"conversation": "too new"}
         await w.memories.update_version(TARGET, "1")
         await w.deliver(memory(1))
@@ -144,8 +144,8 @@ async def test_a_server_of_another_version_is_offered_again_what_it_refused(tmp_
         assert (await w.deliver(memory(1))).stored == 1
 
 
-async def test_after_a_failure_what_arrived_is_remembered_and_the_rest_follows(tmp_path):
-    async with world(tmp_path) as w:
+async def test_after_a_failure_only_the_undelivered_rows_are_sent(tmp_path):
+    async with push_setup(tmp_path) as w:
         w.sink.failures = [None, SinkError("gone", transient=True)]
         with pytest.raises(SinkError, match="gone"):
             await w.deliver(*some(10))
@@ -154,8 +154,8 @@ async def test_after_a_failure_what_arrived_is_remembered_and_the_rest_follows(t
         assert (pushed.stored, len(w.sink.stored)) == (6, 10)
 
 
-async def test_a_batch_whose_answer_was_lost_is_known_the_next_time(tmp_path):
-    async with world(tmp_path) as w:
+async def test_a_batch_with_a_lost_answer_is_recognised_the_next_time(tmp_path):
+    async with push_setup(tmp_path) as w:
         w.sink.lose_answers = 1
         with pytest.raises(SinkError):
             await w.deliver(*some(6))
@@ -163,8 +163,8 @@ async def test_a_batch_whose_answer_was_lost_is_known_the_next_time(tmp_path):
         assert (pushed.stored, pushed.known, len(w.sink.stored)) == (2, 4, 6)
 
 
-async def test_a_source_that_breaks_off_loses_nothing_that_was_read(tmp_path):
-    async with world(tmp_path, batch_size=2) as w:
+async def test_a_read_error_loses_no_rows_already_read(tmp_path):
+    async with push_setup(tmp_path, batch_size=2) as w:
         with pytest.raises(SnapshotError):
             await w.deliver(*some(9), page_rows=3, fail_at=7)
         pushed = await w.deliver(*some(9))
@@ -172,8 +172,8 @@ async def test_a_source_that_breaks_off_loses_nothing_that_was_read(tmp_path):
         assert pushed.delivered <= 9
 
 
-async def test_one_batch_is_on_its_way_at_a_time_and_the_next_waits_until_it_is_remembered(tmp_path):
-    async with world(tmp_path, batch_size=2) as w:
+async def test_the_next_batch_is_sent_after_the_previous_one_is_recorded(tmp_path):
+    async with push_setup(tmp_path, batch_size=2) as w:
         trace: list[str] = []
         store, delivered = w.sink.store, w.memories.delivered
 
@@ -184,17 +184,17 @@ async def test_one_batch_is_on_its_way_at_a_time_and_the_next_waits_until_it_is_
             trace.append("arrived")
             return receipt
 
-        async def kept(target, batch):
+        async def record(target, batch):
             await delivered(target, batch)
-            trace.append("remembered")
+            trace.append("recorded")
 
-        w.sink.store, w.memories.delivered = slow, kept
+        w.sink.store, w.memories.delivered = slow, record
         await w.deliver(*some(6))
-        assert trace == ["send", "arrived", "remembered"] * 3
+        assert trace == ["send", "arrived", "recorded"] * 3
 
 
-async def test_cancelled_it_leaves_nothing_running(tmp_path):
-    async with world(tmp_path, batch_size=1) as w:
+async def test_a_cancelled_push_leaves_no_tasks(tmp_path):
+    async with push_setup(tmp_path, batch_size=1) as w:
         entered = asyncio.Event()
 
         async def never(_batch):
@@ -210,28 +210,28 @@ async def test_cancelled_it_leaves_nothing_running(tmp_path):
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_reasons_without_number_are_counted_together(tmp_path):
-    async with world(tmp_path, batch_size=50) as w:
+async def test_many_different_reasons_are_counted_together(tmp_path):
+    async with push_setup(tmp_path, batch_size=50) as w:
         w.sink.refuse = {f":conversation-{n}:": f"reason {n}" for n in range(40)}
         pushed = await w.deliver(*some(40))
         assert (len(pushed.refused), sum(pushed.refused.values())) == (push.MOST_REASONS + 1, 40)
 
 
-async def test_a_memory_of_the_first_batch_and_the_youngest_are_confirmed_before_anything_is_remembered(tmp_path):
-    async with world(tmp_path, batch_size=4) as w:
+async def test_probe_memories_are_confirmed_before_their_batch_is_recorded(tmp_path):
+    async with push_setup(tmp_path, batch_size=4) as w:
         await w.deliver(*some(10))
         assert w.confirmed == [("conversation-3", 0), ("conversation-9", 10)]
 
 
-async def test_what_was_refused_is_too_large_or_of_a_kind_whose_tool_may_not_know_is_not_confirmed(tmp_path):
-    async with world(tmp_path, batch_size=50) as w:
+async def test_unsuitable_memories_are_not_confirmed_as_probe(tmp_path):
+    async with push_setup(tmp_path, batch_size=50) as w:
         w.sink.refuse = {"conversation-1:": "odd"}
         await w.deliver(memory(1), memory(2, text="x" * push.LARGEST_PROBE_BYTES), memory(3, kind="reflection"))
         assert w.confirmed == [(None, 0)]
 
 
-async def test_a_server_that_is_started_again_in_the_middle_is_looked_after_before_anything_is_remembered(tmp_path):
-    async with world(tmp_path, batch_size=4) as w:
+async def test_a_server_restart_during_a_push_fails_before_anything_is_recorded(tmp_path):
+    async with push_setup(tmp_path, batch_size=4) as w:
         store = w.sink.store
 
         async def store_in_another_session(batch):

@@ -1,4 +1,4 @@
-"""What is told of a row, and the digest over it, which never changes; times and zones."""
+"""Rows as memories: their text and metadata, the digest, which never changes, times and time zones."""
 
 import hashlib
 import json
@@ -19,8 +19,8 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 
 
-def test_digests_are_what_they_were_when_they_were_released():
-    """They are part of ids in Akosha: if this fails, everybody's memories are sent once more, as new ones."""
+def test_digests_are_those_of_released_versions():
+    """Digests are part of IDs in Akosha: if this fails, all memories of all users are sent again as new ones."""
     conversation = row_of(
         "conversation",
         {
@@ -60,7 +60,7 @@ def test_digests_are_what_they_were_when_they_were_released():
     at=st.none() | TEXTS,
     embedded=st.booleans(),
 )
-def test_a_digest_is_over_json_as_the_standard_library_writes_it(kind, text, metadata, properties, at, embedded):
+def test_a_digest_is_over_json_as_the_standard_library_encodes_it(kind, text, metadata, properties, at, embedded):
     metadata.pop("properties", None)
     if properties:
         metadata["properties"] = properties
@@ -74,7 +74,7 @@ def test_a_digest_is_over_json_as_the_standard_library_writes_it(kind, text, met
     assert digest(row, embedded=embedded) == hashlib.sha256(plain.encode()).hexdigest()[:32]
 
 
-def test_what_reading_a_memory_changes_is_not_reported():
+def test_fields_that_reading_a_memory_changes_are_left_out():
     plain = {"id": "1", "content": "text", "project": "demo", "timestamp": "2026-09-01 09:00:00"}
     read = {**plain, "access_count": "7", "last_accessed": "2026-09-02", "importance_score": "0.3", "memory_tier": "x"}
     assert row_of("conversation", read) == row_of("conversation", plain)
@@ -93,11 +93,11 @@ def test_what_reading_a_memory_changes_is_not_reported():
         ("relationship", {"id": "1", "from_entity": " ", "to_entity": "b"}),
     ],
 )
-def test_a_row_without_id_or_text_is_no_memory(kind, values):
+def test_a_row_without_id_or_text_is_not_a_memory(kind, values):
     assert row_of(kind, values) is None
 
 
-def test_an_entity_reads_as_lines():
+def test_an_entity_becomes_lines():
     values = {"id": "1", "name": "DuckDB", "entity_type": "library", "observations": '["fast", null, "in\\nprocess"]'}
     row = row_of("entity", values, graph="home")
     assert row.text == "DuckDB (library)\n- fast\n- in\nprocess"
@@ -108,14 +108,14 @@ def test_an_entity_reads_as_lines():
     assert row_of("entity", {"id": "1", "name": "alone"}).text == "alone"
 
 
-def test_a_relationship_reads_as_an_arrow_between_names_or_ids():
+def test_a_relationship_becomes_an_arrow_between_names_or_ids():
     values = {"id": "1", "from_entity": "a", "to_entity": "b", "relation_type": "uses", "properties": '{"k": [1]}'}
     row = row_of("relationship", values, names={"a": "Ada"})
     assert row.text == "Ada -uses-> b"
     assert row.metadata == {"from_entity": "a", "to_entity": "b", "relation_type": "uses", "properties": {"k": [1]}}
 
 
-def test_a_reflection_is_of_when_it_was_created_and_the_default_namespace_is_not_reported():
+def test_a_reflection_has_its_creation_time_and_the_default_namespace_is_left_out():
     both = {"id": "1", "content": "text", "created_at": "2026-09-01 09:00:00", "timestamp": "2025-01-01"}
     assert row_of("reflection", both).time == "2026-09-01T09:00:00"
     assert row_of("reflection", {**both, "created_at": ""}).time == "2025-01-01"
@@ -129,27 +129,27 @@ def test_a_reflection_is_of_when_it_was_created_and_the_default_namespace_is_not
         "[" * 1000 + "]" * 1000, "[" * 100_000, "9" * 5000,
     ],
 )  # fmt: skip
-def test_json_that_others_could_not_read_stays_text(text):
+def test_invalid_or_nonportable_json_stays_text(text):
     assert json_or_text(text) == text
 
 
-def test_json_is_reported_as_what_it_says():
+def test_valid_json_is_parsed():
     assert json_or_text('{"a": [1, 2.5, "\\ud83d\\ude00", null, true]}') == {"a": [1, 2.5, "😀", None, True]}
     assert [json_or_text(text) for text in ("", "{}", "null")] == [None, None, None]
 
 
 @pytest.mark.parametrize(
-    ("raw", "reported"),
+    ("raw", "expected"),
     [
         ("2026-07-01T09:00:00.5", "2026-07-01T09:00:00.500000+02:00"),
         ("2026-12-01T09:00:00", "2026-12-01T09:00:00+01:00"),
-        ("2026-10-25T02:30:00", "2026-10-25T02:30:00+02:00"),  # twice that day: the first
-        ("2026-03-29T02:30:00", "2026-03-29T02:30:00+01:00"),  # never that day
+        ("2026-10-25T02:30:00", "2026-10-25T02:30:00+02:00"),  # occurs twice that day: the first one
+        ("2026-03-29T02:30:00", "2026-03-29T02:30:00+01:00"),  # does not exist that day
         ("2026-07-01T09:00:00.123456789", "2026-07-01T09:00:00.123456+02:00"),
         ("2026-07-01", "2026-07-01T00:00:00+02:00"),
         ("2026-07-01T09:00:00+00:00", "2026-07-01T09:00:00+00:00"),
         ("2026-07-01T09:00:00-05:30", "2026-07-01T14:30:00+00:00"),
-        ("1850-01-01T00:00:00", "1849-12-31T23:06:32+00:00"),  # Berlin's own time: an offset with seconds
+        ("1850-01-01T00:00:00", "1849-12-31T23:06:32+00:00"),  # local mean time of Berlin, with seconds in its offset
         ("infinity", None),
         ("12000-01-01T00:00:00", None),
         ("0044-03-15 (BC) 00:00:00", None),
@@ -159,8 +159,8 @@ def test_json_is_reported_as_what_it_says():
         (None, None),
     ],
 )
-def test_a_time_is_reported_with_its_offset(raw, reported):
-    assert instant(raw, BERLIN) == reported
+def test_a_time_has_its_offset(raw, expected):
+    assert instant(raw, BERLIN) == expected
 
 
 @pytest.mark.parametrize("name", ["Europe/Berlin", "UTC", "+02:00", "-03:30", "+00:00", "+14:00"])
@@ -169,7 +169,7 @@ def test_a_zone_is_found_by_its_name(name):
 
 
 @pytest.mark.parametrize("name", ["", "Nowhere/Land", "../../etc/passwd", "/etc/localtime", "Europe", "+25:00", "a\0b"])
-def test_what_is_no_zone_is_an_error_that_names_it(name):
+def test_an_unknown_zone_is_an_error_that_names_it(name):
     with pytest.raises(WireError, match="unknown time zone") as caught:
         zone_named(name)
     assert "tzdata" in caught.value.hint
@@ -186,13 +186,13 @@ def set_zone(monkeypatch):
     time.tzset()
 
 
-def test_this_machines_zone_goes_by_name_and_follows_it(set_zone):
+def test_the_local_zone_has_its_name_and_follows_changes(set_zone):
     for name in ("Europe/Berlin", "Asia/Kolkata", "America/St_Johns"):
         set_zone(name)
         assert local_zone() == (ZoneInfo(name), name)
 
 
-def test_a_zone_without_a_name_or_without_data_is_the_offset_of_now(set_zone):
+def test_a_zone_without_name_or_data_is_the_current_offset(set_zone):
     set_zone("ABC-05:30")
     assert local_zone() == (timezone(timedelta(hours=5, minutes=30)), "+05:30")
     set_zone("Nowhere/Land")

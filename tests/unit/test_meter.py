@@ -1,4 +1,4 @@
-"""What is counted, and by what names: every result once, with labels whose values are few."""
+"""The Prometheus meter: each result counts once, and labels have few values."""
 
 import threading
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from agent.ports import MemoryCounts, Meter, NoMeter
 from agent.ports.metrics import LedgerMetrics, MethodMetrics, MetricsSnapshot
 
 AT = datetime(2025, 6, 1, 12, 0, tzinfo=UTC)
-ALL_WELL = MetricsSnapshot(ready=True, stuck=0, ledger=LedgerMetrics())
+HEALTHY = MetricsSnapshot(ready=True, stuck=0, ledger=LedgerMetrics())
 COMMON = {"id": "e", "time": AT, "system_id": "mac", "request_id": "r"}
 
 
@@ -39,8 +39,8 @@ def meter():
     return PrometheusMeter(version="1.2.3", python="3.11.9")
 
 
-def shown(meter, reading=ALL_WELL):
-    text = meter.exposition(reading).decode()
+def shown(meter, snapshot=HEALTHY):
+    text = meter.exposition(snapshot).decode()
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -65,7 +65,7 @@ def test_a_success_counts_its_bytes_and_time(meter):
     assert now[of("sync_duration_seconds_bucket", method="cloud", le="900.0")] == 2
 
 
-def test_what_did_not_deliver_counts_no_bytes_and_no_time(meter):
+def test_results_without_delivery_count_no_bytes_and_no_time(meter):
     meter.outcome(skipped())
     meter.outcome(failed())
     meter.outcome(failed(method=""))
@@ -79,7 +79,7 @@ def test_what_did_not_deliver_counts_no_bytes_and_no_time(meter):
     assert now[of("sync_sent_bytes_total", method="http")] == 0
 
 
-def test_all_series_are_there_from_the_start_at_0_so_that_the_first_event_is_a_rise(meter):
+def test_all_series_start_at_0_so_that_the_first_event_is_an_increase(meter):
     before = shown(meter)
     for method in ("cloud", "http"):
         for trigger in ("manual", "session_end", "file_change", "startup", "retry", "remote"):
@@ -95,7 +95,7 @@ def test_all_series_are_there_from_the_start_at_0_so_that_the_first_event_is_a_r
     assert 0 not in {after[key] for key in counted if "raw_bytes" not in key[0]}
 
 
-def test_names_that_users_choose_make_no_series_of_their_own(meter):
+def test_user_chosen_names_add_no_series(meter):
     before = set(shown(meter))
     for number in range(50):
         meter.snapshot(f"knowledge_graph_{number}", 0.3, 1000)
@@ -122,7 +122,7 @@ def test_threads_lose_no_count(meter):
     assert now[of("snapshot_duration_seconds_count", kind="reflection")] == 800
 
 
-def test_a_reading_is_shown_as_it_is_and_not_kept(meter):
+def test_a_snapshot_is_exposed_and_not_kept(meter):
     methods = (
         MethodMetrics(
             method="cloud", last_success=1748779200.0, pending_databases=2, failures=3,
@@ -142,15 +142,15 @@ def test_a_reading_is_shown_as_it_is_and_not_kept(meter):
     assert of("pending_databases", method="cloud") not in shown(meter)
 
 
-def test_where_the_ledger_cannot_be_read_the_rest_is_reported_and_that_too(meter):
+def test_if_the_ledger_is_unreadable_other_metrics_and_the_error_are_exposed(meter):
     now = shown(meter, MetricsSnapshot(ready=True, stuck=1, ledger=None))
     assert (now[of("scrape_error")], now[of("ready")], now[of("stuck")]) == (1, 1, 1)
     assert of("results_waiting") not in now
     assert now[of("retries_total", method="cloud")] == 0
 
 
-def test_the_answer_names_the_version_and_is_small(meter):
-    text = meter.exposition(ALL_WELL)
+def test_the_exposition_names_the_version_and_is_small(meter):
+    text = meter.exposition(HEALTHY)
     assert b'akosha_agent_build_info{python="3.11.9",version="1.2.3"} 1.0' in text
     assert b"_created" not in text
     assert len(text) < 30_000
@@ -166,7 +166,7 @@ def test_the_answer_names_the_version_and_is_small(meter):
         ({}, "", ""),
     ],
 )
-def test_the_status_becomes_figures(notes, bus, watcher):
+def test_the_status_is_converted_to_metrics(notes, bus, watcher):
     target = TargetStatus(
         method="cloud", endpoint="", bucket="b",
         databases=tuple(
@@ -190,7 +190,7 @@ def test_the_status_becomes_figures(notes, bus, watcher):
     )  # fmt: skip
 
 
-def test_a_meter_that_does_not_watch_is_one_too():
+def test_the_null_meter_implements_the_protocol():
     meter: Meter = NoMeter()
     meter.outcome(succeeded())
     meter.retried("cloud")

@@ -1,4 +1,4 @@
-"""Names that outlive a process: they grow, stay in their place, and are what Akosha and a store accept."""
+"""Persistent names: system IDs, growing upload IDs, object keys and subjects that Akosha and stores accept."""
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -20,7 +20,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
 @quick
 @given(st.text(max_size=150))
-def test_a_sanitised_name_is_a_system_id_and_stays_as_it_is(text):
+def test_sanitising_a_name_gives_a_system_id_and_is_idempotent(text):
     if not re.search(r"[A-Za-z0-9_]", text):
         with pytest.raises(NamingError, match="set akosha_system_id"):
             naming.sanitise_system_id(text)
@@ -31,7 +31,7 @@ def test_a_sanitised_name_is_a_system_id_and_stays_as_it_is(text):
 
 
 @pytest.mark.parametrize(
-    ("given_name", "wanted"),
+    ("given_name", "expected"),
     [
         ("my.mac.local", "my-mac-local"),
         ("Лена laptop", "laptop"),
@@ -40,12 +40,12 @@ def test_a_sanitised_name_is_a_system_id_and_stays_as_it_is(text):
         ("x" * 300, "x" * 84),
     ],
 )
-def test_host_names_become_system_ids(given_name, wanted):
-    assert naming.sanitise_system_id(given_name) == wanted
+def test_host_names_become_system_ids(given_name, expected):
+    assert naming.sanitise_system_id(given_name) == expected
 
 
 @pytest.mark.parametrize("bad", ["", "a" * 101, "my.mac", "a/b", "..", "a b", "a\n", "ä", "a*", "a>"])
-def test_what_is_no_system_id_cannot_come_into_a_key_or_subject(bad):
+def test_an_invalid_system_id_is_refused_in_keys_and_subjects(bad):
     for use in (
         naming.check_system_id,
         naming.uploads_prefix,
@@ -60,25 +60,25 @@ def test_what_is_no_system_id_cannot_come_into_a_key_or_subject(bad):
 
 
 @pytest.mark.parametrize("bad", ["", "Cloud", "a.b", "*", ">", "-a", "a" * 33, "cloud\n"])
-def test_what_is_no_method_cannot_come_into_a_subject(bad):
+def test_an_invalid_method_is_refused_in_subjects(bad):
     with pytest.raises(NamingError):
         naming.request_subject("sys", bad)
 
 
-def test_an_upload_id_is_utc_wherever_the_time_comes_from():
+def test_an_upload_id_is_in_utc_for_any_time_zone():
     east = timezone(timedelta(hours=9))
     assert naming.upload_id(datetime(2026, 1, 1, 8, 0, 1, tzinfo=east), "mac_1") == "20251231_230001_mac_1"
 
 
 @quick
 @given(times, system_ids)
-def test_an_upload_id_tells_its_time(at, system):
+def test_an_upload_id_contains_its_time(at, system):
     assert naming.upload_time(naming.upload_id(at, system)) == at.replace(microsecond=0)
 
 
 @quick
 @given(st.lists(times, min_size=1, max_size=20), system_ids)
-def test_upload_ids_grow_whatever_the_clock_does(clock, system):
+def test_upload_ids_grow_for_any_clock(clock, system):
     newest = None
     for now in clock:
         following = naming.next_upload_id(now, newest, system)
@@ -89,14 +89,14 @@ def test_upload_ids_grow_whatever_the_clock_does(clock, system):
         newest = following
 
 
-def test_an_id_after_a_clock_set_back_is_one_second_later_and_else_it_is_now():
+def test_the_next_id_is_now_or_one_second_after_the_newest():
     now = datetime(2026, 1, 2, tzinfo=UTC)
     assert naming.next_upload_id(now, "20260103_000000_a", "a") == "20260103_000001_a"
     assert naming.next_upload_id(now, "20260101_000000_a", "a") == "20260102_000000_a"
     assert naming.next_upload_id(now, None, "a") == "20260102_000000_a"
 
 
-def test_nothing_can_come_after_the_end_of_time():
+def test_no_id_follows_the_last_possible_time():
     with pytest.raises(NamingError, match="no upload id can follow"):
         naming.next_upload_id(datetime(2026, 1, 1, tzinfo=UTC), "99991231_235959_a", "a")
 
@@ -106,7 +106,7 @@ def test_nothing_can_come_after_the_end_of_time():
     ["", "20260101_000000", "20260101_000000_", "20261301_000000_a", "20260101_000000_a/b", "20260101_000000_a.b",
      "x20260101_000000_a", "20260101_000000_a\n", "\u0662\u0660\u0662\u0666\u0660\u0661\u0660\u0661_000000_a"],
 )  # fmt: skip
-def test_what_is_no_upload_id_has_no_time_and_no_place(bad):
+def test_an_invalid_upload_id_has_no_time_and_no_keys(bad):
     with pytest.raises(NamingError):
         naming.upload_time(bad)
     with pytest.raises(NamingError):
@@ -114,23 +114,23 @@ def test_what_is_no_upload_id_has_no_time_and_no_place(bad):
 
 
 UPLOAD = "20260101_000000_sys"
-PLACE = f"systems/sys/uploads/{UPLOAD}/"
+UPLOAD_PREFIX = f"systems/sys/uploads/{UPLOAD}/"
 
 
 @quick
 @given(st.text(max_size=30) | st.sampled_from([".", "..", "...", "a/b", "../x", "/", "a\0", "x\n", "a\\b"]))
-def test_no_name_leaves_its_uploads_place(name):
+def test_no_object_name_escapes_the_prefix_of_its_upload(name):
     try:
         key = naming.object_key("sys", UPLOAD, name)
     except NamingError:
         assert not PLAIN.fullmatch(name) or not name.strip(".")
         return
-    assert key == PLACE + name
+    assert key == UPLOAD_PREFIX + name
     assert "/" not in name
     assert name not in (".", "..")
 
 
-def test_a_key_tells_its_upload():
+def test_a_key_contains_its_upload_id():
     assert naming.upload_of(naming.manifest_key("sys", UPLOAD)) == UPLOAD
     assert naming.upload_of(naming.memories_key("sys", UPLOAD)) == UPLOAD
     for bad in ("", "systems/sys/uploads", f"systems/sys/uploads/{UPLOAD}", "a/b/c/d/e", "systems/sys/uploads/x/y"):
@@ -145,7 +145,7 @@ file_names = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min
 
 @quick
 @given(st.text(max_size=300) | st.sampled_from([".", "..", "\udcff", "a" * 201, ".duckdb", "x.duckdbä"]))
-def test_an_object_name_is_plain_and_short_and_stays_as_it_is(name):
+def test_an_object_name_is_plain_short_and_idempotent(name):
     plain = naming.object_name(name)
     assert PLAIN.fullmatch(plain)
     assert plain.strip(".")
@@ -156,7 +156,7 @@ def test_an_object_name_is_plain_and_short_and_stays_as_it_is(name):
 
 @quick
 @given(st.sets(file_names, max_size=8))
-def test_files_of_different_names_are_different_objects(names):
+def test_different_file_names_give_different_object_names(names):
     assert len({naming.object_name(name) for name in names}) == len(names)
 
 
@@ -169,17 +169,17 @@ def test_files_of_different_names_are_different_objects(names):
         (f"knowledge_graph_{'x' * 200}1.duckdb", f"knowledge_graph_{'x' * 200}2.duckdb"),
     ],
 )
-def test_names_that_would_become_alike_are_reported_apart(names):
+def test_names_that_sanitise_alike_stay_distinct(names):
     assert len({naming.object_name(name) for name in names}) == len(names)
 
 
 @quick
 @given(file_names, st.sampled_from(SIDECAR_SUFFIXES))
-def test_a_sidecar_lies_beside_its_main_file_under_its_name_and_suffix(name, suffix):
+def test_a_sidecar_has_the_object_name_of_its_main_file_and_its_suffix(name, suffix):
     assert naming.object_name(name + suffix) == naming.object_name(name) + suffix
 
 
-def test_two_dots_in_a_row_which_akosha_refuses_do_not_stay():
+def test_consecutive_dots_which_akosha_refuses_are_replaced():
     assert naming.object_name("knowledge_graph_a..b.duckdb.wal") == "knowledge_graph_a_b-513db9ee.duckdb.wal"
 
 
@@ -190,7 +190,7 @@ def test_known_files_keep_their_names():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "subject", "covered"),
+    ("pattern", "subject", "matches"),
     [
         ("a.b", "a.b", True),
         ("a.b", "a.c", False),
@@ -205,11 +205,11 @@ def test_known_files_keep_their_names():
         ("a.b", "a.b.c", False),
     ],
 )
-def test_patterns_cover_as_in_nats(pattern, subject, covered):
-    assert naming.subject_matches(pattern, subject) is covered
+def test_patterns_match_as_in_nats(pattern, subject, matches):
+    assert naming.subject_matches(pattern, subject) is matches
 
 
-def test_subjects_are_those_of_the_table():
+def test_subjects_are_the_documented_ones():
     assert naming.session_subject("s") == "akosha.session.s.ended"
     assert naming.request_subject("s", "http") == "akosha.sync.s.requested.http"
     assert naming.result_subject("s", "failed") == "akosha.sync.s.failed"

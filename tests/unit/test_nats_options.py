@@ -1,4 +1,4 @@
-"""What a bus on NATS is made of, without a server: addresses, pauses, patterns, marks, and texts that fit."""
+"""Parts of the NATS bus without a server: addresses, pauses, patterns, stream marks and abridged results."""
 
 import asyncio
 import itertools
@@ -20,7 +20,7 @@ from tests.support import values
 from tests.support.clock import ManualClock
 
 CODEC = CloudEventsCodec()
-NO_UTF8 = "\udce9" * 600
+NOT_UTF8 = "\udce9" * 600
 SECRET = "canary:p@ss/w%rd?#+ é"
 
 LONG = {
@@ -28,14 +28,14 @@ LONG = {
         values.skipped(), why="; ".join(f"graph-{n} waits: it cannot be read {'x' * 250}" for n in range(300))
     ),
     "succeeded": replace(
-        values.succeeded(values.manifest(reflection=1)), incomplete={f"graph-{n}": NO_UTF8 for n in range(300)}
+        values.succeeded(values.manifest(reflection=1)), incomplete={f"graph-{n}": NOT_UTF8 for n in range(300)}
     ),
-    "failed": replace(values.failed(), errors=(MethodError(method="cloud", error=NO_UTF8),) * 300, error=NO_UTF8),
+    "failed": replace(values.failed(), errors=(MethodError(method="cloud", error=NOT_UTF8),) * 300, error=NOT_UTF8),
 }
 
 
 @pytest.mark.parametrize("kind", LONG)
-def test_whatever_makes_a_result_long_it_can_be_reported(kind):
+def test_a_long_result_is_abridged_to_the_event_limit(kind):
     data = encoded(LONG[kind], CODEC, max_bytes=MAX_EVENT_BYTES)
     assert len(data) <= MAX_EVENT_BYTES
     assert CODEC.decode(data).id == LONG[kind].id
@@ -43,7 +43,7 @@ def test_whatever_makes_a_result_long_it_can_be_reported(kind):
 
 TEXTS = {
     "plain": "x" * 70_000,
-    "no-utf8": "\udce9" * 70_000,
+    "not-utf8": "\udce9" * 70_000,
     "controls": "\0" * 70_000,
     "quotes": '"\\' * 35_000,
     "wide": "\U0001f9e0" * 70_000,
@@ -51,7 +51,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_an_abridged_result_fits_whatever_its_texts(text):
+def test_an_abridged_result_fits_with_any_texts(text):
     long, many = TEXTS[text], 5_000
     uploaded = values.succeeded(values.manifest(reflection=1))
     for result in (
@@ -70,19 +70,19 @@ def test_an_abridged_result_fits_whatever_its_texts(text):
         assert [getattr(reported, name) for name in kept] == [getattr(result, name) for name in kept]
 
 
-def test_a_result_that_fits_is_reported_whole():
+def test_a_result_that_fits_is_not_abridged():
     result = replace(values.skipped(), why="x" * 10_000)
     assert CODEC.decode(encoded(result, CODEC, max_bytes=MAX_EVENT_BYTES)) == result
 
 
-def test_what_is_no_result_and_does_not_fit_is_refused():
+def test_another_event_over_the_limit_is_refused():
     errors = (MethodError(method="cloud", error="x" * MAX_EVENT_BYTES),)
     with pytest.raises(WireError, match="larger than"):
         encoded(replace(values.request(), errors=errors), CODEC, max_bytes=MAX_EVENT_BYTES)
 
 
 @pytest.mark.parametrize(
-    ("url", "scheme", "place", "user", "password"),
+    ("url", "scheme", "location", "user", "password"),
     [
         ("nats://example.org", "nats", "nats://example.org", None, None),
         (" tls://example.org:4333 ", "tls", "tls://example.org:4333", None, None),
@@ -92,11 +92,11 @@ def test_what_is_no_result_and_does_not_fit_is_refused():
         ("nats://me:canary@x@example.org", "nats", "nats://example.org", "me", "canary@x"),
     ],
 )
-def test_an_address_is_taken_apart_and_shows_no_secret(url, scheme, place, user, password):
+def test_an_address_is_parsed_and_shows_no_secret(url, scheme, location, user, password):
     server = Server.of(url)
-    assert (server.scheme, server.location, server.user, server.password) == (scheme, place, user, password)
+    assert (server.scheme, server.location, server.user, server.password) == (scheme, location, user, password)
     made = NatsOptions(servers=(url, url), name="test", login=Login(user="u", password=SECRET, token=SECRET))
-    assert made.location == f"{place}, {place}"
+    assert made.location == f"{location}, {location}"
     for text in (repr(server), str(server), server.location, repr(made), made.location):
         assert "canary" not in text
         assert "pw" not in text
@@ -110,20 +110,20 @@ PATTERNS = [
     for tail in ((), (">",))
     if head or tail
 ]
-PLACES = [".".join(tokens) for length in range(1, 6) for tokens in itertools.product("abc", repeat=length)]
+SUBJECTS = [".".join(tokens) for length in range(1, 6) for tokens in itertools.product("abc", repeat=length)]
 
 
-def test_patterns_meet_where_some_subject_is_covered_by_both():
-    covered = {pattern: {place for place in PLACES if subject_matches(pattern, place)} for pattern in PATTERNS}
+def test_patterns_meet_if_a_subject_matches_both():
+    matched = {pattern: {subject for subject in SUBJECTS if subject_matches(pattern, subject)} for pattern in PATTERNS}
     wrong = [
         (one, other)
         for one, other in itertools.product(PATTERNS, repeat=2)
-        if patterns_meet(one, other) != (not covered[one].isdisjoint(covered[other]))
+        if patterns_meet(one, other) != (not matched[one].isdisjoint(matched[other]))
     ]
     assert not wrong
 
 
-def test_what_the_stream_keeps_does_not_pass_by():
+def test_stream_subjects_and_passing_subjects_do_not_overlap():
     assert not [pair for pair in itertools.product(STREAM_SUBJECTS, UNSTORED_SUBJECTS) if patterns_meet(*pair)]
 
 
@@ -137,22 +137,22 @@ def test_what_the_stream_keeps_does_not_pass_by():
         (StreamMark("b", 99), True),
     ],
 )
-def test_a_stream_has_lost_events_where_it_is_another_or_was_cut(now, lost):
+def test_another_or_truncated_stream_has_lost_events(now, lost):
     assert now.has_lost(StreamMark("a", 10)) is lost
 
 
 def pauses(failures: int, **patience: float) -> list[float]:
     options = NatsOptions(servers=("nats://example.org",), name="test", patience=Patience(**patience))
-    link = NatsConnection(options, ManualClock(), prepare=lambda client: asyncio.sleep(0), changed=lambda: None)
-    return [link._pause(failures) for _ in range(200)]
+    connection = NatsConnection(options, ManualClock(), prepare=lambda client: asyncio.sleep(0), changed=lambda: None)
+    return [connection._pause(failures) for _ in range(200)]
 
 
-def test_the_pause_between_attempts_doubles_up_to_the_longest_give_or_take_a_quarter():
+def test_the_reconnect_pause_doubles_up_to_the_maximum_with_25_percent_jitter():
     for failures, middle in {0: 1, 1: 1, 2: 2, 3: 4, 4: 8, 5: 16, 6: 30, 7: 30, 10_000: 30}.items():
         drawn = pauses(failures, reconnect=1.0, reconnect_max=30.0)
         assert all(middle * 0.75 <= pause <= middle * 1.25 for pause in drawn)
-        assert max(drawn) - min(drawn) > middle * 0.2, "many agents would come back in step"
+        assert max(drawn) - min(drawn) > middle * 0.2, "without jitter, many agents would reconnect at the same time"
 
 
-def test_the_longest_pause_holds_for_the_first_too():
+def test_the_maximum_pause_applies_to_the_first_attempt_too():
     assert max(pauses(0, reconnect=10.0, reconnect_max=2.0)) <= 2.5

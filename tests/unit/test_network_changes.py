@@ -1,4 +1,4 @@
-"""After sleep, or in another network: what is owed follows within seconds, and a network that flaps makes no storm."""
+"""After sleep or a network change, owed databases are synced within seconds; a flapping network causes no storm."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -17,16 +17,16 @@ from tests.support.agent import PERMANENT, SimulatedAgent, simulated_agent
 
 WOKE, MOVED = NetworkChange.WOKE, NetworkChange.MOVED
 NEVER = 604_800
-"""No pass every now and then that could do what is to be proved of an upheaval."""
+"""A rescan interval so long that only the network change can cause a sync."""
 
 
-class TheWorldOutside:
-    """Surroundings in which happens what a test says."""
+class ScriptedNetwork:
+    """A network monitor that reports the changes that the test emits."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[NetworkChange] = asyncio.Queue()
 
-    def happens(self, *changes: NetworkChange) -> None:
+    def emit(self, *changes: NetworkChange) -> None:
         for change in changes:
             self._queue.put_nowait(change)
 
@@ -36,22 +36,22 @@ class TheWorldOutside:
 
 
 @asynccontextmanager
-async def roaming(script=(), **settings) -> AsyncIterator[tuple[SimulatedAgent, TheWorldOutside]]:
-    outside = TheWorldOutside()
+async def agent_on_network(script=(), **settings) -> AsyncIterator[tuple[SimulatedAgent, ScriptedNetwork]]:
+    network = ScriptedNetwork()
     async with simulated_agent(
-        script, running=False, agent_rescan_seconds=NEVER, network_monitor=outside, **settings
+        script, running=False, agent_rescan_seconds=NEVER, network_monitor=network, **settings
     ) as w:
         task = asyncio.create_task(w.agent.run())
         await w.settle()
         try:
-            yield w, outside
+            yield w, network
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def until_it_is_minutes_away(w: SimulatedAgent) -> None:
-    """Fail for want of a connection, until the next try is minutes away."""
+async def fail_until_the_retry_is_minutes_away(w: SimulatedAgent) -> None:
+    """Let attempts fail without a connection until the next retry is minutes away."""
     w.method.available = False
     w.files.change(1)
     await w.pass_time(220)
@@ -65,141 +65,141 @@ def logged():
         yield lines
 
 
-def said(logged, event: str) -> int:
+def count_logged(logged, event: str) -> int:
     return sum(line["event"] == event for line in logged)
 
 
-@pytest.mark.parametrize("what", [WOKE, MOVED], ids=["woke", "moved"])
-async def test_what_could_not_be_delivered_follows_within_a_second_though_its_time_is_minutes_away(what):
-    async with roaming([1]) as (w, outside):
-        await until_it_is_minutes_away(w)
+@pytest.mark.parametrize("change", [WOKE, MOVED], ids=["woke", "moved"])
+async def test_a_network_change_retries_within_a_second_despite_the_back_off(change):
+    async with agent_on_network([1]) as (w, network):
+        await fail_until_the_retry_is_minutes_away(w)
         w.method.available = True
-        outside.happens(what)
+        network.emit(change)
         await w.pass_time(1)
         assert len(w.method.asked) == 1
         assert (await w.agent.ledger.record(w.method.target)).failures == 0
 
 
-async def test_a_network_that_comes_up_slowly_is_looked_for_again():
-    async with roaming([1]) as (w, outside):
-        await until_it_is_minutes_away(w)
-        outside.happens(WOKE)
+async def test_after_waking_an_unreachable_target_is_checked_again():
+    async with agent_on_network([1]) as (w, network):
+        await fail_until_the_retry_is_minutes_away(w)
+        network.emit(WOKE)
         await w.pass_time(6)
         w.method.available = True
         await w.pass_time(5)
         assert len(w.method.asked) == 1
 
 
-async def test_what_is_not_reachable_at_the_network_change_is_not_asked_for_again_and_again():
-    async with roaming() as (w, outside):
-        await until_it_is_minutes_away(w)
+async def test_an_unreachable_target_causes_no_requests_after_a_network_change():
+    async with agent_on_network() as (w, network):
+        await fail_until_the_retry_is_minutes_away(w)
         before = len(w.reasons)
-        outside.happens(MOVED)
+        network.emit(MOVED)
         await w.pass_time(120)
         assert len(w.reasons) == before
 
 
-async def test_a_target_that_can_be_reached_and_refuses_is_tried_once_a_network_change():
-    async with roaming([PERMANENT] * 99) as (w, outside):
+async def test_a_reachable_target_that_refuses_is_tried_once_per_network_change():
+    async with agent_on_network([PERMANENT] * 99) as (w, network):
         w.files.change(1)
         await w.pass_time(600)
         before = len(w.method.asked)
-        outside.happens(MOVED)
+        network.emit(MOVED)
         await w.pass_time(28)
         assert len(w.method.asked) == before + 1
 
 
-async def test_without_a_network_change_its_time_is_waited_for():
-    async with roaming([1]) as (w, _):
-        await until_it_is_minutes_away(w)
+async def test_without_a_network_change_the_back_off_is_kept():
+    async with agent_on_network([1]) as (w, _):
+        await fail_until_the_retry_is_minutes_away(w)
         w.method.available = True
         await w.pass_time(60)
         assert w.method.asked == []
 
 
-async def test_a_machine_that_wakes_syncs_what_the_watch_missed_and_waits_for_no_interval():
-    async with roaming([1, 2]) as (w, outside):
+async def test_after_waking_missed_changes_are_synced_without_the_minimum_interval():
+    async with agent_on_network([1, 2]) as (w, network):
         w.files.change(1)
         await w.pass_time(3)
         w.files.change(2, notified=False)
         w.clock.jump(timedelta(hours=8))
         await w.pass_time(60)
         assert len(w.method.asked) == 1
-        outside.happens(WOKE)
+        network.emit(WOKE)
         await w.pass_time(1)
         assert w.reasons == ["file_change", "file_change"]
 
 
-async def test_where_session_ends_alone_are_synced_a_machine_that_wakes_syncs_nothing():
-    async with roaming([1], agent_upload_on_change=False) as (w, outside):
+async def test_with_upload_on_change_off_waking_syncs_nothing():
+    async with agent_on_network([1], agent_upload_on_change=False) as (w, network):
         w.files.change(1, notified=False)
-        outside.happens(WOKE)
+        network.emit(WOKE)
         await w.pass_time(60)
         assert w.reasons == []
 
 
-@pytest.mark.parametrize("what", [WOKE, MOVED], ids=["woke", "moved"])
-async def test_a_time_that_came_while_the_machine_slept_is_not_waited_for(what):
-    async with roaming() as (w, outside):
-        await until_it_is_minutes_away(w)
+@pytest.mark.parametrize("change", [WOKE, MOVED], ids=["woke", "moved"])
+async def test_a_retry_time_that_passed_during_sleep_is_tried_at_once(change):
+    async with agent_on_network() as (w, network):
+        await fail_until_the_retry_is_minutes_away(w)
         tried = len(w.reasons)
         w.clock.jump(timedelta(hours=8))
-        outside.happens(what)
+        network.emit(change)
         await w.pass_time(1)
         assert len(w.reasons) == tried + 1
 
 
-async def test_where_nothing_is_owed_a_network_change_asks_for_nothing():
-    async with roaming([1]) as (w, outside):
+async def test_if_nothing_is_owed_a_network_change_requests_nothing():
+    async with agent_on_network([1]) as (w, network):
         w.files.change(1)
         await w.pass_time(3)
-        outside.happens(WOKE, MOVED)
+        network.emit(WOKE, MOVED)
         await w.pass_time(120)
         assert w.reasons == ["file_change"]
 
 
-async def test_waking_up_elsewhere_is_one_network_change_and_one_line(logged):
-    async with roaming() as (w, outside):
-        outside.happens(WOKE, MOVED)
+async def test_waking_in_another_network_is_logged_as_one_change(logged):
+    async with agent_on_network() as (w, network):
+        network.emit(WOKE, MOVED)
         await w.pass_time(60)
         lines = [line for line in logged if line["event"] == "network_changed"]
         assert [line["changes"] for line in lines] == ["the machine woke up, the network changed"]
 
 
-async def test_a_network_that_comes_after_the_waking_is_answered_within_seconds():
-    async with roaming([1]) as (w, outside):
-        await until_it_is_minutes_away(w)
-        outside.happens(WOKE)
+async def test_a_network_change_after_waking_is_handled_within_seconds():
+    async with agent_on_network([1]) as (w, network):
+        await fail_until_the_retry_is_minutes_away(w)
+        network.emit(WOKE)
         await w.pass_time(1)
         w.method.available = True
-        outside.happens(MOVED)
+        network.emit(MOVED)
         await w.pass_time(5)
         assert len(w.method.asked) == 1
 
 
-async def test_a_network_that_flaps_for_half_an_hour_is_answered_about_once_a_minute(logged):
-    async with roaming([PERMANENT] * 999) as (w, outside):
+async def test_a_flapping_network_is_handled_about_once_a_minute(logged):
+    async with agent_on_network([PERMANENT] * 999) as (w, network):
         w.files.change(1)
         for _ in range(360):
-            outside.happens(MOVED)
+            network.emit(MOVED)
             await w.pass_time(5)
-        assert 20 <= said(logged, "network_changed") <= 60
+        assert 20 <= count_logged(logged, "network_changed") <= 60
         assert len(w.method.asked) <= 3 * 40
 
 
-async def test_after_the_flapping_the_next_network_change_is_answered_at_once(logged):
-    async with roaming() as (w, outside):
+async def test_after_the_flapping_the_next_network_change_is_handled_at_once(logged):
+    async with agent_on_network() as (w, network):
         for _ in range(60):
-            outside.happens(MOVED)
+            network.emit(MOVED)
             await w.clock.advance(5)
         await w.pass_time(200)
-        before = said(logged, "network_changed")
-        outside.happens(MOVED)
+        before = count_logged(logged, "network_changed")
+        network.emit(MOVED)
         await w.settle()
-        assert said(logged, "network_changed") == before + 1
+        assert count_logged(logged, "network_changed") == before + 1
 
 
-async def test_the_bus_is_reported_and_the_methods_connections(monkeypatch):
+async def test_a_network_change_notifies_the_bus_and_the_connection_pools(monkeypatch):
     notified = []
     monkeypatch.setattr(MemoryBus, "check_connection", lambda _: notified.append("bus"))
 
@@ -207,21 +207,21 @@ async def test_the_bus_is_reported_and_the_methods_connections(monkeypatch):
         async def drop_idle_connections(self) -> None:
             notified.append("pool")
 
-    async with roaming() as (w, outside):
+    async with agent_on_network() as (w, network):
         w.agent.stall_monitor.register(Pool())
-        outside.happens(MOVED)
+        network.emit(MOVED)
         await w.settle()
         assert notified == ["bus", "pool"]
 
 
-async def test_while_a_sync_runs_no_other_is_asked_for():
-    async with roaming([PERMANENT, 1]) as (w, outside):
+async def test_during_a_sync_a_network_change_requests_no_other():
+    async with agent_on_network([PERMANENT, 1]) as (w, network):
         w.files.change(1)
         await w.pass_time(3)
         w.method.hold = asyncio.Event()
         await w.pass_time(40)
         assert len(w.method.asked) == 2
-        outside.happens(WOKE)
+        network.emit(WOKE)
         await w.pass_time(3)
         w.method.hold.set()
         await w.pass_time(20)
@@ -233,20 +233,20 @@ OTHER = CloudUploadError("500", "cloud", transient=True)
 
 
 class Method:
-    """Fails as its script says, then has nothing to do; can be reached but for `away`."""
+    """A method that raises the scripted errors and then has nothing to do; reachable unless `away`."""
 
     name = "cloud"
     target = values.TARGET
 
     def __init__(self, *script: CloudUploadError, away: bool = False) -> None:
         self._script, self._away = list(script), away
-        self.begun = 0
+        self.attempts = 0
 
     async def is_available(self) -> bool:
         return not self._away
 
     async def sync(self, request, report):
-        self.begun += 1
+        self.attempts += 1
         if self._script:
             raise self._script.pop(0)
         return Unchanged(reason="nothing")
@@ -256,7 +256,7 @@ class Method:
 
 
 @pytest.mark.parametrize(
-    ("method", "begun", "error"),
+    ("method", "attempts", "error"),
     [
         (Method(), 1, None),
         (Method(CUT), 2, None),
@@ -266,9 +266,9 @@ class Method:
         (Method(OTHER), 1, OTHER),
         (Method(CUT, away=True), 1, CUT),
     ],
-    ids=["whole", "cut-once", "cut-twice", "cut-for-ever", "cut-then-failed", "failed", "cut-and-gone"],
+    ids=["complete", "cut-once", "cut-twice", "always-cut", "cut-then-failed", "failed", "cut-and-unreachable"],
 )
-async def test_what_was_cut_off_by_a_network_change_restarts_where_it_can(method, begun, error):
+async def test_a_sync_cut_off_by_a_network_change_restarts_if_the_target_is_reachable(method, attempts, error):
     sync = sync_with_restarts(method, values.request(), None)
     if error is None:
         assert await sync == Unchanged(reason="nothing")
@@ -276,4 +276,4 @@ async def test_what_was_cut_off_by_a_network_change_restarts_where_it_can(method
         with pytest.raises(CloudUploadError) as failure:
             await sync
         assert failure.value is error
-    assert method.begun == begun
+    assert method.attempts == attempts

@@ -1,4 +1,4 @@
-"""owner.json and a ledger's claim as values; the suffix of a default system id."""
+"""owner.json, a ledger's claim, and the suffix of a default system ID."""
 
 import json
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ MACHINE = Machine.of("1234", Path("/home/a/.claude/data"), "laptop")
 OWNER = Owner.new("laptop", MACHINE, "a" * 32, NOON)
 
 
-def test_an_owner_comes_back_as_it_was_written():
+def test_an_owner_is_decoded_unchanged():
     assert Owner.decode(OWNER.encode()) == OWNER
     assert OWNER.key == "systems/laptop/owner.json"
     assert json.loads(OWNER.encode())["claimed_at"] == "2026-01-01T12:00:00+00:00"
@@ -26,7 +26,7 @@ def test_two_claims_of_one_agent_in_one_second_differ():
     assert Owner.new("laptop", MACHINE, "a" * 32, NOON).claim_id != OWNER.claim_id
 
 
-def test_two_users_and_two_machines_have_another_hash_and_the_machine_id_is_not_in_it():
+def test_users_and_machines_have_different_hashes_that_hide_the_machine_id():
     other_user = Machine.of("1234", Path("/home/b/.claude/data"), "laptop")
     other_machine = Machine.of("5678", Path("/home/a/.claude/data"), "laptop")
     assert len({MACHINE.digest, other_user.digest, other_machine.digest}) == 3
@@ -49,19 +49,19 @@ def test_two_users_and_two_machines_have_another_hash_and_the_machine_id_is_not_
         OWNER.encode().replace(MACHINE.digest.encode(), b"\\u001b[2J"),
     ],
 )
-def test_what_is_no_owner_is_refused(data):
+def test_bytes_that_are_not_an_owner_are_refused(data):
     with pytest.raises(WireError):
         Owner.decode(data)
 
 
-def test_a_host_name_from_outside_is_a_plain_name():
+def test_a_foreign_host_name_is_sanitised():
     document = json.loads(OWNER.encode()) | {"host": "evil\x1b[2J\nhost" + "x" * 900, "later": 1}
     host = Owner.decode(json.dumps(document).encode()).host
     assert host.startswith("evil-2J-host")
     assert len(host) <= 64
 
 
-def test_a_claim_comes_back_from_its_note_and_no_note_is_no_claim():
+def test_a_claim_is_read_from_its_note_and_an_invalid_note_is_ignored():
     claim = Claim(claim_id="b" * 32, confirmed=True, seen="20260101_120000_laptop")
     assert Claim.from_notes(claim.note()) == claim
     for text in (None, "", "x", "{}", '{"claim_id": "b", "confirmed": true, "seen": ""}'):
@@ -69,7 +69,7 @@ def test_a_claim_comes_back_from_its_note_and_no_note_is_no_claim():
     assert note_key(Target("cloud", "https://x", "b", "laptop")) == "owner cloud https://x b laptop"
 
 
-def test_a_suffix_is_of_the_machine_stable_and_longer_the_second_time():
+def test_a_suffix_is_derived_from_the_machine_and_longer_the_second_time():
     digits = MACHINE.digest
     assert suffixed("laptop", MACHINE) == f"laptop-{digits[:4]}"
     assert suffixed(f"laptop-{digits[:4]}", MACHINE) == f"laptop-{digits[:8]}"

@@ -1,4 +1,4 @@
-"""What quotes files, servers and other programs is shown without secrets, control characters and endless lines."""
+"""Text quoted from files, servers and other programs is shown without secrets, control characters and long lines."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -11,18 +11,18 @@ from agent.domain.status_warning import StatusWarning
 HOSTILE = "a\x1b[2J\r\nb\u202ec\u2066\x00\x9b\x7f\udc80\u2028"
 
 
-def test_what_steers_a_terminal_becomes_an_escape():
+def test_control_characters_are_escaped():
     assert printable(HOSTILE) == "a\\x1b[2J\\r\\nb\\u202ec\\u2066\\x00\\x9b\\x7f\\udc80\\u2028"
     assert printable("one\ntwo\x1b", lines=True) == "one\ntwo\\x1b"
 
 
 @pytest.mark.parametrize("text", ["plain", "résumé 東京\u3000都 \N{GRINNING FACE}", "1\u00a0000", "C:\\x1b"])
-def test_other_text_stays_as_it_is(text):
+def test_other_text_is_unchanged(text):
     assert printable(text) == text
 
 
 @given(st.text(st.characters(codec=None)))
-def test_cleaning_twice_is_cleaning_once_and_the_result_is_unicode(text):
+def test_cleaning_is_idempotent_and_gives_valid_unicode(text):
     once = safe_text(text)
     assert safe_text(once) == once
     assert once.encode().decode() == once
@@ -43,7 +43,7 @@ def test_the_text_of_every_error_is_cleaned_and_its_secrets_are_masked():
         assert "c4n4ry" not in str(error) + repr(error)
 
 
-def test_settings_errors_keep_a_line_for_each_setting():
+def test_settings_errors_keep_one_line_per_setting():
     assert str(SettingsError("one\ntwo\x1b")) == "one\ntwo\\x1b"
 
 

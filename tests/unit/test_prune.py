@@ -1,4 +1,4 @@
-"""What a prune deletes, and what it leaves: the plan, the order, and whatever stops it in the middle."""
+"""Pruning: which uploads are deleted and kept, the order of deletion, and interruptions."""
 
 import asyncio
 import random
@@ -27,12 +27,12 @@ NOW = values.NOON + timedelta(hours=1)
 DAY = timedelta(days=1)
 
 
-def pruning_of(store, rules=LAST_TWO, *, now=NOW, system_id=values.SYSTEM):
+def pruner_of(store, rules=LAST_TWO, *, now=NOW, system_id=values.SYSTEM):
     return Pruner(Catalog(store, system_id), rules, ManualClock(now))
 
 
 async def bucket(count=6, *, store=None):
-    """A bucket with so many uploads, one a day, and another system's beside them. Returns it and the ids."""
+    """Return a bucket with `count` uploads, one per day, and their IDs. It has uploads of another system too."""
     store = MemoryStore() if store is None else store
     ids = uploads.days(count)
     for upload in [*ids, *uploads.days(3, "other")]:
@@ -45,11 +45,11 @@ def naming_system(upload):
 
 
 async def prune(store, rules=LAST_TWO, *, spared=None, now=NOW):
-    pruning = pruning_of(store, rules, now=now)
-    return await pruning.carry_out(await pruning.plan(spared or {}), spared or {})
+    pruner = pruner_of(store, rules, now=now)
+    return await pruner.carry_out(await pruner.plan(spared or {}), spared or {})
 
 
-async def test_what_the_rules_do_not_keep_goes_and_the_rest_stays_whole():
+async def test_uploads_not_kept_by_the_rules_are_deleted_and_others_stay_complete():
     store, ids = await bucket()
     size = sum(len(data) for key, (data, _) in store.objects.items() if any(f"/{u}/" in key for u in ids[2:]))
     pruned = await prune(store)
@@ -58,7 +58,7 @@ async def test_what_the_rules_do_not_keep_goes_and_the_rest_stays_whole():
     assert len((await uploads.uploads_in(store, "other"))[0]) == 3
 
 
-async def test_the_manifests_of_all_go_before_any_object():
+async def test_all_manifests_are_deleted_before_any_object():
     store, ids = await bucket(store=FaultyStore(MemoryStore()))
     await prune(store)
     first, second = store.keys("delete")
@@ -66,17 +66,17 @@ async def test_the_manifests_of_all_go_before_any_object():
     assert "manifest.json" not in second
 
 
-async def test_where_the_ids_say_that_nothing_may_go_no_manifest_is_read():
+async def test_if_the_rules_keep_all_ids_no_manifest_is_read():
     store, _ = await bucket(count=2, store=FaultyStore(MemoryStore()))
     before = len(store.calls)
-    assert (await pruning_of(store).plan({})).is_empty
+    assert (await pruner_of(store).plan({})).is_empty
     assert [call for call, _ in store.calls[before:]] == ["list"]
 
 
-async def test_what_the_ledger_names_stays_and_is_no_leftover():
+async def test_uploads_named_in_the_ledger_are_kept_and_not_leftovers():
     store, ids = await bucket()
-    under_way = uploads.upload_id(values.NOON - timedelta(days=30))
-    await uploads.put_object(store, f"{PREFIX}{under_way}/reflection.duckdb")
+    unfinished = uploads.upload_id(values.NOON - timedelta(days=30))
+    await uploads.put_object(store, f"{PREFIX}{unfinished}/reflection.duckdb")
     (part, *_) = values.parts("reflection", second=0)
     old = naming.object_key(values.SYSTEM, ids[4], "reflection.duckdb")
     record = TargetRecord(
@@ -85,24 +85,24 @@ async def test_what_the_ledger_names_stays_and_is_no_leftover():
         intent=values.intent(reflection=1),
         databases={"reflection": DatabaseRecord("reflection", State.CLEAN, parts=(values.replace(part, key=old),))},
     )
-    spared = spared_by(values.replace(record, intent=values.replace(record.intent, upload_id=under_way)))
+    spared = spared_by(values.replace(record, intent=values.replace(record.intent, upload_id=unfinished)))
     pruned = await prune(store, spared=spared)
     assert pruned.upload_ids == (ids[2], ids[5])
-    assert await uploads.uploads_in(store) == ([*ids[:2], ids[3], ids[4]], [under_way])
-    plan = await pruning_of(store).plan(spared)
+    assert await uploads.uploads_in(store) == ([*ids[:2], ids[3], ids[4]], [unfinished])
+    plan = await pruner_of(store).plan(spared)
     assert "this agent's last upload" in plan.kept[ids[3]]
 
 
-DAMAGE = ["no json", "another's", "an object is missing", "an object is cut off", "an object has other bytes"]
+DAMAGE = ["no json", "of another upload", "an object is missing", "an object is cut off", "an object has other bytes"]
 
 
-def spoil(store, ids, number, kind):
+def damage(store, ids, number, kind):
     """Damage one of these uploads."""
     key = naming.manifest_key(values.SYSTEM, ids[number])
     database = naming.object_key(values.SYSTEM, ids[number], "reflection.duckdb")
     if kind == "no json":
         store.objects[key] = b"{", {}
-    elif kind == "another's":
+    elif kind == "of another upload":
         store.objects[key] = store.objects[naming.manifest_key(values.SYSTEM, ids[number + 1])]
     elif kind == "an object is missing":
         del store.objects[database]
@@ -114,10 +114,10 @@ def spoil(store, ids, number, kind):
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-async def test_a_damaged_upload_counts_for_nothing_so_a_good_one_stays_in_its_place(kind):
+async def test_a_damaged_upload_is_not_counted_so_an_older_one_is_kept(kind):
     store, ids = await bucket()
-    spoil(store, ids, 1, kind)
-    plan = await pruning_of(store).plan({})
+    damage(store, ids, 1, kind)
+    plan = await pruner_of(store).plan({})
     assert list(plan.kept) == ids[:3]
     assert plan.kept[ids[1]][0].startswith("damaged, not counted: ")
     assert plan.kept[ids[2]] == ("last",)
@@ -125,65 +125,69 @@ async def test_a_damaged_upload_counts_for_nothing_so_a_good_one_stays_in_its_pl
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-async def test_while_the_newest_upload_is_damaged_nothing_goes(kind):
+async def test_while_the_newest_upload_is_damaged_nothing_is_deleted(kind):
     store, ids = await bucket()
     await uploads.put_object(store, naming.object_key(values.SYSTEM, uploads.days(9)[8], "left.duckdb"))
-    spoil(store, ids, 0, kind)
-    plan = await pruning_of(store).plan({})
+    damage(store, ids, 0, kind)
+    plan = await pruner_of(store).plan({})
     assert (list(plan.kept), plan.to_delete, plan.leftovers) == (ids, {}, {})
     assert plan.blocked.startswith(f"{ids[0]} is damaged: ")
 
 
-async def test_if_all_are_damaged_none_goes():
+async def test_if_all_uploads_are_damaged_none_is_deleted():
     store, ids = await bucket()
     for upload in ids:
         store.objects[naming.manifest_key(values.SYSTEM, upload)] = b"", {}
-    plan = await pruning_of(store).plan({})
+    plan = await pruner_of(store).plan({})
     assert (list(plan.kept), plan.to_delete) == (ids, {})
 
 
-async def test_a_base_stays_where_the_database_of_the_delta_does_not_serve_instead():
+async def test_a_base_is_kept_if_the_databases_of_its_delta_cannot_replace_it():
     store, ids = await bucket()
     await uploads.put(store, ids[0], bases={"reflection": ids[5]}, verified=False)
     await uploads.put(store, ids[1], bases={"reflection": ids[4]})
-    plan = await pruning_of(store).plan({})
+    plan = await pruner_of(store).plan({})
     assert list(plan.kept) == [*ids[:2], ids[5]]
     assert plan.kept[ids[5]] == (f"needed by {ids[0]}",)
 
 
 def test_a_base_is_needed_if_the_database_is_missing_unverified_or_without_its_main_file():
-    whole = values.manifest(5, reflection=1)
+    complete = values.manifest(5, reflection=1)
     delta = values.memories_part(5, reflection=1)
-    assert bases_needed(whole) == bases_needed(values.replace(whole, memories=delta)) == frozenset()
-    unread = values.replace(whole.parts[0], verified=False)
-    for parts in ((), (unread, whole.parts[1]), (whole.parts[1],)):
-        assert bases_needed(values.replace(whole, memories=delta, parts=parts)) == {values.upload_id(1)}
+    assert bases_needed(complete) == bases_needed(values.replace(complete, memories=delta)) == frozenset()
+    unread = values.replace(complete.parts[0], verified=False)
+    for parts in ((), (unread, complete.parts[1]), (complete.parts[1],)):
+        assert bases_needed(values.replace(complete, memories=delta, parts=parts)) == {values.upload_id(1)}
     first = values.memories_part(5, reflection=None)
-    assert bases_needed(values.replace(whole, memories=first, parts=())) == frozenset()
+    assert bases_needed(values.replace(complete, memories=first, parts=())) == frozenset()
 
 
 def ahead(count):
-    """Return ids, the newest first, as they are after a clock that was a year ahead: a second apart."""
+    """Return IDs, newest first, as after a clock that was a year ahead: a second apart."""
     return [uploads.upload_id(NOW + 365 * DAY + timedelta(seconds=second)) for second in reversed(range(count))]
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-async def test_after_a_clock_that_was_ahead_uploads_are_kept_by_the_days_on_which_they_were_made(mirrored):
-    """Two a day, ids a second apart; mirrored to another bucket, all objects are of today."""
+async def test_after_a_clock_that_was_ahead_uploads_are_kept_by_upload_time(mirrored):
+    """Two uploads per day, with IDs a second apart. In a mirrored bucket all objects are from today."""
     store, ids = DatedStore(), ahead(8)
     days = {upload: NOW - (number // 2) * DAY - timedelta(hours=number % 2) for number, upload in enumerate(ids)}
     for upload, day in days.items():
         await uploads.put(store, upload, uploaded_at=day if mirrored else None)
         store.times[f"{PREFIX}{upload}"] = NOW if mirrored else day
-    plan = await pruning_of(store, KeepRules(last=0, daily=3, weekly=0, monthly=0)).plan({})
+    plan = await pruner_of(store, KeepRules(last=0, daily=3, weekly=0, monthly=0)).plan({})
     assert list(plan.kept) == ids[0:6:2]
-    assert [why[-1] for why in plan.kept.values()] == ["daily 2026-03-01", "daily 2026-02-28", "daily 2026-02-27"]
+    assert [reasons[-1] for reasons in plan.kept.values()] == [
+        "daily 2026-03-01",
+        "daily 2026-02-28",
+        "daily 2026-02-27",
+    ]
 
 
-async def test_in_a_bucket_that_was_copied_each_manifest_is_read_for_its_time_once():
-    """All objects are newer than their ids there, and an agent prunes after each upload."""
+async def test_in_a_copied_bucket_each_manifest_is_read_once_for_its_time():
+    """There, all objects are newer than their IDs, and an agent prunes after each upload."""
 
-    class Reading(DatedStore):
+    class RecordingStore(DatedStore):
         read: ClassVar[list[str]] = []
 
         async def get(self, key):
@@ -191,26 +195,26 @@ async def test_in_a_bucket_that_was_copied_each_manifest_is_read_for_its_time_on
             async for piece in super().get(key):
                 yield piece
 
-    store, ids = await bucket(store=Reading())
+    store, ids = await bucket(store=RecordingStore())
     store.times = {PREFIX: NOW + 9 * DAY}
-    pruning = pruning_of(store, KeepRules(last=9, daily=0, weekly=0, monthly=0))
-    await pruning.plan({})
+    pruner = pruner_of(store, KeepRules(last=9, daily=0, weekly=0, monthly=0))
+    await pruner.plan({})
     assert sorted(store.read) == sorted(naming.manifest_key(values.SYSTEM, upload) for upload in ids)
-    await pruning.plan({})
+    await pruner.plan({})
     assert len(store.read) == len(ids)
 
 
-async def test_a_foreign_manifest_with_an_id_far_ahead_holds_up_no_prune():
+async def test_a_foreign_manifest_with_an_id_far_ahead_blocks_no_prune():
     store, ids = await bucket(store=DatedStore())
     foreign = f"20990101_000000_{values.SYSTEM}"
     await uploads.put_object(store, naming.manifest_key(values.SYSTEM, foreign))
     store.times[PREFIX] = NOW
-    plan = await pruning_of(store).plan({})
+    plan = await pruner_of(store).plan({})
     assert plan.blocked == ""
     assert list(plan.to_delete) == ids[2:]
 
 
-async def test_objects_without_a_manifest_go_when_they_are_a_day_old_by_id_and_by_the_stores_clock():
+async def test_leftovers_are_deleted_when_a_day_old_by_id_and_by_the_stores_clock():
     store, ids = await bucket(2, store=DatedStore())
     stale, fresh, resumed = (uploads.upload_id(NOW - timedelta(days=n, seconds=1)) for n in (9, 0.5, 8))
     for upload in (stale, fresh, resumed):
@@ -221,24 +225,24 @@ async def test_objects_without_a_manifest_go_when_they_are_a_day_old_by_id_and_b
     assert await uploads.uploads_in(store) == (ids, [fresh, resumed])
 
 
-async def test_a_clock_that_is_a_year_ahead_takes_nothing_for_left_over():
+async def test_a_clock_a_year_ahead_makes_nothing_a_leftover():
     store, _ = await bucket(2, store=DatedStore())
-    under_way = uploads.upload_id(NOW - timedelta(minutes=5))
-    await uploads.put_object(store, f"{PREFIX}{under_way}/reflection.duckdb")
+    unfinished = uploads.upload_id(NOW - timedelta(minutes=5))
+    await uploads.put_object(store, f"{PREFIX}{unfinished}/reflection.duckdb")
     store.times = {PREFIX: NOW}
     assert (await prune(store, now=NOW + timedelta(days=365))).leftovers == 0
 
 
-async def test_an_upload_that_goes_on_while_it_is_taken_for_left_over_is_let_be():
+async def test_a_leftover_that_is_completed_meanwhile_is_kept():
     store, _ = await bucket(2)
-    sleeper = uploads.upload_id(NOW - 9 * DAY)
-    await uploads.put_object(store, f"{PREFIX}{sleeper}/reflection.duckdb")
-    pruning = pruning_of(store)
-    plan = await pruning.plan({})
-    assert list(plan.leftovers) == [sleeper]
-    await uploads.put(store, sleeper)
-    assert (await pruning.carry_out(plan, {})).leftovers == 0
-    assert sleeper in (await uploads.uploads_in(store))[0]
+    resumed = uploads.upload_id(NOW - 9 * DAY)
+    await uploads.put_object(store, f"{PREFIX}{resumed}/reflection.duckdb")
+    pruner = pruner_of(store)
+    plan = await pruner.plan({})
+    assert list(plan.leftovers) == [resumed]
+    await uploads.put(store, resumed)
+    assert (await pruner.carry_out(plan, {})).leftovers == 0
+    assert resumed in (await uploads.uploads_in(store))[0]
 
 
 @pytest.mark.parametrize(
@@ -252,24 +256,24 @@ async def test_an_upload_that_goes_on_while_it_is_taken_for_left_over_is_let_be(
         "elsewhere/laptop-7/uploads/20260301_120000_laptop-7/reflection.duckdb",
     ],
 )
-async def test_what_is_not_of_an_upload_of_this_system_is_never_deleted(key):
+async def test_keys_outside_this_systems_uploads_are_never_deleted(key):
     assert own_upload(values.SYSTEM, key) is None
     store, ids = await bucket()
     await uploads.put_object(store, key)
-    pruning = pruning_of(store)
-    plan = await pruning.plan({})
+    pruner = pruner_of(store)
+    plan = await pruner.plan({})
     with pytest.raises(NamingError):
-        await pruning.carry_out(values.replace(plan, to_delete={ids[5]: (StoredObject(key, 1),)}), {})
-    await pruning.carry_out(plan, {})
+        await pruner.carry_out(values.replace(plan, to_delete={ids[5]: (StoredObject(key, 1),)}), {})
+    await pruner.carry_out(plan, {})
     assert key in store.objects
 
 
 class Killed(BaseException):
-    """What a process does not survive."""
+    """Stands for a SIGKILL of the process."""
 
 
 class DyingStore(MemoryStore):
-    """Dies when it has deleted so many keys."""
+    """A store that raises `Killed` after `left` deletions."""
 
     left = 10**9
 
@@ -282,13 +286,13 @@ class DyingStore(MemoryStore):
 
 
 @pytest.mark.parametrize("seed", range(30))
-async def test_killed_at_any_key_nothing_looks_whole_that_is_not_and_the_next_prune_finds_the_rest(seed):
+async def test_after_a_kill_no_incomplete_upload_looks_complete_and_the_next_prune_finishes(seed):
     store, ids = await bucket(8, store=DyingStore())
     store.left = random.Random(seed).randrange(24)
     with pytest.raises(Killed):
         await prune(store)
-    whole, _ = await uploads.uploads_in(store)
-    assert whole[:2] == ids[:2]
+    complete, _ = await uploads.uploads_in(store)
+    assert complete[:2] == ids[:2]
     store.left = 10**9
     await prune(store, now=NOW + 2 * DAY)
     assert await uploads.uploads_in(store) == (ids[:2], [])
@@ -297,7 +301,7 @@ async def test_killed_at_any_key_nothing_looks_whole_that_is_not_and_the_next_pr
 
 @pytest.mark.parametrize("which", ["manifests", "objects", "leftovers"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_a_store_that_fails_at_any_deletion_is_reported_with_what_is_gone(which, after):
+async def test_a_failed_deletion_is_reported_with_the_uploads_deleted_so_far(which, after):
     store, ids = await bucket(8, store=FaultyStore(MemoryStore()))
     leftover = f"{PREFIX}{uploads.upload_id(NOW - 9 * DAY)}/reflection.duckdb"
     await uploads.put_object(store, leftover)
@@ -306,23 +310,23 @@ async def test_a_store_that_fails_at_any_deletion_is_reported_with_what_is_gone(
     pruned = await prune(store)
     assert (str(pruned.error), reached.is_set()) == ("503", True)
     assert pruned.leftovers == (which == "leftovers" and after)
-    whole, _ = await uploads.uploads_in(store)
-    assert tuple(sorted({*ids} - {*whole}, reverse=True)) == pruned.upload_ids
-    assert pruned.kept == len(whole)
+    complete, _ = await uploads.uploads_in(store)
+    assert tuple(sorted({*ids} - {*complete}, reverse=True)) == pruned.upload_ids
+    assert pruned.kept == len(complete)
     assert (await prune(store, now=NOW + 2 * DAY)).error is None
     assert await uploads.uploads_in(store) == (ids[:2], [])
 
 
-async def test_refused_it_has_deleted_nothing_and_says_so():
+async def test_a_refused_prune_deletes_nothing_and_reports_it():
     store, ids = await bucket(store=FaultyStore(MemoryStore()))
     store.fail("delete", NotPermitted("no"))
     pruned = await prune(store)
     assert (pruned.is_empty, pruned.kept, str(pruned.error)) == (True, 6, "no")
-    assert len(store.keys("delete")) == 1, "and has not tried again"
+    assert len(store.keys("delete")) == 1, "a refused deletion is not retried"
     assert await uploads.uploads_in(store) == (ids, [])
 
 
-async def test_where_unfinished_puts_may_not_be_looked_for_all_else_goes():
+async def test_if_unfinished_puts_may_not_be_listed_the_rest_is_deleted():
     store, ids = await bucket(store=FaultyStore(MemoryStore()))
     store.fail("sweep", NotPermitted("no s3:ListBucketMultipartUploads"))
     pruned = await prune(store)
@@ -333,14 +337,14 @@ async def test_where_unfinished_puts_may_not_be_looked_for_all_else_goes():
     )
 
 
-async def test_two_prunes_side_by_side_do_no_harm():
+async def test_two_prunes_in_parallel_do_no_harm():
     store, ids = await bucket(40)
-    plans = [await pruning_of(store, rules).plan({}) for rules in (LAST_TWO, KeepRules(last=3, daily=0, weekly=0))]
-    await asyncio.gather(*(pruning_of(store).carry_out(plan, {}) for plan in plans))
+    plans = [await pruner_of(store, rules).plan({}) for rules in (LAST_TWO, KeepRules(last=3, daily=0, weekly=0))]
+    await asyncio.gather(*(pruner_of(store).carry_out(plan, {}) for plan in plans))
     assert await uploads.uploads_in(store) == ([*ids[:2]], [])
 
 
-async def test_an_upload_that_another_prune_deletes_while_this_one_looks_is_neither_kept_nor_deleted():
+async def test_an_upload_deleted_by_another_prune_is_neither_kept_nor_deleted():
     store, ids = await bucket(store=FaultyStore(MemoryStore()))
     real = store._store
 
@@ -351,7 +355,7 @@ async def test_an_upload_that_another_prune_deletes_while_this_one_looks_is_neit
             async for piece in super().get(key):
                 yield piece
 
-    plan = await pruning_of(Racing(real)).plan({})
+    plan = await pruner_of(Racing(real)).plan({})
     assert list(plan.kept) == [ids[0], ids[2]]
     assert list(plan.to_delete) == ids[3:]
 
@@ -364,7 +368,7 @@ async def test_an_upload_that_another_prune_deletes_while_this_one_looks_is_neit
     ),
     st.data(),
 )
-def test_whatever_there_is_the_newest_good_one_stays_and_pruning_again_deletes_nothing(hours, rules, data):
+def test_the_newest_complete_upload_is_kept_and_a_second_prune_deletes_nothing(hours, rules, data):
     ids = [uploads.upload_id(values.NOON - timedelta(hours=hour)) for hour in sorted(hours)]
     damaged = set(data.draw(st.lists(st.sampled_from(ids), unique=True)))
     spared = dict.fromkeys(data.draw(st.lists(st.sampled_from(ids), unique=True)), "because")
@@ -375,21 +379,21 @@ def test_whatever_there_is_the_newest_good_one_stays_and_pruning_again_deletes_n
             await uploads.put(store, upload)
             if upload in damaged:
                 store.objects[naming.manifest_key(values.SYSTEM, upload)] = b"damaged", {}
-        plan = await pruning_of(store, rules).plan(spared)
+        plan = await pruner_of(store, rules).plan(spared)
         assert plan.kept.keys() | plan.to_delete.keys() == set(ids)
         assert not plan.kept.keys() & plan.to_delete.keys()
         assert not spared.keys() & plan.to_delete.keys()
         good = [upload for upload in ids if upload not in damaged]
         assert not good or good[0] in plan.kept
-        await pruning_of(store, rules).carry_out(plan, spared)
-        again = await pruning_of(store, rules).plan(spared)
+        await pruner_of(store, rules).carry_out(plan, spared)
+        again = await pruner_of(store, rules).plan(spared)
         assert again.is_empty
         assert list(again.kept) == list(plan.kept)
 
     asyncio.run(check())
 
 
-def test_the_lifecycle_rule_reaches_as_far_back_as_the_rules_and_only_to_this_system():
+def test_the_lifecycle_rule_covers_the_retention_rules_and_only_this_system():
     rules = KeepRules()
     assert days_kept(rules) == 31 * 13
     assert days_kept(KeepRules(last=1, daily=0, weekly=0, monthly=0)) == 92
@@ -397,10 +401,10 @@ def test_the_lifecycle_rule_reaches_as_far_back_as_the_rules_and_only_to_this_sy
     assert r2_command("memories", values.SYSTEM, rules).startswith("npx wrangler r2 bucket lifecycle add memories ")
 
 
-def test_each_upload_has_one_line_in_a_pipe_whatever_keeps_it(capsys):
+def test_in_a_pipe_each_upload_has_one_line_with_its_reasons(capsys):
     reasons = ("newest", "this agent's last upload", "last", "daily 2026-11-21", "weekly 2026-W47", "monthly 2026-11")
     upload = uploads.upload_id(NOW)
     _print_plan(PrunePlan(kept={upload: reasons}, to_delete={}, leftovers={}, started_before=NOW))
-    _, line, reported = capsys.readouterr().out.splitlines()
+    _, line, summary = capsys.readouterr().out.splitlines()
     assert line.split(maxsplit=1) == [upload, f"keep: {', '.join(reasons)}"]
-    assert reported == "dry run: 0 of 1 upload would be deleted; nothing was deleted"
+    assert summary == "dry run: 0 of 1 upload would be deleted; nothing was deleted"

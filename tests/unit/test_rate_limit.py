@@ -1,4 +1,4 @@
-"""Uploads within their limit: over any stretch of time, for all who send together; and no slower than it."""
+"""The rate limit holds over any period and for all senders together, and is fully used."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ WINDOW = 10
     pieces=st.lists(st.tuples(st.integers(0, 5_000_000), st.floats(0, 30)), min_size=1, max_size=60),
 )
 @settings(max_examples=30)
-def test_no_ten_seconds_see_more_than_the_rate_and_one_piece(rate, pieces):
+def test_within_ten_seconds_at_most_the_rate_and_one_piece_are_sent(rate, pieces):
     bucket, now, sent = TokenBucket.of(rate, 0), 0.0, []
     for size, idle in pieces:
         now += idle
@@ -38,7 +38,7 @@ def test_no_ten_seconds_see_more_than_the_rate_and_one_piece(rate, pieces):
 
 @given(st.lists(st.integers(1, 5_000_000), min_size=1, max_size=60), st.integers(1, 10_000))
 @settings(max_examples=20)
-def test_who_always_has_more_to_send_gets_all_of_the_rate(pieces, kib):
+def test_a_continuous_sender_uses_the_full_rate(pieces, kib):
     bucket, now = TokenBucket.of(kib * KIB, 0), 0.0
     for size in pieces:
         now += bucket.wait(size, now)
@@ -46,19 +46,19 @@ def test_who_always_has_more_to_send_gets_all_of_the_rate(pieces, kib):
     assert now <= sum(pieces) / (kib * KIB) + 1e-6
 
 
-def test_time_that_went_by_unused_is_not_made_up_for():
+def test_unused_time_gives_no_extra_burst():
     bucket = TokenBucket.of(100 * KIB, 0).taken(25 * KIB, 0)
     assert bucket.wait(25 * KIB, 3600) == 0
     assert bucket.taken(25 * KIB, 3600).wait(25 * KIB, 3600) == 0.25
 
 
-def test_a_clock_that_went_back_gives_and_takes_nothing():
+def test_a_clock_set_back_changes_no_wait():
     bucket = TokenBucket.of(KIB, 100).taken(256, 100)
     assert bucket.wait(256, 50) == 0.25
 
 
 async def finished(clock: ManualClock, work: asyncio.Task, *, most: float = 1e6) -> float:
-    """Let time pass until the work is done; return how long that took."""
+    """Advance the clock until the work is done; return the seconds that it took."""
     start = clock.monotonic()
     await clock.advance(0)
     while not work.done() and clock.monotonic() - start < most:
@@ -72,16 +72,16 @@ async def body(*pieces: bytes) -> AsyncIterator[bytes]:
 
 
 async def send(limiter: RateLimiter, *pieces: bytes, progress=ignore_progress) -> bytes:
-    """Send a body as a store does that writes each piece when it gets it; return what came."""
-    came = bytearray()
+    """Send a body like a store that writes each piece on arrival; return the bytes received."""
+    received = bytearray()
     async with aclosing(limiter.limited(body(*pieces), progress)) as limited:
         async for piece in limited:
             progress(len(piece))
-            came += piece
-    return bytes(came)
+            received += piece
+    return bytes(received)
 
 
-async def test_an_object_takes_the_time_that_the_limit_gives_it_and_arrives_as_it_is():
+async def test_a_limited_object_takes_the_expected_time_and_arrives_unchanged():
     clock = ManualClock()
     pieces = [bytes([n]) * 333_333 for n in range(6)]
     sending = asyncio.create_task(send(RateLimiter(100 * KIB, clock), *pieces))
@@ -90,7 +90,7 @@ async def test_an_object_takes_the_time_that_the_limit_gives_it_and_arrives_as_i
     assert sending.result() == b"".join(pieces)
 
 
-async def test_a_waiting_sender_reports_every_second_and_counts_no_byte_twice():
+async def test_a_waiting_sender_reports_progress_every_second_and_counts_each_byte_once():
     clock, reports = ManualClock(), []
 
     def report(count):
@@ -98,11 +98,11 @@ async def test_a_waiting_sender_reports_every_second_and_counts_no_byte_twice():
 
     took = await finished(clock, asyncio.create_task(send(RateLimiter(KIB, clock), bytes(10 * KIB), progress=report)))
     assert sum(count for _, count in reports) == 10 * KIB
-    signs = [at for at, _ in reports]
-    assert max(after - before for before, after in zip([0, *signs], [*signs, took], strict=True)) <= 1.0
+    report_times = [at for at, _ in reports]
+    assert max(after - before for before, after in zip([0, *report_times], [*report_times, took], strict=True)) <= 1.0
 
 
-async def test_two_objects_and_a_batch_share_the_limit_and_take_turns():
+async def test_two_objects_and_a_batch_share_the_limit_evenly():
     clock = ManualClock()
     limiter = RateLimiter(100 * KIB, clock)
     sink, batch = limited_sink(limiter), packed(50)
@@ -118,7 +118,7 @@ async def test_two_objects_and_a_batch_share_the_limit_and_take_turns():
 
 
 class Sink(AkoshaSink):
-    """Its server stores everything at once."""
+    """A sink with a server that stores everything at once."""
 
     async def _store(self, batch):
         return StoreResult(stored=len(batch))
@@ -138,19 +138,19 @@ async def finished_at(clock: ManualClock, task: asyncio.Task) -> float:
     return clock.monotonic()
 
 
-async def test_a_batch_goes_at_once_and_is_paid_for_by_the_next():
-    clock, signs = ManualClock(), []
-    sink = limited_sink(RateLimiter(KIB, clock), lambda: signs.append(clock.monotonic()))
+async def test_a_batch_is_sent_at_once_and_delays_the_next_one():
+    clock, report_times = ManualClock(), []
+    sink = limited_sink(RateLimiter(KIB, clock), lambda: report_times.append(clock.monotonic()))
     first, second = packed(40), packed(40, start=40)
     size = sum(len(one.body) for one in first)
     assert await finished(clock, asyncio.create_task(sink.store(first))) == 0
-    assert signs == []
+    assert report_times == []
     took = await finished(clock, asyncio.create_task(sink.store(second)))
     assert abs(took - size / KIB) < 0.01
-    assert max(after - before for before, after in zip([0, *signs], [*signs, took], strict=True)) <= 1.0
+    assert max(after - before for before, after in zip([0, *report_times], [*report_times, took], strict=True)) <= 1.0
 
 
-async def test_who_is_cancelled_while_held_back_has_ended_at_once_and_used_nothing_up():
+async def test_a_cancelled_wait_ends_at_once_and_uses_no_tokens():
     clock = ManualClock()
     rate_limiter = RateLimiter(KIB, clock)
     await rate_limiter.take(100 * KIB, lambda: None)
@@ -163,7 +163,7 @@ async def test_who_is_cancelled_while_held_back_has_ended_at_once_and_used_nothi
     assert abs(await finished(clock, waiting[2]) - 90) < 1
 
 
-async def test_a_sender_that_is_cancelled_leaves_nothing_waiting():
+async def test_a_cancelled_sender_leaves_no_waiter():
     clock = ManualClock()
     work = asyncio.create_task(send(RateLimiter(KIB, clock), bytes(100 * KIB)))
     await clock.advance(3)
@@ -173,12 +173,12 @@ async def test_a_sender_that_is_cancelled_leaves_nothing_waiting():
 
 
 async def sent(clock: ManualClock, part: PartBody) -> list[tuple[float, int]]:
-    """Take the body as a connection would; return when how many bytes of it left."""
+    """Read the body like a connection; return the time and size of each piece sent."""
     return [(clock.monotonic(), len(piece)) async for piece in part]
 
 
-async def test_parts_on_their_way_together_leave_evenly_and_again_at_a_price():
-    """Bytes count when they leave, not when they are gathered: no ten seconds see more than the limit and a slice."""
+async def test_parallel_parts_are_sent_evenly_and_retries_count_against_the_limit():
+    """Bytes count when they are sent, not when they are read: within ten seconds at most the limit and a slice."""
     clock, recorded = ManualClock(), []
     rate_limiter = RateLimiter(512 * KIB, clock)
     size = 5 * KIB * KIB
@@ -196,17 +196,19 @@ async def test_parts_on_their_way_together_leave_evenly_and_again_at_a_price():
         assert within <= 512 * KIB * WINDOW + 2 * rate_limiter.piece_bytes + 1
     for task in tasks:
         ats = [at for at, _ in task.result()]
-        assert max(after - before for before, after in zip([0, *ats], ats, strict=False)) <= 1, "none waits for others"
+        assert max(after - before for before, after in zip([0, *ats], ats, strict=False)) <= 1, (
+            "no part waits for the others"
+        )
     assert await finished(clock, asyncio.create_task(sent(clock, bodies[0]))) > 9
-    assert sum(count for _, count in recorded) == 3 * size, "a retry is no progress"
+    assert sum(count for _, count in recorded) == 3 * size, "a retry is not progress"
 
 
-async def test_who_waits_behind_a_large_piece_gives_signs_of_life_too():
-    clock, signs = ManualClock(), []
+async def test_a_sender_that_waits_behind_a_large_piece_reports_progress_too():
+    clock, report_times = ManualClock(), []
     rate_limiter = RateLimiter(KIB, clock)
     await rate_limiter.take(100 * KIB, lambda: None)
     first = asyncio.create_task(rate_limiter.take(1, lambda: None))
     await clock.advance(0)
-    second = asyncio.create_task(rate_limiter.take(1, lambda: signs.append(clock.monotonic())))
+    second = asyncio.create_task(rate_limiter.take(1, lambda: report_times.append(clock.monotonic())))
     await finished(clock, asyncio.gather(first, second))
-    assert len(signs) >= 99
+    assert len(report_times) >= 99

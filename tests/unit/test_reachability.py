@@ -1,4 +1,4 @@
-"""What proves that nobody can be reached: a refusal, a missing route, a name that does not exist; nothing else."""
+"""A target is unreachable only after a refusal, with no route, or if its name does not exist."""
 
 import errno
 import socket
@@ -40,16 +40,16 @@ def caused_by(cause: BaseException) -> Exception:
     ],
     ids=repr,
 )
-def test_only_a_definite_no_proves_that_nobody_is_there(error, definite):
+def test_only_a_definite_error_proves_that_a_target_is_unreachable(error, definite):
     assert is_unreachable(error) is definite
 
 
 @pytest.mark.parametrize(
     ("code", "available"),
     [(socket.EAI_NONAME, False), (socket.EAI_AGAIN, True)],
-    ids=["no such name", "for the moment"],
+    ids=["no such name", "name server away"],
 )
-def test_the_python_names_tell_a_missing_name_from_a_name_server_that_is_away(code, available, monkeypatch):
+def test_the_python_api_distinguishes_a_missing_name_from_a_failing_name_server(code, available, monkeypatch):
     def getaddrinfo(*_, **__):
         raise socket.gaierror(code, "from the name server")
 

@@ -1,4 +1,4 @@
-"""Which requests are taken for this agent's own, and which are not, whoever sent them."""
+"""The request log accepts requests that this agent issued and refuses all others."""
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,8 +21,8 @@ CODEC = CloudEventsCodec()
 
 
 @asynccontextmanager
-async def life(tmp_path):
-    """One life of the agent: requests on an empty bus, and the ledger of all its lives."""
+async def agent_run(tmp_path):
+    """One run of the agent: a request log with an empty bus and the ledger that all runs share."""
     clock = ManualClock(values.NOON)
     ledger = inline_ledger(clock, tmp_path / "ledger")
     yield RequestLog(Identity("agent-1", values.SYSTEM), MemoryBus(clock), ledger)
@@ -31,47 +31,47 @@ async def life(tmp_path):
 
 @pytest.fixture
 async def requests(tmp_path):
-    async with life(tmp_path) as ours:
-        yield ours
+    async with agent_run(tmp_path) as log:
+        yield log
 
 
 def over_the_wire(request):
     return CODEC.decode(CODEC.encode(request))
 
 
-async def test_a_request_that_was_issued_is_known_when_it_comes_back_and_comes_again(requests):
+async def test_an_issued_request_is_accepted_also_when_redelivered(requests):
     await requests.issue(values.request())
     for _ in range(2):
         assert await requests.is_ours(over_the_wire(values.request()))
 
 
-async def test_a_request_issued_in_an_earlier_life_is_known(tmp_path):
-    async with life(tmp_path) as earlier:
+async def test_a_request_issued_in_an_earlier_run_is_accepted(tmp_path):
+    async with agent_run(tmp_path) as earlier:
         await earlier.issue(values.request())
-    async with life(tmp_path) as later:
+    async with agent_run(tmp_path) as later:
         assert await later.is_ours(over_the_wire(values.request()))
 
 
-async def test_a_request_made_again_goes_out_as_it_was_in_this_life_and_in_a_later_one(tmp_path):
-    """NATS drops the second one of an id, and brings the first: refused, it would never be done, and its ask wait."""
+async def test_a_request_issued_again_is_published_unchanged_also_in_a_later_run(tmp_path):
+    """NATS drops a second message with the same ID and delivers the first, which must not be refused."""
     first, again = values.request(), replace(values.request(), time=values.NOON.replace(year=2027))
-    async with life(tmp_path) as earlier:
+    async with agent_run(tmp_path) as earlier:
         assert await earlier.issue(first) == first
         assert await earlier.issue(again) == first
         assert await earlier.is_ours(over_the_wire(first))
-    async with life(tmp_path) as later:
+    async with agent_run(tmp_path) as later:
         assert await later.issue(again) == first
         assert await later.is_ours(over_the_wire(first))
 
 
-async def test_a_request_that_is_no_longer_in_memory_is_known(requests, monkeypatch):
+async def test_a_request_no_longer_in_memory_is_accepted(requests, monkeypatch):
     monkeypatch.setattr(module, "REMEMBERED", 2)
     for number in range(5):
         await requests.issue(values.request(f"r{number}"))
     assert all([await requests.is_ours(over_the_wire(values.request(f"r{number}"))) for number in range(5)])
 
 
-async def test_a_forged_request_with_this_agents_id_is_refused_and_reported(requests):
+async def test_a_forged_request_with_this_agents_id_is_refused_and_logged(requests):
     await requests.issue(values.request("r1"))
     with capture_logs() as logs:
         assert not await requests.is_ours(values.request("r2"))
@@ -92,18 +92,18 @@ ALTERED = {
 }
 
 
-async def test_an_altered_copy_of_a_request_is_refused_and_the_true_one_is_known_still(tmp_path):
+async def test_an_altered_copy_of_a_request_is_refused_and_the_original_still_accepted(tmp_path):
     issued = values.request()
-    copies = {what: over_the_wire(replace(issued, **change)) for what, change in ALTERED.items()}
-    async with life(tmp_path) as earlier:
+    copies = {name: over_the_wire(replace(issued, **change)) for name, change in ALTERED.items()}
+    async with agent_run(tmp_path) as earlier:
         await earlier.issue(issued)
-        assert not [what for what, copy in copies.items() if await earlier.is_ours(copy)]
-    async with life(tmp_path) as later:
-        assert not [what for what, copy in copies.items() if await later.is_ours(copy)]
+        assert not [name for name, copy in copies.items() if await earlier.is_ours(copy)]
+    async with agent_run(tmp_path) as later:
+        assert not [name for name, copy in copies.items() if await later.is_ours(copy)]
         assert await later.is_ours(over_the_wire(issued))
 
 
-async def test_requests_of_other_agents_are_refused_and_each_agent_is_reported_once(requests):
+async def test_requests_of_other_agents_are_refused_and_each_agent_logged_once(requests):
     with capture_logs() as logs:
         for agent in ("agent-2", "agent-3", "agent-2"):
             for number in range(3):
@@ -112,7 +112,7 @@ async def test_requests_of_other_agents_are_refused_and_each_agent_is_reported_o
     assert warned == [f"another agent issued it: {agent}" for agent in ("agent-2", "agent-3")]
 
 
-async def test_however_many_agents_are_made_up_what_is_remembered_of_them_is_bounded(requests, monkeypatch):
+async def test_the_number_of_remembered_foreign_agents_is_bounded(requests, monkeypatch):
     monkeypatch.setattr(module, "REMEMBERED", 10)
     with capture_logs() as logs:
         for number in range(50):
@@ -121,9 +121,7 @@ async def test_however_many_agents_are_made_up_what_is_remembered_of_them_is_bou
     assert len([line for line in logs if line["log_level"] == "warning"]) == 10
 
 
-async def test_a_request_that_the_bus_did_not_take_raises_and_is_known_if_it_arrived_all_the_same(
-    requests, monkeypatch
-):
+async def test_a_failed_publish_raises_and_the_request_is_accepted_if_it_arrives(requests, monkeypatch):
     async def lost(event):
         raise BusError("no answer", transient=True)
 
@@ -133,7 +131,7 @@ async def test_a_request_that_the_bus_did_not_take_raises_and_is_known_if_it_arr
     assert await requests.is_ours(over_the_wire(values.request()))
 
 
-async def test_a_request_with_a_text_that_is_no_unicode_is_known_again(requests):
+async def test_a_request_with_lone_surrogates_is_accepted(requests):
     error = MethodError(method="cloud", error="cannot read caf\udce9.duckdb")
     issued = replace(values.request(route=("http",)), errors=(error,))
     await requests.issue(issued)

@@ -1,4 +1,4 @@
-"""What is restored of an upload, how old files are named, and that a kill between any two steps loses nothing."""
+"""Restoring: selection of databases, names of old files, unpacking, and kills between any two steps."""
 
 import hashlib
 import itertools
@@ -64,7 +64,7 @@ def test_one_database_can_be_named_by_itself_or_by_its_files(name):
     assert [item.database for item in restorable(ALL, only=[name])] == ["reflection"]
 
 
-def test_a_name_that_the_upload_does_not_have_is_a_matter_of_usage():
+def test_an_unknown_database_name_is_a_settings_error():
     with pytest.raises(SettingsError, match="it has knowledge_graph, reflection"):
         restorable(ALL, only=["knowledge_graph_work"])
 
@@ -79,12 +79,12 @@ def test_an_upload_without_databases_is_reported():
         restorable(manifest())
 
 
-def test_how_old_a_carried_part_is():
+def test_the_age_of_a_carried_part_is_known():
     (item,) = restorable(manifest(part("reflection.duckdb", origin="carried", carried_from="20261118_170000_laptop")))
     assert item.carried_age(UPLOAD).total_seconds() == 2 * 86400 + 3600
 
 
-def test_old_files_keep_their_pair_and_are_no_database_for_anybody():
+def test_old_files_stay_paired_and_are_not_databases():
     found = aside_names(["reflection.duckdb", "reflection.duckdb.wal"], [], AT)
     assert found == {
         "reflection.duckdb": "reflection.duckdb.before-restore-20261121T193000Z",
@@ -97,7 +97,7 @@ def test_old_files_keep_their_pair_and_are_no_database_for_anybody():
 
 @pytest.mark.parametrize("member_bytes", [100, 2**20])
 @pytest.mark.parametrize("batch_bytes", [1, 7])
-async def test_objects_are_unpacked_right_however_they_are_cut(tmp_path, monkeypatch, batch_bytes, member_bytes):
+async def test_objects_are_unpacked_correctly_for_any_chunk_sizes(tmp_path, monkeypatch, batch_bytes, member_bytes):
     monkeypatch.setattr("agent.adapters.gunzip.BATCH_BYTES", batch_bytes)
     raw = bytes(range(250)) * 3
     (tmp_path / "raw").write_bytes(raw)
@@ -117,7 +117,7 @@ async def test_objects_are_unpacked_right_however_they_are_cut(tmp_path, monkeyp
 
 
 class Killed(BaseException):
-    """Where a SIGKILL would strike."""
+    """Stands for a SIGKILL of the process."""
 
 
 OLD = {"reflection.duckdb": b"old main", "reflection.duckdb.wal": b"old wal", "knowledge_graph.duckdb": b"old graph"}
@@ -129,14 +129,14 @@ def items(raw):
     names = [("knowledge_graph.duckdb",), ("reflection.duckdb", "reflection.duckdb.wal")]
     return [
         (
-            Restorable(database_of(those[0]), tuple(part(n, NEW[n]) for n in those), folds=False),
-            len(those) > 1 and not raw,
+            Restorable(database_of(file_names[0]), tuple(part(n, NEW[n]) for n in file_names), folds=False),
+            len(file_names) > 1 and not raw,
         )
-        for those in names
+        for file_names in names
     ]
 
 
-def nobody(_name, _folder):
+def no_writer(_name, _folder):
     return None
 
 
@@ -145,9 +145,9 @@ REPORT = Restored(
 )
 
 
-def ready(place, raw):
-    """Bring all new files into the folder, as a restore does."""
-    folder = place.begin(UPLOAD)
+def prepare(directory_files, raw):
+    """Put all new files into the restore folder, like a restore."""
+    folder = directory_files.begin(UPLOAD)
     for item, folded in items(raw):
         for each in item.parts:
             folder.incoming().write_bytes(NEW[each.name])
@@ -157,17 +157,17 @@ def ready(place, raw):
             folder.end_folding(item.main)
 
 
-def put_in_place(place, raw):
-    aside = place.aside_names([item.database for item, _ in items(raw)], AT)
-    place.install(items(raw), aside, REPORT, force=True)
+def install(directory_files, raw):
+    aside = directory_files.aside_names([item.database for item, _ in items(raw)], AT)
+    directory_files.install(items(raw), aside, REPORT, force=True)
 
 
-def states(directory):
+def contents(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
-def is_whole(found):
-    """Every main file has the sidecars that it had, wherever it is now; nothing of the old is lost."""
+def check_pairs(found):
+    """Assert that every main file still has its own sidecar under any name, and that no old file is lost."""
     main, wal = found.get("reflection.duckdb"), found.get("reflection.duckdb.wal")
     if main == OLD["reflection.duckdb"]:
         assert wal == OLD["reflection.duckdb.wal"]
@@ -180,7 +180,7 @@ def is_whole(found):
 
 
 def dying(left, work):
-    """Return the work, which is not done any more as soon as `left` has come to 0."""
+    """Return `work` wrapped so that it raises `Killed` as soon as `left` has reached 0."""
 
     def call(*args, **kwargs):
         if next(left) >= 0:
@@ -191,65 +191,65 @@ def dying(left, work):
 
 
 @pytest.mark.parametrize("raw", [False, True], ids=["folded", "raw"])
-def test_killed_between_any_two_steps_every_pair_is_whole_and_the_next_restore_finishes(tmp_path, monkeypatch, raw):
+def test_after_a_kill_between_any_steps_pairs_are_complete_and_the_next_restore_finishes(tmp_path, monkeypatch, raw):
     kinds = {}
     for number in range(100):
         directory = tmp_path / str(number)
         directory.mkdir()
         for name, data in OLD.items():
             (directory / name).write_bytes(data)
-        with RestoreDirectoryFiles(directory, nobody) as place, monkeypatch.context() as patch:
-            ready(place, raw)
+        with RestoreDirectoryFiles(directory, no_writer) as directory_files, monkeypatch.context() as patch:
+            prepare(directory_files, raw)
             left = itertools.count(-number)
             for call in CALLS:
                 patch.setattr(f"agent.adapters.restore_directory.scratch.os.{call}", dying(left, getattr(os, call)))
             try:
-                put_in_place(place, raw)
+                install(directory_files, raw)
                 survived = True
             except Killed:
                 survived = False
-        killed = states(directory)
-        is_whole(killed)
-        with RestoreDirectoryFiles(directory, nobody) as place:
-            finished = place.finish()
+        killed = contents(directory)
+        check_pairs(killed)
+        with RestoreDirectoryFiles(directory, no_writer) as directory_files:
+            finished = directory_files.finish()
             kinds[bool(finished)] = number
-            if killed == OLD and not finished:  # it had not begun
-                ready(place, raw)
-                put_in_place(place, raw)
-        found = states(directory)
-        is_whole(found)
+            if killed == OLD and not finished:  # killed before its journal was written
+                prepare(directory_files, raw)
+                install(directory_files, raw)
+        found = contents(directory)
+        check_pairs(found)
         expected = {name: data for name, data in NEW.items() if raw or name != "reflection.duckdb.wal"}
         assert {name: data for name, data in found.items() if "before" not in name} == expected
         assert len(found) == len(expected) + len(OLD)
-        left_over = [path for path in directory.iterdir() if path.is_dir()]
-        assert not any(list(path.iterdir()) for path in left_over)  # a folder that is empty, the next one sweeps
+        leftover = [path for path in directory.iterdir() if path.is_dir()]
+        assert not any(list(path.iterdir()) for path in leftover)  # the next restore removes an empty folder
         if survived:
             break
     assert survived
     assert kinds.keys() == {True, False}
 
 
-def test_what_somebody_has_written_since_a_kill_is_not_touched(tmp_path, monkeypatch):
+def test_files_written_since_a_kill_are_not_changed(tmp_path, monkeypatch):
     (tmp_path / "knowledge_graph.duckdb").write_bytes(b"old graph")
-    with RestoreDirectoryFiles(tmp_path, nobody) as place, monkeypatch.context() as patch:
-        ready(place, raw=False)
+    with RestoreDirectoryFiles(tmp_path, no_writer) as directory_files, monkeypatch.context() as patch:
+        prepare(directory_files, raw=False)
 
         def killed(*_):
             raise Killed
 
         patch.setattr("agent.adapters.restore_directory.directory.put_in_place", killed)
         with pytest.raises(Killed):
-            put_in_place(place, raw=False)
-    (tmp_path / "reflection.duckdb").write_bytes(b"a session began")
-    with RestoreDirectoryFiles(tmp_path, nobody) as place:
-        assert place.finish() == ()
+            install(directory_files, raw=False)
+    (tmp_path / "reflection.duckdb").write_bytes(b"a new session")
+    with RestoreDirectoryFiles(tmp_path, no_writer) as directory_files:
+        assert directory_files.finish() == ()
         with pytest.raises(RestoreError, match=r"knowledge_graph\.duckdb, reflection\.duckdb"):
-            place.check(["knowledge_graph", "reflection"], force=False)
-    assert states(tmp_path) == {"knowledge_graph.duckdb": b"old graph", "reflection.duckdb": b"a session began"}
+            directory_files.check(["knowledge_graph", "reflection"], force=False)
+    assert contents(tmp_path) == {"knowledge_graph.duckdb": b"old graph", "reflection.duckdb": b"a new session"}
 
 
-def test_two_restores_of_one_upload_do_not_work_in_the_same_folder(tmp_path):
-    with RestoreDirectoryFiles(tmp_path, nobody) as one, RestoreDirectoryFiles(tmp_path, nobody) as other:
+def test_a_second_restore_of_the_same_upload_is_refused(tmp_path):
+    with RestoreDirectoryFiles(tmp_path, no_writer) as one, RestoreDirectoryFiles(tmp_path, no_writer) as other:
         one.begin(UPLOAD)
         with pytest.raises(RestoreError, match="another restore"):
             other.begin(UPLOAD)
@@ -257,20 +257,20 @@ def test_two_restores_of_one_upload_do_not_work_in_the_same_folder(tmp_path):
         assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_folders_of_other_uploads_are_removed_when_nobody_works_in_them(tmp_path):
-    with RestoreDirectoryFiles(tmp_path, nobody) as place:
-        ready(place, raw=True)
-    with RestoreDirectoryFiles(tmp_path, nobody) as place:
-        mine = place.begin(UPLOAD.replace("2026", "2025"))
-        assert list(tmp_path.iterdir()) == [mine.path]
+def test_unused_folders_of_other_uploads_are_removed(tmp_path):
+    with RestoreDirectoryFiles(tmp_path, no_writer) as directory_files:
+        prepare(directory_files, raw=True)
+    with RestoreDirectoryFiles(tmp_path, no_writer) as directory_files:
+        folder = directory_files.begin(UPLOAD.replace("2026", "2025"))
+        assert list(tmp_path.iterdir()) == [folder.path]
 
 
-def test_a_file_that_has_come_is_believed_by_its_digest_alone(tmp_path):
+def test_a_downloaded_file_is_reused_only_if_its_digest_matches(tmp_path):
     recorded = part("reflection.duckdb", NEW["reflection.duckdb"])
-    with RestoreDirectoryFiles(tmp_path, nobody) as place:
-        ready(place, raw=True)
-    with RestoreDirectoryFiles(tmp_path, nobody) as place:
-        folder = place.begin(UPLOAD)
+    with RestoreDirectoryFiles(tmp_path, no_writer) as directory_files:
+        prepare(directory_files, raw=True)
+    with RestoreDirectoryFiles(tmp_path, no_writer) as directory_files:
+        folder = directory_files.begin(UPLOAD)
         assert folder.has(recorded.name, recorded.raw_size, recorded.sha256)
         (folder.path / "raw" / recorded.name).write_bytes(b"New main!")
         assert not folder.has(recorded.name, recorded.raw_size, recorded.sha256)
@@ -278,47 +278,50 @@ def test_a_file_that_has_come_is_believed_by_its_digest_alone(tmp_path):
 
 
 @pytest.mark.parametrize("inner", ["", "raw", "folded", "incoming", "journal.json", "raw/reflection.duckdb"])
-def test_links_planted_where_a_restore_works_lead_nowhere(tmp_path, inner):
+def test_planted_links_in_the_restore_folder_are_not_followed(tmp_path, inner):
     outside, directory = tmp_path / "outside", tmp_path / "to"
     outside.mkdir()
-    (outside / "file").write_bytes(b"theirs")
+    (outside / "file").write_bytes(b"foreign")
     planted = directory / f".akosha-restore-{UPLOAD}" / inner
     directory.mkdir()
     if inner:
         (directory / f".akosha-restore-{UPLOAD}").mkdir(mode=0o700)
         planted.parent.mkdir(exist_ok=True)
     planted.symlink_to(outside if inner in ("", "raw", "folded") else outside / "file")
-    with RestoreDirectoryFiles(directory, nobody) as place:
+    with RestoreDirectoryFiles(directory, no_writer) as directory_files:
         if not inner:
             with pytest.raises(RestoreError, match="not a usable directory"):
-                place.begin(UPLOAD)
+                directory_files.begin(UPLOAD)
         else:
-            ready(place, raw=False)
-            put_in_place(place, raw=False)
-            assert states(directory)["reflection.duckdb"] == NEW["reflection.duckdb"]
-    assert states(outside) == {"file": b"theirs"}
+            prepare(directory_files, raw=False)
+            install(directory_files, raw=False)
+            assert contents(directory)["reflection.duckdb"] == NEW["reflection.duckdb"]
+    assert contents(outside) == {"file": b"foreign"}
 
 
-def test_a_link_in_the_place_of_a_database_is_not_replaced_even_by_force(tmp_path):
+def test_a_link_instead_of_a_database_is_not_replaced_even_with_force(tmp_path):
     (tmp_path / "reflection.duckdb").symlink_to("/nonexistent")
-    with RestoreDirectoryFiles(tmp_path, nobody) as place, pytest.raises(RestoreError, match="is not a regular file"):
-        place.check(["reflection"], force=True)
+    with (
+        RestoreDirectoryFiles(tmp_path, no_writer) as directory_files,
+        pytest.raises(RestoreError, match="is not a regular file"),
+    ):
+        directory_files.check(["reflection"], force=True)
 
 
-def test_sidecars_of_another_main_file_are_in_the_way(tmp_path):
+def test_sidecars_of_another_main_file_block_a_restore(tmp_path):
     (tmp_path / "reflection.duckdb.wal").write_bytes(b"of another")
     with (
-        RestoreDirectoryFiles(tmp_path, nobody) as place,
+        RestoreDirectoryFiles(tmp_path, no_writer) as directory_files,
         pytest.raises(RestoreError, match=r"of another reflection\.duckdb"),
     ):
-        place.check(["reflection"], force=False)
+        directory_files.check(["reflection"], force=False)
 
 
-def test_a_folder_that_others_may_write_to_is_not_worked_in(tmp_path):
+def test_a_folder_writable_by_others_is_refused(tmp_path):
     (tmp_path / f".akosha-restore-{UPLOAD}").mkdir()
     (tmp_path / f".akosha-restore-{UPLOAD}").chmod(0o777)
     with (
-        RestoreDirectoryFiles(tmp_path, nobody) as place,
+        RestoreDirectoryFiles(tmp_path, no_writer) as directory_files,
         pytest.raises(RestoreError, match="accessible to other users"),
     ):
-        place.begin(UPLOAD)
+        directory_files.begin(UPLOAD)

@@ -1,4 +1,4 @@
-"""Which uploads are kept."""
+"""The retention rules: which uploads are kept."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -17,21 +17,21 @@ ids = st.sets(seconds, max_size=30).map(lambda ages: {ago(seconds=age) for age i
 rules = st.builds(KeepRules, **dict.fromkeys(("last", "daily", "weekly", "monthly"), st.integers(0, 5)))
 
 
-def ago(**how):
-    return upload_id(NOON - timedelta(**how), "laptop")
+def ago(**age):
+    return upload_id(NOON - timedelta(**age), "laptop")
 
 
-def test_the_newest_stays_whatever_the_rules_say():
+def test_the_newest_upload_is_kept_by_any_rules():
     assert keep([ago(days=2), ago(days=1)], NONE) == {ago(days=1): ("newest",)}
     assert keep([], NONE) == {}
 
 
-def test_the_last_few_stay():
+def test_the_last_uploads_are_kept():
     uploads = [ago(minutes=at) for at in range(20)]
     assert list(keep(uploads, KeepRules(last=3, daily=0, weekly=0, monthly=0))) == uploads[:3]
 
 
-def test_of_each_day_week_and_month_the_newest_stays():
+def test_the_newest_upload_of_each_day_week_and_month_is_kept():
     uploads = [ago(), ago(hours=1), ago(days=1), ago(days=1, hours=1), ago(days=7), ago(days=40), ago(days=41)]
     kept = keep(uploads, KeepRules(last=0, daily=2, weekly=2, monthly=2))
     assert kept == {
@@ -53,17 +53,17 @@ def test_days_without_an_upload_do_not_count():
     assert list(keep(uploads, KeepRules(last=0, daily=4, weekly=0, monthly=0))) == uploads[:4]
 
 
-def test_what_a_kept_one_needs_is_kept_and_what_that_needs_too():
+def test_uploads_needed_by_kept_ones_are_kept_transitively():
     first, second, third, other = (ago(days=at) for at in (4, 3, 1, 2))
     kept = keep([first, second, third, other], NONE, needs={third: [second], second: [first], other: [first]})
     assert kept == {third: ("newest",), second: (f"needed by {third}",), first: (f"needed by {second}",)}
 
 
-def test_what_is_needed_and_gone_already_is_no_trouble():
+def test_a_needed_upload_that_no_longer_exists_is_ignored():
     assert keep([ago()], NONE, needs={ago(): [ago(days=1)]}) == {ago(): ("newest",)}
 
 
-def test_what_is_no_upload_is_refused():
+def test_invalid_upload_ids_and_rules_are_refused():
     with pytest.raises(NamingError):
         keep(["manifest.json"], NONE)
     with pytest.raises(ValueError, match="negative"):
@@ -71,7 +71,7 @@ def test_what_is_no_upload_is_refused():
 
 
 @given(ids, rules)
-def test_more_generous_rules_keep_all_that_stricter_ones_do(uploads, chosen):
+def test_more_generous_rules_keep_all_uploads_of_stricter_ones(uploads, chosen):
     more = KeepRules(last=chosen.last + 1, daily=chosen.daily + 1, weekly=chosen.weekly + 1, monthly=chosen.monthly + 1)
     assert keep(uploads, chosen).keys() <= keep(uploads, more).keys() <= uploads
 
@@ -91,14 +91,14 @@ def test_pruning_again_deletes_nothing_more(uploads, chosen):
 
 
 @given(ids, rules, st.data())
-def test_nothing_that_is_kept_lacks_what_it_needs(uploads, chosen, data):
+def test_every_upload_needed_by_a_kept_one_is_kept(uploads, chosen, data):
     named = st.sampled_from(sorted(uploads)) if uploads else st.nothing()
     needs = data.draw(st.dictionaries(named, st.sets(named, max_size=3), max_size=10)) if uploads else {}
     kept = keep(uploads, chosen, needs=needs)
     assert all(needs.get(upload, set()) <= kept.keys() for upload in kept)
 
 
-def test_times_decide_what_is_kept_for_a_day_and_ids_which_is_the_newest():
+def test_times_select_the_upload_of_a_day_and_ids_the_newest():
     made = [upload_id(NOON + timedelta(seconds=second), "laptop") for second in (3, 2, 1, 0)]
     days = [NOON - timedelta(days=day) for day in (0, 5, 5, 9)]
     kept = keep(made, KeepRules(last=1, daily=2, weekly=0, monthly=0), times=dict(zip(made, days, strict=True)))

@@ -1,4 +1,4 @@
-"""Where a bucket is, worked out from the settings."""
+"""The address of a bucket, derived from the settings."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def no_environment(monkeypatch):
         ("https://minio.example.org", "", "us-east-1"),
     ],
 )
-def test_the_region_is_the_set_one_or_the_one_that_the_endpoint_wants(endpoint, region, signed_for):
+def test_the_region_is_the_setting_or_follows_from_the_endpoint(endpoint, region, signed_for):
     assert BucketAddress("bucket", endpoint, region).signing_region == signed_for
 
 
@@ -45,7 +45,7 @@ def test_the_region_is_the_set_one_or_the_one_that_the_endpoint_wants(endpoint, 
     ("endpoint", "style"),
     [("", "auto"), ("https://s3.eu-west-1.amazonaws.com", "auto"), (R2, "path"), ("http://127.0.0.1:9000", "path")],
 )
-def test_the_bucket_is_in_the_path_but_at_aws(endpoint, style):
+def test_the_bucket_is_in_the_path_except_on_aws(endpoint, style):
     assert BucketAddress("bucket", endpoint, "auto").addressing_style == style
 
 
@@ -58,24 +58,24 @@ def test_the_bucket_is_in_the_path_but_at_aws(endpoint, style):
         ("http://localhost", ("localhost", 80)),
     ],
 )
-def test_it_is_reached_at_the_endpoints_port(endpoint, address):
+def test_the_tcp_address_is_that_of_the_endpoint(endpoint, address):
     assert BucketAddress("bucket", endpoint, "auto").tcp_address == address
 
 
-def test_aws_is_reached_in_the_region_of_the_environment(monkeypatch):
+def test_the_aws_host_has_the_region_of_the_setting_or_environment(monkeypatch):
     monkeypatch.setenv("AWS_REGION", "eu-north-1")
     assert BucketAddress("bucket", "", "auto").host == "s3.eu-north-1.amazonaws.com"
     assert BucketAddress("bucket", "", "eu-west-1").host == "s3.eu-west-1.amazonaws.com"
 
 
-def test_behind_a_proxy_it_is_reached_where_the_proxy_is(monkeypatch):
+def test_behind_a_proxy_the_tcp_address_is_that_of_the_proxy(monkeypatch):
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "minio.example.org")
     assert BucketAddress("bucket", R2, "auto").tcp_address == ("proxy.example", 3128)
     assert BucketAddress("bucket", "https://minio.example.org", "auto").tcp_address == ("minio.example.org", 443)
 
 
-def test_what_people_read_has_no_secret():
+def test_the_text_of_an_address_has_no_secret():
     assert (
         str(BucketAddress("bucket", "https://user:canary@minio.example.org:9000/", "auto"))
         == "s3://bucket at minio.example.org:9000"

@@ -1,4 +1,4 @@
-"""The service's files: with their digest, quoted, and read back."""
+"""The service files: quoting, reading back, digests, environment, and the program that they start."""
 
 import plistlib
 import tempfile
@@ -37,7 +37,7 @@ LAUNCHD_KEYS = {
     "StandardOutPath": str,
     "StandardErrorPath": str,
 }
-"""Of launchd.plist(5), with their types: launchd passes over what it does not know, and says nothing."""
+"""Keys of launchd.plist(5) and their types. launchd silently ignores unknown keys."""
 
 
 def runner(**environ: str) -> Runner:
@@ -71,23 +71,23 @@ def test_the_command_can_be_read_back_from_the_file(manager, words, tmp_path):
     assert manager.render(manager.parse(text)) == text
 
 
-def test_systemd_is_given_words_as_it_reads_them():
+def test_words_are_quoted_as_systemd_reads_them():
     text = systemd().render(ServiceSpec(("/opt/a b%c/akosha-agent", "run", "--data-dir", '/x/$y %z "q" \\n')))
     assert 'ExecStart="/opt/a b%%c/akosha-agent" run --data-dir "/x/$$y %%z \\"q\\" \\\\n"\n' in text
 
 
 @pytest.mark.parametrize("word", ['/a"b', "/a'b", "/a\\b", "/a\nb"])
-def test_systemd_takes_no_program_with_quotes_in_its_path(word):
+def test_a_program_path_with_quotes_is_refused_for_systemd(word):
     with pytest.raises(AkoshaError, match="cannot contain"):
         systemd().render(ServiceSpec((word, "run")))
 
 
-@pytest.mark.parametrize("words", [b"", b"\n", b"# \n", b"ExecStartPre=/bin/true\n"])
-def test_any_edit_of_the_file_is_found(words, tmp_path):
+@pytest.mark.parametrize("added", [b"", b"\n", b"# \n", b"ExecStartPre=/bin/true\n"])
+def test_any_edit_of_the_file_is_detected(added, tmp_path):
     path = tmp_path / "unit"
     text = systemd().render(ServiceSpec(("/bin/a", "run"))).encode()
-    path.write_bytes(text + words)
-    assert service_file.read(path)[0] is (FileState.EDITED if words else FileState.UNCHANGED)
+    path.write_bytes(text + added)
+    assert service_file.read(path)[0] is (FileState.EDITED if added else FileState.UNCHANGED)
     path.write_bytes(text.replace(b"Nice=10", b"Nice=1"))
     assert service_file.read(path)[0] is FileState.EDITED
 
@@ -100,7 +100,7 @@ def test_a_file_without_the_digest_counts_as_edited(tmp_path):
         assert service_file.read(path)[0] is FileState.EDITED
 
 
-def test_setting_aside_loses_no_earlier_one(tmp_path):
+def test_setting_aside_a_file_keeps_earlier_backups(tmp_path):
     path = tmp_path / "unit"
     for number in range(3):
         path.write_text(str(number))
@@ -151,20 +151,20 @@ def test_the_environment_file_is_read_as_systemd_reads_it(tmp_path):
     assert read_environment(tmp_path / "none") == {}
 
 
-def test_what_only_this_shell_has_is_named():
+def test_variables_set_only_in_this_shell_are_named():
     environ = {"AWS_PROFILE": "x", "AKOSHA_CLOUD_BUCKET": "b", "https_proxy": "p", "HOME": "h", "SESSION_BUDDY_X": "y"}
     assert missing_variables(environ, {"AKOSHA_CLOUD_BUCKET"}) == ["AWS_PROFILE", "https_proxy"]
 
 
-def test_an_environment_file_that_is_no_file_is_refused(tmp_path):
+def test_an_environment_file_that_is_not_a_file_is_refused(tmp_path):
     assert not is_open_to_others(tmp_path / "none")
     with pytest.raises(AkoshaError, match="not a regular file that you own"):
         is_open_to_others(tmp_path)
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A home outside of the directories for temporary files."""
+def home(tmp_path, monkeypatch):
+    """A home directory that does not count as temporary."""
     monkeypatch.setattr(programs, "_TEMPORARY", ())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     return tmp_path
@@ -181,25 +181,25 @@ def python(command: Path) -> str:
     return str(command.with_name("python"))
 
 
-def test_the_link_that_survives_upgrades_is_preferred(place):
-    command = installed(place / "share" / "uv" / "tools" / "akosha-agent" / "bin")
-    assert programs.program(place, {}, python=python(command)) == (str(command),)
-    link = place / ".local" / "bin" / "akosha-agent"
+def test_a_link_that_survives_upgrades_is_preferred(home):
+    command = installed(home / "share" / "uv" / "tools" / "akosha-agent" / "bin")
+    assert programs.program(home, {}, python=python(command)) == (str(command),)
+    link = home / ".local" / "bin" / "akosha-agent"
     link.parent.mkdir(parents=True)
     link.symlink_to(command)
-    assert programs.program(place, {}, python=python(command)) == (str(link),)
-    other = place / "bin" / "akosha-agent"
+    assert programs.program(home, {}, python=python(command)) == (str(link),)
+    other = home / "bin" / "akosha-agent"
     other.parent.mkdir()
     other.symlink_to(command)
-    assert programs.program(place, {"PIPX_BIN_DIR": str(other.parent)}, python=python(command)) == (str(other),)
+    assert programs.program(home, {"PIPX_BIN_DIR": str(other.parent)}, python=python(command)) == (str(other),)
 
 
-def test_a_link_to_another_installation_is_left_alone(place):
-    command, other = installed(place / "venv" / "bin"), installed(place / "other" / "bin")
-    link = place / ".local" / "bin" / "akosha-agent"
+def test_a_link_to_another_installation_is_not_used(home):
+    command, other = installed(home / "venv" / "bin"), installed(home / "other" / "bin")
+    link = home / ".local" / "bin" / "akosha-agent"
     link.parent.mkdir(parents=True)
     link.symlink_to(other)
-    assert programs.program(place, {}, python=python(command)) == (str(command),)
+    assert programs.program(home, {}, python=python(command)) == (str(command),)
 
 
 @pytest.mark.parametrize(
@@ -212,14 +212,14 @@ def test_a_link_to_another_installation_is_left_alone(place):
         pytest.param("tmp/venv/bin", {}, id="temporary"),
     ],
 )
-def test_a_place_that_will_be_gone_is_refused_with_the_cure(place, folder, environ):
-    command = installed(place / folder)
+def test_a_program_in_a_temporary_directory_is_refused_with_a_hint(home, folder, environ):
+    command = installed(home / folder)
     with pytest.raises(AkoshaError, match="would stop working") as refused:
-        programs.program(place, {key: str(place / value) for key, value in environ.items()}, python=python(command))
+        programs.program(home, {key: str(home / value) for key, value in environ.items()}, python=python(command))
     assert "uv tool install" in refused.value.hint
 
 
-def test_where_there_is_no_command_python_starts_the_module(place):
-    own = place / "venv" / "bin"
+def test_without_a_command_python_starts_the_module(home):
+    own = home / "venv" / "bin"
     own.mkdir(parents=True)
-    assert programs.program(place, {}, python=str(own / "python")) == (str(own / "python"), "-m", "agent")
+    assert programs.program(home, {}, python=str(own / "python")) == (str(own / "python"), "-m", "agent")

@@ -1,4 +1,4 @@
-"""The commands that are run for systemd and launchd, word by word."""
+"""The exact commands that are run for systemd and launchd."""
 
 import os
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ ExecMainStatus=0
 Result=success
 NRestarts=2
 StatusText=nothing pending"""
-WRONG = """LoadState=loaded
+FAILED = """LoadState=loaded
 ActiveState=failed
 SubState=failed
 UnitFileState=enabled
@@ -55,31 +55,31 @@ PRINTED = f"""{TARGET} = {{
 NO_SUCH = CommandResult(113, "", "Could not find service")
 
 
-class Recording(Runner):
-    """Answers queries from a table, by one of their words; records the other commands."""
+class RecordingRunner(Runner):
+    """A runner that answers queries from a table, by one of their words, and records the other commands."""
 
     def __init__(self, answers: Mapping[str, CommandResult] = {}, *, dry: bool = False, **environ: str) -> None:
         super().__init__(environ, dry_run=dry, say=lambda _: None)
-        self.answers, self.asked, self.done, self.became = dict(answers), [], [], []
+        self.answers, self.queries, self.done, self.replaced_by = dict(answers), [], [], []
 
     def query(self, *words):
-        self.asked.append(words)
+        self.queries.append(words)
         keys = [word for word in words if word in self.answers]
-        return self.answers[keys[0]] if keys else CommandResult(1, "", "nobody answers")
+        return self.answers[keys[0]] if keys else CommandResult(1, "", "no answer")
 
     def execute(self, *words, ignore_failure=False):
         self.done.append((*words, "?") if ignore_failure else words)
 
     def replace_process(self, *words):
-        self.became.append(words)
+        self.replaced_by.append(words)
         raise SystemExit
 
 
-def systemd(tmp_path: Path, show: str | None, linger: str = "no") -> tuple[Systemd, Recording]:
+def systemd(tmp_path: Path, show: str | None, linger: str = "no") -> tuple[Systemd, RecordingRunner]:
     answers = {"loginctl": CommandResult(0, linger, "")} | (
         {} if show is None else {"systemctl": CommandResult(0, show, "")}
     )
-    recording = Recording(answers)
+    recording = RecordingRunner(answers)
     return Systemd(tmp_path, recording), recording
 
 
@@ -87,37 +87,37 @@ def state(**values: object) -> ServiceState:
     return ServiceState(**{"enabled": True, "loaded": True, "running": True} | values)
 
 
-def test_systemds_state_is_one_query(tmp_path):
+def test_the_state_of_systemd_takes_one_query(tmp_path):
     manager, recording = systemd(tmp_path, RUNNING, "yes")
     found = manager.state()
     assert (found.enabled, found.loaded, found.running, found.pid, found.last_exit) == (True, True, True, 4711, "")
     assert found.since == datetime(2026, 11, 21, 18, 36, 15, tzinfo=UTC)
     assert found.text == "active (running) restarted 2 times status: nothing pending"
     assert found.linger.startswith("yes")
-    assert [words[:4] for words in recording.asked] == [
+    assert [words[:4] for words in recording.queries] == [
         ("systemctl", "--user", "show", UNIT),
         ("loginctl", "show-user", str(os.geteuid()), "--property=Linger"),
     ]
 
 
-def test_a_wrong_setting_is_reported_from_other_ends(tmp_path):
-    manager, _ = systemd(tmp_path, WRONG)
+def test_an_invalid_setting_is_distinguished_from_other_exits(tmp_path):
+    manager, _ = systemd(tmp_path, FAILED)
     service_file.write(manager.file, manager.render(ServiceSpec(("/bin/sh", "run"))), 0o644)
     status = status_of(manager)
     assert (status.installed, status.running, status.last_exit) == (True, False, "2")
     assert "a setting is wrong" in status.detail
-    died = WRONG.replace(
+    died = FAILED.replace(
         "ExecMainCode=1\nExecMainStatus=2\nResult=exit-code", "ExecMainCode=2\nExecMainStatus=6\nResult=watchdog"
     )
     assert systemd(tmp_path, died)[0].state().last_exit == "signal 6, watchdog"
 
 
-def test_a_systemd_that_cannot_be_reached_is_named_with_the_cure(tmp_path):
+def test_an_unreachable_systemd_is_an_error_with_hints(tmp_path):
     manager, _ = systemd(tmp_path, None)
-    with pytest.raises(AkoshaError, match="nobody answers") as raised:
+    with pytest.raises(AkoshaError, match="no answer") as raised:
         manager.state()
-    for cure in ("machinectl shell", "ssh", "enable-linger", "akosha-agent run"):
-        assert cure in raised.value.hint
+    for command in ("machinectl shell", "ssh", "enable-linger", "akosha-agent run"):
+        assert command in raised.value.hint
 
 
 SYSTEMD_STEPS = [
@@ -140,10 +140,10 @@ SYSTEMD_STEPS = [
 ]
 
 
-@pytest.mark.parametrize(("before", "how", "steps"), SYSTEMD_STEPS)
-def test_systemd_runs_what_is_new_and_no_more(tmp_path, before, how, steps):
+@pytest.mark.parametrize(("before", "options", "steps"), SYSTEMD_STEPS)
+def test_systemd_runs_only_the_necessary_commands(tmp_path, before, options, steps):
     manager, recording = systemd(tmp_path, RUNNING)
-    manager.enable(before, **how)
+    manager.enable(before, **options)
     assert recording.done == [("systemctl", "--user", *step) for step in steps]
 
 
@@ -155,7 +155,7 @@ def test_systemd_forgets_an_uninstalled_service(tmp_path):
     assert recording.done == [("systemctl", "--user", *step) for step in steps]
 
 
-def test_systemds_other_commands(tmp_path):
+def test_start_stop_restart_and_logs_use_systemd_commands(tmp_path):
     manager, recording = systemd(tmp_path, RUNNING)
     manager.start()
     manager.stop()
@@ -171,26 +171,26 @@ def test_systemds_other_commands(tmp_path):
         with pytest.raises(SystemExit):
             manager.show_log(7, follow=follow, file=file)
     journal = ("journalctl", f"--user-unit={UNIT}", "--lines=7", "--no-pager")
-    assert recording.became == [journal, (*journal, "--follow"), ("tail", "-n", "7", "-F", "/l")]
+    assert recording.replaced_by == [journal, (*journal, "--follow"), ("tail", "-n", "7", "-F", "/l")]
 
 
-def test_xdg_config_home_is_honoured_where_it_is_absolute(tmp_path):
+def test_xdg_config_home_is_used_if_absolute(tmp_path):
     for value, root in ((str(tmp_path / "x"), tmp_path / "x"), ("relative", tmp_path / ".config")):
-        manager = Systemd(tmp_path, Recording(XDG_CONFIG_HOME=value))
+        manager = Systemd(tmp_path, RecordingRunner(XDG_CONFIG_HOME=value))
         assert manager.file == root / "systemd" / "user" / UNIT
 
 
-def launchd(tmp_path: Path, printed: CommandResult, *, dry: bool = False) -> tuple[Launchd, Recording]:
+def launchd(tmp_path: Path, printed: CommandResult, *, dry: bool = False) -> tuple[Launchd, RecordingRunner]:
     answers = {
         "ps": CommandResult(0, "Sat Nov 21 18:36:15 2026", ""),
         TARGET: printed,
         f"gui/{ME}": CommandResult(0, "", ""),
     }
-    recording = Recording(answers, dry=dry)
+    recording = RecordingRunner(answers, dry=dry)
     return Launchd(tmp_path, recording), recording
 
 
-def test_launchds_answer_is_understood(tmp_path):
+def test_the_output_of_launchd_is_parsed(tmp_path):
     manager, recording = launchd(tmp_path, CommandResult(0, PRINTED, ""))
     manager.file.parent.mkdir(parents=True)
     manager.file.touch()
@@ -206,9 +206,9 @@ def test_launchds_answer_is_understood(tmp_path):
     assert (manager.state().running, manager.state().last_exit, manager.state().text) == (False, "2", "not running")
 
 
-def test_a_launchd_without_the_users_session_is_named_with_the_cure(tmp_path):
+def test_a_launchd_without_the_users_session_is_an_error_with_a_hint(tmp_path):
     with pytest.raises(AkoshaError, match=f"no gui/{ME}") as raised:
-        Launchd(tmp_path, Recording()).state()
+        Launchd(tmp_path, RecordingRunner()).state()
     assert "log in" in raised.value.hint
 
 
@@ -221,7 +221,7 @@ LAUNCHD_STEPS = [
 
 
 @pytest.mark.parametrize(("before", "changed", "steps"), LAUNCHD_STEPS)
-def test_launchd_runs_what_is_new_and_no_more(tmp_path, before, changed, steps):
+def test_launchd_runs_only_the_necessary_commands(tmp_path, before, changed, steps):
     manager, recording = launchd(tmp_path, NO_SUCH)
     manager.enable(before, changed=changed, start=True)
     words = {
@@ -233,7 +233,7 @@ def test_launchd_runs_what_is_new_and_no_more(tmp_path, before, changed, steps):
     assert recording.done == [("launchctl", *words[step]) for step in steps]
 
 
-def test_launchd_is_left_alone_where_nothing_is_to_start(tmp_path):
+def test_without_a_start_no_launchd_command_is_run(tmp_path):
     manager, recording = launchd(tmp_path, NO_SUCH)
     manager.enable(state(), changed=True, start=False)
     manager.enable(None, changed=True, start=False)
@@ -241,7 +241,7 @@ def test_launchd_is_left_alone_where_nothing_is_to_start(tmp_path):
     assert recording.done == []
 
 
-def test_launchds_other_commands(tmp_path):
+def test_stop_restart_and_logs_use_launchd_commands(tmp_path):
     manager, recording = launchd(tmp_path, NO_SUCH)
     manager.disable(state())
     manager.stop()
@@ -257,16 +257,16 @@ def test_launchds_other_commands(tmp_path):
     assert recording.done == [("launchctl", "kill", "SIGTERM", TARGET), ("launchctl", "kickstart", "-k", TARGET)]
     with pytest.raises(SystemExit):
         manager.show_log(5, follow=True, file=None)
-    assert recording.became == [("tail", "-n", "5", "-F", str(tmp_path / "Library" / "Logs" / "akosha-agent.log"))]
+    assert recording.replaced_by == [("tail", "-n", "5", "-F", str(tmp_path / "Library" / "Logs" / "akosha-agent.log"))]
 
 
 def test_a_platform_without_a_service_is_an_error_with_a_hint(tmp_path):
     with pytest.raises(AkoshaError, match="freebsd14") as raised:
-        service_manager(tmp_path, Recording(), "freebsd14")
+        service_manager(tmp_path, RecordingRunner(), "freebsd14")
     assert "docs/guides/service.md" in raised.value.hint
 
 
-def test_reading_the_status_never_raises(tmp_path):
+def test_a_service_status_without_a_manager_does_not_raise(tmp_path):
     status = service_status(tmp_path, {"PATH": str(tmp_path)})
     assert (status.installed, status.enabled, status.running, status.outdated) == (False, False, False, False)
     assert status.detail
@@ -280,7 +280,9 @@ def test_reading_the_status_never_raises(tmp_path):
         pytest.param("/nowhere/akosha-agent", "", True, "does not exist: /nowhere/akosha-agent", id="program-gone"),
     ],
 )
-def test_what_an_upgrade_left_behind_is_outdated(tmp_path, monkeypatch, words, version, outdated, detail):
+def test_a_file_of_an_older_version_or_with_a_missing_program_is_outdated(
+    tmp_path, monkeypatch, words, version, outdated, detail
+):
     manager, _ = systemd(tmp_path, RUNNING)
     text = manager.render(ServiceSpec((words, "run")))
     service_file.write(manager.file, text, 0o644)
@@ -294,7 +296,7 @@ def test_what_an_upgrade_left_behind_is_outdated(tmp_path, monkeypatch, words, v
     assert detail in status.detail
 
 
-def test_a_file_that_was_edited_is_said_to_be(tmp_path):
+def test_an_edited_file_is_reported(tmp_path):
     manager, _ = systemd(tmp_path, RUNNING)
     service_file.write(
         manager.file, manager.render(ServiceSpec(("/bin/sh", "run"))).replace("Nice=10", "Nice=1"), 0o644

@@ -1,4 +1,4 @@
-"""When a session's end asks for a sync, and when it does not."""
+"""When the end of a session requests a sync, and when it does not."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -15,11 +15,11 @@ from tests.support import values
 from tests.support.clock import ManualClock, until_idle
 from tests.support.ledger import inline_ledger
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
-class Asked:
-    """A publisher that finds a reason for a sync each time it is asked (or never: `reason` False), and says so."""
+class FakePublisher:
+    """A publisher that requests a sync on each trigger or, if `reason` is False, records a skipped result."""
 
     def __init__(self, ledger: SqliteLedger) -> None:
         self.requests: list[SyncRequested] = []
@@ -45,7 +45,7 @@ class Asked:
 
 
 @dataclass
-class Letter:
+class FakeMessage:
     event: Event
     acked: bool = False
 
@@ -54,31 +54,31 @@ class Letter:
 
 
 @dataclass
-class World:
+class Setup:
     clock: ManualClock
     ledger: SqliteLedger
     busy: bool = False
 
     def __post_init__(self) -> None:
-        self.publisher = Asked(self.ledger)
+        self.publisher = FakePublisher(self.ledger)
         self.ends = SessionEnds(
             publisher=self.publisher, ledger=self.ledger, clock=self.clock, system_id=values.SYSTEM,
-            timeout_seconds=PATIENCE, busy=lambda: self.busy,
+            timeout_seconds=TIMEOUT, busy=lambda: self.busy,
         )  # fmt: skip
 
     async def end(self, number: int, system: str = values.SYSTEM) -> None:
         await self.take(SessionEnded(id=f"e-{number}", time=values.NOON, system_id=system, session_id=str(number)))
 
     async def take(self, event: Event) -> None:
-        letter = Letter(event)
-        await self.ends.handle(letter)
-        assert letter.acked
+        message = FakeMessage(event)
+        await self.ends.handle(message)
+        assert message.acked
         await until_idle()
 
     async def outcome(self, request_id: str) -> None:
-        """The sync has come to its end."""
-        asked = next((each for each in self.publisher.requests if each.request_id == request_id), None)
-        caused_by = asked.caused_by if asked else ()
+        """Record the result of a sync."""
+        request = next((each for each in self.publisher.requests if each.request_id == request_id), None)
+        caused_by = request.caused_by if request else ()
         await self.ledger.settle(None, replace(values.skipped(request_id), caused_by=caused_by))
         self.ends.sync_finished.set()
         await until_idle()
@@ -88,7 +88,7 @@ class World:
         await until_idle()
 
     @property
-    def asked(self) -> int:
+    def request_count(self) -> int:
         return len(self.publisher.requests)
 
     @property
@@ -97,10 +97,10 @@ class World:
 
 
 @asynccontextmanager
-async def world(tmp_path, clock=None):
+async def session_ends(tmp_path, clock=None):
     clock = clock or ManualClock(values.NOON)
     ledger = inline_ledger(clock, tmp_path / "ledger")
-    w = World(clock, ledger)
+    w = Setup(clock, ledger)
     running = asyncio.create_task(w.ends.run())
     try:
         yield w
@@ -111,125 +111,127 @@ async def world(tmp_path, clock=None):
         await ledger.aclose()
 
 
-async def test_an_end_asks_for_a_sync_at_once(tmp_path):
-    async with world(tmp_path) as w:
+async def test_a_session_end_requests_a_sync_at_once(tmp_path):
+    async with session_ends(tmp_path) as w:
         await w.end(1)
         assert [request.reason for request in w.publisher.requests] == ["session_end"]
 
 
-async def test_all_ends_that_come_while_a_sync_is_under_way_ask_for_exactly_one_more_after_it(tmp_path):
-    async with world(tmp_path) as w:
+async def test_session_ends_during_a_sync_request_exactly_one_more_after_it(tmp_path):
+    async with session_ends(tmp_path) as w:
         for number in range(1, 6):
             await w.end(number)
-        assert w.asked == 1
+        assert w.request_count == 1
         w.ends.sync_finished.set()
         await until_idle()
-        assert w.asked == 1, "another sync's outcome is not this one's"
+        assert w.request_count == 1, "the outcome of another sync does not count"
         await w.outcome("r1")
         assert w.causes == [("e-1",), ("e-2", "e-3", "e-4", "e-5")]
         await w.outcome("r2")
-        assert w.asked == 2
+        assert w.request_count == 2
         await w.end(6)
-        assert w.asked == 3
+        assert w.request_count == 3
         await w.outcome("r3")
         assert await w.ledger.open_session_ends() == []
 
 
-async def test_where_there_is_nothing_to_sync_the_next_end_asks_again(tmp_path):
-    async with world(tmp_path) as w:
+async def test_after_a_skipped_sync_the_next_session_end_requests_one_again(tmp_path):
+    async with session_ends(tmp_path) as w:
         w.publisher.reason = False
         await w.end(1)
         await w.end(2)
-        assert w.asked == 2
+        assert w.request_count == 2
 
 
-async def test_an_end_that_is_known_asks_for_nothing_in_a_later_life_and_years_later(tmp_path):
+async def test_a_known_session_end_requests_nothing_also_in_a_later_run(tmp_path):
     clock = ManualClock(values.NOON)
-    async with world(tmp_path, clock) as w:
+    async with session_ends(tmp_path, clock) as w:
         await w.end(1)
         await w.outcome("r1")
         await w.end(1)
-        assert w.asked == 1
+        assert w.request_count == 1
     clock.jump(timedelta(days=10_000))
-    async with world(tmp_path, clock) as w:
+    async with session_ends(tmp_path, clock) as w:
         w.publisher.before = 1
         await w.end(1)
-        assert w.asked == 0
+        assert w.request_count == 0
         await w.end(2)
-        assert w.asked == 1
+        assert w.request_count == 1
 
 
-async def test_what_is_no_end_of_this_system_is_acked_and_asks_for_nothing(tmp_path):
-    async with world(tmp_path) as w:
+async def test_other_events_and_systems_are_acked_and_request_nothing(tmp_path):
+    async with session_ends(tmp_path) as w:
         await w.end(1, system="another")
         await w.take(values.skipped())
         await w.take(values.request())
-        assert w.asked == 0
+        assert w.request_count == 0
         await w.end(1)
-        assert w.asked == 1, "the id of another system's end is not taken"
+        assert w.request_count == 1, "the ID of another system's session end does not count"
 
 
-async def test_a_request_that_stayed_behind_on_another_bus_is_asked_for_again(tmp_path):
-    async with world(tmp_path) as w:
+async def test_a_request_left_on_another_bus_is_published_again(tmp_path):
+    async with session_ends(tmp_path) as w:
         await w.end(1)
         w.ends.republish()
         await until_idle()
-        assert (w.asked, w.publisher.repeated) == (1, ["r1"]), "as it was: it has one result, whichever bus brings it"
+        assert (w.request_count, w.publisher.repeated) == (1, ["r1"]), (
+            "the unchanged request has one result on either bus"
+        )
         await w.outcome("r1")
         w.ends.republish()
         await until_idle()
-        assert (w.asked, w.publisher.repeated) == (1, ["r1"]), "nothing is waited for"
+        assert (w.request_count, w.publisher.repeated) == (1, ["r1"]), "no request is open"
 
 
-async def test_a_request_that_is_never_heard_of_is_not_waited_for_longer_than_the_patience(tmp_path):
-    async with world(tmp_path) as w:
+async def test_a_request_without_a_result_is_replaced_after_the_timeout(tmp_path):
+    async with session_ends(tmp_path) as w:
         await w.end(1)
         await w.end(2)
-        await w.pass_time(PATIENCE - 1)
-        assert w.asked == 1
+        await w.pass_time(TIMEOUT - 1)
+        assert w.request_count == 1
         await w.pass_time(1)
-        assert w.causes == [("e-1",), ("e-1", "e-2")], "the end that the lost one was to answer is asked for again"
+        assert w.causes == [("e-1",), ("e-1", "e-2")], "the new request includes the session end of the lost one"
 
 
-async def test_a_sync_that_is_under_way_is_waited_for_however_long_it_takes(tmp_path):
-    async with world(tmp_path) as w:
+async def test_a_running_sync_is_awaited_for_any_time(tmp_path):
+    async with session_ends(tmp_path) as w:
         w.busy = True
         await w.end(1)
         await w.end(2)
         for _ in range(5):
-            await w.pass_time(PATIENCE)
-        assert w.asked == 1
+            await w.pass_time(TIMEOUT)
+        assert w.request_count == 1
         w.busy = False
         await w.outcome("r1")
-        assert w.asked == 2
+        assert w.request_count == 2
 
 
-async def test_an_end_that_was_accepted_and_has_no_result_is_asked_for_in_the_next_life(tmp_path):
-    async with world(tmp_path) as w:
+async def test_an_accepted_session_end_without_a_result_is_requested_in_the_next_run(tmp_path):
+    async with session_ends(tmp_path) as w:
         await w.end(1)
         await w.end(2)
-    async with world(tmp_path) as w:
+    async with session_ends(tmp_path) as w:
         await until_idle()
         assert w.causes == [("e-1", "e-2")]
         await w.outcome("r1")
         assert await w.ledger.open_session_ends() == []
 
 
-async def test_ends_of_one_id_and_several_senders_are_several(tmp_path):
-    async with world(tmp_path) as w:
+async def test_session_ends_with_one_id_and_different_senders_are_distinct(tmp_path):
+    async with session_ends(tmp_path) as w:
         for sender in ("", "/session-buddy", "/another", "/session-buddy"):
             await w.take(SessionEnded(id="e", time=values.NOON, system_id=values.SYSTEM, sender=sender))
-        assert w.asked == 1
+        assert w.request_count == 1
         assert await w.ledger.open_session_ends() == ["e"] * 3
 
 
-async def test_more_ends_than_a_result_can_name_are_answered_by_several(tmp_path):
-    async with world(tmp_path) as w:
+async def test_more_session_ends_than_a_result_can_name_get_several_results(tmp_path):
+    async with session_ends(tmp_path) as w:
         w.busy = True
         await w.end(0)
         for number in range(1, 1001):
             event = SessionEnded(id=f"{number:036}", time=values.NOON, system_id=values.SYSTEM)
-            await w.ends.handle(Letter(event))
+            await w.ends.handle(FakeMessage(event))
         w.publisher.reason = False
         await w.outcome("r1")
         for _ in range(20):
@@ -239,8 +241,8 @@ async def test_more_ends_than_a_result_can_name_are_answered_by_several(tmp_path
         assert await w.ledger.open_session_ends() == []
 
 
-async def test_an_id_that_no_result_could_name_is_refused(tmp_path):
-    async with world(tmp_path) as w:
+async def test_an_id_too_long_for_a_result_is_refused(tmp_path):
+    async with session_ends(tmp_path) as w:
         with capture_logs() as logs:
             await w.take(SessionEnded(id="x" * CAUSED_BY_BYTES, time=values.NOON, system_id=values.SYSTEM))
-        assert (w.asked, [line["event"] for line in logs]) == (0, ["event_refused"])
+        assert (w.request_count, [line["event"] for line in logs]) == (0, ["event_refused"])

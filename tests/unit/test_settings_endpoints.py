@@ -1,4 +1,4 @@
-"""Where memories may go: to buckets that can exist, encrypted or on this machine, nowhere else by a trick."""
+"""Validation of buckets and addresses: memories are sent only encrypted or within this machine."""
 
 import re
 from ipaddress import ip_address
@@ -25,7 +25,7 @@ CANARY = "c4n4ry-s3cr3t"
 
 
 @pytest.mark.parametrize("name", ["", "abc", "my-bucket", "my.bucket.2", "0a0", "a" * 63])
-def test_a_bucket_that_can_exist_is_taken(name):
+def test_a_valid_bucket_name_is_accepted(name):
     assert check_bucket(name) == name
 
 
@@ -46,7 +46,7 @@ def test_a_bucket_that_can_exist_is_taken(name):
         "bücket",
     ],
 )
-def test_a_bucket_that_cannot_exist_is_refused(name):
+def test_an_invalid_bucket_name_is_refused(name):
     with pytest.raises(ValueError, match="3 to 63 lower-case letters"):
         check_bucket(name)
 
@@ -70,7 +70,7 @@ def test_a_bucket_that_cannot_exist_is_refused(name):
         "file:///mnt/my%20disk#1/@home",
     ],
 )
-def test_a_safe_cloud_endpoint_is_taken(url):
+def test_a_safe_cloud_endpoint_is_accepted(url):
     assert check_cloud_endpoint(url) == url
 
 
@@ -144,12 +144,12 @@ def test_an_unsafe_http_endpoint_is_refused(url):
         "wss://nats.lan/events",
     ],
 )
-def test_nats_addresses_are_taken(urls):
+def test_nats_addresses_are_accepted(urls):
     assert check_nats_url(urls) == urls
 
 
 @pytest.mark.parametrize("urls", ["localhost:4222", "http://nats.lan", "nats://", "nats://a,", "nats://a:99999"])
-def test_what_is_no_nats_address_is_refused(urls):
+def test_an_invalid_nats_address_is_refused(urls):
     with pytest.raises(ValueError, match="must"):
         check_nats_url(urls)
 
@@ -169,7 +169,7 @@ def test_what_is_no_nats_address_is_refused(urls):
         "tls://to#ken@nats.lan",
     ],
 )
-def test_half_a_login_in_a_nats_address_is_refused_and_not_shown(urls):
+def test_an_incomplete_login_in_a_nats_address_is_refused_and_not_shown(urls):
     with pytest.raises(ValueError, match="must") as caught:
         check_nats_url(urls)
     assert "ken" not in str(caught.value).replace("token", "")
@@ -183,14 +183,14 @@ def test_nats_addresses_are_split_with_their_user_info():
 
 
 @pytest.mark.parametrize("host", ["localhost", "LocalHost", "127.0.0.1", "127.9.8.7", "[::1]"])
-def test_what_stays_on_this_machine_is_not_plaintext(host):
+def test_a_loopback_address_is_not_plaintext(host):
     assert not [scheme for scheme in ("nats", "ws", "tls", "wss") if is_plaintext(f"{scheme}://u:p@{host}:4222")]
 
 
 @pytest.mark.parametrize(
     "host", ["nats.lan", "10.0.0.1", "128.0.0.1", "0.0.0.0", "[::2]", "[::ffff:127.0.0.1]", "localhost.lan", "a@b"]
 )
-def test_to_another_machine_only_tls_is_no_plaintext(host):
+def test_to_another_machine_everything_except_tls_is_plaintext(host):
     assert [scheme for scheme in ("nats", "ws", "tls", "wss") if is_plaintext(f"{scheme}://{host}")] == ["nats", "ws"]
 
 
@@ -200,7 +200,7 @@ def test_a_directory_is_percent_decoded_and_absolute():
 
 
 @pytest.mark.parametrize(
-    ("url", "lends"),
+    ("url", "is_akosha"),
     [
         ("http://localhost:8682/mcp", True),
         ("https://akosha.lan/base/mcp/", True),
@@ -211,22 +211,22 @@ def test_a_directory_is_percent_decoded_and_absolute():
         ("", False),
     ],
 )
-def test_only_a_safe_web_address_that_ends_in_mcp_is_akoshas(url, lends):
-    assert is_akosha_address(url) is lends
+def test_only_a_safe_url_that_ends_in_mcp_is_an_akosha_address(url, is_akosha):
+    assert is_akosha_address(url) is is_akosha
 
 
 @given(st.ip_addresses())
-def test_an_address_is_loopback_where_the_standard_says_so_and_no_mapping_is_followed(address):
+def test_an_address_is_loopback_by_the_standard_without_mapped_addresses(address):
     assert is_loopback(str(address)) == (address == ip_address("::1") or (address.version == 4 and address.is_loopback))
 
 
 @given(st.ip_addresses(v=4, network="127.0.0.0/8"))
-def test_all_of_127_is_this_machine(address):
+def test_all_of_127_is_loopback(address):
     assert check_cloud_endpoint(f"http://{address}:9000")
 
 
 @given(st.text(max_size=60) | st.from_regex(r"(https?|file|s3)://[a-z0-9.@:/\\#?%\[\]-]{0,40}", fullmatch=True))
-def test_whatever_is_taken_is_encrypted_or_stays_on_this_machine(url):
+def test_every_accepted_endpoint_is_encrypted_or_loopback(url):
     try:
         check_cloud_endpoint(url)
     except ValueError:
@@ -237,7 +237,7 @@ def test_whatever_is_taken_is_encrypted_or_stays_on_this_machine(url):
 
 
 @given(st.text(max_size=20), st.sampled_from(["nats", "https", "tls", "nonsense"]), st.text(max_size=20))
-def test_no_credentials_of_an_address_are_shown_whatever_surrounds_them(before, scheme, after):
+def test_credentials_in_an_address_are_never_shown(before, scheme, after):
     for url in (
         f"{scheme}://{before.replace('@', '')}:{CANARY}@host{after.replace('@', '')}",
         f"{scheme}://{CANARY}@host,{scheme}://b:{CANARY}@other",
@@ -248,7 +248,7 @@ def test_no_credentials_of_an_address_are_shown_whatever_surrounds_them(before, 
         assert CANARY not in without_credentials(url)
 
 
-def test_an_address_without_credentials_is_shown_as_it_is():
+def test_an_address_without_credentials_is_shown_unchanged():
     for url in ("https://s3.example/base", "nats://a:4222,nats://b:4222", "file:///mnt/@home/a#b?c", ""):
         assert without_credentials(url) == url
 
@@ -257,7 +257,7 @@ R2 = "0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com"
 
 
 @pytest.mark.parametrize(
-    ("url", "bare"),
+    ("url", "endpoint"),
     [
         (f"https://memories.{R2}", R2),
         (f"https://memories.0123456789abcdef0123456789abcdef.eu.{R2[33:]}", f"{R2[:32]}.eu.{R2[33:]}"),
@@ -269,8 +269,8 @@ R2 = "0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com"
         ("https://memories.s3.us-west-004.backblazeb2.com", "s3.us-west-004.backblazeb2.com"),
     ],
 )
-def test_a_host_that_begins_with_the_bucket_is_refused_with_the_address_to_set(url, bare):
-    with pytest.raises(ValueError, match=f"use https://{re.escape(bare)}$"):
+def test_a_host_that_starts_with_the_bucket_is_refused_with_the_correct_address(url, endpoint):
+    with pytest.raises(ValueError, match=f"use https://{re.escape(endpoint)}$"):
         without_bucket(url, "memories")
 
 
@@ -286,5 +286,5 @@ def test_a_host_that_begins_with_the_bucket_is_refused_with_the_address_to_set(u
         ("", "memories"),
     ],
 )
-def test_a_host_of_its_own_stays_whatever_the_bucket_is_called(url, bucket):
+def test_other_hosts_are_kept_for_any_bucket_name(url, bucket):
     assert without_bucket(url, bucket) == url

@@ -1,4 +1,4 @@
-"""The tree: the documented defaults, each rule, and what follows from the values."""
+"""The settings model: documented defaults, the rule of each setting, and derived values."""
 
 from pathlib import Path
 
@@ -79,14 +79,14 @@ def test_every_setting_is_described_in_one_line():
         assert field.description.endswith("."), key
 
 
-def test_it_is_frozen_and_knows_no_other_keys():
+def test_settings_are_frozen_and_unknown_keys_refused():
     with pytest.raises(ValidationError, match="frozen"):
         Settings().max_retries = 4
     with pytest.raises(ValidationError, match="extra"):
         Settings(max_retry=4)
 
 
-def test_building_it_reads_no_environment(monkeypatch):
+def test_the_model_itself_reads_no_environment(monkeypatch):
     monkeypatch.setenv("CLOUD_BUCKET", "from-nowhere")
     monkeypatch.setenv("SESSION_BUDDY_AKOSHA_CLOUD_BUCKET", "from-nowhere")
     assert Settings().cloud_bucket == ""
@@ -119,7 +119,7 @@ def test_building_it_reads_no_environment(monkeypatch):
         ("agent_remote_control", "on", True),
     ],
 )
-def test_texts_become_what_they_mean(key, value, result):
+def test_texts_are_converted_to_values(key, value, result):
     found = getattr(Settings(**{key: value}), key)
     assert found == result
     assert type(found) is type(result)
@@ -165,7 +165,7 @@ def test_texts_become_what_they_mean(key, value, result):
         ("http_token", "two\nlines"),
         ("http_token", "tökén"),
         ("http_token", 12345),
-        ("agent_data_dir", "~nobody-of-that-name-here/x"),
+        ("agent_data_dir", "~no-such-user-here/x"),
         ("agent_data_dir", "a\0b"),
         ("agent_data_dir", 5),
         ("agent_state_dir", ""),
@@ -176,7 +176,7 @@ def test_texts_become_what_they_mean(key, value, result):
         ("agent_nats_user", "a\tb"),
         ("agent_nats_user", 7),
         ("agent_nats_password", "two\nlines"),
-        ("agent_nats_password", "of nobody"),
+        ("agent_nats_password", "without-a-user"),
         ("agent_nats_token", "two\nlines"),
         ("agent_nats_token", 12345),
         ("agent_nats_credentials_file", 5),
@@ -187,11 +187,11 @@ def test_texts_become_what_they_mean(key, value, result):
         ("agent_nats_nkey_seed", f"SU{'A' * 57}"),
         ("agent_nats_nkey_seed", f"SU{'A' * 55}1"),
         ("agent_nats_nkey_seed", f"su{'a' * 56}"),
-        ("agent_nats_nkey_file", "~nobody-of-that-name-here/x"),
+        ("agent_nats_nkey_file", "~no-such-user-here/x"),
         ("agent_nats_ca_file", Path()),
         ("agent_nats_certificate_file", True),
         ("agent_nats_key_file", []),
-        ("agent_nats_key_file", "of-no-certificate.pem"),
+        ("agent_nats_key_file", "without-a-certificate.pem"),
         ("agent_nats_tls_first", "maybe"),
         ("agent_nats_allow_plaintext", "maybe"),
         ("agent_remote_control", "perhaps"),
@@ -231,12 +231,12 @@ def test_a_value_outside_its_rule_is_refused(key, value):
 
 
 def test_every_setting_has_a_value_that_is_refused():
-    """The table above misses no key."""
+    """The table above covers every key."""
     marks = test_a_value_outside_its_rule_is_refused.pytestmark
     assert {row[0] for row in marks[0].args[1]} == set(Settings.model_fields)
 
 
-def test_a_forced_cloud_needs_somewhere_to_go():
+def test_a_forced_cloud_needs_a_bucket_or_directory():
     for rest in ({}, {"cloud_endpoint": "https://s3.example"}, {"cloud_endpoint": "https://akosha.example/mcp"}):
         with pytest.raises(ValidationError, match="akosha_cloud_bucket"):
             Settings(force_method="cloud", **rest)
@@ -244,7 +244,7 @@ def test_a_forced_cloud_needs_somewhere_to_go():
     assert Settings(force_method="cloud", cloud_endpoint="file:///mnt/nas").route == ("cloud",)
 
 
-def test_a_forced_cloud_does_not_add_a_complaint_to_that_of_a_wrong_bucket():
+def test_an_invalid_bucket_with_a_forced_cloud_is_one_error():
     with pytest.raises(ValidationError) as caught:
         Settings(force_method="cloud", cloud_bucket="X")
     assert [error["loc"] for error in caught.value.errors()] == [("cloud_bucket",)]
@@ -269,32 +269,32 @@ def test_the_nats_bus_needs_an_address():
         ({"cloud_endpoint": "https://akosha.example/mcp"}, False, ("http",)),
     ],
 )
-def test_the_route_is_that_of_the_table_of_environments(given_settings, configured, route):
+def test_the_route_follows_from_the_settings(given_settings, configured, route):
     settings = Settings(**given_settings)
     assert settings.cloud_configured is configured
     assert settings.route == route
 
 
-def test_the_directory_is_that_of_a_file_endpoint_only():
+def test_only_a_file_endpoint_has_a_directory():
     assert Settings(cloud_endpoint="file:///mnt/my%20nas").directory == Path("/mnt/my nas")
     assert Settings(cloud_endpoint="https://s3.example", cloud_bucket="bucket").directory is None
     assert Settings().directory is None
 
 
-def test_with_no_bucket_a_cloud_endpoint_that_ends_in_mcp_is_akoshas_address():
+def test_without_a_bucket_a_cloud_endpoint_that_ends_in_mcp_is_akoshas_address():
     endpoint = "https://akosha.example/mcp"
     assert Settings(cloud_endpoint=endpoint).http_endpoint == endpoint
     assert Settings(cloud_endpoint=endpoint, http_endpoint="").http_endpoint == endpoint
 
 
-def test_an_address_given_for_akosha_wins_and_with_a_bucket_the_endpoint_is_the_buckets():
+def test_an_explicit_http_endpoint_or_a_bucket_prevents_that():
     endpoint, own = "https://akosha.example/mcp", "http://localhost:8682/mcp"
     assert Settings(cloud_endpoint=endpoint, http_endpoint=own).http_endpoint == own
     assert Settings(cloud_endpoint=endpoint, cloud_bucket="bucket").http_endpoint == own
 
 
 @given(st.sampled_from(sorted(DOCUMENTED)), st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()))
-def test_no_value_whatever_gets_past_with_another_error_than_pydantics(key, value):
+def test_any_invalid_value_is_a_validation_error_of_its_key(key, value):
     try:
         Settings(**{key: value})
     except ValidationError as error:
@@ -309,7 +309,7 @@ def _blamed(detail):
     return reason.key if isinstance(reason, EarlierFieldError) else detail["loc"][0]
 
 
-def test_a_kms_key_wants_kms_and_both_are_written_as_people_do():
+def test_a_kms_key_needs_kms_and_values_are_normalised():
     with pytest.raises(ValidationError, match="needs akosha_cloud_sse: aws:kms"):
         Settings(cloud_sse="AES256", cloud_sse_kms_key_id="key")
     settings = Settings(cloud_sse="AWS:KMS", cloud_sse_kms_key_id="key", cloud_storage_class="standard_ia")

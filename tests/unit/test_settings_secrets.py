@@ -1,4 +1,4 @@
-"""A canary in each setting that may contain a secret never appears in a text."""
+"""A secret in any setting never appears in output, errors or tracebacks."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ def loaded_with(environ):
     return load(environ=environ, cwd=Path("/nowhere"), home=Path("/nowhere"))
 
 
-def test_secrets_in_valid_settings_are_in_no_text_of_them():
+def test_no_text_of_valid_settings_shows_a_secret():
     loaded = loaded_with(
         {"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": CANARY, "AKOSHA_AGENT_NATS_URL": f"tls://me:{CANARY}@nats.lan:4222"}
     )
@@ -49,7 +49,7 @@ def test_secrets_in_valid_settings_are_in_no_text_of_them():
         ("agent_nats_nkey_seed", SEED, {}),
     ],
 )
-def test_a_secret_of_nats_is_in_no_text_of_valid_settings(key, secret, rest):
+def test_no_text_of_valid_settings_shows_a_nats_secret(key, secret, rest):
     loaded = loaded_with({variable(key): secret, **rest})
     table = settings_table(loaded)
     texts = [str(loaded), repr(loaded.settings), loaded.settings.model_dump_json(), str(table)]
@@ -98,7 +98,7 @@ def test_every_key_that_holds_a_secret_is_masked():
         {"AKOSHA_AGENT_NATS_NKEY_SEED": f"{CANARY}{SEED}"},
     ],
 )
-def test_a_complaint_never_shows_a_secret_and_nor_does_its_traceback(environ):
+def test_an_error_and_its_traceback_never_show_a_secret(environ):
     with pytest.raises(SettingsError) as caught:
         loaded_with(environ)
     text = "".join(traceback.format_exception(caught.value))
@@ -116,13 +116,13 @@ def test_a_secret_in_a_broken_file_is_not_shown(tmp_path, yaml):
     assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_wrong_name_for_a_secret_warns_without_its_value():
+def test_a_misspelled_key_of_a_secret_warns_without_its_value():
     loaded = loaded_with({"SESSION_BUDDY_AKOSHA_HTTP_TOKN": CANARY})
     assert len(loaded.warnings) == 1
     assert CANARY not in loaded.warnings[0]
 
 
-def test_the_librarys_own_debugging_shows_no_secret(monkeypatch, caplog):
+def test_the_debug_log_of_pydantic_settings_shows_no_secret(monkeypatch, caplog):
     monkeypatch.setenv("PYDANTIC_SETTINGS_DEBUG", "1")
     with caplog.at_level(logging.DEBUG):
         loaded_with({"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": CANARY, "AKOSHA_SYSTEM_ID": "seen"})
@@ -132,7 +132,7 @@ def test_the_librarys_own_debugging_shows_no_secret(monkeypatch, caplog):
     assert CANARY not in caplog.text
 
 
-def test_a_token_given_in_code_is_not_in_its_refusal():
+def test_the_error_of_an_invalid_token_does_not_show_it():
     with pytest.raises(ValueError, match="visible ASCII") as caught:
         Settings(http_token=f"{CANARY}\n\n{CANARY}")
     assert CANARY not in str(caught.value)

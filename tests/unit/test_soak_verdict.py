@@ -1,4 +1,4 @@
-"""The soak's verdict: what grows is told from what goes up and down."""
+"""The verdict of the soak test distinguishes steady growth from fluctuation."""
 
 from dataclasses import replace
 
@@ -14,16 +14,16 @@ STEADY = Taken(
 
 
 def over_time(**each) -> list[Taken]:
-    """A hundred samples; each column is a function of the sample's number."""
+    """Return a hundred samples; each column is a function of the sample's number."""
     return [replace(STEADY, **{name: value(number) for name, value in each.items()}) for number in range(100)]
 
 
-def test_what_goes_up_and_down_is_flat():
+def test_fluctuation_is_not_growth():
     busy = {"tree": lambda n: (60 + 20 * (n % 3 == 0)) * MEBIBYTE, "children": lambda n: n % 3 == 0}
     assert verdict(over_time(**busy, threads=lambda n: 9 + n % 2)).grown == ()
 
 
-def test_what_is_loaded_in_the_beginning_is_no_growth():
+def test_loading_at_the_start_is_not_growth():
     assert verdict(over_time(own=lambda n: (40 + min(n, 20)) * MEBIBYTE)).grown == ()
 
 
@@ -38,10 +38,10 @@ def test_what_is_loaded_in_the_beginning_is_no_growth():
     ],
     ids=["own", "anonymous", "descriptors", "threads", "children"],
 )
-def test_what_grows_all_the_time_is_named(column, value):
+def test_a_column_that_grows_steadily_is_named(column, value):
     assert verdict(over_time(**{column: value})).grown == (column,)
 
 
-def test_too_short_a_time_tells_nothing():
+def test_too_few_samples_are_an_error():
     with pytest.raises(ValueError, match="too few"):
         verdict([STEADY] * 9)

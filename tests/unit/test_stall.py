@@ -1,4 +1,4 @@
-"""How long something may stand still: as long as the setting says, and less after an upheaval that it was caught in."""
+"""Stall limits: the limit of the setting, and a shorter one for operations in progress at a network change."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,32 +10,32 @@ from agent.domain.errors import CloudUploadError
 
 
 class LoopTime:
-    """The event loop's time, moved by hand. Kept by the loop of one test."""
+    """The time of the running event loop, advanced by the test."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.now = loop.time()
         loop.time = lambda: self.now
 
-    async def passes(self, seconds: float) -> None:
+    async def advance(self, seconds: float) -> None:
         for part in range(10):
             self.now += seconds / 10
             for _ in range(10 if part == 9 else 2):
                 await asyncio.sleep(0)
 
 
-class Work:
-    """What is under way, and stands still; `moved` is its sign of life."""
+class StalledWork:
+    """An operation that is stalled; calling `progress` reports progress."""
 
     def __init__(
         self, stall_monitor: StallMonitor, seconds: float = 300, progress_count: Callable[[], int] | None = None
     ) -> None:
-        self.moved: Callable[[], None]
-        self._begun = asyncio.Event()
-        self.task = asyncio.create_task(self._stand_still(stall_monitor, seconds, progress_count))
+        self.progress: Callable[[], None]
+        self._started = asyncio.Event()
+        self.task = asyncio.create_task(self._stall(stall_monitor, seconds, progress_count))
 
-    async def begun(self) -> "Work":
-        await self._begun.wait()
+    async def started(self) -> "StalledWork":
+        await self._started.wait()
         return self
 
     @property
@@ -46,11 +46,11 @@ class Work:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
-    async def _stand_still(
+    async def _stall(
         self, stall_monitor: StallMonitor, seconds: float, progress_count: Callable[[], int] | None
     ) -> None:
-        async with limit_stalls(seconds, stall_monitor, progress_count) as self.moved:
-            self._begun.set()
+        async with limit_stalls(seconds, stall_monitor, progress_count) as self.progress:
+            self._started.set()
             await asyncio.Event().wait()
 
 
@@ -66,125 +66,125 @@ async def time():
 
 @pytest.fixture
 async def work(time, stall_monitor):
-    work = await Work(stall_monitor).begun()
+    work = await StalledWork(stall_monitor).started()
     yield work
     await work.stop()
 
 
-async def test_in_peace_the_setting_is_the_limit(time, work):
-    await time.passes(299)
-    work.moved()
-    await time.passes(299)
+async def test_without_a_network_change_the_setting_is_the_limit(time, work):
+    await time.advance(299)
+    work.progress()
+    await time.advance(299)
     assert work.ended is None
-    await time.passes(2)
+    await time.advance(2)
     assert work.ended is TimeoutError
 
 
-async def test_what_stands_still_at_a_network_change_is_cut_off_soon(time, stall_monitor, work):
-    await time.passes(5)
+async def test_an_operation_stalled_at_a_network_change_is_cut_off_soon(time, stall_monitor, work):
+    await time.advance(5)
     await stall_monitor.tighten()
-    await time.passes(9.9)
+    await time.advance(9.9)
     assert work.ended is None
-    await time.passes(0.2)
+    await time.advance(0.2)
     assert work.ended is StallTimeout
 
 
-async def test_what_moves_is_not_touched_and_has_all_its_time_again_when_the_ground_is_firm(time, stall_monitor, work):
+async def test_an_operation_with_progress_keeps_running_and_regains_the_full_limit(time, stall_monitor, work):
     await stall_monitor.tighten()
     for _ in range(4):
-        await time.passes(9)
-        work.moved()
-    await time.passes(299)
+        await time.advance(9)
+        work.progress()
+    await time.advance(299)
     assert work.ended is None
-    await time.passes(2)
+    await time.advance(2)
     assert work.ended is TimeoutError
 
 
-async def test_a_last_move_into_a_dead_connections_buffer_does_not_give_the_time_back(time, stall_monitor, work):
+async def test_progress_soon_after_a_network_change_does_not_restore_the_limit(time, stall_monitor, work):
     await stall_monitor.tighten()
-    await time.passes(1)
-    work.moved()
-    await time.passes(9.9)
+    await time.advance(1)
+    work.progress()
+    await time.advance(9.9)
     assert work.ended is None
-    await time.passes(0.2)
+    await time.advance(0.2)
     assert work.ended is StallTimeout
 
 
-async def test_another_network_change_gives_no_more_time(time, stall_monitor, work):
+async def test_another_network_change_does_not_extend_the_limit(time, stall_monitor, work):
     await stall_monitor.tighten()
-    await time.passes(9)
+    await time.advance(9)
     await stall_monitor.tighten()
-    await time.passes(1.1)
+    await time.advance(1.1)
     assert work.ended is StallTimeout
 
 
-async def test_what_begins_after_the_network_change_has_all_its_time(time, stall_monitor):
+async def test_an_operation_started_after_the_network_change_has_the_full_limit(time, stall_monitor):
     await stall_monitor.tighten()
-    work = await Work(stall_monitor).begun()
-    await time.passes(299)
+    work = await StalledWork(stall_monitor).started()
+    await time.advance(299)
     assert work.ended is None
     await work.stop()
 
 
-async def test_a_limit_that_is_shorter_stays_as_it_is(time, stall_monitor):
-    work = await Work(stall_monitor, seconds=5).begun()
+async def test_a_shorter_limit_is_kept(time, stall_monitor):
+    work = await StalledWork(stall_monitor, seconds=5).started()
     await stall_monitor.tighten()
-    work.moved()
-    await time.passes(5.1)
+    work.progress()
+    await time.advance(5.1)
     assert work.ended is not None
 
 
-async def test_a_figure_that_grows_counts_as_a_move_and_one_that_stops_does_not(time, stall_monitor):
+async def test_a_growing_progress_count_is_progress_and_a_constant_one_is_not(time, stall_monitor):
     sent = 0
-    work = await Work(stall_monitor, progress_count=lambda: sent).begun()
+    work = await StalledWork(stall_monitor, progress_count=lambda: sent).started()
     await stall_monitor.tighten()
     for _ in range(8):
         sent += 1
-        await time.passes(3)
+        await time.advance(3)
     assert work.ended is None
-    await time.passes(14)
+    await time.advance(14)
     assert work.ended is StallTimeout
 
 
-async def test_a_figure_is_not_looked_at_in_peace(time, stall_monitor):
-    looks = 0
+async def test_the_progress_count_is_read_only_after_a_network_change(time, stall_monitor):
+    reads = 0
 
     def progress_count() -> int:
-        nonlocal looks
-        looks += 1
-        return looks
+        nonlocal reads
+        reads += 1
+        return reads
 
-    work = await Work(stall_monitor, progress_count=progress_count).begun()
-    await time.passes(200)
-    assert looks == 0
+    work = await StalledWork(stall_monitor, progress_count=progress_count).started()
+    await time.advance(200)
+    assert reads == 0
     await stall_monitor.tighten()
-    await time.passes(40)
-    seen = looks
-    await time.passes(200)
-    assert 4 < seen == looks
+    await time.advance(40)
+    seen = reads
+    await time.advance(200)
+    assert 4 < seen == reads
     await work.stop()
 
 
-async def test_who_stands_still_on_purpose_is_not_ended_for_that(time, stall_monitor, work):
+async def test_a_deliberate_pause_is_not_a_stall(time, stall_monitor, work):
     await stall_monitor.tighten()
     for _ in range(4):
-        await time.passes(9)
+        await time.advance(9)
         stall_monitor.restart_limits()
     assert work.ended is None
 
 
-async def test_a_failure_of_the_block_is_its_own(stall_monitor):
+async def test_an_error_of_the_block_is_raised_unchanged(stall_monitor):
     async def work() -> None:
         async with limit_stalls(300, stall_monitor):
             await stall_monitor.tighten()
-            raise TimeoutError("the block's")
+            raise TimeoutError("from the block")
 
-    with pytest.raises(TimeoutError, match="the block's") as failure:
+    with pytest.raises(TimeoutError, match="from the block") as failure:
         await work()
     assert not isinstance(failure.value, StallTimeout)
 
 
-async def test_being_cut_off_is_a_passing_failure_that_says_so(time, stall_monitor):
+async def test_a_cut_off_sync_is_a_transient_error(time, stall_monitor):
     async def work() -> None:
         async with stall_timeout(300, "s3://bucket", CloudUploadError, "cloud", stall_monitor=stall_monitor):
             await stall_monitor.tighten()
@@ -192,7 +192,7 @@ async def test_being_cut_off_is_a_passing_failure_that_says_so(time, stall_monit
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0)
-    await time.passes(10.1)
+    await time.advance(10.1)
     error = task.exception()
     assert isinstance(error, CloudUploadError)
     assert isinstance(error.original, StallTimeout)
@@ -200,7 +200,7 @@ async def test_being_cut_off_is_a_passing_failure_that_says_so(time, stall_monit
     assert str(error).startswith("s3://bucket: no progress for 10 s")
 
 
-async def test_clients_are_reset_where_a_component_keeps_one(stall_monitor):
+async def test_only_components_with_a_client_are_reset(stall_monitor):
     class Pool:
         async def drop_idle_connections(self) -> None:
             raise AssertionError
@@ -218,15 +218,15 @@ async def test_clients_are_reset_where_a_component_keeps_one(stall_monitor):
     assert client.resets == 1
 
 
-async def test_a_network_change_releases_connections(stall_monitor):
+async def test_a_network_change_drops_idle_connections(stall_monitor):
     class Pool:
-        let_go_of = 0
+        drops = 0
 
         async def drop_idle_connections(self) -> None:
-            self.let_go_of += 1
+            self.drops += 1
 
     pools = [Pool(), Pool()]
     for pool in pools:
         stall_monitor.register(pool)
     await stall_monitor.tighten()
-    assert [pool.let_go_of for pool in pools] == [1, 1]
+    assert [pool.drops for pool in pools] == [1, 1]

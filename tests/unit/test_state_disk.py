@@ -1,4 +1,4 @@
-"""The warning about the state directory's disk: how much a sync needs there, and how much is free."""
+"""The warning about too little space on the disk of the state directory."""
 
 import pytest
 
@@ -11,7 +11,7 @@ RECORDS = [TargetRecord(Target(system_id="laptop", method="cloud", endpoint="", 
 
 
 @pytest.mark.parametrize("free", [0, 1, MARGIN_BYTES, MARGIN_BYTES + 41_999_999])
-def test_a_disk_without_room_for_the_copies_is_reported_with_what_is_needed_and_what_is_free(free):
+def test_a_disk_too_full_for_the_copies_is_reported_with_needed_and_free_bytes(free):
     warning = disk_warning("/state", free, RECORDS, SURVEY)
     assert warning.code == STATE_DISK_FULL
     assert f"needs {MARGIN_BYTES + 42_000_000:,} bytes there, {free:,} are free" in warning.message
@@ -19,10 +19,10 @@ def test_a_disk_without_room_for_the_copies_is_reported_with_what_is_needed_and_
 
 
 @pytest.mark.parametrize("free", [None, MARGIN_BYTES + 42_000_000])
-def test_where_there_is_room_or_nobody_knows_there_is_no_warning(free):
+def test_with_enough_or_unknown_space_there_is_no_warning(free):
     assert disk_warning("/state", free, RECORDS, SURVEY) is None
 
 
-def test_where_nothing_is_pending_the_margin_is_enough():
+def test_if_nothing_is_pending_the_margin_is_enough():
     assert disk_warning("/state", MARGIN_BYTES, RECORDS, {}) is None
     assert f"{MARGIN_BYTES:,} bytes" in disk_warning("/state", 0, [], {}).message

@@ -36,7 +36,7 @@ async def test_a_warning_is_in_the_status_until_it_is_cleared(ledger):
     assert not await clear_warning(ledger, "clock_ahead")
 
 
-async def test_a_warning_that_is_set_again_keeps_the_time_it_was_first_seen_at(ledger):
+async def test_a_warning_set_again_keeps_its_first_time(ledger):
     clock = ManualClock()
     await set_warning(ledger, CLOCK_AHEAD, clock)
     (first,) = warnings_in(await ledger.notes())
@@ -48,7 +48,7 @@ async def test_a_warning_that_is_set_again_keeps_the_time_it_was_first_seen_at(l
     assert clock.now() - first.since == timedelta(seconds=60)
 
 
-def test_what_was_computed_for_this_look_comes_before_what_the_ledger_keeps():
+def test_computed_warnings_precede_those_of_the_ledger():
     notes = {"warning.kept": CLOCK_AHEAD.encode(), "watcher": "inotify"}
     status = status_of(notes, StatusWarning(code="disk_full", message="the disk is full"))
     assert [warning.code for warning in status.warnings] == ["disk_full", "kept"]
@@ -56,5 +56,5 @@ def test_what_was_computed_for_this_look_comes_before_what_the_ledger_keeps():
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"message": 1}', "not json", '{"since": "x"}'])
-def test_a_note_that_is_no_warning_is_none(text):
+def test_an_invalid_note_is_not_a_warning(text):
     assert warnings_in({"warning.odd": text}) == ()

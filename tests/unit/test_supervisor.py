@@ -1,4 +1,4 @@
-"""What the supervisor of a running agent is told, and when it is told nothing."""
+"""Notifications to the supervisor of a running agent: ready, keep-alive and status."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ EVERY = 10.0
 
 
 class Supervisor:
-    """Keeps what it is told, in order."""
+    """A supervisor that keeps its notifications in order."""
 
     def __init__(self, every: float | None = EVERY) -> None:
         self.keep_alive_seconds, self.notifications = every, []
@@ -31,7 +31,7 @@ class Supervisor:
         self.notifications.append("stopping")
 
     @property
-    def signs(self) -> int:
+    def keep_alives(self) -> int:
         return self.notifications.count("alive")
 
     @property
@@ -52,22 +52,22 @@ async def supervised(script=(), *, every: float | None = EVERY, **settings):
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_it_is_ready_when_it_watches_and_then_gives_signs_of_life():
+async def test_the_agent_is_ready_once_it_watches_and_then_sends_keep_alives():
     async with supervised() as (w, supervisor):
         assert supervisor.notifications.index("ready") < supervisor.notifications.index("alive")
-        before = supervisor.signs
+        before = supervisor.keep_alives
         await w.pass_time(10 * EVERY)
-        assert supervisor.signs - before == 10
+        assert supervisor.keep_alives - before == 10
         assert supervisor.notifications.count("ready") == 1
 
 
-async def test_it_is_not_ready_before_it_watches():
-    supervisor, held = Supervisor(), asyncio.Event()
+async def test_the_agent_is_not_ready_before_it_watches():
+    supervisor, released = Supervisor(), asyncio.Event()
     async with simulated_agent(running=False, supervisor=supervisor) as w:
         changes = w.files.changes
 
         async def late():
-            await held.wait()
+            await released.wait()
             async for names in changes():
                 yield names
 
@@ -75,46 +75,46 @@ async def test_it_is_not_ready_before_it_watches():
         task = asyncio.create_task(w.agent.run())
         await w.pass_time(60)
         assert (supervisor.notifications, w.agent.agent_service.ready) == ([], False)
-        held.set()
+        released.set()
         await w.settle()
         assert ("ready" in supervisor.notifications, w.agent.agent_service.ready) == (True, True)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_without_a_watchdog_there_are_no_signs_of_life():
+async def test_without_a_watchdog_no_keep_alives_are_sent():
     async with supervised(every=None) as (w, supervisor):
         await w.pass_time(60)
-        assert (supervisor.signs, supervisor.notifications[0]) == (0, "ready")
+        assert (supervisor.keep_alives, supervisor.notifications[0]) == (0, "ready")
 
 
-async def test_a_watcher_that_is_stuck_stops_the_signs_of_life_and_is_named():
+async def test_a_stuck_watcher_stops_the_keep_alives_and_is_named():
     async with supervised(agent_rescan_seconds=20) as (w, supervisor):
         w.files.hang()
         await w.pass_time(150)
-        before = supervisor.signs
+        before = supervisor.keep_alives
         await w.pass_time(10 * EVERY)
-        assert supervisor.signs == before
+        assert supervisor.keep_alives == before
         assert "unhealthy: watch: no scan of its directory" in supervisor.lines[-1]
         assert "watch" in w.agent.agent_service.problems()
         w.files.stuck_from = None
         await w.pass_time(60)
-        assert supervisor.signs > before
+        assert supervisor.keep_alives > before
         assert supervisor.lines[-1].startswith("nothing pending")
 
 
-async def test_a_long_sync_stops_no_sign_of_life():
+async def test_a_long_sync_does_not_stop_the_keep_alives():
     async with supervised([1]) as (w, supervisor):
         w.method.hold = asyncio.Event()
         w.files.change(1)
         await w.pass_time(3)
-        before = supervisor.signs
+        before = supervisor.keep_alives
         await w.pass_time(300)
-        assert supervisor.signs - before == 30
+        assert supervisor.keep_alives - before == 30
         w.method.hold.set()
 
 
-async def test_a_loop_that_waits_for_room_on_the_disk_is_reported_and_the_signs_of_life_go_on():
+async def test_a_loop_that_waits_for_disk_space_is_reported_and_keep_alives_continue():
     async with supervised() as (w, supervisor):
 
         async def full():
@@ -125,15 +125,15 @@ async def test_a_loop_that_waits_for_room_on_the_disk_is_reported_and_the_signs_
         await w.pass_time(50)
         assert w.agent.agent_service.problems() == {"spool": "the disk is full"}
         assert "the disk is full" in supervisor.lines[-1]
-        before = supervisor.signs
+        before = supervisor.keep_alives
         await w.pass_time(300)
-        assert supervisor.signs - before == 30
+        assert supervisor.keep_alives - before == 30
         w.notes.waiting = waiting
         await w.pass_time(130)
         assert w.agent.agent_service.problems() == {}
 
 
-async def test_the_line_tells_what_is_pending_uploaded_and_wrong_each_time_it_changes():
+async def test_each_change_of_pending_databases_uploads_and_errors_updates_the_status_line():
     async with supervised([PERMANENT, 1], agent_rescan_seconds=10_000) as (w, supervisor):
         assert supervisor.lines == ["nothing pending; last upload never"]
         w.files.change(1)

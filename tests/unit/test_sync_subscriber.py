@@ -1,4 +1,4 @@
-"""What follows an attempt: the uploader obeys the route's decisions, and each request comes to one outcome."""
+"""The sync subscriber follows the routing decisions, and each request has one outcome."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -24,11 +24,11 @@ from tests.support.method import ScriptedMethod
 
 TRANSIENT = CloudUploadError("the bucket answers 503", "cloud", transient=True)
 PERMANENT = CloudUploadError("403", "cloud", hint="allow s3:PutObject")
-SOURCE = CloudUploadError("reflection: it is a folder", "cloud", forwardable=False)
+SOURCE = CloudUploadError("reflection: it is a directory", "cloud", forwardable=False)
 
 
 @dataclass
-class Bench:
+class Setup:
     clock: ManualClock
     bus: MemoryBus
     requests: RequestLog
@@ -50,13 +50,13 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(tmp_path, cloud=(), http=()):
+async def sync_setup(tmp_path, cloud=(), http=()):
     clock = ManualClock(values.NOON)
     bus = MemoryBus(clock)
     ledger = inline_ledger(clock)
     recorder = ResultRecorder(ledger, bus, clock)
     requests = RequestLog(Identity("agent-1", values.SYSTEM), bus, ledger)
-    b = Bench(
+    b = Setup(
         clock, bus, requests, ledger, recorder, ScriptedMethod(ledger, cloud), ScriptedMethod(ledger, http, "http")
     )
     sync_lock = asyncio.Lock()
@@ -65,12 +65,12 @@ async def bench(tmp_path, cloud=(), http=()):
         b.outcomes += 1
 
     for method in (b.cloud, b.http):
-        uploader = SyncSubscriber(
+        subscriber = SyncSubscriber(
             method, bus=bus, requests=requests, ledger=ledger, recorder=recorder,
             clock=clock, rules=RetryRules(3, 2.0), sync_lock=sync_lock, after_outcome=ended, errors=b.errors,
             jitter=lambda: 0.5,
         )  # fmt: skip
-        await bus.subscribe(f"akosha.sync.*.requested.{method.name}", uploader.handle, durable=method.name)
+        await bus.subscribe(f"akosha.sync.*.requested.{method.name}", subscriber.handle, durable=method.name)
 
     async def hear(message) -> None:
         b.received.append(message.event)
@@ -88,7 +88,7 @@ async def bench(tmp_path, cloud=(), http=()):
 
 
 async def test_a_delivery_is_recorded_reported_and_confirmed(tmp_path):
-    async with bench(tmp_path, cloud=[1]) as b:
+    async with sync_setup(tmp_path, cloud=[1]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["succeeded"])
         async with asyncio.timeout(60):
@@ -99,8 +99,8 @@ async def test_a_delivery_is_recorded_reported_and_confirmed(tmp_path):
         assert (await b.ledger.outcome("r1")).upload_id == values.upload_id(1)
 
 
-async def test_transient_failures_are_tried_again_after_2_4_and_8_seconds_then_given_up(tmp_path):
-    async with bench(tmp_path, cloud=[TRANSIENT] * 4) as b:
+async def test_transient_errors_are_retried_after_2_4_and_8_seconds_then_given_up(tmp_path):
+    async with sync_setup(tmp_path, cloud=[TRANSIENT] * 4) as b:
         await b.requests.issue(values.request(route=("cloud",)))
         for number, delay in enumerate((2.0, 4.0, 8.0), 1):
             await b.until(lambda number=number: b.outcomes == number)
@@ -114,8 +114,8 @@ async def test_transient_failures_are_tried_again_after_2_4_and_8_seconds_then_g
         assert record.backing_off(b.clock.now())
 
 
-async def test_attempts_go_on_counting_where_the_ledger_left_them(tmp_path):
-    async with bench(tmp_path, cloud=[TRANSIENT] * 2) as b:
+async def test_attempts_are_counted_on_from_the_ledger(tmp_path):
+    async with sync_setup(tmp_path, cloud=[TRANSIENT] * 2) as b:
         earlier = values.request("before", reason="file_change")
         await b.ledger.count_attempt(
             b.cloud.target, earlier, attempts=2, retry_at=b.clock.now(), error="the bucket answers 503"
@@ -127,8 +127,8 @@ async def test_attempts_go_on_counting_where_the_ledger_left_them(tmp_path):
         await b.until(lambda: b.results() == ["failed"])
 
 
-async def test_a_person_asking_starts_the_attempts_again(tmp_path):
-    async with bench(tmp_path, cloud=[TRANSIENT]) as b:
+async def test_a_command_restarts_the_count_of_attempts(tmp_path):
+    async with sync_setup(tmp_path, cloud=[TRANSIENT]) as b:
         await b.ledger.count_attempt(
             b.cloud.target, values.request("before"), attempts=3, retry_at=b.clock.now(), error="503"
         )
@@ -138,8 +138,8 @@ async def test_a_person_asking_starts_the_attempts_again(tmp_path):
         assert (record.attempts, record.attempt_request) == (1, "r2")
 
 
-async def test_a_permanent_failure_is_forwarded_with_its_error_and_the_cloud_stays_owed(tmp_path):
-    async with bench(tmp_path, cloud=[PERMANENT], http=[1]) as b:
+async def test_a_permanent_error_is_forwarded_and_the_cloud_stays_owed(tmp_path):
+    async with sync_setup(tmp_path, cloud=[PERMANENT], http=[1]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["succeeded"])
         (forwarded,) = b.http.asked
@@ -148,8 +148,8 @@ async def test_a_permanent_failure_is_forwarded_with_its_error_and_the_cloud_sta
         assert (await b.ledger.record(b.cloud.target)).failures == 1
 
 
-async def test_a_fallback_that_delivers_says_why_the_cloud_did_not(tmp_path):
-    async with bench(tmp_path, cloud=[PERMANENT], http=[1]) as b:
+async def test_the_result_of_a_fallback_has_the_error_of_the_cloud(tmp_path):
+    async with sync_setup(tmp_path, cloud=[PERMANENT], http=[1]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["succeeded"])
         result = await b.ledger.outcome("r1")
@@ -160,15 +160,15 @@ async def test_a_fallback_that_delivers_says_why_the_cloud_did_not(tmp_path):
 
 
 async def test_an_unavailable_method_forwards_at_once_without_an_attempt(tmp_path):
-    async with bench(tmp_path, cloud=[1], http=[2]) as b:
+    async with sync_setup(tmp_path, cloud=[1], http=[2]) as b:
         b.cloud.available = False
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["succeeded"])
         assert b.cloud.asked == []
 
 
-async def test_when_the_last_method_fails_all_errors_are_reported(tmp_path):
-    async with bench(tmp_path, cloud=[PERMANENT], http=[replace_error(PERMANENT, "http")]) as b:
+async def test_if_the_last_method_fails_all_errors_are_reported(tmp_path):
+    async with sync_setup(tmp_path, cloud=[PERMANENT], http=[replace_error(PERMANENT, "http")]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["failed"])
         (failed,) = [e for e in b.received if e.type == "akosha.sync.failed.v1"]
@@ -176,8 +176,8 @@ async def test_when_the_last_method_fails_all_errors_are_reported(tmp_path):
         assert failed.retry_at > b.clock.now()
 
 
-async def test_the_sources_fault_is_not_forwarded_and_not_blamed_on_the_target(tmp_path):
-    async with bench(tmp_path, cloud=[SOURCE], http=[1]) as b:
+async def test_an_error_of_the_source_does_not_count_against_the_target(tmp_path):
+    async with sync_setup(tmp_path, cloud=[SOURCE], http=[1]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["failed"])
         assert b.http.asked == []
@@ -186,7 +186,7 @@ async def test_the_sources_fault_is_not_forwarded_and_not_blamed_on_the_target(t
 
 
 async def test_a_request_that_has_an_outcome_is_acked_silently(tmp_path):
-    async with bench(tmp_path, cloud=[1, 2]) as b:
+    async with sync_setup(tmp_path, cloud=[1, 2]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["succeeded"])
         await b.requests.issue(values.request())
@@ -197,23 +197,23 @@ async def test_a_request_that_has_an_outcome_is_acked_silently(tmp_path):
 
 
 async def test_another_agents_request_is_refused(tmp_path):
-    async with bench(tmp_path, cloud=[1, 2]) as b:
-        await b.bus.publish(replace(values.request(), agent_id="somebody-else"))
-        await b.requests.issue(values.request("mine"))
+    async with sync_setup(tmp_path, cloud=[1, 2]) as b:
+        await b.bus.publish(replace(values.request(), agent_id="another-agent"))
+        await b.requests.issue(values.request("own"))
         await b.until(lambda: b.results() == ["succeeded"])
-        assert [request.request_id for request in b.cloud.asked] == ["mine"]
+        assert [request.request_id for request in b.cloud.asked] == ["own"]
 
 
-async def test_nothing_changed_is_reported_as_skipped(tmp_path):
-    async with bench(tmp_path, cloud=[None]) as b:
+async def test_a_sync_without_changes_is_reported_as_skipped(tmp_path):
+    async with sync_setup(tmp_path, cloud=[None]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["skipped"])
         assert (await b.ledger.outcome("r1")).why == "nothing has changed"
 
 
-async def test_a_long_attempt_is_kept_from_being_delivered_again(tmp_path):
+async def test_a_request_is_not_redelivered_during_a_long_attempt(tmp_path):
     """The bus's ack wait is 60 s; the attempt takes ten minutes."""
-    async with bench(tmp_path, cloud=[1]) as b:
+    async with sync_setup(tmp_path, cloud=[1]) as b:
         b.cloud.hold = asyncio.Event()
         await b.requests.issue(values.request())
         await b.until(lambda: len(b.cloud.asked) == 1)
@@ -224,7 +224,7 @@ async def test_a_long_attempt_is_kept_from_being_delivered_again(tmp_path):
 
 
 async def test_one_sync_runs_at_a_time_over_all_methods(tmp_path):
-    async with bench(tmp_path, cloud=[1], http=[2]) as b:
+    async with sync_setup(tmp_path, cloud=[1], http=[2]) as b:
         b.cloud.hold = asyncio.Event()
         await b.requests.issue(values.request("first", route=("cloud",)))
         await b.until(lambda: len(b.cloud.asked) == 1)
@@ -236,7 +236,7 @@ async def test_one_sync_runs_at_a_time_over_all_methods(tmp_path):
 
 
 async def test_progress_is_reported_on_the_bus(tmp_path):
-    async with bench(tmp_path, cloud=[1]) as b:
+    async with sync_setup(tmp_path, cloud=[1]) as b:
         b.cloud.hold = asyncio.Event()
         await b.requests.issue(values.request())
         await b.until(lambda: any(isinstance(e, SyncProgress) for e in b.received))
@@ -250,16 +250,16 @@ def replace_error(error: CloudUploadError, method: str) -> CloudUploadError:
     return CloudUploadError(error.message, method, hint=error.hint, transient=error.transient)
 
 
-async def test_a_person_asking_resets_the_back_off_also_where_it_fails_again(tmp_path):
-    async with bench(tmp_path, cloud=[PERMANENT]) as b:
+async def test_a_command_resets_the_back_off_even_if_it_fails_again(tmp_path):
+    async with sync_setup(tmp_path, cloud=[PERMANENT]) as b:
         await b.ledger.give_up(b.cloud.target, error="403", failures=7, retry_at=None, result=None)
         await b.requests.issue(values.request(route=("cloud",)))
         await b.until(lambda: b.results() == ["failed"])
         assert (await b.ledger.record(b.cloud.target)).failures == 1
 
 
-async def test_a_fault_is_handed_on_and_the_message_comes_again(tmp_path):
-    async with bench(tmp_path, cloud=[RuntimeError("a bug"), 1]) as b:
+async def test_an_unexpected_error_is_handed_on_and_the_message_redelivered(tmp_path):
+    async with sync_setup(tmp_path, cloud=[RuntimeError("a bug"), 1]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.outcomes == 1)
         assert "a bug" in str(b.errors.get_nowait())
@@ -267,11 +267,11 @@ async def test_a_fault_is_handed_on_and_the_message_comes_again(tmp_path):
         await b.until(lambda: b.results() == ["succeeded"])
 
 
-async def test_credentials_that_were_refused_show_in_the_status_until_a_sync_succeeds(tmp_path):
+async def test_refused_credentials_are_a_status_warning_until_a_sync_succeeds(tmp_path):
     original = StoreError("the store does not know this key", hint="renew it", transient=True)
     original.credentials_refused = True
     refused = CloudUploadError(original.message, "cloud", original, transient=True, hint=original.hint)
-    async with bench(tmp_path, cloud=[refused, 1]) as b:
+    async with sync_setup(tmp_path, cloud=[refused, 1]) as b:
         await b.requests.issue(values.request(route=("cloud",)))
         await b.until(lambda: b.outcomes == 1)
         (warning,) = warnings_in(await b.ledger.notes())
@@ -283,14 +283,14 @@ async def test_credentials_that_were_refused_show_in_the_status_until_a_sync_suc
 
 
 def unexpected(hint: str = "") -> CloudUploadError:
-    original = StoreError("the store: what it answers is not known", transient=True)
+    original = StoreError("the store: unknown response", transient=True)
     original.unexpected = "KeyError in head_object"
     return CloudUploadError(original.message, "cloud", original, transient=True, hint=hint)
 
 
-async def test_a_described_error_that_repeats_keeps_its_own_cure_in_the_status(tmp_path):
-    """A captive portal is no reason to update the agent, and no traceback of it is logged."""
-    async with bench(
+async def test_a_repeated_error_with_a_hint_keeps_it_in_the_status(tmp_path):
+    """A captive portal is not a reason to update the agent, and its traceback is not logged."""
+    async with sync_setup(
         tmp_path, cloud=[unexpected("log in to the network"), unexpected("log in to the network"), 1]
     ) as b:
         await b.requests.issue(values.request(route=("cloud",)))
@@ -301,8 +301,8 @@ async def test_a_described_error_that_repeats_keeps_its_own_cure_in_the_status(t
         assert warning.hint == "log in to the network"
 
 
-async def test_an_error_that_no_adapter_knows_shows_in_the_status_when_it_repeats_until_a_sync_succeeds(tmp_path):
-    async with bench(tmp_path, cloud=[unexpected(), unexpected(), 1]) as b:
+async def test_a_repeated_unexpected_error_is_a_status_warning_until_a_sync_succeeds(tmp_path):
+    async with sync_setup(tmp_path, cloud=[unexpected(), unexpected(), 1]) as b:
         await b.requests.issue(values.request(route=("cloud",)))
         await b.until(lambda: b.outcomes == 1)
         assert warnings_in(await b.ledger.notes()) == ()

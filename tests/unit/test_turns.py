@@ -1,4 +1,4 @@
-"""Turns: who has one, for how long, and who is next."""
+"""Turns limit the share of each task: their size, order and number."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from agent.application.ingest.turns import Share, Turns
 from tests.support.clock import ManualClock
 
 
-def ignored() -> None:
+def ignore_progress() -> None:
     pass
 
 
@@ -22,7 +22,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_what_is_not_used_up_goes_on_and_what_is_lets_the_next_one_go_first(turns):
+async def test_a_turn_that_is_used_up_lets_the_next_task_run_first(turns):
     order = []
 
     async def work(name, parts):
@@ -30,7 +30,7 @@ async def test_what_is_not_used_up_goes_on_and_what_is_lets_the_next_one_go_firs
             for part in range(parts):
                 order.append(f"{name}{part}")
                 turn.spend(rows=5)
-                await turn.pause(ignored, 60)
+                await turn.pause(ignore_progress, 60)
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         for name, parts in (("a", 5), ("b", 1), ("c", 3)):
@@ -39,48 +39,48 @@ async def test_what_is_not_used_up_goes_on_and_what_is_lets_the_next_one_go_firs
 
 
 @pytest.mark.parametrize("spent", [{"rows": 10}, {"raw_bytes": 100}])
-async def test_a_share_is_of_rows_and_of_bytes(turns, spent):
+async def test_a_share_is_limited_in_rows_and_bytes(turns, spent):
     async with turns.one() as turn:
         assert not turn.used_up
         turn.spend(**spent)
         assert turn.used_up
-        await turn.pause(ignored, 60)
-        assert not turn.used_up, "the next turn is a whole one"
+        await turn.pause(ignore_progress, 60)
+        assert not turn.used_up, "the next turn has a full share"
 
 
-async def test_a_share_is_of_time():
+async def test_a_share_is_limited_in_time():
     clock = ManualClock()
     async with Turns(clock, share=Share(seconds=5)).one() as turn:
         await clock.advance(5)
         assert turn.used_up
 
 
-async def test_who_is_cancelled_while_it_waits_for_its_next_turn_gives_none_away(turns):
+async def test_cancelling_a_wait_for_the_next_turn_releases_no_turn(turns):
     async with asyncio.timeout(10):
-        kept = [turns.one(), turns.one()]  # a turn ends with who has it
+        kept = [turns.one(), turns.one()]  # kept alive: a turn ends when it is collected
         async with turns.one() as first:
             second = asyncio.create_task(kept[0].__aenter__())
             await settled()
             first.spend(rows=10)
-            waiting = asyncio.create_task(first.pause(ignored, 60))
+            waiting = asyncio.create_task(first.pause(ignore_progress, 60))
             await settled()
             assert second.done()
             waiting.cancel()
             await asyncio.wait({waiting})
         third = asyncio.create_task(kept[1].__aenter__())
         await settled()
-        assert not third.done(), "the second one has it"
+        assert not third.done(), "the second task has the turn"
         second.result().end()
         await third
 
 
-async def test_no_more_are_open_at_once_than_may_be(turns):
-    begun = [turns.one() for _ in range(4)]
+async def test_the_number_of_open_turns_is_limited(turns):
+    opened = [turns.one() for _ in range(4)]
     async with asyncio.timeout(10):
-        for each in begun[:3]:
+        for each in opened[:3]:
             (await each.__aenter__()).end()
-        fourth = asyncio.create_task(begun[3].__aenter__())
+        fourth = asyncio.create_task(opened[3].__aenter__())
         await settled()
         assert not fourth.done()
-        await begun[0].__aexit__(None, None, None)
+        await opened[0].__aexit__(None, None, None)
         await fourth

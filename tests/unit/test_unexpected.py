@@ -1,4 +1,4 @@
-"""What an adapter makes of errors that it does not know."""
+"""An adapter translates unexpected errors."""
 
 import pytest
 from structlog.testing import capture_logs
@@ -6,11 +6,11 @@ from structlog.testing import capture_logs
 from agent.domain.errors import BusError, SinkError, StoreError
 from agent.ports import UnexpectedErrors
 
-SECRET = "canary-in-the-words-of-the-library"
+SECRET = "canary-in-the-text-of-the-library"
 
 
 @pytest.mark.parametrize("failure", [StoreError, SinkError, BusError])
-def test_it_becomes_the_adapters_error_transient_and_without_the_librarys_words(failure):
+def test_an_unexpected_error_becomes_a_transient_adapter_error_without_foreign_text(failure):
     made = UnexpectedErrors("s3", failure).translate(KeyError(SECRET), "head_object", "head_object of 'k' failed")
     assert type(made) is failure
     assert made.transient

@@ -1,4 +1,4 @@
-"""The plan of an upload is always whole; its parts are of one size."""
+"""The plan of an upload is always complete; its multipart parts have one size."""
 
 from dataclasses import replace
 
@@ -43,12 +43,12 @@ def test_an_unchanged_file_is_reused_and_a_changed_one_sent():
     assert steps == (Reuse(parts("reflection", 0)[0], carried=False), Send("reflection", newer))
 
 
-def test_a_sidecar_that_is_gone_is_gone_from_the_upload():
+def test_a_deleted_sidecar_is_not_in_the_upload():
     steps = planned({"reflection": snapshot("reflection", 0, sidecar=False)}, delivered(reflection=0))
     assert [file_name(step) for step in steps] == ["reflection.duckdb"]
 
 
-def test_without_deduplication_what_is_staged_is_sent_and_the_rest_reused():
+def test_without_deduplication_staged_databases_are_sent_and_others_reused():
     steps = planned(
         {"reflection": snapshot("reflection")}, delivered(reflection=0, knowledge_graph=0), deduplicate=False
     )
@@ -61,13 +61,13 @@ def test_another_compression_setting_sends_the_file_again():
 
 
 @pytest.mark.parametrize("change", [{"size": 5}, {"sha256": sha256("x")}, {"name": "reflection.duckdb.recovery.wal"}])
-def test_only_the_very_same_file_is_reused(change):
+def test_only_an_identical_file_is_reused(change):
     (main,) = snapshot("reflection", 0, sidecar=False)
     (step,) = planned({"reflection": (replace(main, **change),)}, delivered(reflection=0))
     assert isinstance(step, Send)
 
 
-def test_what_could_not_be_had_is_carried_and_what_is_unchanged_copied():
+def test_databases_that_could_not_be_copied_are_carried_and_unchanged_ones_reused():
     steps = planned({}, delivered(reflection=0, knowledge_graph=0), carried={"reflection"})
     assert {(step.part.database, step.carried) for step in steps} == {("reflection", True), ("knowledge_graph", False)}
 
@@ -84,9 +84,9 @@ def test_a_plan_has_every_file_of_every_staged_and_every_delivered_database_exac
     staged = {name: snapshot(name, at, sidecar=sidecar) for name, at in now.items()}
     steps = planned(staged, delivered(**before), carried=carried, compression=compression, deduplicate=deduplicate)
     names = sorted(file_name(step) for step in steps)
-    wanted = [file.name for files in staged.values() for file in files]
-    wanted += [part.name for name, at in before.items() if name not in staged for part in parts(name, at)]
-    assert names == sorted(wanted)
+    expected = [file.name for files in staged.values() for file in files]
+    expected += [part.name for name, at in before.items() if name not in staged for part in parts(name, at)]
+    assert names == sorted(expected)
     digests = {file.name: file.sha256 for files in staged.values() for file in files}
     for step in steps:
         if isinstance(step, Reuse) and step.part.database in staged:
@@ -94,7 +94,7 @@ def test_a_plan_has_every_file_of_every_staged_and_every_delivered_database_exac
             assert not step.carried
 
 
-def test_a_part_in_another_upload_is_the_same_but_for_its_place():
+def test_a_relocated_part_differs_only_in_its_key_and_origin():
     (part, _) = parts("reflection", 1)
     moved = relocate(part, system_id=SYSTEM, upload=upload_id(9), origin="carried", carried_from=upload_id(0))
     assert moved.key == f"systems/{SYSTEM}/uploads/{upload_id(9)}/reflection.duckdb"
@@ -102,7 +102,7 @@ def test_a_part_in_another_upload_is_the_same_but_for_its_place():
 
 
 @pytest.mark.parametrize(
-    ("raw", "chunk", "wanted"),
+    ("raw", "chunk", "expected"),
     [
         (0, 5 * MIB, 5 * MIB),
         (600 * MIB, 5 * MIB, 5 * MIB),
@@ -111,13 +111,13 @@ def test_a_part_in_another_upload_is_the_same_but_for_its_place():
         (100 * 1024 * MIB, 100 * MIB, 100 * MIB),
     ],
 )
-def test_parts_are_as_set_and_larger_only_where_ten_thousand_would_not_do(raw, chunk, wanted):
-    assert part_bytes(raw, chunk) == wanted
+def test_parts_have_the_set_size_or_a_larger_one_to_fit_into_ten_thousand(raw, chunk, expected):
+    assert part_bytes(raw, chunk) == expected
 
 
 @settings(max_examples=60)
 @given(st.integers(0, 10 * 2**40), st.integers(1, 100))
-def test_even_what_compression_makes_larger_fits_into_ten_thousand_parts(raw, chunk):
+def test_even_incompressible_data_fits_into_ten_thousand_parts(raw, chunk):
     size = part_bytes(raw, chunk * MIB)
     assert size >= chunk * MIB
     assert size * MAX_PARTS >= raw + raw // 10_000 + 65_536

@@ -1,4 +1,4 @@
-"""The agent's own look at its newest upload: when it looks, what it tells, and what it has sent again."""
+"""The daily verification of the newest upload: its schedule, its report, and the databases uploaded again."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -31,7 +31,7 @@ IDENTITY = Identity("agent-1", values.SYSTEM)
 
 
 @dataclass
-class Taker:
+class FakeSnapshotTaker:
     seen: dict = field(
         default_factory=lambda: {name: values.fingerprint(name) for name in ("reflection", "knowledge_graph")}
     )
@@ -42,16 +42,16 @@ class Taker:
         return self.seen
 
 
-class World:
-    """A ledger, a bucket and the loop; `asked` counts how often a sync was asked for, `opened` the looks."""
+class Setup:
+    """A ledger, a bucket and the loop; `sync_requests` and `opened` count requested syncs and verifications."""
 
     def __init__(self, ledger, clock) -> None:
-        self.ledger, self.clock, self.kept, self.taker = ledger, clock, MemoryStore(), Taker()
-        self.store, self.sync_lock, self.asked, self.opened = FaultyStore(self.kept), asyncio.Lock(), 0, 0
+        self.ledger, self.clock, self.kept, self.taker = ledger, clock, MemoryStore(), FakeSnapshotTaker()
+        self.store, self.sync_lock, self.sync_requests, self.opened = FaultyStore(self.kept), asyncio.Lock(), 0, 0
         recorder = ResultRecorder(ledger, MemoryBus(clock), clock)
         reporter = VerifyReporter(IDENTITY, ledger, recorder, clock)
-        self.look = VerifyLoop(
-            open_verifier=self._opening,
+        self.loop = VerifyLoop(
+            open_verifier=self._open_verifier,
             reporter=reporter,
             target=values.TARGET,
             ledger=ledger,
@@ -60,20 +60,20 @@ class World:
             sync_lock=self.sync_lock,
             every=timedelta(days=1),
             rescan_seconds=300,
-            sync_again=self._owed,
+            sync_again=self._request_sync,
             signal=Signal(clock, "verify"),
         )
 
     @asynccontextmanager
-    async def _opening(self):
+    async def _open_verifier(self):
         self.opened += 1
         yield Verifier(Catalog(self.store, values.SYSTEM), self.clock)
 
-    async def _owed(self) -> None:
-        self.asked += 1
+    async def _request_sync(self) -> None:
+        self.sync_requests += 1
 
     async def upload(self, second: int, **databases: int) -> None:
-        """Deliver an upload: into the bucket, and into the ledger."""
+        """Deliver an upload to the bucket and the ledger."""
         manifest = values.manifest(second, f"r{second}", **databases)
         for part in manifest.parts:
             self.kept.objects[part.key] = bytes(part.stored_size), part.metadata
@@ -87,7 +87,7 @@ class World:
 
     async def pass_time(self, seconds: float) -> None:
         end = self.clock.monotonic() + seconds
-        await self.clock.until_asleep()  # the loop is, when it has done what it does now
+        await self.clock.until_asleep()  # until the loop has finished its current step
         while (due := self.clock.next_due) is not None and self.clock.monotonic() + due <= end:
             await self.clock.advance(due)
             await self.clock.until_asleep()
@@ -105,12 +105,12 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path):
+async def setup(tmp_path):
     clock = ManualClock(values.NOON)
     ledger = inline_ledger(clock)
-    made = World(ledger, clock)
+    made = Setup(ledger, clock)
     await made.upload(0, reflection=1, knowledge_graph=1)
-    running = asyncio.create_task(made.look.run())
+    running = asyncio.create_task(made.loop.run())
     yield made
     running.cancel()
     await asyncio.wait({running})
@@ -122,104 +122,104 @@ def part_key(second: int, database: str) -> str:
     return values.parts(database, 1, second=second)[0].key
 
 
-async def test_it_looks_some_time_after_the_start_and_then_once_a_day(world):
-    await world.pass_time(FIRST_SECONDS - 1)
-    assert world.opened == 0
-    await world.pass_time(5)
-    assert world.opened == 1
-    await world.pass_time(DAY - 60)
-    assert world.opened == 1
-    await world.pass_time(120)
-    assert world.opened == 2
-    first, second = await world.recorded()
+async def test_the_newest_upload_is_verified_after_the_start_and_then_daily(setup):
+    await setup.pass_time(FIRST_SECONDS - 1)
+    assert setup.opened == 0
+    await setup.pass_time(5)
+    assert setup.opened == 1
+    await setup.pass_time(DAY - 60)
+    assert setup.opened == 1
+    await setup.pass_time(120)
+    assert setup.opened == 2
+    first, second = await setup.recorded()
     assert (first.upload_id, first.whole, first.deep, first.objects) == (values.upload_id(0), True, False, 5)
     assert first.id != second.id
-    assert (await world.status()).whole
-    assert world.asked == 0
+    assert (await setup.status()).whole
+    assert setup.sync_requests == 0
 
 
-async def test_what_was_looked_at_lately_is_not_looked_at_after_a_start(world):
-    last = VerifyStatus(upload_id=values.upload_id(0), at=world.clock.now(), problems={}, whole=True)
-    await world.ledger.note("verified", last.note())
-    await world.pass_time(DAY - 60)
-    assert world.opened == 0
-    await world.pass_time(120)
-    assert world.opened == 1
+async def test_a_recent_verification_is_not_repeated_at_start(setup):
+    last = VerifyStatus(upload_id=values.upload_id(0), at=setup.clock.now(), problems={}, whole=True)
+    await setup.ledger.note("verified", last.note())
+    await setup.pass_time(DAY - 60)
+    assert setup.opened == 0
+    await setup.pass_time(120)
+    assert setup.opened == 1
 
 
-async def test_a_note_from_the_future_does_not_keep_it_from_looking(world):
-    at = world.clock.now() + timedelta(days=4000)
-    await world.ledger.note("verified", VerifyStatus(upload_id="x", at=at, problems={}, whole=True).note())
-    await world.pass_time(FIRST_SECONDS + 5)
-    assert (world.opened, (await world.status()).upload_id) == (1, values.upload_id(0))
+async def test_a_note_from_the_future_does_not_prevent_a_verification(setup):
+    at = setup.clock.now() + timedelta(days=4000)
+    await setup.ledger.note("verified", VerifyStatus(upload_id="x", at=at, problems={}, whole=True).note())
+    await setup.pass_time(FIRST_SECONDS + 5)
+    assert (setup.opened, (await setup.status()).upload_id) == (1, values.upload_id(0))
 
 
-async def test_what_is_damaged_is_reported_and_owed_and_asked_for(world):
-    del world.kept.objects[part_key(0, "knowledge_graph")]
-    await world.pass_time(FIRST_SECONDS + 5)
-    (event,) = await world.recorded()
+async def test_a_damaged_database_is_reported_owed_and_requested(setup):
+    del setup.kept.objects[part_key(0, "knowledge_graph")]
+    await setup.pass_time(FIRST_SECONDS + 5)
+    (event,) = await setup.recorded()
     assert (event.whole, dict(event.problems)) == (False, {"knowledge_graph.duckdb": "is missing"})
-    status = await world.status()
+    status = await setup.status()
     assert (status.whole, dict(status.problems)) == (False, dict(event.problems))
-    assert await world.states() == {"reflection": State.CLEAN, "knowledge_graph": State.OWED}
-    assert not (await world.ledger.record(values.TARGET)).databases["knowledge_graph"].parts, (
-        "nothing of it is copied again"
+    assert await setup.states() == {"reflection": State.CLEAN, "knowledge_graph": State.OWED}
+    assert not (await setup.ledger.record(values.TARGET)).databases["knowledge_graph"].parts, (
+        "damaged parts are not reused"
     )
-    assert world.asked == 1
-    await world.pass_time(DAY / 2)
-    assert (world.opened, world.asked) == (1, 1)
+    assert setup.sync_requests == 1
+    await setup.pass_time(DAY / 2)
+    assert (setup.opened, setup.sync_requests) == (1, 1)
 
 
-async def test_the_upload_that_mends_it_is_looked_at_soon(world):
-    del world.kept.objects[part_key(0, "knowledge_graph")]
-    await world.pass_time(FIRST_SECONDS + 5)
-    await world.upload(10, reflection=1, knowledge_graph=1)
-    await world.pass_time(1000)
-    status = await world.status()
+async def test_the_upload_that_repairs_the_damage_is_verified_soon(setup):
+    del setup.kept.objects[part_key(0, "knowledge_graph")]
+    await setup.pass_time(FIRST_SECONDS + 5)
+    await setup.upload(10, reflection=1, knowledge_graph=1)
+    await setup.pass_time(1000)
+    status = await setup.status()
     assert (status.upload_id, status.whole) == (values.upload_id(10), True)
 
 
-async def test_without_its_manifest_everything_that_is_still_here_is_owed(world):
-    del world.kept.objects[values.manifest(0).key]
-    del world.taker.seen["knowledge_graph"]
-    await world.pass_time(FIRST_SECONDS + 5)
-    assert await world.states() == {"reflection": State.OWED, "knowledge_graph": State.CLEAN}
+async def test_without_its_manifest_all_existing_databases_are_owed(setup):
+    del setup.kept.objects[values.manifest(0).key]
+    del setup.taker.seen["knowledge_graph"]
+    await setup.pass_time(FIRST_SECONDS + 5)
+    assert await setup.states() == {"reflection": State.OWED, "knowledge_graph": State.CLEAN}
 
 
-async def test_what_is_no_longer_here_cannot_be_sent_and_is_not_forgotten(world):
-    del world.kept.objects[part_key(0, "knowledge_graph")]
-    del world.taker.seen["knowledge_graph"]
-    await world.pass_time(FIRST_SECONDS + 5)
-    assert State.OWED not in (await world.states()).values()
-    assert (world.asked, (await world.status()).whole) == (0, False)
+async def test_a_damaged_database_deleted_from_the_disk_is_not_owed(setup):
+    del setup.kept.objects[part_key(0, "knowledge_graph")]
+    del setup.taker.seen["knowledge_graph"]
+    await setup.pass_time(FIRST_SECONDS + 5)
+    assert State.OWED not in (await setup.states()).values()
+    assert (setup.sync_requests, (await setup.status()).whole) == (0, False)
 
 
-async def test_a_bucket_that_cannot_be_asked_is_no_damage_and_is_asked_again(world):
-    world.store.fail("get", StoreError("the network is down", transient=True), times=3)
-    await world.pass_time(FIRST_SECONDS + 5)
-    assert (world.opened, await world.recorded(), await world.status(), world.asked) == (1, [], None, 0)
-    await world.pass_time(1000)
-    assert (world.opened, (await world.status()).whole) == (4, True)
+async def test_an_unreachable_bucket_is_not_damage_and_is_verified_later(setup):
+    setup.store.fail("get", StoreError("the network is down", transient=True), times=3)
+    await setup.pass_time(FIRST_SECONDS + 5)
+    assert (setup.opened, await setup.recorded(), await setup.status(), setup.sync_requests) == (1, [], None, 0)
+    await setup.pass_time(1000)
+    assert (setup.opened, (await setup.status()).whole) == (4, True)
 
 
-async def test_it_waits_while_a_sync_runs(world):
-    async with world.sync_lock:
-        await world.pass_time(FIRST_SECONDS + 1000)
-        assert world.opened == 0
-    await world.pass_time(301)
-    assert world.opened == 1
+async def test_a_verification_waits_while_a_sync_runs(setup):
+    async with setup.sync_lock:
+        await setup.pass_time(FIRST_SECONDS + 1000)
+        assert setup.opened == 0
+    await setup.pass_time(301)
+    assert setup.opened == 1
 
 
-async def test_an_event_names_some_of_many_problems_and_fits(world):
+async def test_an_event_with_many_problems_names_some_and_fits(setup):
     problems = {f"{number:03}.duckdb": "is missing" * 100 for number in range(500)}
     found = VerifyResult(upload_id=values.upload_id(), deep=True, objects=501, manifest=None, problems=problems)
-    event = found.event(IDENTITY, world.clock)
+    event = found.event(IDENTITY, setup.clock)
     assert len(event.problems) == MOST_PROBLEMS + 1
     assert event.problems["..."] == "480 more"
     assert CloudEventsCodec().decode(CloudEventsCodec().encode(event)) == event
 
 
-def test_damaged_memories_have_the_databases_sent_again_whose_rows_they_were():
+def test_for_damaged_memories_the_databases_of_their_rows_are_damaged():
     manifest = replace(values.manifest(reflection=1, knowledge_graph=1), memories=values.memories_part(reflection=None))
     found = VerifyResult(
         upload_id=manifest.upload_id,
@@ -232,5 +232,5 @@ def test_damaged_memories_have_the_databases_sent_again_whose_rows_they_were():
 
 
 @pytest.mark.parametrize("note", ["", "{}", "[]", "null", '{"upload_id": 1, "at": "yesterday", "problems": {}}'])
-def test_a_note_that_is_none_counts_as_no_look(note):
+def test_an_invalid_note_counts_as_no_verification(note):
     assert VerifyStatus.from_notes({"verified": note}) is None

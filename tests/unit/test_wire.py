@@ -1,4 +1,4 @@
-"""The codec: every event survives the way there and back; what is wrong is refused with a reason."""
+"""The codec: every event is decoded unchanged, and invalid events are refused with a reason."""
 
 import uuid
 from contextlib import suppress
@@ -87,15 +87,15 @@ def session_ended(**changes: object) -> SessionEnded:
 
 
 def envelope(event: Event | None = None, **changes: object) -> bytes:
-    """A good event as its bytes, with changes to the envelope; `None` leaves an attribute out."""
-    whole = orjson.loads(CODEC.encode(event or session_ended())) | changes
-    return orjson.dumps({key: value for key, value in whole.items() if value is not None})
+    """Return a valid event as bytes, with changes to the envelope; None removes an attribute."""
+    document = orjson.loads(CODEC.encode(event or session_ended())) | changes
+    return orjson.dumps({key: value for key, value in document.items() if value is not None})
 
 
 def with_data(event: Event, **changes: object) -> bytes:
-    whole = orjson.loads(CODEC.encode(event))
-    whole["data"] |= changes
-    return orjson.dumps(whole)
+    document = orjson.loads(CODEC.encode(event))
+    document["data"] |= changes
+    return orjson.dumps(document)
 
 
 REQUEST = SyncRequested(
@@ -108,16 +108,16 @@ FAILED = SyncFailed(
 
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.type)
-def test_every_event_survives_the_way_there_and_back(cls):
+def test_every_event_is_decoded_unchanged(cls):
     @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
     @given(event=events_of(cls))
-    def survives(event: Event) -> None:
-        back = CODEC.decode(CODEC.encode(event))
-        assert back == event
-        assert type(back) is cls
-        assert CODEC.encode(back) == CODEC.encode(event)
+    def check(event: Event) -> None:
+        decoded = CODEC.decode(CODEC.encode(event))
+        assert decoded == event
+        assert type(decoded) is cls
+        assert CODEC.encode(decoded) == CODEC.encode(event)
 
-    survives()
+    check()
 
 
 def test_an_event_is_a_cloudevent_in_structured_json_mode():
@@ -133,7 +133,7 @@ def test_an_event_is_a_cloudevent_in_structured_json_mode():
     }
 
 
-def test_unknown_attributes_and_fields_are_tolerated():
+def test_unknown_attributes_and_fields_are_ignored():
     data = orjson.loads(envelope(traceparent="00-1", dataschema="urn:x"))
     data["data"]["novelty"] = {"deep": [1]}
     assert CODEC.decode(orjson.dumps(data)) == session_ended()
@@ -141,18 +141,18 @@ def test_unknown_attributes_and_fields_are_tolerated():
 
 
 @pytest.mark.parametrize("kind", ["akosha.session.ended.v1.1", "akosha.session.ended.v1.27"])
-def test_a_newer_minor_version_of_a_type_is_read_as_ours(kind):
+def test_a_newer_minor_version_of_a_type_is_read_as_the_known_one(kind):
     assert CODEC.decode(envelope(type=kind)) == session_ended()
 
 
-def test_what_is_optional_in_an_envelope_may_be_left_out():
+def test_optional_attributes_of_an_envelope_may_be_missing():
     data = orjson.loads(envelope(subject=None, datacontenttype=None))
     del data["data"]["system_id"]
     assert CODEC.decode(orjson.dumps(data)) == session_ended()
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "reason"),
     [
         (b"", "not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
@@ -215,10 +215,10 @@ def test_what_is_optional_in_an_envelope_may_be_left_out():
         (with_data(FAILED, retry_at="2025-06-01T12:00:00"), "retry_at is "),
     ],
 )
-def test_what_is_wrong_is_refused_with_the_reason(data, says):
+def test_an_invalid_event_is_refused_with_the_reason(data, reason):
     with pytest.raises(WireError) as caught:
         CODEC.decode(data)
-    assert says in str(caught.value)
+    assert reason in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
@@ -229,28 +229,28 @@ def test_an_event_is_limited_to_64_kib():
         CODEC.decode(CODEC.encode(session_ended(reason=fitting.reason + "x")))
 
 
-def test_the_limit_can_be_another():
+def test_the_limit_can_be_set():
     large = session_ended(reason="x" * MAX_EVENT_BYTES)
     assert CloudEventsCodec(max_bytes=1 << 20).decode(CODEC.encode(large)) == large
 
 
-def test_a_text_that_is_no_unicode_is_still_sent_readably():
-    """A file name with bytes that are not UTF-8 must not keep a result from getting out."""
+def test_lone_surrogates_are_sent_as_escapes():
+    """A result can have a file name with bytes that are not UTF-8."""
     result = SyncSucceeded(
         id="u.succeeded", time=AT, system_id="mac", request_id="r", method="cloud", success=True, triggered_by="manual",
         files_uploaded=("knowledge_graph_\udcff.duckdb",), incomplete={"knowledge_graph_\udcff": "in use \ud800"},
     )  # fmt: skip
-    back = CODEC.decode(CODEC.encode(result))
-    assert isinstance(back, SyncResult)
-    assert back.files_uploaded == ("knowledge_graph_\\udcff.duckdb",)
-    assert back.incomplete == {"knowledge_graph_\\udcff": "in use \\ud800"}
+    decoded = CODEC.decode(CODEC.encode(result))
+    assert isinstance(decoded, SyncResult)
+    assert decoded.files_uploaded == ("knowledge_graph_\\udcff.duckdb",)
+    assert decoded.incomplete == {"knowledge_graph_\\udcff": "in use \\ud800"}
     errors = (MethodError(method="http", error="no such file: \udcff"),)
-    back = CODEC.decode(CODEC.encode(replace(FAILED, errors=errors)))
-    assert back.errors[0].error == "no such file: \\udcff"
+    decoded = CODEC.decode(CODEC.encode(replace(FAILED, errors=errors)))
+    assert decoded.errors[0].error == "no such file: \\udcff"
 
 
 @pytest.mark.parametrize(
-    ("event", "says"),
+    ("event", "reason"),
     [
         (session_ended(time=AT.replace(tzinfo=None)), "time has no offset"),
         (session_ended(time=datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))), "time is out of range"),
@@ -268,14 +268,14 @@ def test_a_text_that_is_no_unicode_is_still_sent_readably():
         ),
     ],
 )
-def test_what_json_would_lose_is_refused_at_the_sender(event, says):
-    with pytest.raises(WireError, match=says):
+def test_values_that_json_cannot_represent_are_refused_by_the_encoder(event, reason):
+    with pytest.raises(WireError, match=reason):
         CODEC.encode(event)
 
 
 @settings(max_examples=200)
 @given(st.binary(max_size=300))
-def test_random_bytes_are_refused_never_more(data):
+def test_random_bytes_are_a_wire_error(data):
     with pytest.raises(WireError):
         CODEC.decode(data)
 
@@ -289,22 +289,22 @@ JSON = st.recursive(
 
 @settings(max_examples=150)
 @given(event=st.sampled_from([session_ended(), REQUEST, FAILED]), changes=st.data())
-def test_an_event_with_any_one_value_replaced_is_read_or_refused(event, changes):
-    whole = orjson.loads(CODEC.encode(event))
-    place = whole["data"] if changes.draw(st.booleans()) else whole
-    place[changes.draw(st.sampled_from(sorted(place)))] = changes.draw(JSON)
+def test_an_event_with_one_replaced_value_is_decoded_or_refused(event, changes):
+    document = orjson.loads(CODEC.encode(event))
+    fields_of_event = document["data"] if changes.draw(st.booleans()) else document
+    fields_of_event[changes.draw(st.sampled_from(sorted(fields_of_event)))] = changes.draw(JSON)
     try:
-        data = orjson.dumps(whole)
-    except TypeError:  # an integer beyond 64 bits: orjson cannot write it, others can
+        data = orjson.dumps(document)
+    except TypeError:  # an integer beyond 64 bits: orjson cannot encode it, other libraries can
         import json
 
-        data = json.dumps(whole).encode()
+        data = json.dumps(document).encode()
     with suppress(WireError):
         assert isinstance(CODEC.decode(data), Event)
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"])
-def test_a_time_that_has_no_utc_is_refused_for_it_could_not_go_out_again(time):
+def test_a_time_that_cannot_be_converted_to_utc_is_refused(time):
     document = orjson.loads(CODEC.encode(SessionEnded(id="e", time=datetime(2025, 6, 1, tzinfo=UTC), system_id="mac")))
     with pytest.raises(WireError, match="out of range"):
         CODEC.decode(orjson.dumps(document | {"time": time}))
@@ -322,17 +322,17 @@ def test_a_time_that_has_no_utc_is_refused_for_it_could_not_go_out_again(time):
         "1/3:4",
     ],
 )
-def test_a_sessions_end_has_whatever_source_its_sender_has_and_keeps_it(source):
+def test_a_session_end_keeps_the_source_of_its_sender(source):
     event = CODEC.decode(envelope(source=source))
     assert event == session_ended(sender=source)
     assert orjson.loads(CODEC.encode(event))["source"] == source
 
 
-def test_the_source_of_an_agent_is_no_other_sender():
+def test_the_source_of_an_agent_is_not_kept_as_sender():
     assert CODEC.decode(envelope(source="urn:akosha-agent:mac")).sender == ""
 
 
-def test_whose_session_it_was_is_said_by_data_subject_or_where_it_came():
+def test_the_system_of_a_session_comes_from_data_subject_or_source():
     foreign = {"source": "/buddy", "data": {}}
     assert CODEC.decode(envelope(**foreign)).system_id == "mac"
     assert CODEC.decode(envelope(**foreign | {"data": {"system_id": "mac"}}, subject=None)).system_id == "mac"
@@ -341,18 +341,18 @@ def test_whose_session_it_was_is_said_by_data_subject_or_where_it_came():
     assert CODEC.decode(envelope(source="urn:akosha-agent:pc", data={}, subject=None)).system_id == "pc"
 
 
-def test_a_field_of_the_data_is_not_taken_for_the_sender():
+def test_a_field_of_the_data_does_not_set_the_sender():
     assert CODEC.decode(with_data(session_ended(), sender="x", source="y")) == session_ended()
 
 
 @pytest.mark.parametrize("event", [REQUEST, FAILED], ids=lambda event: event.type)
-def test_events_of_an_earlier_version_say_nothing_of_what_caused_them(event):
+def test_events_of_an_earlier_version_have_no_causes(event):
     old = orjson.loads(CODEC.encode(event))
     del old["data"]["caused_by"]
     assert CODEC.decode(orjson.dumps(old)) == event
 
 
-def test_the_longest_result_that_names_all_it_can_fits_into_an_event_once_it_is_abridged():
+def test_the_longest_result_fits_into_an_event_once_abridged():
     causes = caused_by_one(f"{number}-" + "\U0001f600" * 50 for number in range(1000))
     long, most = "\x01" * 100_000, 50
     failed = replace(FAILED, errors=(MethodError(method="http", error=long),) * most, error=long, caused_by=causes)
@@ -365,7 +365,7 @@ def test_the_longest_result_that_names_all_it_can_fits_into_an_event_once_it_is_
         assert CODEC.decode(CODEC.encode(result.abridged())).caused_by == causes
 
 
-def test_as_many_ids_as_an_event_takes_are_named_and_each_once():
+def test_as_many_distinct_ids_as_fit_are_named():
     ids = [str(uuid.UUID(int=number)) for number in range(1000)]
     taken = caused_by_one([*ids[:2], *ids])
     assert taken == tuple(ids[: len(taken)])
