@@ -51,7 +51,7 @@ graphs = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_siz
 
 @settings(max_examples=60)
 @given(graphs)
-def test_every_file_of_a_database_leads_back_to_it(graph):
+def test_every_file_name_of_a_database_maps_to_it(graph):
     database = f"knowledge_graph_{graph}"
     assert {database_of(main_name(database) + suffix) for suffix in ("", *SIDECAR_SUFFIXES)} == {database}
 

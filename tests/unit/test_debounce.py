@@ -53,7 +53,7 @@ bursts = st.lists(seconds, min_size=1, max_size=12).map(sorted)
 
 @quick
 @given(rules, bursts, st.none() | seconds)
-def test_due_lies_between_quiet_and_deadline_unless_the_interval_says_later(given_rules, burst, before):
+def test_due_is_between_quiet_time_and_deadline_unless_the_interval_is_longer(given_rules, burst, before):
     waiting = Debounce(started=None if before is None else -before)
     for at in burst:
         waiting = waiting.changed(at)

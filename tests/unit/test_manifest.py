@@ -170,7 +170,7 @@ def test_the_key_has_the_prefix_of_the_upload_and_parts_are_found_by_database():
     assert replace(FULL, memories=None).keys == FULL.keys[:-1]
 
 
-def test_the_metadata_of_an_object_describe_its_part():
+def test_the_metadata_of_an_object_describes_its_part():
     (main, _) = parts("reflection", 3)
     assert main.metadata == {"sha256": main.sha256, "size": "1003", "compression": "gzip"}
 
@@ -273,7 +273,7 @@ def test_a_manifest_of_a_version_without_memories_has_none():
     assert (found.memories, found.without_memories, found.time_zone) == (None, {}, "")
 
 
-def test_the_metadata_of_the_memories_object_describe_it():
+def test_the_metadata_of_the_memories_object_describes_it():
     assert FULL.memories.metadata == {"sha256": FULL.memories.sha256, "size": "7000", "compression": "none"}
 
 

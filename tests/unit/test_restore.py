@@ -213,7 +213,7 @@ def test_after_a_kill_between_any_steps_pairs_are_complete_and_the_next_restore_
         with RestoreDirectoryFiles(directory, no_writer) as directory_files:
             finished = directory_files.finish()
             kinds[bool(finished)] = number
-            if killed == OLD and not finished:  # killed before its journal was written
+            if killed == OLD and not finished:  # the installation had not started
                 prepare(directory_files, raw)
                 install(directory_files, raw)
         found = contents(directory)

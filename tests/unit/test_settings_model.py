@@ -287,7 +287,7 @@ def test_without_a_bucket_a_cloud_endpoint_that_ends_in_mcp_is_akoshas_address()
     assert Settings(cloud_endpoint=endpoint, http_endpoint="").http_endpoint == endpoint
 
 
-def test_an_explicit_http_endpoint_or_a_bucket_prevents_that():
+def test_an_explicit_http_endpoint_or_a_bucket_takes_precedence():
     endpoint, own = "https://akosha.example/mcp", "http://localhost:8682/mcp"
     assert Settings(cloud_endpoint=endpoint, http_endpoint=own).http_endpoint == own
     assert Settings(cloud_endpoint=endpoint, cloud_bucket="bucket").http_endpoint == own

@@ -38,7 +38,7 @@ def refused(**settings):
     return dict(line.removeprefix("akosha_").split(" is ", 1) for line in str(caught.value).splitlines())
 
 
-# ---------------------------------------------------------------------------------------------------- one way to log in
+# ------------------------------------------------------------------------------------------------------- a single login
 
 
 @pytest.mark.parametrize("login", LOGIN_NAMES)
