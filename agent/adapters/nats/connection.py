@@ -148,7 +148,7 @@ class NatsConnection:
         self._skip_pause, self._ping_timeout = asyncio.Event(), options.patience.ping_timeout
         self._ping_deadline: asyncio.Timeout | None = None
         self._closed, self._renewals = False, 0
-        self.last_error: BusError = BusError(f"connecting to NATS at {options.location}", transient=True)
+        self.last_error: BusError = BusError(f"NATS at {options.location}: connecting", transient=True)
 
     def start(self) -> None:
         """Start to connect in the background."""
@@ -288,7 +288,7 @@ class NatsConnection:
         finally:
             client.mark_lost(reason)
             location = self._options.location
-            self._down(BusError(f"the connection to NATS at {location} was lost: {reason}", transient=True))
+            self._down(BusError(f"NATS at {location}: the connection was lost: {reason}", transient=True))
             await client.drop_idle_connections()
 
     async def _watch(self, client: Client) -> str:
