@@ -78,7 +78,7 @@ def upload_time(upload: str) -> datetime:
     match = _UPLOAD_ID.fullmatch(upload)
     try:
         if match:
-            return datetime.strptime(match[1], _STAMP).replace(tzinfo=UTC)
+            return datetime.fromisoformat(match[1].replace("_", "T")).replace(tzinfo=UTC)
     except ValueError:
         pass
     raise NamingError(f"{upload!r} is not an upload id", hint="YYYYMMDD_HHMMSS_systemid")
