@@ -151,7 +151,7 @@ class Home:
 
         Raises StateError.
         """
-        return await open_for_holder(self.state.ledger_file, self.ledger_codec, self.clock, held=self._is_held)
+        return await open_for_holder(self.state.ledger_file, self.ledger_codec, self.clock, is_held=self._is_held)
 
     async def read_ledger(self) -> Ledger:
         """Open the ledger for reading, while an agent may write it. Raises StateError if it does not exist."""

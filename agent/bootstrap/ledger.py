@@ -22,16 +22,17 @@ REPLACED = "ledger_replaced"
 _log = structlog.get_logger()
 
 
-async def open_for_holder(path: Path, codec: Codec, clock: Clock, *, held: Callable[[], bool]) -> Ledger:
+async def open_for_holder(path: Path, codec: Codec, clock: Clock, *, is_held: Callable[[], bool]) -> Ledger:
     """Open the ledger for writing. If it is damaged, move it aside and open a new one.
 
-    `held` returns whether this process holds the state directory; if not, LedgerDamaged is raised. Raises StateError.
+    `is_held` returns whether this process holds the state directory. If not, LedgerDamaged is raised. Raises
+    StateError.
     """
     fresh = not await asyncio.to_thread(is_created, path)
     try:
         ledger = await SqliteLedger.open(path, codec, clock=clock)
     except LedgerDamaged as error:
-        if not await asyncio.to_thread(held):
+        if not await asyncio.to_thread(is_held):
             raise
         await asyncio.to_thread(set_ledger_aside, path, clock, error)
         fresh, ledger = True, await SqliteLedger.open(path, codec, clock=clock)

@@ -67,7 +67,7 @@ def part_bytes(raw_size: int, chunk_bytes: int) -> int:
 
     `raw_size` bounds the compressed size: gzip adds at most a few bytes in ten thousand.
     """
-    most = raw_size + raw_size // 1000 + 65_536
-    needed = math.ceil(most / MAX_PARTS)
+    largest = raw_size + raw_size // 1000 + 65_536
+    needed = math.ceil(largest / MAX_PARTS)
     mebibyte = 2**20
     return chunk_bytes if needed <= chunk_bytes else math.ceil(needed / mebibyte) * mebibyte

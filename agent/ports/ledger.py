@@ -40,7 +40,7 @@ class Ledger(Protocol):
         ...
 
     async def record_problems(self, target: Target, problems: Mapping[str, Problem]) -> None:
-        """Record that databases could not be copied; they stay owed."""
+        """Record that databases could not be copied; they are owed."""
         ...
 
     async def forget(self, target: Target, databases: Collection[str]) -> None:
