@@ -219,9 +219,9 @@ async def test_files_stored_under_another_compression_are_not_reused(rig):
 
 async def test_a_wal_that_grew_is_sent_and_the_main_file_beside_it_copied(rig):
     with session_buddy.Writer(rig.data, "--paused") as writer:
-        await asyncio.to_thread(writer.ask, "commit 2")
+        await asyncio.to_thread(writer.run, "commit 2")
         await rig.sync()
-        await asyncio.to_thread(writer.ask, "commit 2")
+        await asyncio.to_thread(writer.run, "commit 2")
         result = await rig.sync()
         assert isinstance(result, SyncSucceeded)
         origins = rig.origins(rig.manifests[-1])
@@ -232,9 +232,9 @@ async def test_a_wal_that_grew_is_sent_and_the_main_file_beside_it_copied(rig):
 
 async def test_where_the_store_cannot_copy_a_staged_file_is_sent_and_another_comes_through_here(rig):
     with session_buddy.Writer(rig.data, "--paused") as writer:
-        await asyncio.to_thread(writer.ask, "commit 2")
+        await asyncio.to_thread(writer.run, "commit 2")
         await rig.sync()
-        await asyncio.to_thread(writer.ask, "commit 2")
+        await asyncio.to_thread(writer.run, "commit 2")
         rig.store.fail("copy", CopyUnsupported("not here"), times=9)
         assert isinstance(await rig.sync(), SyncSucceeded)
         origins = rig.origins(rig.manifests[-1])
@@ -828,7 +828,7 @@ class NoReport:
 async def test_a_machine_that_takes_anothers_place_sends_what_was_made_one_file_and_nothing_else(rig):
     """As docs/guides/restore.md says: what had no WAL has the bytes that are in the bucket already."""
     with session_buddy.Writer(rig.data, "--paused") as writer:
-        await asyncio.to_thread(writer.ask, "commit 2")
+        await asyncio.to_thread(writer.run, "commit 2")
         await rig.sync()
     assert "reflection.duckdb.wal" in rig.origins(rig.manifests[-1])
     await restored_elsewhere(rig, "new")
