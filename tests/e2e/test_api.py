@@ -234,11 +234,13 @@ async def test_where_the_cloud_is_away_the_memories_go_to_akosha(machine):
 
 async def test_where_an_agent_runs_it_is_asked_and_its_own_settings_count(machine, tmp_path):
     machine.set(agent_upload_on_change=False)
+    machine.write(commits=1, entities=1)
     with machine.run() as agent:
-        machine.write(commits=1, entities=1)
+        agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
+        machine.write(commits=2)
         result = await hybrid(machine, cloud_endpoint=(tmp_path / "elsewhere").as_uri()).sync_memories()
         assert agent.logged("sync_succeeded", request_id=result["request_id"], upload_id=result["upload_id"])
-    assert [manifest["upload_id"] for manifest in machine.manifests] == [result["upload_id"]]
+    assert [manifest["upload_id"] for manifest in machine.manifests[1:]] == [result["upload_id"]]
     assert not (tmp_path / "elsewhere").exists()
 
 

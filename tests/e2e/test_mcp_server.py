@@ -275,8 +275,10 @@ def test_a_cancelled_call_withdraws_its_note_and_the_next_one_works(assistant):
 
 def test_where_an_agent_runs_it_does_the_sync_and_the_status_shows_it(machine, tmp_path):
     machine.set(agent_upload_on_change="false")
+    machine.write(commits=3, entities=2)
     with machine.run() as agent, assistant_on(machine, tmp_path / "log") as assistant:
-        machine.write(commits=4, entities=2)
+        agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
+        machine.write(commits=4)
         result = assistant.sync()
         assert (result["success"], result["outcome"]) == (True, "succeeded")
         agent.logged("sync_succeeded", request_id=result["request_id"])

@@ -86,13 +86,14 @@ def test_two_agents_with_one_system_id_each_do_their_own_work_and_only_that(serv
 def test_a_sessions_end_starts_a_sync_at_once_and_waits_for_an_agent_that_is_away(server, machine):
     """One whose id was handled is ignored."""
     machine.set(agent_upload_on_change=False)
+    machine.write(commits=2)
     with machine.run() as agent:
         agent.logged("bus_in_use", bus="nats")
-        agent.logged("watch_mode", 2)
+        agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
         machine.write(commits=3)
         tell(server, (ENDED, session_end(1)))
-        agent.logged("sync_succeeded")
-        assert [line["reason"] for line in agent.logged("sync_requested")] == ["session_end"]
+        agent.logged("sync_succeeded", 2)
+        assert [line["reason"] for line in agent.logged("sync_requested", 2)] == ["startup", "session_end"]
     tell(server, (ENDED, session_end(1, again=True)), (ENDED, session_end(2)))
     with machine.run() as agent:
         assert [line["session_id"] for line in agent.logged("session_ended")] == ["2"]
@@ -125,10 +126,11 @@ def test_each_session_end_of_session_buddys_own_source_has_a_result_that_names_i
         return result["type"].split(".")[2], str(result["data"].get("why") or result["data"]["error"])
 
     machine.set(agent_upload_on_change=False)
+    machine.write(commits=2)
     with listening(server.url) as listener:
         with machine.run() as agent:
             agent.logged("bus_in_use", bus="nats")
-            agent.logged("watch_mode", 2)
+            agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
             machine.write(commits=3)
             say(1)
             assert outcome(1)[0] == "succeeded"
@@ -152,25 +154,27 @@ def test_each_session_end_of_session_buddys_own_source_has_a_result_that_names_i
 
 def test_a_session_end_that_was_accepted_is_answered_after_the_agent_was_killed(server, machine):
     machine.set(agent_upload_on_change=False)
+    machine.write(commits=2)
     with listening(server.url) as listener:
         with machine.started("run") as agent:
             agent.logged("bus_in_use", bus="nats")
-            agent.logged("watch_mode", 2)
+            agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
             machine.write(commits=3)
             tell(server, (ENDED, session_end(1)))
             agent.logged("session_ended")
             agent.process.kill()
         with machine.run():
             assert {event["data"]["success"] for event in answers(listener, 1)} == {True}
-    assert len(machine.manifests) == 1
+    assert len(machine.manifests) == 2
 
 
 def test_three_hundred_sessions_that_end_at_once_are_all_named_by_a_few_results(server, machine):
     numbers = range(1, 301)
     machine.set(agent_upload_on_change=False)
+    machine.write(commits=2)
     with machine.run() as agent, listening(server.url) as listener:
         agent.logged("bus_in_use", bus="nats")
-        agent.logged("watch_mode", 2)
+        agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
         machine.write(commits=3)
         tell(server, *((ENDED, session_end(number)) for number in numbers))
         found = answers(listener, *numbers)
@@ -179,7 +183,7 @@ def test_three_hundred_sessions_that_end_at_once_are_all_named_by_a_few_results(
         assert sorted(named) == sorted(f"session-{number}" for number in numbers), "each once"
         for raw in listener.raw:
             check(raw)
-    assert len(machine.manifests) == 1
+    assert len(machine.manifests) == 2
 
 
 def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(server, machine):
@@ -212,15 +216,18 @@ def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(serve
 def test_a_fleet_is_asked_and_reported_where_that_is_switched_on(server, machine):
     """Status and sync, and nothing that names a path, an address or a setting."""
     machine.set(agent_remote_control=True, agent_upload_on_change=False)
+    machine.write(commits=2)
     with machine.run() as agent, listening(server.url, pattern="akosha.>") as listener:
-        agent.logged("watch_mode", 2)
+        agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
+        listener.wait(listener.ids)
         machine.write(commits=3)
         status = ask(server, "akosha.agent.laptop.status")
         assert (status["system_id"], status["pending"], status["bus"]["name"]) == ("laptop", ["reflection"], "nats")
         accepted = ask(server, "akosha.agent.laptop.sync")
         assert accepted["accepted"]
-        listener.wait(listener.ids)
-        (result,) = (event["data"] for event in listener.received if event["type"] == "akosha.sync.succeeded.v1")
+        listener.wait(lambda: len(listener.ids()) == 2)
+        succeeded = [event["data"] for event in listener.received if event["type"] == "akosha.sync.succeeded.v1"]
+        (_, result) = succeeded
         assert (result["request_id"], result["triggered_by"]) == (accepted["request_id"], "remote")
         status = ask(server, "akosha.agent.laptop.status")
         assert (status["pending"], status["targets"]["cloud"]["newest_upload_id"]) == ([], result["upload_id"])

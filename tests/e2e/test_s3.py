@@ -184,19 +184,21 @@ def test_stopped_in_the_middle_of_an_upload_nothing_stays_behind(machine, bucket
 def test_ctrl_c_in_a_sync_that_an_agent_does_says_that_the_agent_goes_on(machine, bucket, proxy):
     gate = Gate()
     machine.set(agent_upload_on_change="false")
+    machine.write(commits=1)
     with machine.run() as agent:
+        agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
         proxy.on("put_object", gate.hold(), times=1)
-        machine.write(commits=1)
+        machine.write(commits=2)
         with machine.started("sync") as syncing:
             gate.wait()
             assert syncing.stop(signal.SIGINT) == 130
             reported = syncing.end().err
         gate.open()
-        agent.logged("sync_succeeded")
+        agent.logged("sync_succeeded", 2)
     assert reported == (
         f"akosha-agent: the agent (process {agent.pid} (run)) continues the sync: akosha-agent status shows it\n"
     )
-    assert len(bucket.manifests) == 1
+    assert len(bucket.manifests) == 2
 
 
 def test_put_get_and_list_are_enough_and_what_needs_more_is_a_notice(machine, bucket, proxy):

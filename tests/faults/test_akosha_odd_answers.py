@@ -1,6 +1,7 @@
 """Answers that no Akosha gives, at each step of a conversation: each ends in a SinkError that describes it."""
 
 import asyncio
+import functools
 import gzip
 import json
 import zlib
@@ -26,6 +27,21 @@ def nested(depth):
 
 def plain(code, body=b"", kind="text/html", more=""):
     return lambda writer, _number: respond(writer, body, status=code, kind=kind, more=more)
+
+
+@functools.cache
+def gzip_bomb(prefix, layers):
+    """Return 40 MiB of blanks after `prefix`, compressed `layers` times."""
+    data = prefix + b" " * (40 << 20)
+    for _ in range(layers):
+        data = gzip.compress(data)
+    return data
+
+
+def bomb(kind, prefix=b"", layers=1):
+    """Respond with a gzip bomb, which is compressed when it is sent: at import it would delay every test run."""
+    more = f"Content-Encoding: {', '.join(['gzip'] * layers)}\r\n"
+    return lambda writer, _number: respond(writer, gzip_bomb(prefix, layers), kind=kind, more=more)
 
 
 def raw(data):
@@ -87,21 +103,9 @@ ANYWHERE = {
     "a charset that is none": plain(200, b"{}", kind="application/json; charset=nonsense"),
     "events in a charset that is none": plain(200, b"data: {}\n\n", kind="text/event-stream; charset=nonsense"),
     "a broken gzip": plain(200, b"\x1f\x8bnonsense", kind="application/json", more="Content-Encoding: gzip\r\n"),
-    "a gzip that unpacks to a thousand times": plain(
-        200, gzip.compress(b" " * (40 << 20)), kind="application/json", more="Content-Encoding: gzip\r\n"
-    ),
-    "events that unpack to a thousand times": plain(
-        200,
-        gzip.compress(b"data: " + b" " * (40 << 20)),
-        kind="text/event-stream",
-        more="Content-Encoding: gzip\r\n",
-    ),
-    "a gzip in a gzip": plain(
-        200,
-        gzip.compress(gzip.compress(b" " * (40 << 20))),
-        kind="application/json",
-        more="Content-Encoding: gzip, gzip\r\n",
-    ),
+    "a gzip that unpacks to a thousand times": bomb("application/json"),
+    "events that unpack to a thousand times": bomb("text/event-stream", prefix=b"data: "),
+    "a gzip in a gzip": bomb("application/json", layers=2),
     "deflate": plain(200, zlib.compress(b"{}"), kind="application/json", more="Content-Encoding: deflate\r\n"),
     "an encoding that nobody knows": plain(200, b"{}", kind="application/json", more="Content-Encoding: x-y\r\n"),
     "an empty body": plain(200, b"", kind="application/json"),
