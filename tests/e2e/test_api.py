@@ -148,7 +148,7 @@ def python(tmp_path, name, text, *arguments):
 
 
 @pytest.mark.long
-def test_a_program_that_has_the_database_open_keeps_its_lock_while_it_syncs(machine, tmp_path):
+def test_a_program_keeps_its_database_lock_while_it_syncs(machine, tmp_path):
     """And what arrives is what it had committed. That the proof can fail: one reading by hand, and the lock is gone."""
     file = machine.data / REFLECTION
     with python(tmp_path, "host", HOST, machine.data, machine.state, machine.bucket) as host:
@@ -186,7 +186,7 @@ def test_a_program_that_has_the_database_open_keeps_its_lock_while_it_syncs(mach
     assert synced["before"] <= finding.last + 1 <= synced["after"] + 1
 
 
-def test_to_import_it_costs_a_program_nothing_heavy():
+def test_importing_the_api_imports_no_heavy_package():
     code = "import sys, agent.api; print(*{name.partition('.')[0] for name in sys.modules})"
     plain = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     how = {"capture_output": True, "text": True, "timeout": TIMEOUT, "check": True}
@@ -197,7 +197,7 @@ def test_to_import_it_costs_a_program_nothing_heavy():
 # ---------------------------------------------------------------------------------------------------- what it does
 
 
-async def test_the_result_is_the_documented_one_and_nothing_new_is_a_success_without_files(machine, capfd, caplog):
+async def test_the_result_has_the_documented_fields(machine, capfd, caplog):
     """What is to be told goes to `logging`; a loop in a thread does as well; what is not wanted stays behind."""
     caplog.set_level(logging.INFO, "agent.api")
     machine.write(commits=3, entities=2)
@@ -218,7 +218,7 @@ async def test_the_result_is_the_documented_one_and_nothing_new_is_a_success_wit
     assert children() == []
 
 
-async def test_where_the_cloud_is_away_the_memories_go_to_akosha(machine):
+async def test_an_unreachable_bucket_falls_back_to_akosha(machine):
     create(machine.data, commits=3, entities=1, embeddings=True)
     with Akosha() as akosha:
         os.environ["SESSION_BUDDY_AKOSHA_HTTP_ENDPOINT"] = akosha.url
@@ -232,7 +232,7 @@ async def test_where_the_cloud_is_away_the_memories_go_to_akosha(machine):
     assert (again["success"], again["files_uploaded"]) == (True, [])
 
 
-async def test_where_an_agent_runs_it_is_asked_and_its_own_settings_count(machine, tmp_path):
+async def test_a_running_agent_does_the_sync_with_its_own_settings(machine, tmp_path):
     machine.set(agent_upload_on_change=False)
     machine.write(commits=1, entities=1)
     with machine.run() as agent:
@@ -244,7 +244,7 @@ async def test_where_an_agent_runs_it_is_asked_and_its_own_settings_count(machin
     assert not (tmp_path / "elsewhere").exists()
 
 
-async def test_an_empty_system_id_is_that_of_the_agent_whatever_its_setting_is_from(machine):
+async def test_an_empty_system_id_means_that_of_the_agent(machine):
     """Beside the agent, and when it has ended: there is one system in the bucket, and no second whole upload."""
     os.environ.pop(variable("system_id"))
     machine.set(system_id="desk", agent_upload_on_change=False)
@@ -265,7 +265,7 @@ async def test_an_empty_system_id_is_that_of_the_agent_whatever_its_setting_is_f
 # ---------------------------------------------------------------------------------------------------------- in need
 
 
-async def test_a_forced_method_raises_its_own_error_with_the_cure(machine):
+async def test_a_forced_method_raises_its_own_error_with_a_hint(machine):
     os.environ["SESSION_BUDDY_AKOSHA_SYNC_ENABLED"] = "false"
     with pytest.raises(CloudUploadError, match="sync is disabled") as caught:
         await hybrid(machine).sync_memories(force_method="cloud")
@@ -273,7 +273,7 @@ async def test_a_forced_method_raises_its_own_error_with_the_cure(machine):
     assert isinstance(caught.value.original, AkoshaError)
 
 
-async def test_when_all_fail_the_error_of_each_says_what_and_where(machine):
+async def test_if_all_methods_fail_the_error_has_the_error_of_each(machine):
     machine.write(commits=1, entities=1)
     machine.bucket.mkdir()
     (machine.bucket / "systems").touch()
@@ -292,7 +292,7 @@ async def test_when_all_fail_the_error_of_each_says_what_and_where(machine):
     assert str(failed) == cloud["error"] == f"{failed.message} ({failed.hint})"
 
 
-async def test_a_config_that_is_wrong_fails_the_http_method_in_the_settings_words(machine):
+async def test_an_invalid_config_raises_the_message_of_the_settings(machine):
     method = HttpSyncMethod(AkoshaSyncConfig(chunk_size_mb=500), data_dir=machine.data, state_dir=machine.state)
     with pytest.raises(HTTPSyncError, match=r"akosha_chunk_size_mb is 500 .* from 1 to 100"):
         await method.sync()
@@ -323,7 +323,7 @@ async def waiting_sync(machine):
     assert children() == []
 
 
-async def test_cancelled_it_takes_back_what_it_asked_for_and_leaves_no_process(machine):
+async def test_a_cancelled_sync_withdraws_its_request_and_ends_its_process(machine):
     async with waiting_sync(machine) as (syncing, _):
         syncing.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -332,7 +332,7 @@ async def test_cancelled_it_takes_back_what_it_asked_for_and_leaves_no_process(m
         assert list((machine.state / "spool").iterdir()) == []
 
 
-async def test_cancelled_while_its_process_is_started_it_leaves_none(machine):
+async def test_a_sync_cancelled_while_its_process_starts_leaves_no_process(machine):
     syncing = asyncio.create_task(hybrid(machine).sync_memories(force_method="cloud"))
     await asyncio.sleep(0)
     syncing.cancel()
@@ -341,7 +341,7 @@ async def test_cancelled_while_its_process_is_started_it_leaves_none(machine):
     assert children() == []
 
 
-async def test_cancelled_twice_it_does_not_wait_for_a_process_that_does_not_end(machine):
+async def test_a_sync_cancelled_twice_does_not_wait_for_its_process(machine):
     async with waiting_sync(machine) as (syncing, process):
         process.suspend()
         syncing.cancel()
@@ -351,7 +351,7 @@ async def test_cancelled_twice_it_does_not_wait_for_a_process_that_does_not_end(
             await syncing
 
 
-async def test_a_process_that_dies_is_an_error_that_says_how(machine):
+async def test_a_killed_process_raises_an_error_that_names_the_signal(machine):
     async with waiting_sync(machine) as (syncing, process):
         process.send_signal(signal.SIGKILL)
         with pytest.raises(CloudUploadError, match="was killed by SIGKILL") as caught:
@@ -360,7 +360,7 @@ async def test_a_process_that_dies_is_an_error_that_says_how(machine):
 
 
 @pytest.mark.long
-def test_a_program_that_is_killed_does_not_take_its_sync_with_it(machine, tmp_path):
+def test_the_sync_of_a_killed_program_completes(machine, tmp_path):
     code = f"""
         import asyncio
         from agent.api import AkoshaSyncConfig, HybridAkoshaSync
@@ -378,7 +378,7 @@ def test_a_program_that_is_killed_does_not_take_its_sync_with_it(machine, tmp_pa
     assert len(machine.manifests) == 1
 
 
-async def test_a_process_that_cannot_begin_is_an_error_with_its_last_word(machine, tmp_path, monkeypatch):
+async def test_a_process_that_fails_at_start_raises_an_error_with_its_last_line(machine, tmp_path, monkeypatch):
     package = tmp_path / "broken" / "structlog"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('this is broken')")
@@ -396,7 +396,7 @@ async def test_a_process_that_cannot_begin_is_an_error_with_its_last_word(machin
 @pytest.mark.parametrize(
     ("status", "location", "there"), [(200, "", True), (404, "", False), (500, "", False), (302, "/else", False)]
 )
-def test_an_akosha_server_is_there_if_its_health_is_200_itself(machine, monkeypatch, status, location, there):
+def test_akosha_is_available_if_its_health_check_answers_200(machine, monkeypatch, status, location, there):
     asked = []
 
     class Server(http.server.BaseHTTPRequestHandler):
@@ -422,7 +422,7 @@ def test_an_akosha_server_is_there_if_its_health_is_200_itself(machine, monkeypa
     assert asked == ["/health"]
 
 
-async def test_a_server_that_does_not_answer_within_a_second_is_unknown_and_one_that_is_gone_is_not_there(machine):
+async def test_a_silent_server_counts_as_available_and_a_closed_port_does_not(machine):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         os.environ["SESSION_BUDDY_AKOSHA_HTTP_ENDPOINT"] = f"http://127.0.0.1:{port}/mcp"

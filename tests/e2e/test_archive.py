@@ -27,7 +27,7 @@ def damage(machine, name="reflection.duckdb"):
     path.write_bytes(flip_bit(path.read_bytes(), 1000))
 
 
-def test_uploads_shows_them_newest_first_and_everything_about_one(machine):
+def test_uploads_lists_newest_first_and_shows_one_in_detail(machine):
     machine.write(commits=9)
     newest = machine.sync()["upload_id"]
     older = machine.manifests[0]["upload_id"]
@@ -48,7 +48,7 @@ def test_uploads_shows_them_newest_first_and_everything_about_one(machine):
     assert (nothing.code, "there are no uploads of another" in nothing.out) == (0, True)
 
 
-def test_verify_finds_a_whole_upload_whole_and_a_flipped_bit_in_a_directory_with_and_without_deep(machine):
+def test_verify_finds_a_flipped_bit_in_a_directory_with_and_without_deep(machine):
     whole = machine.call("verify")
     assert (whole.code, whole.err) == (0, "")
     assert "intact, 4 objects" in whole.out
@@ -67,7 +67,7 @@ def test_verify_finds_a_whole_upload_whole_and_a_flipped_bit_in_a_directory_with
     assert not [path for path in (machine.state / "verifying").iterdir() if path.is_dir()]
 
 
-def test_wrong_use_is_reported_with_2_and_what_is_not_there_with_1(machine):
+def test_a_usage_error_exits_2_and_an_unknown_upload_exits_1(machine):
     for words in (("latest", "--all"), ("--system", "../x"), ("--nonsense",)):
         assert machine.call("verify", *words).code == 2
     missing = machine.call("verify", "2027", "--json")
@@ -83,7 +83,7 @@ def test_wrong_use_is_reported_with_2_and_what_is_not_there_with_1(machine):
     assert "akosha_cloud_bucket" in nowhere.err
 
 
-def test_beside_a_running_agent_it_is_the_agent_that_tells(machine):
+def test_verify_publishes_its_result_through_the_running_agent(machine):
     with machine.run() as agent, machine.follow() as following:
         assert machine.call("verify", "--json").json["whole"]
         (event,) = following.printed.wait(lambda line: line.get("type") == VERIFIED)
@@ -92,7 +92,7 @@ def test_beside_a_running_agent_it_is_the_agent_that_tells(machine):
     assert len(reported(machine)) == 1
 
 
-def test_another_systems_uploads_are_looked_at_and_no_event_tells_of_it(machine):
+def test_verifying_another_systems_uploads_records_no_event(machine):
     machine.set(system_id="tablet")
     found = machine.call("verify", "--system", "laptop", "--json")
     assert (found.code, json.loads(found.out)["system_id"]) == (0, "laptop")
@@ -100,7 +100,7 @@ def test_another_systems_uploads_are_looked_at_and_no_event_tells_of_it(machine)
 
 
 @pytest.mark.parametrize("words", [("list",), ("show", "latest")], ids=["list", "show"])
-def test_an_option_before_the_command_that_it_is_for_is_refused_and_not_passed_over(machine, words):
+def test_an_option_before_its_subcommand_is_refused(machine, words):
     done = machine.call("uploads", "--system", "other", *words)
     assert (done.code, done.out) == (2, "")
     assert f"--system must follow {words[0]}" in done.err

@@ -40,13 +40,13 @@ def machine(tmp_path):
 # ------------------------------------------------------------------------------------------------ usage and settings
 
 
-def test_the_shell_is_reported_the_commands_that_begin_as_typed(machine):
+def test_shell_completion_lists_the_matching_commands(machine):
     machine.environ |= {"_AKOSHA_AGENT_COMPLETE": "complete_bash", "COMP_WORDS": "akosha-agent se", "COMP_CWORD": "1"}
     reported = machine.call(prefix=[COMMAND], directories=False)
     assert (reported.code, reported.out.split()) == (0, ["service"])
 
 
-def test_without_any_standard_stream_a_sync_is_done_and_no_file_takes_the_place_of_one(machine):
+def test_sync_runs_without_standard_streams(machine):
     """As some starters leave a process: a ledger opened on descriptor 2 would be what errors are printed to."""
     machine.write(commits=1)
     bare = 'exec "$0" "$@" <&- >&- 2>&-'
@@ -54,7 +54,7 @@ def test_without_any_standard_stream_a_sync_is_done_and_no_file_takes_the_place_
     assert (done.code, len(machine.manifests)) == (0, 1)
 
 
-def test_every_command_explains_itself(machine):
+def test_every_command_has_help(machine):
     reported = machine.call(prefix=[COMMAND, "--version"], directories=False)
     assert (reported.code, reported.out) == (0, f"akosha-agent {__version__}\n")
     whole = machine.call("--help", directories=False)
@@ -81,13 +81,13 @@ def test_every_command_explains_itself(machine):
 @pytest.mark.parametrize(
     "words", [(), ("upload",), ("sync", "--method", "ftp"), ("status", "--loud"), ("sync", "now")], ids=" ".join
 )
-def test_a_usage_error_exits_2_and_says_so_on_stderr(machine, words):
+def test_a_usage_error_exits_2_with_a_message_on_stderr(machine, words):
     done = machine.call(*words, directories=False)
     assert done.code == 2
     assert not words or (done.out, "Usage" in done.err) == ("", True)
 
 
-def test_a_bad_setting_exits_2_and_names_key_value_source_and_what_is_allowed(machine):
+def test_an_invalid_setting_exits_2_and_names_its_key_value_and_source(machine):
     file = machine.home / "mine.yaml"
     file.write_text("akosha_max_retries: many\n")
     machine.set(chunk_size_mb=500)
@@ -102,7 +102,7 @@ def test_a_bad_setting_exits_2_and_names_key_value_source_and_what_is_allowed(ma
     assert machine.call("status", "--settings", str(machine.home / "missing.yaml")).code == 2
 
 
-def test_config_tells_each_value_and_its_source_and_masks_the_token(machine):
+def test_config_shows_each_value_with_its_source_and_masks_the_token(machine):
     machine.secrets = ("canary-token",)
     machine.set(http_token="canary-token", cloud_bucket="memories", cloud_endpoint=None)
     table, document = machine.call("config"), machine.call("config", "--json")
@@ -122,7 +122,7 @@ def test_config_tells_each_value_and_its_source_and_masks_the_token(machine):
 # ------------------------------------------------------------------------------------------------------ no way to go
 
 
-def test_without_a_bucket_and_akosha_sync_fails_with_the_cure_and_the_status_has_what_is_pending(machine):
+def test_sync_without_a_target_names_the_setting(machine):
     machine.write(commits=1, entities=1)
     machine.set(cloud_endpoint=None)
     result = machine.sync(code=1)
@@ -135,7 +135,7 @@ def test_without_a_bucket_and_akosha_sync_fails_with_the_cure_and_the_status_has
     assert machine.status()["pending"] == ["knowledge_graph", "reflection"]
 
 
-def test_without_a_bucket_and_akosha_run_says_so_once_and_makes_no_noise(machine):
+def test_run_without_a_target_logs_one_failure(machine):
     machine.write(commits=1, entities=1)
     machine.set(cloud_endpoint=None)
     with machine.run() as agent:
@@ -145,7 +145,7 @@ def test_without_a_bucket_and_akosha_run_says_so_once_and_makes_no_noise(machine
     assert [line["event"] for line in agent.log.seen if line["level"] != "info"] == ["sync_failed"]
 
 
-def test_a_method_that_is_not_there_is_said_to_be_so(machine):
+def test_a_method_that_is_not_configured_is_an_error(machine):
     machine.write(commits=1)
     result = machine.sync("--method", "http", code=1)
     assert_contract(result)
@@ -155,7 +155,7 @@ def test_a_method_that_is_not_there_is_said_to_be_so(machine):
     assert machine.sync("--method", "cloud", "--no-fallback")["method"] == "cloud"
 
 
-def test_switched_off_nothing_is_synced_and_changes_are_reported(machine):
+def test_with_sync_disabled_changes_are_logged_and_not_synced(machine):
     machine.write(commits=1)
     machine.set(sync_enabled="false")
     done = machine.call("sync", "--json")
@@ -176,7 +176,7 @@ def test_switched_off_nothing_is_synced_and_changes_are_reported(machine):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the databases made by Session-Buddy's own code are not here")
 @pytest.mark.parametrize("state", ROWS)
-def test_session_buddys_own_databases_arrive_with_all_their_rows(machine, state, tmp_path):
+def test_session_buddys_own_databases_are_uploaded_with_all_rows(machine, state, tmp_path):
     for file in (REAL / state).iterdir():
         shutil.copy(file, machine.data)
     result = machine.sync()
@@ -199,7 +199,7 @@ def test_session_buddys_own_databases_arrive_with_all_their_rows(machine, state,
     assert machine.staged == []
 
 
-def test_what_is_unchanged_is_not_uploaded_again_and_what_changed_is(machine, tmp_path):
+def test_only_changed_databases_are_uploaded_again(machine, tmp_path):
     machine.write(commits=20, entities=5)
     first = machine.sync()
     again = machine.sync()
@@ -241,7 +241,7 @@ def test_what_is_unchanged_is_not_uploaded_again_and_what_changed_is(machine, tm
     assert (lines.code, len(lines.out.splitlines()), ESCAPE in lines.out) == (0, 8, False)
 
 
-def test_an_id_grows_even_where_the_bucket_has_one_of_tomorrow(machine):
+def test_an_upload_id_is_later_than_all_in_the_bucket(machine):
     """The clock was set back by a day, and the ledger is lost or not."""
     machine.write(commits=1, entities=1)
     first = machine.sync()["upload_id"]
@@ -258,7 +258,7 @@ def test_an_id_grows_even_where_the_bucket_has_one_of_tomorrow(machine):
     assert [part["database"] for part in machine.manifests[-1]["parts"]] == ["knowledge_graph", "reflection"]
 
 
-def test_a_bar_moves_on_a_terminal_and_nowhere_else(machine):
+def test_a_progress_bar_is_shown_on_a_terminal_only(machine):
     machine.write(commits=5)
     ours, theirs = pty.openpty()
     shown = bytearray()

@@ -15,7 +15,7 @@ def machine(tmp_path):
     return Machine(tmp_path, enable_fallback="false")
 
 
-def test_one_that_is_not_there_fails_the_sync_and_run_waits_for_it(machine):
+def test_a_missing_data_directory_fails_sync_and_run_waits_for_it(machine):
     machine.data.rmdir()
     command = machine.call("sync")
     assert command.code == 1
@@ -37,7 +37,7 @@ def test_one_that_is_not_there_fails_the_sync_and_run_waits_for_it(machine):
     assert machine.status()["problem"] == ""
 
 
-async def test_a_program_that_syncs_one_that_is_not_there_gets_an_error(machine, monkeypatch):
+async def test_a_missing_data_directory_raises_an_error_from_the_api(machine, monkeypatch):
     machine.data.rmdir()
     for name, value in machine.environ.items():
         monkeypatch.setenv(name, value)
@@ -50,7 +50,7 @@ async def test_a_program_that_syncs_one_that_is_not_there_gets_an_error(machine,
     assert CURE in raised.value.hint
 
 
-def test_one_without_databases_is_a_plain_sentence(machine):
+def test_an_empty_data_directory_is_reported(machine):
     command = machine.call("sync")
     assert command.code == 0
     assert "there are no databases in the data directory yet" in command.out
@@ -61,7 +61,7 @@ def test_one_without_databases_is_a_plain_sentence(machine):
         assert CURE in machine.sync()["why"]
 
 
-def test_session_buddys_own_data_dir_is_where_databases_are_looked_for(machine):
+def test_the_data_directory_comes_from_session_buddys_settings(machine):
     machine.write(commits=2, entities=1)
     settings = machine.home / ".claude" / "settings" / "session-buddy.yaml"
     settings.parent.mkdir(parents=True)

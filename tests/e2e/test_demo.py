@@ -96,7 +96,7 @@ def assert_ended(processes: list[psutil.Process]) -> None:
 
 
 @pytest.mark.long
-def test_it_shows_its_stages_and_every_check_passes(tmp_path):
+def test_the_demo_prints_its_stages_and_passes_every_check(tmp_path):
     with running(tmp_path) as demo:
         assert demo.rest() == 0, demo.output
     output = demo.output
@@ -115,7 +115,7 @@ def test_it_shows_its_stages_and_every_check_passes(tmp_path):
 
 
 @pytest.mark.long
-def test_an_object_that_is_damaged_in_the_bucket_fails_the_demo(tmp_path):
+def test_a_damaged_object_fails_the_demo(tmp_path):
     with running(tmp_path) as demo:
         upload_id = re.search(r"uploaded (\S+):", demo.until("uploaded "))[1]
         damaged = demo.scratch / "cloud" / "systems" / "demo" / "uploads" / upload_id / "reflection.duckdb.wal"
@@ -132,7 +132,7 @@ def test_an_object_that_is_damaged_in_the_bucket_fails_the_demo(tmp_path):
     assert not demo.scratch.exists()
 
 
-def test_an_agent_that_dies_fails_the_demo_and_no_process_is_left(tmp_path):
+def test_a_killed_agent_fails_the_demo_and_leaves_no_process(tmp_path):
     with running(tmp_path) as demo:
         pid = int(re.search(r"pid (\d+)", demo.until("akosha-agent run (pid"))[1])
         demo.until("sync requested")
@@ -146,7 +146,7 @@ def test_an_agent_that_dies_fails_the_demo_and_no_process_is_left(tmp_path):
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_in_the_middle_it_ends_its_processes_and_cleans_up(tmp_path, name):
+def test_a_stopped_demo_ends_its_processes_and_cleans_up(tmp_path, name):
     with running(tmp_path) as demo:
         demo.until("akosha-agent run (pid")
         demo.until("sync requested")
@@ -164,14 +164,14 @@ DAMAGED = {"upload_id": "2_demo", "whole": False, "problems": {"reflection.duckd
 CONTENTS = {CONVERSATIONS: (8, "1"), REFLECTIONS: (2, "2"), ENTITIES: (12, "3"), RELATIONSHIPS: (20, "4")}
 
 
-def test_a_damaged_upload_and_an_empty_bucket_are_failures():
+def test_a_damaged_upload_or_an_empty_bucket_fails_the_check():
     assert checks.uploads_complete({"whole": True, "uploads": [UPLOAD]}).passed
     damaged = checks.uploads_complete({"whole": False, "uploads": [UPLOAD, DAMAGED]})
     assert (damaged.passed, damaged.found) == (False, "{'2_demo': {'reflection.duckdb': 'damaged'}}")
     assert not checks.uploads_complete({"whole": True, "uploads": []}).passed
 
 
-def test_an_upload_reported_twice_or_not_at_all_is_a_failure_and_so_is_a_failed_sync():
+def test_each_upload_must_be_reported_once_and_no_sync_may_fail():
     verified = {"whole": True, "uploads": [UPLOAD]}
     assert checks.reported_once(verified, ["1_demo"], []).passed
     for reported, failures in (([], []), (["1_demo"] * 2, []), (["2_demo"], []), (["1_demo"], ["no"])):
@@ -179,19 +179,19 @@ def test_an_upload_reported_twice_or_not_at_all_is_a_failure_and_so_is_a_failed_
 
 
 @pytest.mark.parametrize(("sent", "passed"), [(0, False), (10, True), (11, False)])
-def test_sending_what_has_not_changed_is_a_failure(sent, passed):
+def test_sending_an_unchanged_object_fails_the_check(sent, passed):
     assert checks.unchanged_not_sent(sent, {"reflection.duckdb.wal": 10, "knowledge_graph.duckdb": 5}).passed is passed
 
 
 @pytest.mark.parametrize("table", CONTENTS)
-def test_one_row_less_is_half_a_transaction(table):
+def test_a_missing_row_fails_the_transaction_check(table):
     assert checks.complete_transactions(CONTENTS).passed
     rows, digest = CONTENTS[table]
     assert not checks.complete_transactions(CONTENTS | {table: (rows - 1, digest)}).passed
 
 
 @pytest.mark.parametrize("table", CONTENTS)
-def test_one_row_less_or_one_other_value_is_not_what_was_written(table):
+def test_a_missing_row_or_a_changed_value_fails_the_content_check(table):
     assert all(check.passed for check in checks.same_contents(CONTENTS, CONTENTS))
     rows, digest = CONTENTS[table]
     for other in (CONTENTS | {table: (rows - 1, digest)}, CONTENTS | {table: (rows, "9")}):
@@ -201,7 +201,7 @@ def test_one_row_less_or_one_other_value_is_not_what_was_written(table):
     assert not all(check.passed for check in checks.same_contents(CONTENTS, without))
 
 
-def test_the_users_settings_and_credentials_are_not_taken_over(monkeypatch, tmp_path):
+def test_the_demo_ignores_the_users_settings_and_credentials(monkeypatch, tmp_path):
     monkeypatch.setenv("AKOSHA_CLOUD_BUCKET", "mine")
     monkeypatch.setenv("SESSION_BUDDY_AKOSHA_HTTP_TOKEN", "secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")

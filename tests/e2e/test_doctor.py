@@ -17,7 +17,7 @@ def machine(tmp_path):
 
 
 @pytest.mark.long
-def test_everything_is_looked_at_beside_a_running_agent_and_nothing_is_changed(machine):
+def test_doctor_checks_everything_while_an_agent_runs_and_changes_nothing(machine):
     machine.write(commits=1)
     with machine.run() as agent:
         before = {path: path.stat().st_mtime_ns for path in machine.data.iterdir()}

@@ -21,7 +21,7 @@ def words(running, count: int) -> list[list[str]]:
     return [line["text"].split()[2:] for line in running.printed.wait(lambda _: True, count)]
 
 
-def test_results_of_every_system_or_of_ones_own_are_printed_as_they_come(machine, fresh_nats, tmp_path):
+def test_events_prints_results_of_one_or_all_systems_as_they_arrive(machine, fresh_nats, tmp_path):
     service = Machine(tmp_path / "desk", agent_nats_url=fresh_nats.url, system_id="desk")
     for one in (machine, service):
         one.write(commits=1)
@@ -47,7 +47,7 @@ def test_results_of_every_system_or_of_ones_own_are_printed_as_they_come(machine
         assert words(again, 1)[-1][:4] == ["sync.skipped", "desk", "nothing", "has"]
 
 
-def test_nats_is_waited_for(machine, fresh_nats):
+def test_events_waits_for_nats(machine, fresh_nats):
     machine.write(commits=1)
     fresh_nats.kill()
     with machine.started("events", "--follow", "--system", "*", "--durable", "all", "--json") as following:
@@ -59,7 +59,7 @@ def test_nats_is_waited_for(machine, fresh_nats):
         assert len(following.log.seen) == 1
 
 
-def test_what_needs_nats_is_refused_without_it(tmp_path):
+def test_following_all_systems_needs_nats(tmp_path):
     alone = Machine(tmp_path / "alone")
     done = alone.call("events", "--follow", "--system", "*")
     assert (done.code, done.out) == (2, "")
@@ -67,7 +67,7 @@ def test_what_needs_nats_is_refused_without_it(tmp_path):
     assert not alone.state.exists()
 
 
-def test_the_status_says_which_bus_is_in_use_and_what_waits_to_be_reported(machine, fresh_nats):
+def test_status_shows_the_bus_and_the_unpublished_results(machine, fresh_nats):
     machine.write(commits=1)
     fresh_nats.kill()
     with machine.run() as agent:

@@ -56,7 +56,7 @@ def lives(process: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_command_is_run_until_it_succeeds_and_later_results_wait_behind_it(machine, fresh_nats):
+def test_a_command_runs_until_it_succeeds_and_later_results_wait(machine, fresh_nats):
     machine.write(commits=1)
     upload = machine.sync()["upload_id"]
     machine.sync()
@@ -80,7 +80,7 @@ def test_a_command_is_run_until_it_succeeds_and_later_results_wait_behind_it(mac
     assert [*given, *following.printed.raw] == [texts[0], texts[0], *texts]
 
 
-def test_who_is_reported_to_stop_ends_the_command_and_its_result_comes_again(machine):
+def test_a_signal_stops_the_command_and_its_result_is_delivered_again(machine):
     machine.write(commits=1)
     machine.sync()
     (result,) = results(machine)
@@ -95,7 +95,7 @@ def test_who_is_reported_to_stop_ends_the_command_and_its_result_comes_again(mac
         assert printed(following, "again") == [f"again {result['id']}"]
 
 
-def test_without_nats_a_command_is_run_for_each_result_in_the_ledger(tmp_path):
+def test_without_nats_a_command_runs_for_each_result_in_the_ledger(tmp_path):
     alone = Machine(tmp_path / "alone")
     alone.write(commits=1)
     command = "[ -e failed ] || { touch failed; exit 3; }; echo run $AKOSHA_EVENT_ID"

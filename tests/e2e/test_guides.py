@@ -54,7 +54,7 @@ def skeleton(line: str, home: Path) -> str:
     return " ".join(re.sub(r"[\d.,]*\d( [kM]?B)?", "N", without_paths).split())
 
 
-def test_the_quick_start_with_a_directory_does_and_prints_what_the_page_shows(machine):
+def test_the_quick_start_prints_the_output_on_its_page(machine):
     page = (DOCS / "quickstart.md").read_text()
     (export,) = re.findall(rf"^\$ export (\w+)={TARGET}$", page, re.MULTILINE)
     machine.environ |= {export: machine.bucket.as_uri(), "AKOSHA_SYSTEM_ID": "laptop"}
@@ -70,7 +70,7 @@ def test_the_quick_start_with_a_directory_does_and_prints_what_the_page_shows(ma
     assert restored == {"reflection.duckdb", "knowledge_graph.duckdb"}
 
 
-def test_the_restore_with_gzip_alone_reads_the_rows(machine):
+def test_the_guides_restore_with_gzip_alone_reads_the_rows(machine):
     machine.environ["SESSION_BUDDY_AKOSHA_CLOUD_ENDPOINT"] = machine.bucket.as_uri()
     assert machine.call("sync", directories=False).code == 0
     (upload,) = machine.bucket.glob("systems/*/uploads/*")
@@ -105,7 +105,7 @@ def test_the_variables_of_the_quick_start_name_a_bucket(machine, rclone):
     assert rclone.endpoint.rpartition("/")[2] in done.out
 
 
-def test_the_program_that_follows_results_prints_them(machine, fresh_nats):
+def test_the_guides_program_prints_the_results(machine, fresh_nats):
     code = block_with("guides/nats-and-events.md", "results(", "python").replace(
         "nats://localhost:4222", fresh_nats.url
     )

@@ -35,7 +35,7 @@ def end_session(machine, session_id: str, prefix=(COMMAND,)) -> None:
 
 
 @pytest.mark.long
-def test_every_end_is_taken_up_once_and_a_hundred_at_once_are_one_upload(machine):
+def test_every_session_end_is_accepted_once_and_a_hundred_cause_one_upload(machine):
     """Before the agent's first start, while it is stopped in its tracks, where no note can be written, a
     hundred together.
     """
@@ -60,7 +60,7 @@ def test_every_end_is_taken_up_once_and_a_hundred_at_once_are_one_upload(machine
     assert len(machine.manifests) == 2
 
 
-def test_session_ends_that_no_agent_hears_are_counted_and_taken_up_by_a_sync(machine):
+def test_session_ends_without_an_agent_are_counted_and_accepted_by_sync(machine):
     machine.write(commits=1)
     machine.set(agent_upload_on_change="true")
     for number in range(5):
@@ -98,7 +98,7 @@ def hook(machine, monkeypatch):
     return lambda *words: CliRunner().invoke(app, ["hook", *words])
 
 
-def test_installed_it_runs_in_any_surroundings_and_uninstalled_nothing_is_left(machine, hook, monkeypatch):
+def test_an_installed_hook_runs_in_any_environment_and_uninstall_removes_it(machine, hook, monkeypatch):
     settings = machine.home / ".claude" / "settings.json"
     absent = hook("status")
     assert (absent.exit_code, absent.stdout.splitlines()[0].split(": ")[0]) == (1, "hook     not installed")
@@ -140,9 +140,7 @@ def claude_code(folder, monkeypatch, version: str) -> None:
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
 
 
-def test_a_newer_claude_code_gets_a_hook_without_a_shell_and_the_shell_line_of_before_is_replaced(
-    machine, hook, monkeypatch
-):
+def test_install_replaces_a_shell_hook_by_the_exec_form_if_supported(machine, hook, monkeypatch):
     settings = machine.home / ".claude" / "settings.json"
     state = machine.state.with_name("state of $HOME's")
     monkeypatch.setenv(variable("agent_state_dir"), str(state))
@@ -173,7 +171,7 @@ def entries(settings) -> list[dict]:
     return [one for group in json.loads(settings.read_bytes())["hooks"]["SessionEnd"] for one in group["hooks"]]
 
 
-def test_claude_config_dir_says_where_the_settings_are(machine, hook, monkeypatch):
+def test_claude_config_dir_sets_the_location_of_the_settings(machine, hook, monkeypatch):
     moved = machine.home / "elsewhere" / "claude"
     monkeypatch.setenv("CLAUDE_CONFIG_DIR", str(moved))
     assert hook("install").exit_code == 0
@@ -186,7 +184,7 @@ def test_claude_config_dir_says_where_the_settings_are(machine, hook, monkeypatc
     assert not moved.exists()
 
 
-def test_a_settings_file_that_cannot_be_edited_is_refused_with_the_reason_and_2(machine, hook):
+def test_a_settings_file_that_cannot_be_edited_exits_2_with_the_reason(machine, hook):
     settings = machine.home / "other.json"
     settings.write_text('{\n  "hooks": 1\n}')
     for command in ("install", "uninstall", "status"):

@@ -12,7 +12,7 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
-def test_no_command_prints_what_a_graphs_name_makes_a_terminal_do(machine):
+def test_every_command_escapes_control_characters_in_file_names(machine):
     machine.write(commits=2, entities=2)
     (machine.data / HOSTILE).write_bytes(b"no database")
     machine.sync()

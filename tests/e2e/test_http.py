@@ -31,7 +31,7 @@ def machine(tmp_path, akosha):
     return machine
 
 
-def test_development_pushes_to_akosha_and_the_account_of_it_can_be_seen(machine, akosha):
+def test_without_a_bucket_memories_go_to_akosha_and_are_counted(machine, akosha):
     machine.set(cloud_endpoint=None)
     result = machine.sync()
     assert (result["method"], result["memories"], result["upload_id"]) == ("http", 8, result["request_id"])
@@ -54,7 +54,7 @@ def test_development_pushes_to_akosha_and_the_account_of_it_can_be_seen(machine,
     assert machine.sync()["memories"] == len(akosha.rows()) == 8
 
 
-def test_an_akosha_whose_health_check_is_slow_gets_its_memories(machine, akosha):
+def test_a_slow_health_check_does_not_prevent_the_push(machine, akosha):
     machine.set(cloud_endpoint=None)
     akosha.health_answers = False
     result = machine.sync()
@@ -62,14 +62,14 @@ def test_an_akosha_whose_health_check_is_slow_gets_its_memories(machine, akosha)
     assert len(akosha.rows("laptop")) == 8
 
 
-def test_production_goes_to_the_bucket_and_akosha_is_not_asked(machine, akosha):
+def test_with_a_bucket_akosha_gets_no_request(machine, akosha):
     assert machine.sync()["method"] == "cloud"
     assert akosha.requests == []
     assert [target["method"] for target in machine.status()["targets"]] == ["cloud"]
     assert machine.sync("--method", "http")["memories"] == 8
 
 
-def test_where_the_cloud_fails_akosha_gets_the_memories_and_the_cloud_stays_owed(machine, akosha):
+def test_after_a_fallback_to_akosha_the_bucket_is_still_owed(machine, akosha):
     machine.set(**AWAY)
     result = machine.sync()
     assert (result["method"], result["success"], result["memories"]) == ("http", True, 8)
@@ -81,7 +81,7 @@ def test_where_the_cloud_fails_akosha_gets_the_memories_and_the_cloud_stays_owed
     assert len(akosha.rows()) == 8
 
 
-def test_strict_fails_with_the_cloud_and_akosha_is_not_asked(machine, akosha):
+def test_without_fallback_a_failing_bucket_fails_the_sync(machine, akosha):
     machine.set(**AWAY, enable_fallback="false")
     assert machine.sync(code=1)["method"] == "cloud"
     machine.set(enable_fallback="true")
@@ -89,14 +89,14 @@ def test_strict_fails_with_the_cloud_and_akosha_is_not_asked(machine, akosha):
     assert akosha.requests == []
 
 
-def test_where_both_are_away_both_errors_are_reported(machine):
+def test_if_both_targets_fail_both_errors_are_reported(machine):
     machine.set(**AWAY, http_endpoint=NO_AKOSHA)
     error = machine.sync(code=1)["error"]
     assert "cloud: " in error
     assert "http: " in error
 
 
-def test_offline_it_says_so_once_and_syncs_by_itself_when_akosha_is_there(machine, akosha):
+def test_an_offline_agent_logs_one_failure_and_syncs_when_akosha_returns(machine, akosha):
     machine.set(cloud_endpoint=None, agent_rescan_seconds=1)
     akosha.stop()
     with machine.run() as agent:
@@ -109,7 +109,7 @@ def test_offline_it_says_so_once_and_syncs_by_itself_when_akosha_is_there(machin
     assert len(akosha.rows()) == 12
 
 
-def test_an_answer_that_no_akosha_gives_is_one_line_of_sync_and_run_goes_on(machine, akosha):
+def test_an_invalid_response_of_akosha_is_one_error_line_and_run_continues(machine, akosha):
     machine.set(cloud_endpoint=None, max_retries=0, agent_rescan_seconds=1)
     akosha.interfere = lambda _tool, _arguments: {"status": ["completed"], "errors": {}}
     command = machine.call("sync")
@@ -124,7 +124,7 @@ def test_an_answer_that_no_akosha_gives_is_one_line_of_sync_and_run_goes_on(mach
     assert len(akosha.rows()) == 8
 
 
-def test_a_token_that_was_replaced_in_the_settings_is_used_after_a_hangup(machine, akosha):
+def test_a_new_token_in_the_settings_is_used_after_sighup(machine, akosha):
     akosha.token = "the-right-one"
     settings = machine.home / ".claude" / "settings" / "local.yaml"
     settings.parent.mkdir(parents=True)
@@ -170,7 +170,7 @@ def s3_on(port: int):
 
 
 @pytest.mark.long
-def test_a_cloud_that_comes_back_gets_everything_by_itself_and_then_akosha_is_not_asked(machine, akosha):
+def test_a_recovered_bucket_gets_everything_and_akosha_gets_nothing_more(machine, akosha):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     machine.set(cloud_endpoint=f"http://127.0.0.1:{port}", cloud_bucket="memories", agent_rescan_seconds=0.5)
@@ -189,7 +189,7 @@ def test_a_cloud_that_comes_back_gets_everything_by_itself_and_then_akosha_is_no
 
 
 @pytest.mark.long
-def test_the_token_is_nowhere_but_on_its_way(machine, akosha):
+def test_the_token_is_in_no_file_and_no_command_line(machine, akosha):
     token = "canary-token-of-nobody"
     machine.secrets = (token,)
     machine.set(cloud_endpoint=None, http_token=token, log_level="DEBUG")

@@ -162,7 +162,7 @@ def test_the_tools_have_the_documented_names_parameters_and_defaults(shared):
     assert not tools[SYNC].annotations.destructive_hint
 
 
-def test_the_server_is_named_akosha_agent_and_refuses_an_unknown_tool_with_the_known_ones(machine):
+def test_the_server_refuses_an_unknown_tool_and_lists_the_known_ones(machine):
     with called(machine) as server:
         (hello,) = [line for line in server.printed.seen if line.get("id") == 1]
         assert hello["result"]["serverInfo"]["name"] == "akosha-agent"
@@ -189,14 +189,14 @@ def test_a_sync_uploads_what_has_changed_and_reports_its_progress(assistant):
     assert result["upload_id"] in assistant.reported[-1][2]
 
 
-def test_where_nothing_has_changed_the_sync_is_a_success_that_says_why(assistant):
+def test_a_sync_of_unchanged_databases_succeeds_with_a_reason(assistant):
     assert assistant.sync()["outcome"] == "succeeded"
     result = assistant.sync()
     assert (result["success"], result["outcome"], result["files_uploaded"]) == (True, "skipped", [])
     assert "nothing has changed" in result["why"]
 
 
-def test_calls_at_once_take_turns_and_upload_once(assistant):
+def test_concurrent_calls_upload_once(assistant):
     before = len(assistant.machine.manifests)
     calls = [assistant.start(SYNC) for _ in range(3)]
     outcomes = sorted(call.result(TIMEOUT)["outcome"] for call in calls)
@@ -205,7 +205,7 @@ def test_calls_at_once_take_turns_and_upload_once(assistant):
     assert notes(assistant.machine) == []
 
 
-def test_the_status_has_the_documented_fields_the_settings_masked_and_what_is_pending(assistant):
+def test_the_status_has_the_documented_fields_and_masks_the_token(assistant):
     assistant.sync()
     reported = assistant.status()
     expected = {
@@ -230,7 +230,7 @@ def test_the_status_has_the_documented_fields_the_settings_masked_and_what_is_pe
     assert assistant.status()["pending"] == ["reflection"]
 
 
-def test_a_target_that_cannot_be_written_is_a_result_with_a_hint_and_no_fallback_is_tried_if_not_allowed(assistant):
+def test_a_failed_upload_is_a_result_with_a_hint(assistant):
     broken = assistant.machine.home / "a-file"
     broken.touch()
     assistant.set_up(cloud_endpoint=(broken / "bucket").as_uri())
@@ -242,7 +242,7 @@ def test_a_target_that_cannot_be_written_is_a_result_with_a_hint_and_no_fallback
     assert assistant.reported[-1][2] == result["error"]
 
 
-def test_settings_are_read_at_each_call_and_wrong_ones_are_results(assistant):
+def test_settings_are_read_at_each_call_and_invalid_ones_are_results(assistant):
     assistant.set_up(max_retries=-1, chunk_size_mb="many")
     for reported in (assistant.sync(), assistant.status()):
         assert reported["success"] is False
@@ -273,7 +273,7 @@ def test_a_cancelled_call_withdraws_its_note_and_the_next_one_works(assistant):
 # ------------------------------------------------------------------------------------------------ who does it
 
 
-def test_where_an_agent_runs_it_does_the_sync_and_the_status_shows_it(machine, tmp_path):
+def test_a_running_agent_does_the_sync_and_the_status_shows_it(machine, tmp_path):
     machine.set(agent_upload_on_change="false")
     machine.write(commits=3, entities=2)
     with machine.run() as agent, assistant_on(machine, tmp_path / "log") as assistant:
@@ -291,7 +291,7 @@ def test_where_an_agent_runs_it_does_the_sync_and_the_status_shows_it(machine, t
         assert assistant.sync()["outcome"] == "skipped"
 
 
-def test_a_status_before_anything_has_happened_and_a_state_directory_that_cannot_be_used(machine, tmp_path):
+def test_a_new_or_unusable_state_directory_is_reported(machine, tmp_path):
     machine.write(commits=1)
     machine.state.touch()
     with assistant_on(machine, tmp_path / "log") as assistant:
@@ -331,7 +331,7 @@ def called(machine: Machine) -> Iterator[Running]:
     assert "Traceback" not in "".join(server.log.raw)
 
 
-def test_when_the_client_disconnects_the_note_is_withdrawn_and_the_exit_code_is_0(machine):
+def test_a_disconnect_of_the_client_withdraws_the_note_and_exits_0(machine):
     machine.write(commits=1)
     StateDirectory(machine.state).prepare()
     with StateDirectory(machine.state).lock("holder"), called(machine) as server:
@@ -343,7 +343,7 @@ def test_when_the_client_disconnects_the_note_is_withdrawn_and_the_exit_code_is_
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_during_a_sync_cleans_up_and_ends_with_0_though_the_client_stays_connected(machine, number):
+def test_a_signal_during_a_sync_cleans_up_and_exits_0(machine, number):
     machine.write(commits=1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         machine.environ |= {"AWS_ACCESS_KEY_ID": "scratch", "AWS_SECRET_ACCESS_KEY": "scratch"}

@@ -65,7 +65,7 @@ def session_end(number: int, **data: object) -> bytes:
     ).encode()  # fmt: skip
 
 
-def test_two_agents_with_one_system_id_each_do_their_own_work_and_only_that(server, tmp_path):
+def test_two_agents_with_one_system_id_do_only_their_own_requests(server, tmp_path):
     machines = [Machine(tmp_path / name, agent_nats_url=server.url) for name in ("one", "two")]
     with machines[0].run() as one, machines[1].run() as two, listening(server.url, pattern="akosha.>") as listener:
         for number, (machine, agent) in enumerate(zip(machines, (one, two), strict=True), start=1):
@@ -83,7 +83,7 @@ def test_two_agents_with_one_system_id_each_do_their_own_work_and_only_that(serv
         check(raw)
 
 
-def test_a_sessions_end_starts_a_sync_at_once_and_waits_for_an_agent_that_is_away(server, machine):
+def test_a_session_end_starts_a_sync_or_waits_for_the_next_agent(server, machine):
     """One whose id was handled is ignored."""
     machine.set(agent_upload_on_change=False)
     machine.write(commits=2)
@@ -112,7 +112,7 @@ def answers(listener: ResultListener, *numbers: int) -> list[dict]:
     return found()
 
 
-def test_each_session_end_of_session_buddys_own_source_has_a_result_that_names_it(server, machine):
+def test_each_session_end_has_a_result_that_names_it(server, machine):
     """Succeeded, skipped or failed; and skipped with the setting that leaves it without a sync."""
 
     def say(number: int, **changes: object) -> None:
@@ -152,7 +152,7 @@ def test_each_session_end_of_session_buddys_own_source_has_a_result_that_names_i
             machine.set(**{setting: None})
 
 
-def test_a_session_end_that_was_accepted_is_answered_after_the_agent_was_killed(server, machine):
+def test_an_accepted_session_end_has_a_result_after_a_kill(server, machine):
     machine.set(agent_upload_on_change=False)
     machine.write(commits=2)
     with listening(server.url) as listener:
@@ -168,7 +168,7 @@ def test_a_session_end_that_was_accepted_is_answered_after_the_agent_was_killed(
     assert len(machine.manifests) == 2
 
 
-def test_three_hundred_sessions_that_end_at_once_are_all_named_by_a_few_results(server, machine):
+def test_three_hundred_concurrent_session_ends_are_named_by_few_results(server, machine):
     numbers = range(1, 301)
     machine.set(agent_upload_on_change=False)
     machine.write(commits=2)
@@ -186,7 +186,7 @@ def test_three_hundred_sessions_that_end_at_once_are_all_named_by_a_few_results(
     assert len(machine.manifests) == 2
 
 
-def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(server, machine):
+def test_foreign_session_ends_and_requests_are_refused(server, machine):
     """The agent stays up, says what it refused, and does not sync: not even for a copy of its own request."""
     machine.write(commits=3)
     with machine.run() as agent, listening(server.url, pattern="akosha.>") as listener:
@@ -213,7 +213,7 @@ def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(serve
     assert len(machine.manifests) == 1
 
 
-def test_a_fleet_is_asked_and_reported_where_that_is_switched_on(server, machine):
+def test_remote_control_answers_status_and_sync_if_enabled(server, machine):
     """Status and sync, and nothing that names a path, an address or a setting."""
     machine.set(agent_remote_control=True, agent_upload_on_change=False)
     machine.write(commits=2)
@@ -244,7 +244,7 @@ def test_a_fleet_is_asked_and_reported_where_that_is_switched_on(server, machine
                 ask(server, f"akosha.agent.laptop.{question}")
 
 
-def test_where_nats_does_not_answer_the_agent_starts_without_it(tmp_path):
+def test_the_agent_starts_without_a_silent_nats(tmp_path):
     """Somebody listens and says nothing: what is there to sync is synced, and the status says why it is not told."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -258,7 +258,7 @@ def test_where_nats_does_not_answer_the_agent_starts_without_it(tmp_path):
             assert status["results_waiting"] == 1
 
 
-def test_a_hangup_has_the_agent_read_the_credentials_of_nats_again(tmp_path):
+def test_sighup_makes_the_agent_read_the_nats_credentials_again(tmp_path):
     """Also where no setting has changed and the connection is in use."""
     operator, file = Operator(), tmp_path / "agent.creds"
     file.touch(0o600)

@@ -50,7 +50,7 @@ def machine(tmp_path, request):
     server.server_close()
 
 
-def test_run_falls_back_and_goes_on_and_each_command_prints_one_clear_error(machine, tmp_path):
+def test_run_falls_back_and_each_command_prints_one_error(machine, tmp_path):
     with machine.run() as agent:
         agent.logged("sync_forwarded", to="http")
         agent.logged("sync_failed")

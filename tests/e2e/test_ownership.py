@@ -27,9 +27,7 @@ def found(machine: Machine, name: str) -> dict:
     return next(check for check in checks if check["name"] == name)
 
 
-def test_a_disk_that_is_not_mounted_is_reported_by_every_command_and_nothing_is_written_in_its_place(
-    machines, tmp_path
-):
+def test_every_command_reports_an_unmounted_disk_and_writes_nothing(machines, tmp_path):
     machine, _ = machines
     machine.sync()
     machine.bucket.rename(tmp_path / "disk")
@@ -57,7 +55,7 @@ def test_a_disk_that_is_not_mounted_is_reported_by_every_command_and_nothing_is_
     assert found(machine, "bucket")["level"] == "ok"
 
 
-def test_verify_looks_at_uploads_also_where_the_ledger_is_damaged(machines):
+def test_verify_works_with_a_damaged_ledger(machines):
     machine, _ = machines
     machine.sync()
     for path in machine.state.glob("ledger.sqlite*"):
@@ -68,7 +66,7 @@ def test_verify_looks_at_uploads_also_where_the_ledger_is_damaged(machines):
     assert machine.sync()["success"]
 
 
-def test_a_taken_system_id_is_reported_by_both_and_taken_over_through_the_running_agent(machines):
+def test_a_running_agent_takes_over_a_system_id(machines):
     one, two = machines
     one.sync()
     before = files(one.bucket)
@@ -90,7 +88,7 @@ def test_a_taken_system_id_is_reported_by_both_and_taken_over_through_the_runnin
     assert files(one.bucket) == before
 
 
-def test_a_running_agent_takes_a_suffix_before_it_sends_anything(machines):
+def test_a_running_agent_adds_a_suffix_before_its_first_upload(machines):
     one, two = machines
     for machine in machines:
         machine.set(system_id=None)

@@ -53,7 +53,7 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
-def test_a_dry_run_says_what_would_go_and_why_the_rest_stays_and_a_prune_does_it(machine):
+def test_a_dry_run_prints_what_a_prune_deletes_and_keeps(machine):
     store = DirectoryStore(machine.bucket)
     ids, others = fill(store, of=machine), fill(store, 3, system_id="other")
     left = (
@@ -83,7 +83,7 @@ def test_a_dry_run_says_what_would_go_and_why_the_rest_stays_and_a_prune_does_it
     assert (again.code, again.out) == (0, "nothing was deleted; 2 uploads are kept\n")
 
 
-def test_a_prune_deletes_nothing_while_the_newest_upload_is_damaged_and_exits_with_1(machine):
+def test_a_prune_with_a_damaged_newest_upload_deletes_nothing_and_exits_1(machine):
     ids = fill(DirectoryStore(machine.bucket), of=machine)
     path = machine.bucket / PREFIX / ids[0] / "reflection.duckdb"
     path.write_bytes(path.read_bytes().swapcase())
@@ -97,7 +97,7 @@ def test_a_prune_deletes_nothing_while_the_newest_upload_is_damaged_and_exits_wi
     assert uploads_in(DirectoryStore(machine.bucket))[0] == ids
 
 
-def test_a_prune_before_and_after_syncs_leaves_the_newest_to_build_on(machine):
+def test_a_prune_keeps_the_upload_that_the_next_sync_copies_from(machine):
     """What the ledger names stays, so the sync after a prune copies on the store's side, and all is whole."""
     fill(DirectoryStore(machine.bucket), of=machine)
     machine.write(commits=5, entities=2)
@@ -117,7 +117,7 @@ def test_a_prune_before_and_after_syncs_leaves_the_newest_to_build_on(machine):
     assert kinds[-3:] == ["requested", "succeeded", "pruned"]
 
 
-def test_the_running_agent_prunes_by_itself_and_not_where_that_is_switched_off(machine):
+def test_the_running_agent_prunes_unless_disabled(machine):
     fill(DirectoryStore(machine.bucket), of=machine)
     machine.write(commits=5)
     machine.set(agent_keep_last=2, agent_keep_daily=0, agent_keep_weekly=0, agent_keep_monthly=0, agent_prune="false")
@@ -131,7 +131,7 @@ def test_the_running_agent_prunes_by_itself_and_not_where_that_is_switched_off(m
         assert len(machine.manifests) == 2
 
 
-def test_wrong_numbers_and_no_bucket_are_usage_errors(machine):
+def test_invalid_numbers_or_a_missing_bucket_are_usage_errors(machine):
     assert machine.call("prune", "--keep-last", "-1").code == 2
     machine.set(cloud_endpoint=None)
     done = machine.call("prune")
@@ -148,7 +148,7 @@ def bucket(moto, tmp_path, aws):
         yield machine, proxy, lambda: S3Store(bucket=name, endpoint=moto.endpoint, region="auto")
 
 
-def test_where_deleting_is_denied_the_command_shows_a_lifecycle_rule_each_time_and_exits_with_1(bucket):
+def test_a_denied_deletion_shows_a_lifecycle_rule_and_exits_1(bucket):
     machine, proxy, store = bucket
     ids = fill(store(), 4, of=machine)
     for operation in ("delete_object", "delete_objects"):
@@ -166,7 +166,7 @@ def test_where_deleting_is_denied_the_command_shows_a_lifecycle_rule_each_time_a
 
 @pytest.mark.long
 @pytest.mark.parametrize("batch", ["the manifests", "the objects"])
-def test_killed_while_a_batch_is_on_its_way_nothing_looks_whole_that_is_not(bucket, batch):
+def test_a_prune_killed_during_a_batch_leaves_no_incomplete_upload_listed(bucket, batch):
     machine, proxy, store = bucket
     ids, gate = fill(store(), 14, of=machine), Gate()
     if batch == "the objects":
@@ -184,7 +184,7 @@ def test_killed_while_a_batch_is_on_its_way_nothing_looks_whole_that_is_not(buck
     assert machine.sync()["success"]
 
 
-def test_a_cloned_repository_neither_erases_the_archive_nor_reaches_into_anothers(machine):
+def test_settings_in_the_working_directory_cannot_delete_uploads(machine):
     """Its ./settings names other rules of keeping, another system and a key: a sync started there ignores them."""
     store = DirectoryStore(machine.bucket)
     ids, others = fill(store, 4, of=machine), fill(store, 4, system_id="victim")

@@ -90,9 +90,7 @@ def end_session(url: str) -> None:
     asyncio.run(publish())
 
 
-def test_a_session_s_end_becomes_an_upload_a_result_and_rows_in_akosha_and_that_is_reported(
-    server, laptop, reactor, akosha
-):
+def test_a_session_end_leads_to_rows_in_akosha_and_an_ingest_event(server, laptop, reactor, akosha):
     for machine in (laptop, reactor):
         machine.set(agent_nats_url=server.url)
     with (
@@ -115,9 +113,7 @@ def test_a_session_s_end_becomes_an_upload_a_result_and_rows_in_akosha_and_that_
     assert [event["id"] for event in reactor.events()] == [event["id"] for event in listener.received]
 
 
-def test_once_takes_what_lies_in_a_directory_without_nats_and_who_comes_late_reads_the_same_memories_in_the_databases(
-    laptop, reactor, akosha, tmp_path
-):
+def test_once_reads_memories_from_a_directory_or_from_the_databases(laptop, reactor, akosha, tmp_path):
     laptop.sync()
     add_a_memory(laptop)
     laptop.sync()
@@ -143,7 +139,7 @@ def test_once_takes_what_lies_in_a_directory_without_nats_and_who_comes_late_rea
     assert [event["data"]["source"] for event in late.events()] == ["databases"]
 
 
-def test_a_bucket_that_is_missing_in_the_settings_and_a_state_directory_in_use_are_reported_with_the_cure(reactor):
+def test_react_needs_a_bucket_and_its_own_state_directory(reactor):
     with open_ingest_service(reactor):
         done = reactor.call("react", "--once", "--state-dir", str(reactor.state), directories=False)
         assert (done.code, "separate state directories (--state-dir)" in done.err) == (1, True)
@@ -152,7 +148,7 @@ def test_a_bucket_that_is_missing_in_the_settings_and_a_state_directory_in_use_a
     assert (done.code, "akosha_cloud_bucket" in done.err) == (2, True)
 
 
-def test_a_sync_beside_a_reactor_in_the_same_state_directory_is_reported_so_and_does_not_wait(tmp_path):
+def test_a_sync_in_the_state_directory_of_react_fails_without_waiting(tmp_path):
     machine = Machine(tmp_path)
     machine.write(commits=1)
     with machine.started("react", "--state-dir", str(machine.state), directories=False) as reactor:

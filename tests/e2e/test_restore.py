@@ -15,7 +15,7 @@ def laptop(tmp_path):
     return laptop
 
 
-def test_what_was_uploaded_comes_back_and_it_is_said_what(laptop, tmp_path):
+def test_restore_writes_the_uploaded_files_and_reports_them(laptop, tmp_path):
     to = tmp_path / "to"
     done = laptop.call("restore", "--to", str(to), "--json")
     assert (done.code, done.err) == (0, "")
@@ -40,7 +40,7 @@ def test_what_was_uploaded_comes_back_and_it_is_said_what(laptop, tmp_path):
     assert len(list(to.iterdir())) == 3
 
 
-def test_a_new_laptop_gets_everything_with_one_command(laptop, tmp_path):
+def test_one_restore_sets_up_a_new_laptop(laptop, tmp_path):
     new = Machine(tmp_path / "new", system_id="new-laptop", cloud_endpoint=laptop.bucket.as_uri())
     none = new.call("restore", "--to", str(new.data))
     assert none.code == 1
@@ -62,7 +62,7 @@ def test_a_new_laptop_gets_everything_with_one_command(laptop, tmp_path):
     ],
     ids=["no-to", "two-answers", "no-time", "no-system", "empty-to"],
 )
-def test_what_makes_no_sense_is_a_matter_of_usage(tmp_path, words, reported):
+def test_invalid_arguments_are_usage_errors(tmp_path, words, reported):
     machine = Machine(tmp_path)
     done = machine.call("restore", *words)
     assert done.code == 2

@@ -31,7 +31,7 @@ def assert_holds(checker, folder, *, commits: int, entities: int) -> None:
     assert checker.check(folder / GRAPH) == Finding(entities, ())
 
 
-def test_every_commit_arrives_while_the_session_goes_on(machine, tmp_path, checker):
+def test_every_commit_is_uploaded_while_the_session_continues(machine, tmp_path, checker):
     """First session, commits into the WAL alone, a checkpoint, a graph: each arrives whole, nothing is sent in vain."""
     with Writer(machine.data, "--paused") as writer:
         writer.run("commit 3")
@@ -70,7 +70,7 @@ def test_every_commit_arrives_while_the_session_goes_on(machine, tmp_path, check
     assert machine.status()["running"] is None
 
 
-def test_two_changes_while_an_upload_runs_arrive_as_one_and_nothing_is_sent_twice(machine, moto, tmp_path, checker):
+def test_two_changes_during_an_upload_cause_one_more_upload(machine, moto, tmp_path, checker):
     bucket = Bucket(moto)
     machine.environ |= aws_environment()
     machine.secrets = (SECRET_KEY,)

@@ -58,7 +58,7 @@ def origins(manifest) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["moto", "rclone"])
-def test_a_change_sends_what_changed_and_the_upload_is_whole(machine, name, request, tmp_path):
+def test_a_change_sends_only_changed_objects_and_the_upload_is_complete(machine, name, request, tmp_path):
     bucket = Bucket(request.getfixturevalue(name))
     machine.set(cloud_endpoint=bucket.server.endpoint, cloud_bucket=bucket.name)
     machine.write(commits=20, entities=5)
@@ -86,9 +86,7 @@ def test_a_change_sends_what_changed_and_the_upload_is_whole(machine, name, requ
     assert status["pending"] == ["knowledge_graph"]
 
 
-def test_the_store_copies_what_is_unchanged_and_where_it_cannot_the_bytes_go_through_here(
-    machine, bucket, proxy, tmp_path
-):
+def test_the_store_copies_unchanged_objects_or_the_agent_sends_them(machine, bucket, proxy, tmp_path):
     machine.write(commits=2, entities=2)
     machine.sync()
     # owner.json twice: that the store refuses the second one proves that nobody else made the first.
@@ -106,7 +104,7 @@ def test_the_store_copies_what_is_unchanged_and_where_it_cannot_the_bytes_go_thr
     assert upload_contents.rows(folder)["knowledge_graph"]["kg_entities"] == 2
 
 
-def test_a_store_that_fails_is_tried_again_as_configured_then_left_in_peace(machine, bucket, proxy):
+def test_a_failing_store_is_retried_as_configured_and_then_backs_off(machine, bucket, proxy):
     machine.write(commits=1)
     proxy.on("put_object", refuse(500, "InternalError", secret=SECRET_KEY), times=5)
     proxy.on("put_object", refuse(503, "SlowDown", secret=SECRET_KEY))
@@ -130,7 +128,7 @@ def test_a_store_that_fails_is_tried_again_as_configured_then_left_in_peace(mach
     assert len(bucket.manifests) == 1
 
 
-def test_a_refusal_is_not_tried_again_and_names_the_cure(machine, bucket, proxy):
+def test_a_refusal_is_not_retried_and_names_the_fix(machine, bucket, proxy):
     machine.write(commits=1)
     proxy.on("put_object", refuse(403, "AccessDenied", secret=SECRET_KEY))
     denied = machine.call("sync", "--json", "-v")
@@ -145,7 +143,7 @@ def test_a_refusal_is_not_tried_again_and_names_the_cure(machine, bucket, proxy)
         assert "sync_retry_scheduled" not in done.err
 
 
-def test_an_upload_that_stands_still_fails_after_the_time_set(machine, bucket, proxy):
+def test_a_stalled_upload_fails_after_the_timeout(machine, bucket, proxy):
     machine.write(commits=1)
     machine.set(upload_timeout_seconds=1, max_retries=0)
     proxy.on("put_object", stall(threading.Event()))
@@ -158,7 +156,7 @@ def test_an_upload_that_stands_still_fails_after_the_time_set(machine, bucket, p
     ("command", "number", "code"),
     [("run", signal.SIGTERM, 0), ("sync", signal.SIGTERM, 143), ("sync", signal.SIGINT, 130)],
 )
-def test_stopped_in_the_middle_of_an_upload_nothing_stays_behind(machine, bucket, proxy, command, number, code):
+def test_a_stopped_upload_leaves_nothing_behind(machine, bucket, proxy, command, number, code):
     large(machine)
     reached = threading.Event()
     proxy.on("upload_part", stall(reached, at=100_000))
@@ -181,7 +179,7 @@ def test_stopped_in_the_middle_of_an_upload_nothing_stays_behind(machine, bucket
     assert reported in ([], [done_then])
 
 
-def test_ctrl_c_in_a_sync_that_an_agent_does_says_that_the_agent_goes_on(machine, bucket, proxy):
+def test_ctrl_c_during_an_agents_sync_says_that_the_agent_continues(machine, bucket, proxy):
     gate = Gate()
     machine.set(agent_upload_on_change="false")
     machine.write(commits=1)
@@ -201,7 +199,7 @@ def test_ctrl_c_in_a_sync_that_an_agent_does_says_that_the_agent_goes_on(machine
     assert len(bucket.manifests) == 2
 
 
-def test_put_get_and_list_are_enough_and_what_needs_more_is_a_notice(machine, bucket, proxy):
+def test_put_get_and_list_permissions_suffice_and_others_are_logged(machine, bucket, proxy):
     large(machine)
     for operation in ("delete_object", "abort_multipart_upload", "list_multipart_uploads"):
         proxy.on(operation, refuse(403, "AccessDenied"))
@@ -217,7 +215,7 @@ def test_put_get_and_list_are_enough_and_what_needs_more_is_a_notice(machine, bu
     assert len(bucket.manifests) == 1
 
 
-def test_an_endpoint_of_the_aws_configuration_is_the_one_that_everything_knows(machine, bucket, tmp_path):
+def test_every_command_uses_the_endpoint_of_the_aws_configuration(machine, bucket, tmp_path):
     endpoint = bucket.server.endpoint
     machine.set(cloud_endpoint=None, cloud_bucket=bucket.name)
     config = tmp_path / "aws-config"
@@ -237,7 +235,7 @@ def test_an_endpoint_of_the_aws_configuration_is_the_one_that_everything_knows(m
     assert endpoint in checked["found"]
 
 
-def test_a_ledger_that_knew_the_bucket_without_its_endpoint_adopts_what_is_there(machine, bucket):
+def test_a_ledger_without_the_endpoint_adopts_the_uploads_of_the_bucket(machine, bucket):
     """Before, the endpoint of AWS_ENDPOINT_URL was the client's alone: the ledger has none."""
     machine.set(cloud_endpoint=bucket.server.endpoint, cloud_bucket=bucket.name)
     machine.write(commits=2, entities=1)
@@ -269,7 +267,7 @@ def in_a_file(machine, folder):
 
 
 @pytest.mark.parametrize("place", ["environment", "file"])
-def test_a_store_that_echoes_a_secret_and_steers_the_terminal_gets_neither_through(machine, proxy, place, tmp_path):
+def test_secrets_and_control_characters_of_a_response_are_not_shown(machine, proxy, place, tmp_path):
     """No command, no event and no file of the state directory has it; the error names the code with escapes."""
     if place == "file":
         in_a_file(machine, tmp_path)

@@ -121,7 +121,7 @@ def scratch(tmp_path, monkeypatch) -> Scratch:
     return Scratch(home, fake)
 
 
-def test_installed_upgraded_and_removed_nothing_is_left(scratch, monkeypatch):
+def test_uninstall_removes_everything_after_install_and_upgrade(scratch, monkeypatch):
     before = scratch.tree()
     done = scratch.call("install", "--data-dir", "some data")
     assert str(scratch.unit) in done.output
@@ -160,7 +160,7 @@ def test_installed_upgraded_and_removed_nothing_is_left(scratch, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [("install",), ("install", "--no-start", "--linger"), ("uninstall",)], ids=" ".join)
-def test_a_dry_run_says_all_and_changes_nothing(scratch, words):
+def test_a_dry_run_prints_every_step_and_changes_nothing(scratch, words):
     if words == ("uninstall",):
         scratch.call("install")
         scratch.did()
@@ -174,7 +174,7 @@ def test_a_dry_run_says_all_and_changes_nothing(scratch, words):
     assert ("$ loginctl enable-linger" in done.output) == ("--linger" in words)
 
 
-def test_what_the_user_changed_is_kept(scratch):
+def test_changes_by_the_user_are_kept(scratch):
     scratch.call("install")
     scratch.unit.write_text(scratch.unit.read_text().replace("Nice=10", "Nice=1"))
     scratch.environment.write_text("AWS_ACCESS_KEY_ID=canary-1\n")
@@ -194,7 +194,7 @@ def test_what_the_user_changed_is_kept(scratch):
     assert scratch.unit.with_name(f"{UNIT}.bak").exists()
 
 
-def test_a_link_in_the_units_place_is_kept_and_not_followed(scratch):
+def test_a_symlink_at_the_units_path_is_kept_and_not_followed(scratch):
     theirs = scratch.home / "dotfiles.service"
     theirs.write_text("[Service]\n")
     scratch.unit.parent.mkdir(parents=True)
@@ -216,7 +216,7 @@ def test_a_linux_without_systemd_names_the_alternative(scratch, monkeypatch):
     assert scratch.tree() == before
 
 
-def test_wrong_settings_end_it_with_2_before_anything_is_written(scratch):
+def test_invalid_settings_exit_2_before_anything_is_written(scratch):
     before = scratch.tree()
     done = scratch.call("install", "--settings", "none.yaml", code=2)
     assert "none.yaml does not exist" in done.stderr
@@ -230,7 +230,7 @@ def test_wrong_settings_end_it_with_2_before_anything_is_written(scratch):
     assert scratch.did() == []
 
 
-def test_what_only_the_shell_has_is_warned_of(scratch, monkeypatch):
+def test_install_warns_about_variables_of_the_shell(scratch, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-1")
     done = scratch.call("install", "--no-start")
     assert "AWS_SECRET_ACCESS_KEY" in done.stderr
@@ -238,7 +238,7 @@ def test_what_only_the_shell_has_is_warned_of(scratch, monkeypatch):
     assert "macOS" in scratch.call("install", "--with-environment", code=1).stderr
 
 
-def test_without_a_session_the_cure_is_named_and_the_file_can_be_written(scratch):
+def test_without_a_session_install_names_the_fix_and_no_start_works(scratch):
     before = scratch.tree()
     (scratch.fake / "unreachable").touch()
     done = scratch.call("install", code=1)
@@ -255,7 +255,7 @@ def test_without_a_session_the_cure_is_named_and_the_file_can_be_written(scratch
     assert scratch.tree() == before
 
 
-def test_started_stopped_and_looked_at(scratch):
+def test_start_restart_and_stop_call_systemctl(scratch):
     assert "not installed" in scratch.call("start", code=1).stderr
     scratch.call("install", "--no-start")
     assert "running    no" in scratch.call("status", code=1).output
@@ -267,7 +267,7 @@ def test_started_stopped_and_looked_at(scratch):
     assert "Job failed" in scratch.call("start", code=1).stderr
 
 
-def test_beside_an_agent_that_runs_by_hand_it_is_not_started_and_who_that_is_is_said(scratch):
+def test_the_service_is_not_started_while_another_agent_runs(scratch):
     """Two cannot hold one state directory: the service would fail, and begin anew every 30 s until the other ends."""
     state = StateDirectory(scratch.home / "state")
     state.prepare()
@@ -295,13 +295,13 @@ def test_a_dry_run_needs_no_session(scratch):
     assert "ExecStart=" in done.output
 
 
-def test_a_home_of_somebody_else_is_refused(scratch, monkeypatch):
+def test_the_home_of_another_user_is_refused(scratch, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: ME + 1)
     assert "without sudo" in scratch.call("install", code=1).stderr
     assert not scratch.unit.exists()
 
 
-def test_the_log_is_the_journals_or_the_file_of_the_settings(scratch, monkeypatch):
+def test_logs_shows_the_journal_or_the_configured_file(scratch, monkeypatch):
     scratch.call("install")
     became = []
 
@@ -319,7 +319,7 @@ def test_the_log_is_the_journals_or_the_file_of_the_settings(scratch, monkeypatc
     assert (done.returncode, done.stdout, done.stderr) == (0, "two\n", "")
 
 
-def test_launchds_agent_installed_upgraded_and_removed_nothing_is_left(scratch, monkeypatch):
+def test_uninstall_removes_the_launchd_agent_after_install_and_upgrade(scratch, monkeypatch):
     monkeypatch.setattr(commands, "service_manager", Launchd)
     monkeypatch.setattr(status, "service_manager", Launchd)
     before = scratch.tree()

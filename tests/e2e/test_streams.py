@@ -43,7 +43,7 @@ def machine(tmp_path_factory):
 
 
 @pytest.mark.parametrize("words", [("status",), ("uploads",), ("doctor", "--json"), ("events", "--json")], ids=" ".join)
-def test_a_stream_that_is_ascii_alone_gets_what_it_lacks_escaped(machine, words):
+def test_an_ascii_stream_gets_other_characters_escaped(machine, words):
     done = machine.call(*words, prefix=["env", "PYTHONIOENCODING=ascii", COMMAND])
     assert ("Traceback" in done.err, "crashed" in done.err, bool(done.out)) == (False, False, True)
     if words == ("status",):
@@ -56,7 +56,7 @@ def test_a_stream_that_is_ascii_alone_gets_what_it_lacks_escaped(machine, words)
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("words", EACH, ids=" ".join)
-def test_a_full_disk_behind_standard_output_is_one_line_on_standard_error_and_exit_1(machine, words):
+def test_an_unwritable_standard_output_is_one_error_line_and_exit_1(machine, words):
     with FULL.open("w") as full:
         done = machine.call(*words, stdout=full, places=_places(words))
     assert done.code == 1
@@ -66,7 +66,7 @@ def test_a_full_disk_behind_standard_output_is_one_line_on_standard_error_and_ex
 
 
 @pytest.mark.parametrize("words", EACH, ids=" ".join)
-def test_a_pipe_whose_reader_has_gone_ends_a_command_without_a_word(machine, words):
+def test_a_closed_pipe_ends_a_command_silently(machine, words):
     reader, writer = os.pipe()
     os.close(reader)
     done = machine.call(*words, stdout=writer, places=_places(words))
@@ -74,7 +74,7 @@ def test_a_pipe_whose_reader_has_gone_ends_a_command_without_a_word(machine, wor
     assert (done.code, done.err) == (CLOSED, "")
 
 
-def test_events_that_are_followed_end_when_their_reader_has_gone(machine):
+def test_following_events_ends_when_the_pipe_closes(machine):
     reader, writer = os.pipe()
     with machine.started("events", "--follow", "--json", stdout=writer) as following:
         os.close(writer)
@@ -86,7 +86,7 @@ def test_events_that_are_followed_end_when_their_reader_has_gone(machine):
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
-def test_a_full_disk_behind_standard_error_changes_no_exit_status(machine):
+def test_an_unwritable_standard_error_changes_no_exit_status(machine):
     with FULL.open("w") as full:
         assert machine.call("sync", "--method", "nonsense", stderr=full).code == 2
         assert machine.call("uploads", "show", "20000101_000000_nobody", stderr=full).code == 1
@@ -95,7 +95,7 @@ def test_a_full_disk_behind_standard_error_changes_no_exit_status(machine):
 # --------------------------------------------------------------------------------------------------- one message, once
 
 
-def test_a_sync_that_fails_prints_its_message_once_and_logs_with_v_alone(machine, tmp_path):
+def test_a_failed_sync_prints_its_message_once_and_logs_only_with_v(machine, tmp_path):
     other = Machine(tmp_path / "other", cloud_endpoint=None, agent_log_level="DEBUG")
     other.write(commits=1)
     reported = other.call("sync")
@@ -108,7 +108,7 @@ def test_a_sync_that_fails_prints_its_message_once_and_logs_with_v_alone(machine
         assert loud.code == 1
 
 
-def test_what_is_odd_about_a_setting_is_said_in_one_plain_line(machine, tmp_path):
+def test_a_warning_about_a_setting_is_one_line(machine, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("akosha_chunk_size: 7\n")
     for words in (("status",), ("config",), ("sync", "--json")):

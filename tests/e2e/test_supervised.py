@@ -11,7 +11,7 @@ from tests.support.notify import notified
 from tests.support.session_buddy import GRAPH
 
 
-def test_it_speaks_the_protocol_and_at_a_hangup_takes_new_settings_or_says_why_not(tmp_path):
+def test_run_notifies_systemd_and_reloads_settings_on_sighup(tmp_path):
     machine = Machine(tmp_path, agent_quiet_seconds=None, http_token=None, cloud_endpoint=None)
     machine.write(commits=2)
     (machine.data / GRAPH).unlink(missing_ok=True)
@@ -55,7 +55,7 @@ def test_it_speaks_the_protocol_and_at_a_hangup_takes_new_settings_or_says_why_n
     assert len(machine.manifests) == 1
 
 
-def test_where_its_terminal_goes_away_it_ends_as_if_reported_to(tmp_path):
+def test_run_stops_when_its_terminal_closes(tmp_path):
     machine = Machine(tmp_path)
     terminal, its = pty.openpty()
 

@@ -60,7 +60,7 @@ async def until(true) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_an_agent_syncs_reports_its_status_and_is_waited_for_while_it_hangs(machine):
+async def test_commands_use_the_agents_socket_and_wait_while_it_is_suspended(machine):
     home = home_of(machine)
     heard: list[SyncProgress] = []
     machine.write(commits=19)
@@ -103,7 +103,7 @@ async def test_an_agent_syncs_reports_its_status_and_is_waited_for_while_it_hang
     assert not (machine.state / "control.sock").exists()
 
 
-async def test_the_sync_of_an_agent_that_is_killed_after_accepting_it_is_done_here(machine):
+async def test_the_caller_does_a_sync_that_a_killed_agent_had_accepted(machine):
     home = home_of(machine)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         machine.environ |= {"AWS_ACCESS_KEY_ID": "scratch", "AWS_SECRET_ACCESS_KEY": "scratch"}

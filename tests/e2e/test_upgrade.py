@@ -61,7 +61,7 @@ def machine(fresh_nats, tmp_path):
     return machine
 
 
-def test_the_ledger_of_an_earlier_version_is_read_as_it_is(machine):
+def test_the_ledger_of_an_earlier_version_is_read_without_migration(machine):
     (target,) = (one for one in machine.status()["targets"] if one["method"] == "cloud")
     assert {row["name"]: row["state"] for row in target["databases"]} == {
         "knowledge_graph": "delivered",
@@ -71,7 +71,7 @@ def test_the_ledger_of_an_earlier_version_is_read_as_it_is(machine):
     assert ask(machine, "PRAGMA user_version") == [(3,)]
 
 
-def test_the_upload_under_way_the_session_end_and_the_result_in_the_outbox_are_completed_once(machine, fresh_nats):
+def test_unfinished_work_of_an_earlier_version_is_completed_once(machine, fresh_nats):
     there = {path: path.read_bytes() for path in uploads(machine).rglob("*") if path.is_file()}
     sent = uploads(machine) / UNDER_WAY / "reflection.duckdb"
     inode = sent.stat().st_ino

@@ -42,7 +42,7 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-def test_the_wheel_has_the_package_its_types_and_its_licence_and_nothing_else(wheel):
+def test_the_wheel_has_only_the_package_its_types_and_its_licence(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "agent/py.typed" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"agent", "akosha_agent"}
@@ -56,7 +56,7 @@ def test_the_wheel_has_the_package_its_types_and_its_licence_and_nothing_else(wh
     assert built == {path.relative_to(ROOT).as_posix() for path in (ROOT / "agent").rglob("*.py")}
 
 
-def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
+def test_the_wheel_works_in_a_new_environment(wheel, tmp_path):
     """What it depends on is lent from here, so that nothing is downloaded; the package itself is the wheel's alone."""
     own = tmp_path / "own"
     venv.create(own, with_pip=False, symlinks=True)
@@ -81,7 +81,7 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
     assert call(command, "status", "--json", folder=tmp_path, XDG_STATE_HOME=str(tmp_path / "state"))
 
 
-def test_the_wheel_names_all_that_it_imports(wheel, tmp_path):
+def test_the_wheel_declares_every_dependency_it_imports(wheel, tmp_path):
     """Installed with what its metadata asks for, nothing is missing: every dependency imported is declared."""
     import ast
     import email

@@ -234,7 +234,7 @@ PERMANENT = {
 
 
 @pytest.mark.parametrize("case", TRANSIENT)
-async def test_what_may_pass_is_reported_so_and_a_later_try_works(case):
+async def test_a_transient_error_is_reported_and_a_later_attempt_works(case):
     play, words = TRANSIENT[case]
     async with faced(play) as (rogue, sink):
         error = await failure(sink)
@@ -246,7 +246,7 @@ async def test_what_may_pass_is_reported_so_and_a_later_try_works(case):
 
 
 @pytest.mark.parametrize("case", PERMANENT)
-async def test_what_does_not_pass_names_the_setting_that_mends_it(case):
+async def test_a_permanent_error_names_the_setting_that_fixes_it(case):
     play, words, setting = PERMANENT[case]
     async with faced(play) as (rogue, sink):
         error = await failure(sink)
@@ -257,14 +257,14 @@ async def test_what_does_not_pass_names_the_setting_that_mends_it(case):
 
 
 @pytest.mark.parametrize("code", [404, 405])
-async def test_where_nobody_speaks_mcp_the_address_is_to_be_mended(code):
+async def test_a_server_without_mcp_names_the_endpoint_setting(code):
     async with faced(status(code), on="initialize") as (_, sink):
         error = await failure(sink)
         assert (error.transient, "not an MCP server" in error.message) == (False, True)
         assert "akosha_http_endpoint" in error.hint
 
 
-async def test_a_server_that_stores_nothing_says_what_to_do():
+async def test_a_server_without_the_store_tool_is_a_permanent_error():
     def no_tools(writer, number):
         respond(writer, rpc(number, {"tools": [{"name": "search_all_systems", "inputSchema": {}}]}))
 
@@ -295,12 +295,12 @@ def rpc_error(code, message):
         ("tools/call", rpc_error(-32603, "boom"), True),
     ],
 )
-async def test_a_session_that_makes_no_sense_is_reported_as_such(on, play, transient):
+async def test_an_invalid_session_is_reported(on, play, transient):
     async with faced(play, on=on) as (_, sink):
         assert (await failure(sink)).transient is transient
 
 
-async def test_a_list_of_tools_without_an_end_has_one():
+async def test_an_endless_list_of_tools_is_an_error():
     def more(writer, number):
         respond(writer, rpc(number, {"tools": [], "nextCursor": str(number)}))
 
@@ -309,7 +309,7 @@ async def test_a_list_of_tools_without_an_end_has_one():
 
 
 @pytest.mark.parametrize("seconds", [7, None])
-async def test_retry_after_is_kept_as_seconds_or_as_a_date(seconds):
+async def test_retry_after_is_read_as_seconds_or_as_a_date(seconds):
     # The server's clock is years off ours: its date counts from its own time.
     now = datetime(2020, 1, 1, tzinfo=UTC)
     until = format_datetime(now + timedelta(seconds=7), usegmt=True)
@@ -335,21 +335,21 @@ async def test_a_redirect_to_another_host_is_not_followed(code):
         assert elsewhere.requests == []
 
 
-async def test_a_redirect_on_the_same_host_tells_the_address():
+async def test_a_redirect_on_the_same_host_is_named_in_the_hint():
     async with faced(status(307, more="Location: /mcp/\r\n"), on="initialize") as (rogue, sink):
         error = await failure(sink)
         assert error.hint == f"set akosha_http_endpoint to {rogue.origin}/mcp/"
         assert len(rogue.requests) == 1
 
 
-async def test_a_server_that_hangs_is_left_after_the_time_allowed():
+async def test_a_silent_server_is_a_timeout():
     async with faced(lambda *_: None, timeout_seconds=0.2) as (_, sink):
         error = await failure(sink)
         assert error.transient
         assert "no answer for 0.2 s" in error.message
 
 
-async def test_comments_that_keep_a_connection_open_are_no_sign_of_life():
+async def test_sse_comments_do_not_extend_the_timeout():
     async def comment(writer):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         while not writer.is_closing():
@@ -361,7 +361,7 @@ async def test_comments_that_keep_a_connection_open_are_no_sign_of_life():
         assert "no answer" in (await failure(sink)).message
 
 
-async def test_progress_is_a_sign_of_life_and_other_events_do_no_harm():
+async def test_progress_events_extend_the_timeout_and_other_events_are_ignored():
     async def work(writer, number):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
         for what in (
@@ -381,7 +381,7 @@ async def test_progress_is_a_sign_of_life_and_other_events_do_no_harm():
         assert (await sink.store(batch(sink))).stored == 2
 
 
-async def test_nobody_there_is_an_error_that_may_pass_and_not_available():
+async def test_a_refused_connection_is_transient_and_not_available():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     sink = AkoshaSink(endpoint=f"http://127.0.0.1:{port}/mcp", token=TOKEN)
@@ -392,7 +392,7 @@ async def test_nobody_there_is_an_error_that_may_pass_and_not_available():
     await sink.aclose()
 
 
-async def test_who_accepts_and_says_nothing_within_a_second_is_unknown():
+async def test_a_silent_server_counts_as_available_after_a_second():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sink = AkoshaSink(endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}/mcp")
         await sink.is_available()  # the library is loaded
@@ -408,7 +408,7 @@ async def test_who_accepts_and_says_nothing_within_a_second_is_unknown():
     [(socket.EAI_NONAME, False), (socket.EAI_AGAIN, True)],
     ids=["no such name", "for the moment"],
 )
-async def test_only_a_name_that_does_not_exist_is_nobody(code, available, monkeypatch):
+async def test_only_a_name_that_does_not_exist_is_unavailable(code, available, monkeypatch):
     async def getaddrinfo(*_, **__):
         raise socket.gaierror(code, "from the name server")
 
@@ -421,7 +421,7 @@ async def test_only_a_name_that_does_not_exist_is_nobody(code, available, monkey
 @pytest.mark.parametrize(
     ("answer", "expected"), [((404, b"{}"), False), ((200, b"<html>"), False), ((200, b"{}"), True)]
 )
-async def test_healthy_is_who_answers_200_with_json(answer, expected):
+async def test_a_server_is_healthy_if_it_answers_200_with_json(answer, expected):
     code, body = answer
     async with Rogue(status(code, body), on=None) as rogue:
         sink = AkoshaSink(endpoint=f"{rogue.origin}/mcp")
@@ -429,7 +429,7 @@ async def test_healthy_is_who_answers_200_with_json(answer, expected):
         await sink.aclose()
 
 
-async def test_a_server_that_forgets_every_session_at_once_is_not_asked_forever():
+async def test_a_server_that_forgets_every_session_is_tried_twice():
     async with faced(status(404)) as (rogue, sink):
         error = await failure(sink)
         assert error.transient
@@ -437,7 +437,7 @@ async def test_a_server_that_forgets_every_session_at_once_is_not_asked_forever(
         assert (rogue.count("initialize"), rogue.count("tools/call")) == (2, 2)
 
 
-async def test_a_400_that_names_the_session_begins_another():
+async def test_a_400_about_the_session_opens_a_new_session():
     said = json.dumps({"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "No valid session ID"}})
 
     def forgetful(writer, number):
@@ -450,7 +450,7 @@ async def test_a_400_that_names_the_session_begins_another():
         assert (await sink.store(batch(sink))).stored == 2
 
 
-async def test_one_memory_that_the_server_will_not_look_at_does_not_stop_the_others():
+async def test_one_rejected_memory_does_not_stop_the_others():
     poison = 5
 
     def picky(writer, number):
@@ -470,7 +470,7 @@ async def test_one_memory_that_the_server_will_not_look_at_does_not_stop_the_oth
         assert len(receipt.refused[poison]) <= 300
 
 
-async def test_a_server_that_will_not_look_at_anything_is_not_asked_for_each_memory():
+async def test_a_server_that_rejects_everything_is_not_called_for_each_memory():
     def never(writer, number):
         respond(writer, rpc(number, {"content": [{"type": "text", "text": "unexpected keyword"}], "isError": True}))
 
@@ -486,21 +486,21 @@ def gone(writer, number):
 
 
 @pytest.mark.parametrize("play", [gone, rpc_error(-32602, "Unknown tool: batch_store_memories")])
-async def test_a_tool_that_has_gone_makes_the_next_connection_ask_again(play):
+async def test_an_unknown_tool_makes_the_next_connection_list_tools_again(play):
     async with faced(play) as (rogue, sink):
         assert (await failure(sink)).transient
         await sink.connect()
         assert (rogue.count("tools/list"), rogue.count("tools/call")) == (2, 1)
 
 
-async def test_a_token_that_cannot_stand_in_a_header_is_not_repeated():
+async def test_a_token_that_is_invalid_in_a_header_is_not_shown():
     sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp", token=f"{TOKEN}\n\u00e9")
     error = await failure(sink)
     assert (error.transient, error.__cause__) == (False, None)
     await sink.aclose()
 
 
-async def test_a_cancelled_batch_leaves_no_task_and_no_connection_behind():
+async def test_a_cancelled_batch_leaves_no_task_and_no_connection():
     async with faced(lambda *_: None) as (rogue, sink):
         before = asyncio.all_tasks()
         storing = asyncio.create_task(sink.store(batch(sink)))
@@ -515,7 +515,7 @@ async def test_a_cancelled_batch_leaves_no_task_and_no_connection_behind():
             await asyncio.gather(*serving)
 
 
-async def test_the_token_goes_to_the_server_alone_and_shows_nowhere(caplog):
+async def test_the_token_is_sent_to_the_server_and_shown_nowhere(caplog):
     caplog.set_level("DEBUG")
     echo = json.dumps({"jsonrpc": "2.0", "id": None, "error": {"code": 1, "message": f"bad Bearer {TOKEN}"}})
     async with faced(status(400, echo.encode(), kind="application/json")) as (rogue, sink):
@@ -526,7 +526,7 @@ async def test_the_token_goes_to_the_server_alone_and_shows_nowhere(caplog):
     assert TOKEN not in caplog.text
 
 
-async def test_no_proxy_of_the_environment_leads_to_this_machine(monkeypatch):
+async def test_loopback_addresses_bypass_the_proxy(monkeypatch):
     async with Rogue(closed, on=None) as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.origin)
@@ -535,7 +535,7 @@ async def test_no_proxy_of_the_environment_leads_to_this_machine(monkeypatch):
         assert proxy.requests == []
 
 
-async def test_a_proxy_of_the_environment_is_asked_for_a_tunnel_and_not_reported_the_token(monkeypatch):
+async def test_a_proxy_gets_a_connect_request_without_the_token(monkeypatch):
     async with Rogue(status(403), on=None) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.origin)
         sink = AkoshaSink(endpoint="https://akosha.example.com/mcp", token=TOKEN)
@@ -546,7 +546,7 @@ async def test_a_proxy_of_the_environment_is_asked_for_a_tunnel_and_not_reported
         await sink.aclose()
 
 
-async def test_a_certificate_is_trusted_where_its_authority_is(tmp_path, monkeypatch):
+async def test_a_certificate_is_trusted_if_its_authority_is(tmp_path, monkeypatch):
     authority = Authority(tmp_path)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(authority.chain, authority.key)
@@ -563,9 +563,7 @@ async def test_a_certificate_is_trusted_where_its_authority_is(tmp_path, monkeyp
         await sink.aclose()
 
 
-async def test_certificates_that_were_replaced_on_disk_are_read_by_the_attempt_after_the_one_that_failed(
-    tmp_path, monkeypatch
-):
+async def test_replaced_certificates_are_read_after_a_failed_attempt(tmp_path, monkeypatch):
     for name in ("theirs", "other"):
         (tmp_path / name).mkdir()
     authority, trusted = Authority(tmp_path / "theirs"), tmp_path / "trusted.pem"
@@ -585,7 +583,7 @@ async def test_certificates_that_were_replaced_on_disk_are_read_by_the_attempt_a
         await sink.aclose()
 
 
-async def test_a_file_of_certificates_that_is_not_there_is_named(tmp_path, monkeypatch):
+async def test_a_missing_certificate_file_is_named(tmp_path, monkeypatch):
     missing = tmp_path / "missing.pem"
     monkeypatch.setenv("SSL_CERT_FILE", str(missing))
     sink = AkoshaSink(endpoint="https://akosha.example.com/mcp")
@@ -595,7 +593,7 @@ async def test_a_file_of_certificates_that_is_not_there_is_named(tmp_path, monke
     await sink.aclose()
 
 
-async def test_a_call_under_way_ends_on_the_client_that_is_replaced_meanwhile_in_the_same_session():
+async def test_a_running_call_completes_while_its_client_is_replaced():
     answer = asyncio.Event()
 
     async def late(writer, number):
@@ -615,7 +613,7 @@ async def test_a_call_under_way_ends_on_the_client_that_is_replaced_meanwhile_in
 
 
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY"])
-async def test_a_proxy_that_wants_a_password_or_is_not_there_is_blamed_and_its_variable_named(name, monkeypatch):
+async def test_a_proxy_error_names_the_proxy_and_its_variable(name, monkeypatch):
     for other in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(other, raising=False)
 
@@ -641,7 +639,7 @@ async def test_a_proxy_that_wants_a_password_or_is_not_there_is_blamed_and_its_v
         assert "canary" not in str(error)
 
 
-async def test_an_environment_with_a_broken_proxy_is_reported_by_its_name(monkeypatch):
+async def test_an_invalid_proxy_variable_is_named(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "nonsense://x")
     sink = AkoshaSink(endpoint="https://akosha.example.com/mcp")
     assert await sink.is_available(), "the attempt says what is wrong"
@@ -650,7 +648,7 @@ async def test_an_environment_with_a_broken_proxy_is_reported_by_its_name(monkey
     await sink.aclose()
 
 
-async def test_a_body_that_is_no_json_is_refused_alone_where_the_server_cannot_read_it():
+async def test_a_batch_refused_with_413_is_sent_in_smaller_ones():
     def strict(writer, number):
         count = len(rogue.requests[-1][2]["params"]["arguments"]["memories"])
         respond(writer, b"", status=413) if count > 1 else respond(writer, rpc(number, stored(1)))
@@ -659,7 +657,7 @@ async def test_a_body_that_is_no_json_is_refused_alone_where_the_server_cannot_r
         assert (await sink.store(batch(sink, 3))).stored == 3
 
 
-async def test_the_same_embedding_is_never_parsed(monkeypatch):
+async def test_an_embedding_is_sent_as_it_is_stored(monkeypatch):
     async with faced(events(GOOD_EVENT)) as (rogue, sink):
         odd = replace(memory(1), embedding="[ 1.50, 2e0 ]")
         await sink.store([sink.pack(odd, SYSTEM), sink.pack(memory(2), SYSTEM)])

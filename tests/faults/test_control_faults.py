@@ -98,7 +98,7 @@ def open_place():
 
 
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="this system does not tell who connects")
-async def test_another_users_process_is_refused_even_where_the_modes_let_it_in(agent_service, open_place):
+async def test_another_users_process_is_refused_even_if_the_modes_allow_it(agent_service, open_place):
     """It gets no byte. What had connected before it became another user's is answered."""
     async with serve_agent(agent_service, open_place / "state") as agent:
         agent.state.chmod(0o777)
@@ -112,7 +112,7 @@ async def test_another_users_process_is_refused_even_where_the_modes_let_it_in(a
     assert [(line["event"], line["uid"]) for line in logs] == [("control_peer_refused", NOBODY)]
 
 
-async def test_another_users_process_does_not_even_come_to_the_socket(agent_service, open_place):
+async def test_another_users_process_cannot_reach_the_socket(agent_service, open_place):
     async with serve_agent(agent_service, open_place / "state") as agent:
         stranger, _ = await run(STRANGER, agent.path, NOBODY)
         assert stranger == "PermissionError"
@@ -144,7 +144,7 @@ async def test_a_connection_without_a_request_is_closed_in_time(agent_service, t
         assert await reader.read() == b""
 
 
-async def test_a_head_that_comes_byte_by_byte_gets_no_more_time(agent_service, tmp_path):
+async def test_a_head_sent_byte_by_byte_does_not_extend_the_timeout(agent_service, tmp_path):
     async def drip(writer):
         with suppress(ConnectionError):
             for byte in b"GET /healthz HTTP/1.1\r\nX-Long: " + b"x" * 8000:
@@ -164,7 +164,7 @@ async def test_a_head_that_comes_byte_by_byte_gets_no_more_time(agent_service, t
                 await dripping
 
 
-async def test_a_body_that_does_not_come_in_time_is_a_408_and_the_connection_is_closed(agent_service, tmp_path):
+async def test_a_late_body_gets_a_408_and_the_connection_is_closed(agent_service, tmp_path):
     async with (
         serve_agent(agent_service, tmp_path / "state", limits=SHORT) as agent,
         connected(agent) as (reader, writer),
@@ -176,7 +176,7 @@ async def test_a_body_that_does_not_come_in_time_is_a_408_and_the_connection_is_
     assert not agent_service.asked
 
 
-async def test_a_body_that_ends_too_early_changes_nothing(agent_service, tmp_path):
+async def test_an_incomplete_body_changes_nothing(agent_service, tmp_path):
     async with serve_agent(agent_service, tmp_path / "state") as agent:
         async with connected(agent) as (_, writer):
             writer.write(POST + b"Content-Length: 9\r\n\r\n{}")
@@ -201,7 +201,7 @@ async def test_a_body_that_ends_too_early_changes_nothing(agent_service, tmp_pat
     ],
     ids=["tls", "hello", "version", "header", "length", "smuggling", "chunks", "long-line", "long-header"],
 )  # fmt: skip
-async def test_bytes_that_are_no_request_get_a_problem_and_are_not_logged(agent_service, tmp_path, sent, status):
+async def test_an_invalid_request_gets_a_problem_and_is_not_logged(agent_service, tmp_path, sent, status):
     async with serve_agent(agent_service, tmp_path / "state") as agent:
         with capture_logs() as logs:
             async with connected(agent) as (reader, writer):
@@ -212,7 +212,7 @@ async def test_bytes_that_are_no_request_get_a_problem_and_are_not_logged(agent_
     assert (logs, agent_service.asked) == ([], {})
 
 
-async def test_a_client_that_sends_far_too_much_before_it_reads_gets_its_answer(agent_service, tmp_path):
+async def test_a_client_that_sends_too_large_a_body_gets_a_413(agent_service, tmp_path):
     """Closing at once would reset the connection, and the response with it."""
 
     def send_and_read(path) -> bytes:
@@ -252,7 +252,7 @@ async def test_pipelined_requests_are_answered_in_order(agent_service, tmp_path)
         assert [(await read_problem(reader))[0] for _ in range(2)] == [200, 404]
 
 
-async def test_a_client_that_disconnects_during_the_response_leaves_nothing_behind(agent_service, tmp_path):
+async def test_a_client_that_disconnects_leaves_no_connection(agent_service, tmp_path):
     async with serve_agent(agent_service, tmp_path / "state") as agent:
         agent_service.gate.clear()
         with capture_logs() as logs:
@@ -266,7 +266,7 @@ async def test_a_client_that_disconnects_during_the_response_leaves_nothing_behi
         assert logs == []
 
 
-async def test_a_change_is_completed_when_its_client_has_disconnected(agent_service, tmp_path):
+async def test_a_change_is_completed_after_its_client_disconnects(agent_service, tmp_path):
     async with serve_agent(agent_service, tmp_path / "state") as agent:
         agent_service.gate.clear()
         timeout = aiohttp.ClientTimeout(total=0.2)

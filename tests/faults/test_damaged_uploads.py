@@ -75,7 +75,7 @@ def looking(kept, tmp_path):
     return verification(kept.store, tmp_path, rows_as_reported(kept.manifest))
 
 
-async def test_a_whole_upload_is_found_whole_and_nothing_of_it_is_left_on_the_disk(both, tmp_path):
+async def test_an_intact_upload_passes_and_leaves_no_file(both, tmp_path):
     look, moved = verification(both[0].store, tmp_path), []
     for kept in both:
         begun = []
@@ -97,7 +97,7 @@ def same_within(data: bytes, changed: bytes) -> bool:
 
 
 @pytest.mark.parametrize("name", OBJECTS[:3])
-async def test_one_flipped_bit_behind_the_same_size_and_metadata_is_found_deep_and_named(kept, tmp_path, name):
+async def test_a_deep_verification_finds_a_flipped_bit_in_each_object(kept, tmp_path, name):
     look, data = looking(kept, tmp_path), kept.data(name)
     for bit in [0, *random.Random(7).sample(range(8 * len(data)), 12), 8 * len(data) - 1]:
         if same_within(data, flip_bit(data, bit)):
@@ -107,14 +107,14 @@ async def test_one_flipped_bit_behind_the_same_size_and_metadata_is_found_deep_a
         assert set((await look.deep(kept.upload)).problems) == {name}, bit
 
 
-async def test_one_flipped_bit_of_the_manifest_is_found_without_a_download(kept, tmp_path):
+async def test_a_flipped_bit_of_the_manifest_is_found_without_a_download(kept, tmp_path):
     look, data = looking(kept, tmp_path), kept.data("manifest.json")
     for bit in random.Random(8).sample(range(8 * len(data)), 150):
         kept.change("manifest.json", flip_bit(data, bit))
         assert "manifest.json" in (await look.shallow(kept.upload)).problems, bit
 
 
-async def test_a_manifest_whose_parts_were_changed_is_found_where_no_metadata_is_left(kept, tmp_path):
+async def test_a_changed_manifest_without_metadata_is_found(kept, tmp_path):
     document = json.loads(kept.data("manifest.json"))
     document["parts"][0]["sha256"] = "ab" * 32
     kept.store.objects[kept.manifest.key] = json.dumps(document).encode(), {}
@@ -165,7 +165,7 @@ async def test_the_manifest_of_another_system_is_found_and_named(kept, tmp_path)
     ],
     ids=["absolute", "dots", "another-upload", "another-system", "deeper", "another-part", "bare", "empty"],
 )
-async def test_a_key_that_is_not_the_parts_own_is_refused_and_never_asked_for(both, tmp_path, key):
+async def test_a_key_outside_the_upload_is_refused_and_never_requested(both, tmp_path, key):
     older, kept = both
     kept.change_part("reflection.duckdb", key=key.format(upload=kept.upload, older=older.upload))
     store = FaultyStore(kept.store)
@@ -175,7 +175,7 @@ async def test_a_key_that_is_not_the_parts_own_is_refused_and_never_asked_for(bo
 
 
 @pytest.mark.parametrize("name", ["../reflection.duckdb", "/reflection.duckdb", "sub/reflection.duckdb", "passwd"])
-async def test_a_files_name_that_is_no_databases_is_refused(kept, tmp_path, name):
+async def test_a_file_name_that_is_not_a_databases_is_refused(kept, tmp_path, name):
     kept.change_part("reflection.duckdb", name=name)
     assert set((await looking(kept, tmp_path).shallow(kept.upload)).problems) == {"manifest.json"}
 
@@ -193,7 +193,7 @@ async def test_a_files_name_that_is_no_databases_is_refused(kept, tmp_path, name
     ],
     ids=["raw-negative", "stored-negative", "raw-huge", "raw-vast", "stored-vast", "no-gzip-unpacks-so", "a-fraction"],
 )
-async def test_a_size_that_cannot_be_is_refused_and_nothing_is_downloaded(kept, tmp_path, sizes):
+async def test_an_impossible_size_is_refused_and_nothing_is_downloaded(kept, tmp_path, sizes):
     kept.change_part("reflection.duckdb", **sizes)
     store = FaultyStore(kept.store)
     found = await verification(store, tmp_path).deep(kept.upload)
@@ -205,7 +205,7 @@ async def test_a_size_that_cannot_be_is_refused_and_nothing_is_downloaded(kept, 
     assert listed.problems
 
 
-async def test_a_gzip_bomb_ends_where_the_manifest_says(kept, tmp_path):
+async def test_a_gzip_bomb_is_unpacked_only_up_to_the_size_in_the_manifest(kept, tmp_path):
     bomb = zlib.compressobj(wbits=31)
     packed = b"".join([*(bomb.compress(bytes(2**20)) for _ in range(256)), bomb.flush()])
     kept.rewrite("reflection.duckdb", bytes(2**20), packed=packed)
@@ -214,7 +214,7 @@ async def test_a_gzip_bomb_ends_where_the_manifest_says(kept, tmp_path):
     assert "unpacks to more than the 1048576 bytes" in found.problems["reflection.duckdb"]
 
 
-async def test_rows_that_are_not_those_of_the_manifest_are_found_deep(kept, tmp_path):
+async def test_a_deep_verification_finds_other_row_counts(kept, tmp_path):
     rows = {name: dict(tables) for name, tables in kept.manifest.rows.items()}
     rows["reflection"]["conversations_v2"] += 1
     kept.change_manifest(metadata={"rows": rows})
@@ -224,13 +224,13 @@ async def test_rows_that_are_not_those_of_the_manifest_are_found_deep(kept, tmp_
     }
 
 
-async def test_a_database_that_is_none_is_found_deep_though_all_its_digests_are_right(kept, tmp_path):
+async def test_a_deep_verification_finds_an_invalid_database_with_correct_digests(kept, tmp_path):
     kept.rewrite("reflection.duckdb", b"no database at all" * 1000)
     found = await verification(kept.store, tmp_path).deep(kept.upload)
     assert set(found.problems) == {"reflection.duckdb"}
 
 
-async def test_memories_that_are_none_are_found_deep_though_their_digest_is_right(kept, tmp_path):
+async def test_a_deep_verification_finds_invalid_memories_with_a_correct_digest(kept, tmp_path):
     text = b'{"conversations": "none"}'
     reported = json.loads(kept.data("manifest.json"))["memories"]
     reported |= {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
@@ -243,21 +243,21 @@ async def test_memories_that_are_none_are_found_deep_though_their_digest_is_righ
 
 
 @pytest.mark.parametrize("call", ["get", "head"])
-async def test_a_store_that_cannot_be_asked_is_no_damage(kept, tmp_path, call):
+async def test_an_unreachable_store_is_not_reported_as_damage(kept, tmp_path, call):
     store = FaultyStore(kept.store)
     store.fail(call, StoreError("the network is down", transient=True))
     with pytest.raises(StoreError, match="the network is down"):
         await verification(store, tmp_path).shallow(kept.upload)
 
 
-async def test_an_upload_that_is_deleted_while_it_is_looked_at_is_gone_and_not_damaged(kept, tmp_path):
+async def test_an_upload_deleted_during_its_verification_is_reported_as_missing(kept, tmp_path):
     store = FaultyStore(kept.store)
     store.fail("head", NoSuchObject("deleted"), key="reflection.duckdb")
     store.fail("head", NoSuchObject("deleted"), key="manifest.json", after=True)
     assert (await verification(store, tmp_path).shallow(kept.upload)).is_missing
 
 
-async def test_a_limited_deep_look_names_the_databases_that_it_did_not_download(kept, tmp_path):
+async def test_a_limited_deep_verification_names_what_it_did_not_download(kept, tmp_path):
     look = looking(kept, tmp_path)
     sizes = {part.database: part.stored_size for part in kept.manifest.parts}
     kept.change("reflection.duckdb", flip_bit(kept.data("reflection.duckdb"), 4321))
@@ -270,7 +270,7 @@ async def test_a_limited_deep_look_names_the_databases_that_it_did_not_download(
 
 
 @pytest.mark.parametrize("place", ["directory", "moto", "rclone"])
-async def test_every_kind_of_store_shows_the_same(request, made, kept, tmp_path, place):
+async def test_damage_is_found_in_every_kind_of_store(request, made, kept, tmp_path, place):
     """On each: other metadata, another size, nothing at all at once, and other bytes behind the same metadata deep.
 
     The upload comes from a directory: there its digests show other bytes at once, in a bucket its ETags are unknown.

@@ -34,7 +34,7 @@ def by_name(found):
     return {finding.name: finding for _, finding in found}
 
 
-async def test_servers_that_take_connections_and_never_answer_hold_up_nobody(settings, tmp_path, aws):
+async def test_silent_servers_do_not_delay_other_checks(settings, tmp_path, aws):
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         port = silent.getsockname()[1]
         context = make_context(
@@ -53,7 +53,7 @@ async def test_servers_that_take_connections_and_never_answer_hold_up_nobody(set
     assert all(one.hint for one in found.values() if one.level in (Level.WARNING, Level.ERROR))
 
 
-def test_a_share_that_hangs_is_reported_and_the_process_comes_to_its_end(settings, tmp_path, monkeypatch):
+def test_a_hanging_share_is_reported_and_doctor_ends(settings, tmp_path, monkeypatch):
     """As an NFS server that is gone: the system call does not return, whatever is cancelled."""
     gone, real = threading.Event(), host_facts.folder
 
@@ -86,7 +86,7 @@ def home(tmp_path, monkeypatch):
     structlog.reset_defaults()
 
 
-def test_settings_that_are_wrong_are_the_finding_and_the_rest_is_looked_at(home, monkeypatch, capsys):
+def test_invalid_settings_are_a_finding_and_other_checks_run(home, monkeypatch, capsys):
     monkeypatch.setenv("SESSION_BUDDY_AKOSHA_MAX_RETRIES", "many")
     monkeypatch.setenv("AKOSHA_AGENT_STATE_DIR", "~/state")
     (home / "data").mkdir()
@@ -107,7 +107,7 @@ def test_settings_that_are_wrong_are_the_finding_and_the_rest_is_looked_at(home,
     assert not (home / "state").exists()
 
 
-def test_directories_that_are_wrong_themselves_leave_the_defaults(home, monkeypatch):
+def test_invalid_directory_settings_are_replaced_by_the_defaults(home, monkeypatch):
     monkeypatch.setenv("AKOSHA_AGENT_STATE_DIR", "~nobody-of-this-name/state")
     context = read_context(Options())
     assert context.settings_error is not None

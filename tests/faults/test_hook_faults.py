@@ -62,13 +62,13 @@ def patched(code: str) -> tuple[str, ...]:
         pytest.param(b'{"session_id": "\\ud800\xc3\x28"}', "\\ud800\ufffd(", id="no-unicode"),
     ],
 )
-async def test_whatever_comes_on_stdin_the_note_is_one_that_the_agent_takes(state, data, session):
+async def test_any_input_results_in_a_note_that_the_agent_accepts(state, data, session):
     assert run(state, data=data).stderr == b""
     ((_, event),) = await SpoolDirectory(state / "spool", CloudEventsCodec()).waiting()
     assert event.session_id == session
 
 
-def test_an_stdin_that_stays_open_keeps_nobody_waiting(state):
+def test_an_open_stdin_does_not_delay_the_hook(state):
     reading, writing = os.pipe()
     try:
         run(state, data=None, stdin=reading)
@@ -82,7 +82,7 @@ def test_an_stdin_that_stays_open_keeps_nobody_waiting(state):
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not-kept"])
-def test_closed_streams_harm_nothing(tmp_path, state, closed, kept):
+def test_closed_streams_do_not_matter(tmp_path, state, closed, kept):
     if not kept:
         state.touch()
     words = " ".join(f"'{word}'" for word in (COMMAND, *HOOK, state))
@@ -93,14 +93,14 @@ def test_closed_streams_harm_nothing(tmp_path, state, closed, kept):
         assert state.read_bytes() == b""
 
 
-def test_without_home_path_and_everything_the_note_is_kept(tmp_path, state):
+def test_the_note_is_written_with_an_empty_environment(tmp_path, state):
     run(state, env={})
     done = subprocess.run([COMMAND, *HOOK[:2]], env={"XDG_STATE_HOME": str(tmp_path)}, input=INPUT, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert len(notes(state)) == len(notes(tmp_path / "akosha-agent")) == 1
 
 
-def test_what_is_made_is_private(state):
+def test_created_files_are_private(state):
     run(state)
     modes = {path.stat().st_mode & 0o777 for path in (state, state / "spool")}
     assert modes == {0o700}
@@ -118,7 +118,7 @@ RESTRICTED = {
 
 
 @pytest.mark.parametrize("how", RESTRICTED)
-def test_where_it_can_be_kept_nowhere_one_line_says_so_and_nothing_is_left(state, how):
+def test_a_note_that_cannot_be_written_is_one_error_line(state, how):
     if how == "a-file":
         state.write_text("in the way")
     else:
@@ -178,14 +178,14 @@ def test_the_running_agent_receives_the_event_of_the_note(tmp_path, deep):
 @pytest.mark.parametrize(
     ("answer", "lines"), [(ACCEPTED, 0), (b"HTTP/1.1 409 Conflict\r\n\r\n", 1)], ids=["taken", "refused"]
 )
-def test_where_it_cannot_be_kept_a_running_agent_may_take_it_all_the_same(state, answer, lines):
+def test_a_running_agent_accepts_an_event_whose_note_cannot_be_written(state, answer, lines):
     with ControlSocket(state, answer):
         (state / "spool").touch()
         assert run(state, prefix=patched(PATIENT)).stderr.count(b"\n") == lines
 
 
 @pytest.mark.parametrize("crowded", [False, True], ids=["silent", "crowded"])
-def test_an_agent_that_never_answers_keeps_nobody_waiting_and_the_note_is_there(tmp_path, crowded):
+def test_a_silent_agent_does_not_delay_the_hook(tmp_path, crowded):
     state = tmp_path / "s"
     state.mkdir()
     callers = []
@@ -203,7 +203,7 @@ def test_an_agent_that_never_answers_keeps_nobody_waiting_and_the_note_is_there(
     assert len(notes(state)) == 1
 
 
-def test_a_socket_that_its_agent_left_behind_is_no_trouble(tmp_path):
+def test_a_stale_socket_is_ignored(tmp_path):
     state = tmp_path / "s"
     state.mkdir()
     with socket.socket(socket.AF_UNIX) as control:
@@ -225,14 +225,14 @@ def await_note(state: Path) -> None:
         time.sleep(0.01)
 
 
-def test_a_disk_that_takes_long_to_sync_keeps_nobody_waiting_and_the_note_comes_all_the_same(tmp_path, state):
+def test_a_slow_disk_does_not_delay_the_hook_and_the_note_is_written(tmp_path, state):
     assert run(state, prefix=gated(tmp_path / "gate")).stderr == b""
     assert notes(state) == []
     (tmp_path / "gate").touch()
     await_note(state)
 
 
-def test_a_terminal_that_closes_takes_the_hook_along_but_not_the_note(tmp_path, state):
+def test_a_closing_terminal_ends_the_hook_but_not_the_note(tmp_path, state):
     """The whole group gets SIGHUP, as soon as the child has begun: the note is written by the child."""
     (state / "spool").mkdir(parents=True)
     with subprocess.Popen(
@@ -258,7 +258,7 @@ FAILS, HANGS = "raise OSError('no')", "import time; time.sleep(4)"
         pytest.param("os.setsid", "raise MemoryError", id="child"),
     ],
 )
-def test_whatever_hangs_or_fails_inside_it_exits_with_0(state, broken, how):
+def test_the_hook_exits_0_if_a_call_hangs_or_fails(state, broken, how):
     module, _, name = broken.partition(".")
     code = f"import {module}\ndef broken(*_):\n    {how}\n{module}.{name} = broken"
     patience = PATIENT if how != HANGS else ""
@@ -267,6 +267,6 @@ def test_whatever_hangs_or_fails_inside_it_exits_with_0(state, broken, how):
     assert said.count("\n") == (how != HANGS)
 
 
-def test_no_process_to_be_had_the_note_is_kept_by_the_hook_itself(state):
+def test_without_a_child_process_the_hook_writes_the_note(state):
     run(state, prefix=patched("import os\ndef broken():\n    raise BlockingIOError(11, 'no more')\nos.fork = broken"))
     assert len(notes(state)) == 1

@@ -115,7 +115,7 @@ def killed_at(machine: Pusher, point: str) -> None:
         gate.open()
 
 
-def test_killed_anywhere_all_arrives_and_each_delivery_is_reported_once(machine):
+def test_a_killed_push_is_completed_and_reported_once(machine):
     for rounds, point in enumerate(POINTS, 1):
         machine.work()
         machine.akosha.calls.clear()
@@ -128,7 +128,7 @@ def test_killed_anywhere_all_arrives_and_each_delivery_is_reported_once(machine)
 
 
 @pytest.mark.parametrize("command", ["sync", "run"])
-def test_reported_to_end_in_the_middle_of_a_push_it_ends_in_time_and_the_next_goes_on(machine, akosha, command):
+def test_a_stopped_push_ends_in_time_and_is_resumed(machine, akosha, command):
     machine.work()
     gate = Gate(akosha, 2, before=True)
     try:
@@ -147,7 +147,7 @@ def test_reported_to_end_in_the_middle_of_a_push_it_ends_in_time_and_the_next_go
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it is stored", "before it is answered"])
-def test_killed_while_it_asks_an_akosha_that_has_lost_everything_all_is_sent_again(machine, akosha, before):
+def test_a_kill_during_the_probe_of_an_empty_akosha_sends_everything_again(machine, akosha, before):
     """The memory that was offered is in the store now: an answer to the next offer would say that nothing is lost."""
     machine.work()
     machine.sync()

@@ -61,7 +61,7 @@ def kill_and_restart(machine: KillableMachine, point: str) -> None:
         "confirm:after",
     ],
 )
-def test_a_kill_anywhere_leaves_one_upload_one_result_id_and_nothing_owed(machine, point):
+def test_a_kill_at_any_point_leaves_one_upload_and_one_result_id(machine, point):
     kill_and_restart(machine, point)
     assert len(machine.manifests) == 1
     (manifest,) = machine.manifests
@@ -71,7 +71,7 @@ def test_a_kill_anywhere_leaves_one_upload_one_result_id_and_nothing_owed(machin
     assert {row["state"] for row in status["targets"][0]["databases"]} == {"clean"}
 
 
-def test_an_upload_killed_before_its_manifest_goes_on_under_its_id(machine):
+def test_an_upload_killed_before_its_manifest_is_resumed(machine):
     killed = machine.sync("put-file:after")
     assert killed.code == -signal.SIGKILL
     (begun,) = (machine.bucket / "systems/laptop/uploads").iterdir()
@@ -79,7 +79,7 @@ def test_an_upload_killed_before_its_manifest_goes_on_under_its_id(machine):
     assert [manifest["upload_id"] for manifest in machine.manifests] == [begun.name]
 
 
-def test_an_upload_killed_before_its_manifest_is_abandoned_when_the_databases_changed_since(machine):
+def test_an_unfinished_upload_of_changed_databases_is_abandoned(machine):
     assert machine.sync("put-file:after").code == -signal.SIGKILL
     (begun,) = (machine.bucket / "systems/laptop/uploads").iterdir()
     create(machine.data.parent / "newer", commits=25, entities=6)
@@ -90,7 +90,7 @@ def test_an_upload_killed_before_its_manifest_is_abandoned_when_the_databases_ch
     assert manifest["upload_id"] > begun.name
 
 
-def test_metadata_of_an_object_that_never_came_is_gone_after_the_next_sync(machine):
+def test_the_next_sync_deletes_metadata_without_an_object(machine):
     assert machine.sync("record:after").code == -signal.SIGKILL
     metadata = machine.bucket / ".akosha" / "metadata"
     assert [path.suffix for path in metadata.rglob("*") if path.is_file()] == [".json"]
@@ -103,7 +103,7 @@ def test_metadata_of_an_object_that_never_came_is_gone_after_the_next_sync(machi
     assert all((machine.bucket / record.removesuffix(".json")).is_file() for record in records)
 
 
-def test_staged_copies_of_a_killed_run_are_gone_after_the_next(machine):
+def test_the_next_sync_deletes_staged_copies_of_a_killed_run(machine):
     assert machine.sync("put-file:before").code == -signal.SIGKILL
     assert any(path.is_file() for path in (machine.state / "staging").rglob("*"))
     assert machine.sync().code == 0
@@ -126,7 +126,7 @@ def test_a_kill_while_the_bucket_fails_leaves_the_databases_owed(machine, point)
 
 
 @pytest.mark.parametrize("point", ["adopt:before", "adopt:after"])
-def test_a_kill_while_a_lost_ledger_is_restored_from_the_bucket_uploads_nothing_again(machine, point):
+def test_a_kill_while_a_lost_ledger_is_rebuilt_uploads_nothing_again(machine, point):
     assert machine.sync().code == 0
     for path in machine.state.glob("ledger*"):
         path.unlink()

@@ -61,7 +61,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-async def test_a_damaged_file_is_an_error_with_the_cure_and_the_cure_works(path, damage):
+async def test_a_damaged_ledger_is_an_error_and_its_hint_works(path, damage):
     await filled(path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(StateError, match="damaged") as reported:
@@ -73,7 +73,7 @@ async def test_a_damaged_file_is_an_error_with_the_cure_and_the_cure_works(path,
 
 
 @pytest.mark.parametrize("damage", ["text", "header overwritten"])
-async def test_a_reader_of_a_damaged_file_is_reported_the_same(path, damage):
+async def test_a_reader_reports_a_damaged_ledger(path, damage):
     await filled(path)
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     with pytest.raises(StateError, match="damaged"):
@@ -91,7 +91,7 @@ async def test_a_reader_of_a_damaged_file_is_reported_the_same(path, damage):
         "UPDATE targets SET last_success = 'yesterday'",
     ],
 )
-async def test_content_that_is_not_what_was_written_is_damage(path, statement):
+async def test_invalid_content_is_damage(path, statement):
     await filled(path)
     change(path, statement)
     ledger = await opened(path)
@@ -101,7 +101,7 @@ async def test_content_that_is_not_what_was_written_is_damage(path, statement):
     await ledger.aclose()
 
 
-async def test_a_result_that_cannot_be_read_is_set_aside_and_holds_up_no_other(path):
+async def test_an_unreadable_result_is_set_aside_and_blocks_no_other(path):
     await filled(path)
     ledger = await opened(path)
     first, damaged, last = await ledger.outbox()
@@ -122,7 +122,7 @@ async def test_a_result_that_cannot_be_read_is_set_aside_and_holds_up_no_other(p
     assert "cannot be read" in line["reason"]
 
 
-async def test_no_database_waits_for_a_result_that_was_set_aside(path):
+async def test_a_database_does_not_wait_for_a_result_that_was_set_aside(path):
     await filled(path, 1)
     change(path, "UPDATE events SET payload = x'00'")
     ledger = await opened(path)
@@ -131,13 +131,13 @@ async def test_no_database_waits_for_a_result_that_was_set_aside(path):
     await ledger.aclose()
 
 
-async def test_no_state_outside_the_table_can_be_written(path):
+async def test_an_unknown_state_cannot_be_written(path):
     await filled(path)
     with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
         change(path, "UPDATE databases SET state = 'lost'")
 
 
-async def test_a_newer_version_asks_for_an_update_and_is_left_alone(path):
+async def test_a_ledger_of_a_newer_version_is_refused_and_not_changed(path):
     await filled(path)
     change(path, f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}", "PRAGMA journal_mode = DELETE")
     before = path.read_bytes()
@@ -148,7 +148,7 @@ async def test_a_newer_version_asks_for_an_update_and_is_left_alone(path):
     assert path.read_bytes() == before
 
 
-async def test_an_earlier_version_is_brought_up_to_date_with_all_it_holds(path, monkeypatch):
+async def test_a_ledger_of_an_earlier_version_is_migrated_with_its_content(path, monkeypatch):
     await filled(path)
     before = await opened(path)
     record, history = await before.record(TARGET), await before.history()
@@ -190,7 +190,7 @@ async def reported(ledger: SqliteLedger) -> tuple[object, ...]:
     return await ledger.record(TARGET), await ledger.history(), await ledger.outbox(), await ledger.notes()
 
 
-async def test_a_ledger_that_knew_of_no_memories_learns_of_them_and_keeps_all_it_holds(path):
+async def test_a_ledger_without_memory_tables_is_migrated_with_its_content(path):
     await second_version(path)
     ledger, of_now = await opened(path), await opened(path.with_suffix(".new"))
     assert await reported(ledger) == await reported(of_now)
@@ -204,7 +204,7 @@ async def test_a_ledger_that_knew_of_no_memories_learns_of_them_and_keeps_all_it
     await of_now.aclose()
 
 
-async def test_a_ledger_that_knows_of_no_memories_is_read_as_it_lies_also_while_it_learns_of_them(path):
+async def test_a_ledger_without_memory_tables_is_readable_during_its_migration(path):
     await second_version(path)
     before, watching = path.read_bytes(), await reader(path)
     memories, page = watching.memories(), [seen(1), seen(2)]
@@ -223,7 +223,7 @@ async def test_a_ledger_that_knows_of_no_memories_is_read_as_it_lies_also_while_
     await watching.aclose()
 
 
-async def test_a_kind_of_memory_that_was_never_written_is_damage(path):
+async def test_an_unknown_kind_of_memory_is_damage(path):
     ledger = await opened(path)
     await ledger.memories().delivered(TARGET, [seen(1)])
     change(path, "UPDATE memory_places SET kind = 'dream'")
@@ -232,7 +232,7 @@ async def test_a_kind_of_memory_that_was_never_written_is_damage(path):
     await ledger.aclose()
 
 
-async def test_a_step_between_versions_that_fails_leaves_the_file_as_it_was(path, monkeypatch):
+async def test_a_failed_migration_leaves_the_file_unchanged(path, monkeypatch):
     await filled(path)
     with monkeypatch.context() as broken:
         broken.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("CREATE TABLE more (id TEXT)", "nonsense")))
@@ -244,7 +244,7 @@ async def test_a_step_between_versions_that_fails_leaves_the_file_as_it_was(path
     await ledger.aclose()
 
 
-async def test_the_file_and_its_sidecars_are_the_users_alone(path):
+async def test_the_file_and_its_sidecars_are_private(path):
     before = os.umask(0)
     try:
         ledger = await opened(path)
@@ -256,14 +256,14 @@ async def test_the_file_and_its_sidecars_are_the_users_alone(path):
     assert modes == {"ledger.db": 0o600, "ledger.db-wal": 0o600, "ledger.db-shm": 0o600}
 
 
-async def test_a_file_that_others_could_read_is_closed_to_them(path):
+async def test_a_readable_ledger_is_made_private(path):
     await filled(path)
     path.chmod(0o644)
     await (await opened(path)).aclose()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-async def test_every_entry_is_synced(path):
+async def test_every_write_is_synced_to_disk(path):
     ledger = await opened(path)
 
     def pragmas() -> list[object]:
@@ -275,18 +275,18 @@ async def test_every_entry_is_synced(path):
 
 
 @pytest.mark.parametrize("where", ["missing/ledger.db", "."])
-async def test_a_place_that_cannot_be_used_is_an_error_with_the_cure(tmp_path, where):
+async def test_a_path_that_cannot_be_used_is_an_error_with_a_hint(tmp_path, where):
     with pytest.raises(StateError, match="cannot be used") as reported:
         await opened(tmp_path / where)
     assert "state directory" in reported.value.hint
 
 
-async def test_a_directory_in_its_place_is_no_ledger_to_read(tmp_path):
+async def test_a_directory_is_not_a_readable_ledger(tmp_path):
     with pytest.raises(StateError, match="no ledger yet"):
         await reader(tmp_path)
 
 
-async def test_a_full_disk_is_said_and_nothing_is_half_written_and_it_goes_on_when_there_is_room(path):
+async def test_a_full_disk_is_a_transient_error_without_a_partial_write(path):
     await filled(path)
     ledger = await opened(path)
     before = await ledger.record(TARGET)
@@ -313,7 +313,7 @@ def home_of(tmp_path) -> Home:
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-async def test_the_holder_of_the_directory_moves_a_damaged_ledger_aside_and_warns_until_it_is_deleted(tmp_path, damage):
+async def test_the_lock_holder_moves_a_damaged_ledger_aside_and_warns(tmp_path, damage):
     home = home_of(tmp_path)
     path = home.state.ledger_file
     await filled(path)
@@ -341,7 +341,7 @@ async def test_the_holder_of_the_directory_moves_a_damaged_ledger_aside_and_warn
         await ledger.aclose()
 
 
-async def test_damage_that_shows_while_it_is_in_use_moves_it_aside_when_its_holder_ends(tmp_path):
+async def test_a_ledger_found_damaged_in_use_is_moved_aside_when_the_lock_is_released(tmp_path):
     home = home_of(tmp_path)
     path = home.state.ledger_file
     await filled(path)

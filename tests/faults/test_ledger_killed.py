@@ -55,14 +55,12 @@ async def read(path: Path) -> tuple[object, ...]:
 
 @pytest.mark.parametrize(("where", "lost"), [("done", 0), ("inside", 1)])
 @pytest.mark.parametrize("count", range(1, len(STORY) + 1), ids=[name for name, _ in STORY])
-async def test_killed_right_after_a_method_returned_it_is_there_killed_before_nothing_of_it_is(
-    tmp_path, count, where, lost
-):
+async def test_a_write_is_complete_if_its_method_returned_before_the_kill(tmp_path, count, where, lost):
     kill_when_ready(tmp_path / "ledger.db", count, where)
     assert await read(tmp_path / "ledger.db") == await reported(tmp_path / "peace.db", count - lost)
 
 
-async def test_the_story_goes_on_after_a_kill_as_if_nothing_had_happened(tmp_path):
+async def test_the_ledger_continues_after_a_kill(tmp_path):
     kill_when_ready(tmp_path / "ledger.db", 4, "inside")
     ledger = await opened(tmp_path / "ledger.db")
     for _, step in STORY[3:]:

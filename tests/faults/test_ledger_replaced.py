@@ -25,7 +25,7 @@ def codes(status):
     return [warning["code"] for warning in status["warnings"]]
 
 
-def test_a_sync_replaces_a_damaged_ledger_from_the_bucket_and_status_says_so(machine):
+def test_a_sync_rebuilds_a_damaged_ledger_from_the_bucket(machine):
     machine.sync()
     damage(machine)
     for command in (("status",), ("events",)):
@@ -54,7 +54,7 @@ def test_an_agent_starts_with_a_damaged_ledger(machine):
     assert len(machine.manifests) == 1
 
 
-def test_an_agent_whose_ledger_is_damaged_under_it_goes_on_with_a_new_one(machine):
+def test_a_running_agent_replaces_a_damaged_ledger(machine):
     with machine.run() as agent:
         agent.logged("sync_succeeded")
         with closing(sqlite3.connect(machine.state / "ledger.sqlite", isolation_level=None)) as other:

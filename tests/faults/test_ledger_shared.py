@@ -29,7 +29,7 @@ async def reader(path: Path) -> SqliteLedger:
     return await SqliteLedger.open(path, CloudEventsCodec(), clock=ManualClock(NOON), read_only=True)
 
 
-async def test_a_reader_beside_a_writing_process_sees_whole_entries_only(tmp_path):
+async def test_a_reader_sees_only_complete_transactions_of_a_writer(tmp_path):
     path, count = tmp_path / "ledger.db", 150
     await (await opened(path)).aclose()
     command = [sys.executable, "-m", "tests.support.servers.ledger_process", "busy", str(path), str(count)]
@@ -70,7 +70,7 @@ async def test_a_reader_writes_nothing(tmp_path):
     await watching.aclose()
 
 
-async def test_a_reader_may_come_before_the_writer_and_stay_after_it(tmp_path):
+async def test_a_reader_works_before_and_after_the_writer(tmp_path):
     path = tmp_path / "ledger.db"
     with pytest.raises(StateError, match="no ledger yet"):
         await reader(path)
@@ -109,7 +109,7 @@ def sealed():
         yield place, seal
 
 
-async def test_a_reader_that_cannot_make_files_reads_a_ledger_that_was_closed(sealed):
+async def test_a_reader_without_write_permission_reads_a_closed_ledger(sealed):
     place, seal = sealed
     book = await opened(place / "ledger.db")
     await book.mark_owed(TARGET, ["reflection"])
@@ -121,7 +121,7 @@ async def test_a_reader_that_cannot_make_files_reads_a_ledger_that_was_closed(se
         await watching.aclose()
 
 
-async def test_a_reader_that_cannot_make_files_does_not_pass_over_what_is_in_the_wal(sealed, tmp_path):
+async def test_a_reader_without_write_permission_does_not_ignore_the_wal(sealed, tmp_path):
     place, seal = sealed
     book = await opened(tmp_path / "ledger.db")
     await book.mark_owed(TARGET, ["reflection"])
@@ -151,7 +151,7 @@ def reached(ledger: SqliteLedger, statement: str) -> threading.Event:
     return there
 
 
-async def test_an_entry_waits_for_another_processes_transaction(tmp_path):
+async def test_a_write_waits_for_another_processes_transaction(tmp_path):
     ledger = await opened(tmp_path / "ledger.db")
     other, there = held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
     entry = asyncio.create_task(ledger.mark_owed(TARGET, ["reflection"]), name="entry")
@@ -163,7 +163,7 @@ async def test_an_entry_waits_for_another_processes_transaction(tmp_path):
     await ledger.aclose()
 
 
-async def test_an_entry_that_has_waited_too_long_says_so_and_may_be_tried_again(tmp_path, monkeypatch):
+async def test_a_write_that_waits_too_long_is_a_transient_error(tmp_path, monkeypatch):
     monkeypatch.setattr(file, "BUSY_SECONDS", 0.02)
     ledger = await opened(tmp_path / "ledger.db")
     other = held(tmp_path / "ledger.db")
@@ -176,7 +176,7 @@ async def test_an_entry_that_has_waited_too_long_says_so_and_may_be_tried_again(
     await ledger.aclose()
 
 
-async def test_a_cancelled_caller_finds_its_entry_finished(tmp_path):
+async def test_a_cancelled_write_is_completed(tmp_path):
     ledger = await opened(tmp_path / "ledger.db")
     other, there = held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
     entry = asyncio.create_task(ledger.mark_owed(TARGET, ["reflection"]), name="entry")
@@ -192,7 +192,7 @@ async def test_a_cancelled_caller_finds_its_entry_finished(tmp_path):
     await ledger.aclose()
 
 
-async def test_what_fails_for_a_cancelled_caller_is_logged_also_when_it_was_cancelled_twice(tmp_path):
+async def test_the_failure_of_a_cancelled_write_is_logged(tmp_path):
     ledger = await opened(tmp_path / "ledger.db")
     other, there = held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
     entry = asyncio.create_task(ledger.confirm(skipped()), name="entry")
@@ -210,7 +210,7 @@ async def test_what_fails_for_a_cancelled_caller_is_logged_also_when_it_was_canc
     await ledger.aclose()
 
 
-async def test_an_opening_that_is_cancelled_leaves_nothing_open(tmp_path):
+async def test_a_cancelled_open_leaves_nothing_open(tmp_path):
     path = tmp_path / "ledger.db"
     await (await opened(path)).aclose()
     others = set(threading.enumerate())

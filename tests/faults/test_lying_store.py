@@ -32,7 +32,7 @@ async def keys(store):
 
 
 @pytest.mark.parametrize("name", ["reflection.duckdb", "memories.json", "manifest.json"])
-async def test_an_object_that_is_answered_with_200_and_not_kept_is_sent_again(rig, proxy, proxied, impatient, name):
+async def test_an_object_that_the_store_lost_after_a_200_is_sent_again(rig, proxy, proxied, impatient, name):
     rig.store = proxied()
     proxy.on("put_object", ending(name, swallow()), times=None)
     rig.settings["max_retries"] = 0
@@ -49,7 +49,7 @@ async def test_an_object_that_is_answered_with_200_and_not_kept_is_sent_again(ri
     assert {name, "manifest.json"} <= await keys(rig.store)
 
 
-async def test_an_object_that_a_listing_lacks_is_asked_for_by_head(rig, proxy, proxied):
+async def test_an_object_missing_from_a_listing_is_checked_with_head(rig, proxy, proxied):
     rig.store = proxied()
     hidden = ("<Key>systems/laptop/uploads/", "<Key>systems/laptop/uploads/0")
     proxy.on("list_objects_v2", answer_with(replace=hidden), times=None)
@@ -61,7 +61,7 @@ async def test_an_object_that_a_listing_lacks_is_asked_for_by_head(rig, proxy, p
     assert sorted(name for method, name in asked if method == "HEAD" and name != "owner.json") == files
 
 
-async def test_an_object_that_was_replaced_before_the_manifest_makes_no_upload(rig, proxy, proxied, impatient):
+async def test_an_object_replaced_before_the_manifest_fails_the_upload(rig, proxy, proxied, impatient):
     rig.store = proxied()
     rig.settings["max_retries"] = 0
 
@@ -79,7 +79,7 @@ async def test_an_object_that_was_replaced_before_the_manifest_makes_no_upload(r
     assert "manifest.json" not in await keys(rig.store)
 
 
-async def test_a_flipped_bit_is_not_copied_on_from_a_bucket(rig, proxy, proxied, aws):
+async def test_a_damaged_object_in_a_bucket_is_not_copied(rig, proxy, proxied, aws):
     rig.store = proxied()
     first = await rig.sync()
     await flip(rig.store, f"{PREFIX}{first.upload_id}/knowledge_graph.duckdb")
@@ -91,7 +91,7 @@ async def test_a_flipped_bit_is_not_copied_on_from_a_bucket(rig, proxy, proxied,
     assert set((await verified(rig.store, first.upload_id)).problems) == {"knowledge_graph.duckdb"}
 
 
-async def test_a_flipped_bit_is_not_copied_on_from_a_directory(rig, tmp_path):
+async def test_a_damaged_object_in_a_directory_is_not_copied(rig, tmp_path):
     rig.store = DirectoryStore(tmp_path / "bucket")
     first = await rig.sync()
     rig.commit("reflection")
@@ -108,7 +108,7 @@ async def test_a_flipped_bit_is_not_copied_on_from_a_directory(rig, tmp_path):
     assert (await verified(rig.store, third.upload_id)).whole
 
 
-async def test_damage_of_a_database_that_is_not_here_any_more_is_not_copied_and_is_said(rig, tmp_path):
+async def test_a_damaged_object_of_a_deleted_database_is_reported_as_lost(rig, tmp_path):
     rig.store = DirectoryStore(tmp_path / "bucket")
     first = await rig.sync()
     graph = rig.data / "knowledge_graph.duckdb"
@@ -124,7 +124,7 @@ async def test_damage_of_a_database_that_is_not_here_any_more_is_not_copied_and_
     assert await rig.warnings() == ()
 
 
-async def test_damage_found_while_the_data_directory_is_away_fails_the_sync_and_loses_no_database(rig, tmp_path):
+async def test_damage_found_without_the_data_directory_fails_the_sync(rig, tmp_path):
     class Unmounting(DirectoryStore):
         async def copy(self, *arguments, **how):
             rig.data.rename(tmp_path / "aside")

@@ -37,7 +37,7 @@ def work(machine: Machine, session: int) -> None:
     )
 
 
-def test_killed_anywhere_the_chain_of_bases_holds_and_each_state_of_a_row_is_in_one_upload(tmp_path):
+def test_after_kills_each_state_of_a_row_is_in_one_upload(tmp_path):
     machine, sessions = Machine(tmp_path), count()
     work(machine, next(sessions))
     machine.sync()

@@ -29,7 +29,7 @@ def upload(machine: Machine, agent: Running, number: int) -> None:
 
 
 @pytest.mark.parametrize("agent_is_there", [True, False])
-def test_a_stream_that_was_wiped_is_reported_the_results_again(server, tmp_path, agent_is_there):
+def test_results_are_published_again_to_a_wiped_stream(server, tmp_path, agent_is_there):
     """Also where it happened while the agent was away; and one that was not wiped is not."""
     machine = machine_on(server, tmp_path)
 
@@ -56,7 +56,7 @@ def test_a_stream_that_was_wiped_is_reported_the_results_again(server, tmp_path,
         assert not [line for line in agent.log.seen if line["event"] == "results_republished"]
 
 
-def test_results_of_before_nats_was_set_are_reported_when_it_is(server, tmp_path):
+def test_earlier_results_are_published_once_nats_is_configured(server, tmp_path):
     machine = machine_on(server, tmp_path, agent_bus="memory")
     with machine.run() as agent:
         upload(machine, agent, 1)
@@ -65,7 +65,7 @@ def test_results_of_before_nats_was_set_are_reported_when_it_is(server, tmp_path
         listener.wait(lambda: listener.ids() == upload_ids(machine))
 
 
-def test_a_sync_that_takes_longer_than_the_ack_wait_is_not_delivered_again(server, moto, tmp_path):
+def test_a_sync_longer_than_the_ack_wait_is_not_delivered_again(server, moto, tmp_path):
     bucket, gate = Bucket(moto), Gate()
     with running_faulty_proxy(moto.endpoint) as proxy:
         machine = machine_on(server, tmp_path, cloud_endpoint=proxy.url, cloud_bucket=bucket.name)
@@ -85,7 +85,7 @@ def test_a_sync_that_takes_longer_than_the_ack_wait_is_not_delivered_again(serve
     assert len(bucket.manifests) == 1
 
 
-def test_a_single_sync_is_done_without_nats_and_reported_by_the_next_agent(server, tmp_path):
+def test_the_next_agent_publishes_the_result_of_a_sync_without_nats(server, tmp_path):
     machine = machine_on(server, tmp_path)
     machine.write(commits=3)
     server.kill()
@@ -97,7 +97,7 @@ def test_a_single_sync_is_done_without_nats_and_reported_by_the_next_agent(serve
         listener.wait(lambda: listener.ids() == upload_ids(machine))
 
 
-def test_a_single_sync_tells_its_result_over_nats(server, tmp_path):
+def test_a_single_sync_publishes_its_result_on_nats(server, tmp_path):
     machine = machine_on(server, tmp_path)
     machine.write(commits=3)
     assert machine.sync()["outcome"] == "succeeded"
@@ -105,7 +105,7 @@ def test_a_single_sync_tells_its_result_over_nats(server, tmp_path):
         listener.wait(lambda: listener.ids() == upload_ids(machine))
 
 
-def test_an_agent_that_wants_nats_alone_waits_for_it_and_says_so(server, tmp_path):
+def test_an_agent_with_bus_nats_waits_for_nats(server, tmp_path):
     machine = machine_on(server, tmp_path, agent_bus="nats")
     machine.write(commits=3)
     server.kill()

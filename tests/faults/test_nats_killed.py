@@ -25,7 +25,7 @@ def server(tmp_path_factory):
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_kill_anywhere_leaves_one_upload_and_one_result(server, tmp_path, point):
+def test_a_kill_at_any_point_leaves_one_upload_and_one_result(server, tmp_path, point):
     """And what was in hand is not waited for: the ack wait is a minute, the next start takes over at once."""
     system = f"laptop-{POINTS.index(point)}"
     machine = Machine(tmp_path / "machine", agent_nats_url=server.url, system_id=system)

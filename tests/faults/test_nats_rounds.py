@@ -106,7 +106,7 @@ def upload_ids(machine: Machine) -> list[str]:
     return [upload_event_id(manifest["upload_id"], manifest["agent_id"]) for manifest in machine.manifests]
 
 
-def test_whatever_happens_to_nats_each_change_ends_in_one_upload_and_one_result(server, tmp_path):
+def test_each_change_has_one_upload_and_one_result_despite_nats_failures(server, tmp_path):
     dice, pause = random.Random(SEED), threading.Event()
     machine = machine_on(server, tmp_path)
     machine.write(commits=3)

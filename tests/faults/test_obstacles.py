@@ -30,7 +30,7 @@ def stopped(running):
         running.process.send_signal(signal.SIGCONT)
 
 
-def test_a_stopped_agent_is_named_by_sync_status_and_doctor_with_the_command_that_continues_it(machine):
+def test_sync_status_and_doctor_report_a_suspended_agent(machine):
     with machine.run() as agent:
         agent.logged("sync_succeeded")
         with stopped(agent):
@@ -68,7 +68,7 @@ def small_disk(folder, size):
         keeper.stdin.close()
 
 
-def test_a_full_state_disk_is_named_by_sync_and_status_with_what_is_needed_and_what_is_free(machine):
+def test_sync_and_status_report_a_full_state_disk(machine):
     with small_disk(machine.state, "4m") as prefix, machine.run(prefix=prefix) as agent:
         agent.logged("sync_failed")
         inside = [*prefix[:-1], "sh", "-c", f"cat /dev/zero > {machine.state}/filling; true"]

@@ -46,7 +46,7 @@ def age(bucket, *, days=3):
 
 
 @pytest.mark.long
-async def test_killed_at_thirty_moments_nothing_looks_whole_that_is_not_and_the_next_prune_mends(
+async def test_a_killed_prune_lists_no_incomplete_upload_and_the_next_completes(
     tmp_path,
 ):
     bucket, ids = tmp_path / "bucket", uploads.days(8)
@@ -75,7 +75,7 @@ async def many(store, count=14):
 
 
 @pytest.mark.parametrize("operation", ["the manifests", "the objects"])
-async def test_cancelled_in_the_middle_of_a_deletion_nothing_looks_whole_that_is_not(proxied, proxy, operation):
+async def test_a_cancelled_prune_lists_no_incomplete_upload(proxied, proxy, operation):
     store, reached = proxied(), asyncio.Event()
     ids = await many(store)
     if operation == "the objects":
@@ -93,7 +93,7 @@ async def test_cancelled_in_the_middle_of_a_deletion_nothing_looks_whole_that_is
     assert (await uploads.uploads_in(store))[0] == ids[:2]
 
 
-async def test_a_lost_connection_is_a_passing_error_and_what_is_gone_is_reported(proxied, proxy):
+async def test_a_lost_connection_is_transient_and_deleted_uploads_are_reported(proxied, proxy):
     store = proxied()
     ids = await many(store)
     proxy.on("delete_objects", lambda _, forward: forward(), times=1)
@@ -105,7 +105,7 @@ async def test_a_lost_connection_is_a_passing_error_and_what_is_gone_is_reported
 
 
 @pytest.mark.parametrize("count", [3, 14], ids=["a few", "many"])
-async def test_where_deleting_is_denied_nothing_is_gone_and_the_error_names_the_permission(proxied, proxy, count):
+async def test_a_denied_deletion_deletes_nothing_and_names_the_permission(proxied, proxy, count):
     store = proxied()
     ids = await many(store, count)
     for operation in ("delete_object", "delete_objects"):
@@ -131,7 +131,7 @@ def deny_some(keys):
     return action
 
 
-async def test_keys_that_are_denied_in_an_answer_of_200_are_reported_and_their_objects_stay(proxied, proxy):
+async def test_keys_denied_in_a_200_response_are_reported_and_kept(proxied, proxy):
     store = proxied()
     ids = await many(store)
     denied = [naming.manifest_key(values.SYSTEM, upload) for upload in ids[5:7]]
@@ -147,7 +147,7 @@ async def test_keys_that_are_denied_in_an_answer_of_200_are_reported_and_their_o
 
 
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "MissingContentMD5")])
-async def test_a_store_that_takes_no_batches_is_given_single_keys(proxied, proxy, status, code):
+async def test_a_store_without_batch_deletion_gets_single_deletions(proxied, proxy, status, code):
     store = proxied()
     ids = await many(store)
     proxy.on("delete_objects", refuse(status, code))
@@ -157,7 +157,7 @@ async def test_a_store_that_takes_no_batches_is_given_single_keys(proxied, proxy
     assert proxy.count("delete_object") == 12 * 4
 
 
-async def test_a_batch_is_checked_by_content_md5_which_every_store_knows(proxied, proxy):
+async def test_a_batch_deletion_has_a_content_md5(proxied, proxy):
     store = proxied()
     await many(store)
     await prune(store)
@@ -167,7 +167,7 @@ async def test_a_batch_is_checked_by_content_md5_which_every_store_knows(proxied
     assert not [name for headers in sent for name in headers if "checksum" in name.lower()]
 
 
-async def test_an_upload_in_parts_of_another_machine_survives_and_one_that_is_a_day_old_goes(proxied, proxy, moto):
+async def test_a_multipart_upload_is_aborted_only_if_it_is_a_day_old(proxied, proxy, moto):
     store = proxied()
     bucket = store._address.bucket
     ids = await many(store, 3)
@@ -199,7 +199,7 @@ class Aged:
         return await prune(self, rules, now=datetime.now(UTC) + timedelta(days=days))
 
 
-async def test_a_listing_of_several_pages_is_seen_to_its_end(proxied, proxy, moto):
+async def test_a_listing_is_read_to_its_last_page(proxied, proxy, moto):
     store = proxied()
     direct = proxied(endpoint=moto.endpoint, bucket=store._address.bucket)
     ids = uploads.days(60)
@@ -215,7 +215,7 @@ async def test_a_listing_of_several_pages_is_seen_to_its_end(proxied, proxy, mot
     assert proxy.count("get_object") == times + stay + own, "their objects are newer than their ids, as in a copy"
 
 
-async def test_two_prunes_side_by_side_leave_what_the_stricter_one_keeps(proxied):
+async def test_concurrent_prunes_keep_what_the_stricter_one_keeps(proxied):
     first = proxied()
     second = proxied(bucket=first._address.bucket)
     ids = await many(first)

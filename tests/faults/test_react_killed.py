@@ -80,7 +80,7 @@ def akosha():
     "point",
     ["sink.store:after:2", "ledger.add_to_history:before:1", "ledger.add_to_history:after:1", "ledger.note:after:2"],
 )
-def test_a_kill_anywhere_repeats_one_batch_at_most_and_loses_nothing(tmp_path, akosha, point):
+def test_a_kill_at_any_point_repeats_at_most_one_batch_and_loses_nothing(tmp_path, akosha, point):
     machine = Machine(tmp_path / "m", http_endpoint=akosha.url)
     machine.constants = SMALL_BATCHES
     sender = Sender(DirectoryStore(machine.bucket), tmp_path / "scratch", system="laptop")

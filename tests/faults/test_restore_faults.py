@@ -71,7 +71,7 @@ def check_killed(folder, found):
         assert of([main, f"{main}.wal"], folder) == {main: b"old main", f"{main}.wal": b"old wal"}
 
 
-def test_killed_at_any_moment_no_file_is_half_and_the_next_restore_completes(tmp, found):
+def test_a_killed_restore_leaves_no_partial_file_and_the_next_completes(tmp, found):
     plain, rounds = tmp / "plain", found["kill plain"]
     assert len(rounds) == KILLS
     new = of(["reflection.duckdb", "knowledge_graph.duckdb"], plain / "data")
@@ -88,7 +88,7 @@ def test_killed_at_any_moment_no_file_is_half_and_the_next_restore_completes(tmp
     assert any(one["begun"] for one in rounds)
 
 
-def test_killed_while_files_become_one_it_is_begun_again(tmp, found):
+def test_a_restore_killed_while_folding_starts_again(tmp, found):
     wal, rounds = tmp / "wal", found["kill wal"]
     assert len(rounds) == KILLS_FOLDING
     for number, one in enumerate(rounds):
@@ -100,7 +100,7 @@ def test_killed_while_files_become_one_it_is_begun_again(tmp, found):
 
 
 @pytest.mark.parametrize("kind", ["plain", "wal"])
-def test_where_the_disk_is_full_it_is_said_how_much_is_needed_and_nothing_is_left(tmp, found, kind):
+def test_a_full_disk_names_the_bytes_needed_and_leaves_nothing(tmp, found, kind):
     """In the middle of a download; and when a main file and its WAL become one."""
     (one,) = found[f"full {kind}"]
     size = sum(path.stat().st_size for path in (tmp / kind / "data").iterdir())

@@ -123,7 +123,7 @@ async def put(store, data: bytes, moved=lambda _: None, key: str = "a") -> None:
     await store.put(key, body(), metadata={}, part_bytes=16 * MIB, progress=moved)
 
 
-async def test_the_stores_unused_connections_are_not_used_again(aws, rclone):
+async def test_idle_connections_to_the_store_are_not_reused(aws, rclone):
     async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(60):
         await put(store, b"one")
         assert way.connections == 1
@@ -134,14 +134,14 @@ async def test_the_stores_unused_connections_are_not_used_again(aws, rclone):
         assert way.connections == 2
 
 
-async def test_a_store_that_has_never_been_used_has_nothing_to_let_go_of(aws, moto):
+async def test_an_unused_store_has_no_idle_connections_to_drop(aws, moto):
     async with a_way(moto.endpoint) as way, a_store(way, moto) as store:
         await store.drop_idle_connections()
         assert way.connections == 0
 
 
 @pytest.mark.long
-async def test_a_slow_upload_that_moves_goes_on_over_the_connection_it_has(aws, moto):
+async def test_a_slow_upload_with_progress_keeps_its_connection(aws, moto):
     """For longer than what stands still is given; and that is longer than a busy machine takes from move to move."""
     stall_monitor, data = StallMonitor(tight_seconds=7, tight_for_seconds=600), random.Random(1).randbytes(12 * MIB)
     async with a_way(moto.endpoint, bytes_per_second=MIB) as way, a_store(way, moto) as store:
@@ -165,7 +165,7 @@ async def test_a_slow_upload_that_moves_goes_on_over_the_connection_it_has(aws, 
         assert way.connections == 1
 
 
-async def test_a_request_whose_connection_died_is_cut_off_soon_and_the_next_goes_by_another(aws, rclone):
+async def test_a_request_on_a_dead_connection_times_out_and_the_next_works(aws, rclone):
     stall_monitor = StallMonitor(tight_seconds=0.3, tight_for_seconds=60)
     async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(60):
         stall_monitor.register(store)
@@ -184,7 +184,7 @@ async def _get(store: S3Store, stall_monitor: StallMonitor) -> bytes:
         return b"".join([piece async for piece in store.get("a")])
 
 
-async def test_akoshas_unused_connections_are_not_used_again_and_its_session_goes_on():
+async def test_idle_connections_to_akosha_are_not_reused_and_the_session_continues():
     with Akosha() as akosha:
         async with a_way(akosha.url) as way, asyncio.timeout(60):
             sink = AkoshaSink(endpoint=f"http://127.0.0.1:{way.port}/mcp", timeout_seconds=10)
@@ -209,7 +209,7 @@ def soon(monkeypatch):
 PATIENT = {"ping": 600, "ping_timeout": 600, "reconnect": 600, "reconnect_max": 600}
 
 
-async def test_a_nats_connection_that_died_silently_is_replaced_at_an_network_change(fresh_nats, soon):
+async def test_a_dead_nats_connection_is_replaced_after_a_network_change(fresh_nats, soon):
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
         inbox = RecordingHandler()
         await bus.subscribe("akosha.session.>", inbox, durable="d")
@@ -222,7 +222,7 @@ async def test_a_nats_connection_that_died_silently_is_replaced_at_an_network_ch
         assert await inbox.wait_for_count(1) == ["e-1"]
 
 
-async def test_a_ping_that_is_out_when_the_network_change_comes_is_not_waited_for_any_longer(fresh_nats, soon):
+async def test_a_network_change_shortens_the_wait_for_a_pending_ping(fresh_nats, soon):
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
         way.lose()
         bus._connection.suspect(bus._connection.client())
@@ -233,7 +233,7 @@ async def test_a_ping_that_is_out_when_the_network_change_comes_is_not_waited_fo
             await bus.wait_until_ready()
 
 
-async def test_a_nats_connection_that_lives_is_kept_whatever_happens_around_it(fresh_nats, monkeypatch):
+async def test_a_live_nats_connection_survives_network_changes(fresh_nats, monkeypatch):
     monkeypatch.setattr(connection, "SHORT_PING_TIMEOUT_SECONDS", SECONDS)
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
         client = bus._connection.client()
@@ -244,7 +244,7 @@ async def test_a_nats_connection_that_lives_is_kept_whatever_happens_around_it(f
         assert way.connections == 1
 
 
-async def test_who_waits_before_another_attempt_tries_at_once(fresh_nats):
+async def test_a_network_change_ends_the_pause_before_a_reconnect(fresh_nats):
     async with a_way(fresh_nats.url) as way:
         way.close()
         async with opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT, ready=False) as bus:
@@ -303,9 +303,7 @@ async def wait_until_reported(reported: list, kind: type, seconds: float = 60) -
 
 
 @pytest.mark.long
-async def test_a_bucket_that_is_back_gets_what_it_lacks_and_an_upload_caught_in_it_begins_again(
-    tmp_path, proxy, moto, monkeypatch
-):
+async def test_network_changes_trigger_a_retry_and_restart_a_stalled_upload(tmp_path, proxy, moto, monkeypatch):
     """The network is away: the next try is 30 s away. It is back, and dies under the upload. It is back for good."""
     async with a_way(proxy.url) as way:
         way.close()

@@ -89,7 +89,7 @@ def origins(manifest) -> dict[str, str]:
     ],
     ids=["spoilt", "closed"],
 )
-def test_what_cannot_be_copied_is_carried_over_until_it_can(machine, restriction, spoilers, tmp_path):
+def test_a_database_that_cannot_be_copied_is_carried_over(machine, restriction, spoilers, tmp_path):
     """The upload stays whole: the last good state stands in, marked, and the database is owed."""
     count = 1
     prefix = {"prefix": (*RESTRICTED, *restriction)} if restriction else {}
@@ -130,7 +130,7 @@ def test_what_cannot_be_copied_is_carried_over_until_it_can(machine, restriction
     assert machine.staged == []
 
 
-def test_a_file_newer_than_our_engine_is_shipped_and_marked(machine):
+def test_a_database_of_a_newer_duckdb_is_uploaded_unverified(machine):
     give_version(machine.data / REFLECTION, 999)
     result = machine.sync()
     assert (result["success"], result["incomplete"]) == (True, {})
@@ -140,7 +140,7 @@ def test_a_file_newer_than_our_engine_is_shipped_and_marked(machine):
     assert machine.status()["pending"] == []
 
 
-def test_a_database_that_never_could_be_copied_does_not_keep_the_other_from_going(machine):
+def test_an_invalid_database_does_not_block_the_other(machine):
     garbage(machine.data / REFLECTION)
     result = machine.sync()
     assert "does not start" in result["incomplete"]["reflection"]
@@ -150,7 +150,7 @@ def test_a_database_that_never_could_be_copied_does_not_keep_the_other_from_goin
     assert origins(machine.manifests[-1]) == {GRAPH: "copied", REFLECTION: "sent"}
 
 
-def test_a_data_directory_that_comes_goes_and_comes_back_is_followed(machine):
+def test_a_data_directory_that_disappears_is_watched_again_when_it_returns(machine):
     elsewhere = machine.data.with_name("elsewhere")
     machine.data.rename(elsewhere)
     with machine.run() as agent, machine.follow() as events:
@@ -170,7 +170,7 @@ def test_a_data_directory_that_comes_goes_and_comes_back_is_followed(machine):
 
 
 @CANNOT_BE_CLOSED_TO_ROOT
-def test_a_data_directory_closed_to_the_agent_is_said_and_waited_for(machine):
+def test_an_unreadable_data_directory_is_reported_and_waited_for(machine):
     ours = {"prefix": (*RESTRICTED, "unprivileged")}
     machine.set(agent_rescan_seconds=1)
     machine.data.chmod(0)
@@ -188,7 +188,7 @@ def test_a_data_directory_closed_to_the_agent_is_said_and_waited_for(machine):
     assert (machine.status()["pending"], machine.status()["problem"]) == ([], "")
 
 
-def test_a_full_disk_while_staging_is_said_and_the_other_database_goes(machine):
+def test_a_full_disk_during_staging_does_not_block_the_other_database(machine):
     """The kernel refuses to write more, as it does where a disk or a quota is used up."""
     import duckdb
 

@@ -3,7 +3,7 @@
 from tests.support.machine import Machine
 
 
-def test_a_spool_that_cannot_be_read_is_said_and_the_agent_goes_on(tmp_path):
+def test_an_unreadable_spool_is_logged_and_the_agent_continues(tmp_path):
     machine = Machine(tmp_path, agent_rescan_seconds=1)
     machine.write(commits=1, entities=1)
     spool, aside = machine.state / "spool", machine.state / "aside"

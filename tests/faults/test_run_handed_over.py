@@ -19,7 +19,7 @@ def machine(tmp_path):
     return machine
 
 
-def test_a_sync_beside_a_running_agent_is_done_by_it_and_a_second_agent_is_reported_who_runs(machine):
+def test_a_running_agent_does_the_sync_and_refuses_a_second_agent(machine):
     machine.set(agent_upload_on_change="false")
     with machine.run() as agent:
         agent.logged("sync_succeeded")
@@ -39,7 +39,7 @@ def test_a_sync_beside_a_running_agent_is_done_by_it_and_a_second_agent_is_repor
     assert len(machine.manifests) == 2
 
 
-def test_two_syncs_at_once_both_succeed_with_one_upload(machine):
+def test_two_concurrent_syncs_succeed_with_one_upload(machine):
     one, two = machine.start("sync", "--json"), machine.start("sync", "--json")
     results = [one.end(), two.end()]
     assert [done.code for done in results] == [0, 0], results
@@ -48,7 +48,7 @@ def test_two_syncs_at_once_both_succeed_with_one_upload(machine):
     assert list((machine.state / "spool").glob("*.json")) == []
 
 
-def test_who_waits_for_an_agent_that_is_killed_takes_over(machine, moto):
+def test_a_sync_that_waits_for_a_killed_agent_takes_over(machine, moto):
     bucket, gate = Bucket(moto), Gate()
     machine.environ |= aws_environment()
     with running_faulty_proxy(moto.endpoint) as proxy:

@@ -91,7 +91,7 @@ async def test_a_server_that_keeps_failing_is_transient(proxied, proxy, moto, op
     ],
 )
 @pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
-async def test_a_refusal_is_permanent_and_names_the_cure(proxied, proxy, moto, status, code, cure, data):
+async def test_a_refusal_is_permanent_and_names_the_fix(proxied, proxy, moto, status, code, cure, data):
     store = proxied()
     operation = "put_object" if data is WHOLE else "create_multipart_upload"
     proxy.on(operation, refuse(status, code, secret=SECRET_KEY, headers={"x-amz-bucket-region": "eu-central-1"}))
@@ -107,7 +107,7 @@ async def test_a_refusal_is_permanent_and_names_the_cure(proxied, proxy, moto, s
 
 @pytest.mark.parametrize("operation", ["put_object", "upload_part"])
 @pytest.mark.parametrize("after", [0, 100_000])
-async def test_a_connection_that_breaks_is_tried_again_then_transient(proxied, proxy, moto, operation, after):
+async def test_a_broken_connection_is_retried_and_then_transient(proxied, proxy, moto, operation, after):
     store = proxied()
     data = WHOLE if operation == "put_object" else SEVERAL
     proxy.on(operation, reset(after=after), times=1)
@@ -125,7 +125,7 @@ async def test_a_connection_that_breaks_is_tried_again_then_transient(proxied, p
 @pytest.mark.parametrize(
     "operation", ["put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload"]
 )
-async def test_a_stall_that_is_cancelled_ends_at_once_and_leaves_nothing(proxied, proxy, moto, operation, monkeypatch):
+async def test_a_cancelled_stall_ends_at_once_and_leaves_nothing(proxied, proxy, moto, operation, monkeypatch):
     # Only an upload whose beginning nobody answers makes the abort wait for all its time.
     monkeypatch.setattr("agent.adapters.s3.multipart.ABORT_SECONDS", 3)
     store, reached, reported = proxied(), asyncio.Event(), []
@@ -141,7 +141,7 @@ async def test_a_stall_that_is_cancelled_ends_at_once_and_leaves_nothing(proxied
     await assert_nothing_left(store, proxy, moto)
 
 
-async def test_progress_moves_within_a_part(proxied, proxy):
+async def test_progress_is_reported_within_a_part(proxied, proxy):
     """A watcher of a slow line sees bytes leave long before a part is through."""
     store, reached, reported = proxied(), asyncio.Event(), []
     proxy.on("upload_part", stall(reached, at=PART * 3 // 4))
@@ -169,7 +169,7 @@ class Slowly:
 
 
 @pytest.mark.parametrize("server", ["moto", "rclone"])
-async def test_a_body_may_take_longer_than_an_answer(request, server, aws):
+async def test_the_read_timeout_does_not_limit_the_body(request, server, aws):
     """However slowly it goes: only the time after the last byte counts."""
     server = request.getfixturevalue(server)
     rate_limiter = Slowly(0.3)
@@ -183,7 +183,7 @@ async def test_a_body_may_take_longer_than_an_answer(request, server, aws):
     await store.aclose()
 
 
-async def test_an_answer_that_does_not_come_after_the_body_is_transient(proxied, proxy):
+async def test_a_missing_response_after_the_body_is_transient(proxied, proxy):
     store, reached = proxied(read_timeout=0.5), asyncio.Event()
     proxy.on("put_object", stall(reached, at=len(WHOLE)))
     with pytest.raises(StoreError, match="did not answer in time") as failure:
@@ -192,14 +192,14 @@ async def test_an_answer_that_does_not_come_after_the_body_is_transient(proxied,
     assert reached.is_set()
 
 
-async def test_bytes_that_go_out_again_wait_for_their_turn_again(proxied, proxy):
+async def test_bytes_of_a_retry_are_rate_limited(proxied, proxy):
     rate_limiter, reported = Slowly(0), []
     proxy.on("put_object", refuse(503, "SlowDown"), times=1)
     await put(proxied(rate_limiter=rate_limiter), WHOLE, progress=reported.append)
     assert (rate_limiter.taken, sum(reported)) == (2 * len(WHOLE), len(WHOLE))
 
 
-async def test_cancelled_while_the_upload_begins_it_is_aborted_all_the_same(proxied, proxy, moto):
+async def test_an_upload_cancelled_while_it_is_created_is_aborted(proxied, proxy, moto):
     """The store has begun it, the answer is on its way: it is waited for, and that upload aborted."""
     store, reached, go_on = proxied(), asyncio.Event(), asyncio.Event()
 
@@ -221,7 +221,7 @@ async def test_cancelled_while_the_upload_begins_it_is_aborted_all_the_same(prox
 
 
 @pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
-async def test_bytes_that_change_on_the_way_are_found_out(proxied, proxy, moto, data):
+async def test_bytes_that_change_in_transit_are_detected(proxied, proxy, moto, data):
     """moto takes wrong checksums: the ETag that it answers tells."""
     store = proxied()
     proxy.on("put_object" if data is WHOLE else "upload_part", damage())
@@ -241,7 +241,7 @@ async def test_a_wrong_etag_is_damage(proxied, proxy, moto, data):
     await assert_nothing_left(store, proxy, moto)
 
 
-async def test_an_etag_that_is_no_md5_is_not_taken_for_one(proxied, proxy):
+async def test_an_etag_of_a_kms_encrypted_object_is_not_compared(proxied, proxy):
     """With a KMS key it looks like one and is none: then the size is asked for instead."""
     store = proxied()
     kms = {"ETag": '"' + "0" * 32 + '"', "x-amz-server-side-encryption": "aws:kms"}
@@ -257,7 +257,7 @@ async def _accept_any_parts(_request, forward):
     return await forward()
 
 
-async def test_a_store_that_names_wholes_in_its_own_way_is_read_back_once(proxied, proxy):
+async def test_a_store_with_other_multipart_etags_is_read_back_once(proxied, proxy):
     """Such an ETag is either damage or another form: the bytes tell, and are not asked again."""
     store = proxied()
     proxy.on("complete_multipart_upload", _other_form)
@@ -268,7 +268,7 @@ async def test_a_store_that_names_wholes_in_its_own_way_is_read_back_once(proxie
     assert [entry["event"] for entry in logs] == ["etags_not_md5"]
 
 
-async def test_a_whole_that_is_not_its_parts_is_damage(proxied, proxy, moto):
+async def test_a_completed_object_that_differs_from_its_parts_is_damage(proxied, proxy, moto):
     store = proxied()
     proxy.on("complete_multipart_upload", _other_form)
     proxy.on("get_object", _spoiled)
@@ -291,7 +291,7 @@ async def _spoiled(_request, forward):
     return answer
 
 
-async def test_a_whole_of_another_size_is_damage(proxied, proxy, moto):
+async def test_a_completed_object_of_another_size_is_damage(proxied, proxy, moto):
     store = proxied()
     proxy.on("head_object", answer_with(headers={"Content-Length": "5"}))
     with pytest.raises(StoreError, match=r"damaged .* 5 of") as failure:
@@ -300,7 +300,7 @@ async def test_a_whole_of_another_size_is_damage(proxied, proxy, moto):
     await assert_nothing_left(store, proxy, moto)
 
 
-async def test_an_error_inside_of_a_200_is_an_error(proxied, proxy, moto):
+async def test_an_error_in_a_200_response_is_an_error(proxied, proxy, moto):
     store = proxied()
     proxy.on("complete_multipart_upload", refuse(200, "InternalError"))
     with pytest.raises(StoreError) as failure:
@@ -310,7 +310,7 @@ async def test_an_error_inside_of_a_200_is_an_error(proxied, proxy, moto):
     await assert_nothing_left(store, proxy, moto)
 
 
-async def test_a_completion_whose_answer_is_lost_is_recognised(proxied, proxy, moto):
+async def test_a_completion_whose_response_is_lost_is_recognised(proxied, proxy, moto):
     """The second try hears NoSuchUpload, because the first was heard: the object is there, and is the right one."""
     store = proxied()
     proxy.on("complete_multipart_upload", lose_the_answer(), times=1)
@@ -321,7 +321,7 @@ async def test_a_completion_whose_answer_is_lost_is_recognised(proxied, proxy, m
     assert moto.pending_uploads(bucket_of(store)) == 0
 
 
-async def test_an_upload_that_somebody_else_aborted_is_transient(proxied, proxy, moto):
+async def test_a_foreign_abort_of_the_upload_is_transient(proxied, proxy, moto):
     store = proxied()
     proxy.on("complete_multipart_upload", refuse(404, "NoSuchUpload"))
     with pytest.raises(StoreError, match="NoSuchUpload") as failure:
@@ -337,7 +337,7 @@ def least_privilege(proxy):
         proxy.on(operation, refuse(403, "AccessDenied"))
 
 
-async def test_put_get_and_list_permissions_are_enough(proxied, least_privilege):
+async def test_put_get_and_list_permissions_suffice(proxied, least_privilege):
     store = proxied()
     for key, data in (("small", WHOLE), ("large", SEVERAL)):
         source = await put(store, data, key=key, metadata={"sha256": "ab"})
@@ -346,7 +346,7 @@ async def test_put_get_and_list_permissions_are_enough(proxied, least_privilege)
     assert len([item async for item in store.list("")]) == 4
 
 
-async def test_what_needs_more_says_what(proxied, least_privilege):
+async def test_other_operations_name_the_missing_permission(proxied, least_privilege):
     store = proxied()
     with pytest.raises(NotPermitted, match="s3:DeleteObject"):
         await store.delete(["x"])
@@ -354,7 +354,7 @@ async def test_what_needs_more_says_what(proxied, least_privilege):
         await store.sweep("systems/")
 
 
-async def test_parts_that_may_not_be_aborted_are_a_notice_with_the_cure(proxied, proxy, least_privilege):
+async def test_parts_that_cannot_be_aborted_are_logged_with_a_hint(proxied, proxy, least_privilege):
     """The failure that is raised is the one that mattered."""
     store = proxied()
     proxy.on("upload_part", refuse(403, "InvalidAccessKeyId"))
@@ -365,14 +365,14 @@ async def test_parts_that_may_not_be_aborted_are_a_notice_with_the_cure(proxied,
     assert "lifecycle rule" in notice["hint"]
 
 
-async def test_a_missing_key_that_may_not_be_asked_for_names_the_permission(proxied, proxy):
+async def test_a_denied_head_of_a_missing_key_names_the_permission(proxied, proxy):
     store = proxied()
     proxy.on("head_object", refuse(403, "AccessDenied"))
     with pytest.raises(NotPermitted, match="s3:ListBucket"):
         await store.head("missing")
 
 
-async def test_sweeping_aborts_what_a_killed_process_left_and_nothing_else(proxied, proxy, moto):
+async def test_sweep_aborts_only_uploads_of_killed_processes(proxied, proxy, moto):
     store, reached = proxied(), asyncio.Event()
     for key in ("systems/mac/a", "systems/mac/b", "systems/pc/a"):
         await store._connection.call("create_multipart_upload", key)
@@ -392,7 +392,7 @@ async def test_a_store_that_cannot_list_uploads_has_none_to_sweep(proxied, proxy
     assert await proxied().sweep("systems/") == 0
 
 
-async def test_a_listing_goes_on_over_its_pages(proxied, proxy):
+async def test_a_listing_reads_all_pages(proxied, proxy):
     store = proxied()
     names = [f"systems/{n:02}" for n in range(7)]
     for name in names:
@@ -416,7 +416,7 @@ async def test_a_large_object_is_copied_in_ranges(proxied, proxy):
     assert (proxy.count("upload_part_copy"), proxy.count("copy_object")) == (4, 0)
 
 
-async def test_an_empty_answer_to_a_copied_range_is_not_believed(proxied, proxy, moto):
+async def test_an_empty_response_to_a_copied_range_is_rejected(proxied, proxy, moto):
     """What rclone answers."""
     store = proxied(single_copy_bytes=PART)
     source = await put(store, SEVERAL)
@@ -428,7 +428,7 @@ async def test_an_empty_answer_to_a_copied_range_is_not_believed(proxied, proxy,
     assert moto.pending_uploads(bucket_of(store)) == 0
 
 
-async def test_a_copy_that_is_not_right_is_not_believed_and_removed(proxied, proxy):
+async def test_an_incorrect_copy_is_rejected_and_removed(proxied, proxy):
     store = proxied()
     source = await put(store, WHOLE, metadata={"sha256": "ab"})
 
@@ -442,7 +442,7 @@ async def test_a_copy_that_is_not_right_is_not_believed_and_removed(proxied, pro
 
 
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (403, "AccessDenied"), (400, "InvalidRequest")])
-async def test_a_store_that_will_not_copy_says_so(proxied, proxy, status, code):
+async def test_a_store_that_refuses_to_copy_raises_copy_unsupported(proxied, proxy, status, code):
     store = proxied()
     source = await put(store, WHOLE)
     proxy.on("copy_object", refuse(status, code))
@@ -451,7 +451,7 @@ async def test_a_store_that_will_not_copy_says_so(proxied, proxy, status, code):
 
 
 @pytest.mark.parametrize(("status", "code", "transient"), [(503, "SlowDown", True), (403, "ExpiredToken", False)])
-async def test_what_sending_would_meet_too_is_no_reason_to_send(proxied, proxy, status, code, transient):
+async def test_an_error_that_sending_would_meet_too_is_not_copy_unsupported(proxied, proxy, status, code, transient):
     store = proxied()
     source = await put(store, WHOLE)
     proxy.on("copy_object", refuse(status, code))
@@ -461,7 +461,7 @@ async def test_what_sending_would_meet_too_is_no_reason_to_send(proxied, proxy, 
     assert failure.value.transient is transient
 
 
-async def test_a_download_cut_short_is_transient(proxied, proxy):
+async def test_a_truncated_download_is_transient(proxied, proxy):
     store = proxied()
     await put(store, WHOLE)
 
@@ -490,7 +490,7 @@ async def test_no_redirect_is_followed(proxied, proxy, data):
     assert not [request.path for request in proxy.requests if "elsewhere" in request.path]
 
 
-async def test_a_bucket_that_is_not_there(moto, aws):
+async def test_a_missing_bucket_is_a_permanent_error(moto, aws):
     store = S3Store(bucket="never-made", endpoint=moto.endpoint, region="auto")
     with pytest.raises(StoreError, match="akosha_cloud_bucket") as failure:
         await put(store, WHOLE)
@@ -499,6 +499,6 @@ async def test_a_bucket_that_is_not_there(moto, aws):
     await store.aclose()
 
 
-async def test_a_copy_of_what_is_gone(proxied):
+async def test_copying_a_missing_object_raises_no_such_object(proxied):
     with pytest.raises(NoSuchObject):
         await proxied().copy("gone", "copy", expected=StoredObject("gone", 1, {}))

@@ -186,7 +186,7 @@ async def store(server):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-async def test_every_odd_answer_is_a_store_error_that_quotes_nothing_of_it(server, store, operation):
+async def test_every_odd_answer_is_a_store_error_that_does_not_quote_it(server, store, operation):
     wrong = {}
     for name, odd in ANSWERS.items():
         server.answering = lambda _method, _target, odd=odd: odd
@@ -219,7 +219,7 @@ async def test_a_portal_or_proxy_is_transient_and_named(server, store, name):
     assert len(server.seen) == 1, "no redirect is followed"
 
 
-async def test_an_answer_that_is_no_listing_is_never_an_empty_bucket(server, store):
+async def test_an_invalid_listing_is_never_an_empty_bucket(server, store):
     believed = []
     for name, odd in ANSWERS.items():
         server.answering = lambda _method, _target, odd=odd: odd
@@ -228,7 +228,7 @@ async def test_an_answer_that_is_no_listing_is_never_an_empty_bucket(server, sto
     assert believed == []
 
 
-async def test_a_listing_of_empty_pages_comes_to_an_end(server, store):
+async def test_an_endless_listing_of_empty_pages_is_an_error(server, store):
     pages = iter(range(10_000))
 
     def next_page(_method, _target):
@@ -241,7 +241,7 @@ async def test_a_listing_of_empty_pages_comes_to_an_end(server, store):
     assert len(server.seen) < 200
 
 
-async def test_what_lies_outside_the_prefix_is_not_listed(server, store):
+async def test_keys_outside_the_prefix_are_not_listed(server, store):
     server.answering = lambda *_: answer(body=listed(item(key="<Key>elsewhere/x</Key>") + item()), **XML)
     assert [one.key for one in await list_all(store)] == [KEY]
 
@@ -291,7 +291,7 @@ LIBRARY_ERRORS = [
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-async def test_whatever_the_library_raises_is_a_store_error(store, operation, monkeypatch):
+async def test_every_error_of_the_library_is_a_store_error(store, operation, monkeypatch):
     client = (await store._connection._client()).raw
     wrong = {}
     for raised in LIBRARY_ERRORS:
@@ -314,7 +314,7 @@ async def test_whatever_the_library_raises_is_a_store_error(store, operation, mo
 
 
 @pytest.mark.parametrize("raised", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(3), StoreError("ours")])
-async def test_what_is_no_fault_of_the_library_passes_through(store, raised, monkeypatch):
+async def test_cancellation_exits_and_own_errors_pass_through(store, raised, monkeypatch):
     client = (await store._connection._client()).raw
 
     async def failing(*_, **__):

@@ -155,7 +155,7 @@ def leaks(text: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_no_secret_comes_out_though_servers_that_refuse_repeat_them(run_command, tmp_path):
+def test_secrets_repeated_by_refusing_servers_are_not_shown(run_command, tmp_path):
     Echo.received_lines.clear()
     Nats.received_lines.clear()
     synced = run_command("sync", "--json", "-v")
@@ -173,7 +173,7 @@ def test_no_secret_comes_out_though_servers_that_refuse_repeat_them(run_command,
     assert "botocore" in (tmp_path / "state" / "agent.log").read_text()
 
 
-def test_no_secret_comes_out_though_a_store_answers_with_nonsense_that_has_them(run_command, tmp_path, monkeypatch):
+def test_secrets_in_an_invalid_response_are_not_shown(run_command, tmp_path, monkeypatch):
     monkeypatch.setenv(variable("cloud_bucket"), "garbage")
     for key in ("agent_nats_url", "agent_nats_user", "agent_nats_password"):
         monkeypatch.delenv(variable(key))

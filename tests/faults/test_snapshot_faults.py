@@ -87,7 +87,7 @@ def loop(path):
         (lambda path: None, "there is no reflection"),
     ],
 )
-async def test_what_is_no_database_is_a_clear_error_for_good_and_leaves_nothing(make, words, data_dir, staging, taker):
+async def test_a_file_that_is_not_a_database_is_a_permanent_error(make, words, data_dir, staging, taker):
     data_dir.mkdir()
     make(data_dir / "reflection.duckdb")
     async with asyncio.timeout(60):
@@ -102,7 +102,7 @@ async def test_what_is_no_database_is_a_clear_error_for_good_and_leaves_nothing(
 
 @pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root's rights can be given up on Linux only")
 @pytest.mark.parametrize("name", ["reflection.duckdb", "reflection.duckdb.wal"])
-def test_no_permission_is_an_error_for_good_that_names_the_file_and_the_command(name, data_dir, staging):
+def test_a_denied_read_is_a_permanent_error_with_the_command(name, data_dir, staging):
     create(data_dir, commits=1)
     (data_dir / name).touch()
     (data_dir / name).chmod(0)
@@ -113,7 +113,7 @@ def test_no_permission_is_an_error_for_good_that_names_the_file_and_the_command(
 
 
 @pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root's rights can be given up on Linux only")
-def test_a_closed_data_directory_is_an_error_that_names_the_setting(data_dir, staging):
+def test_an_unreadable_data_directory_is_an_error_that_names_the_setting(data_dir, staging):
     create(data_dir, commits=1)
     data_dir.chmod(0)
     reported = restricted(data_dir, staging, "unprivileged")
@@ -122,7 +122,7 @@ def test_a_closed_data_directory_is_an_error_that_names_the_setting(data_dir, st
     assert "akosha_agent_data_dir" in reported["hint"]
 
 
-async def test_a_staging_place_that_cannot_be_is_an_error_that_names_the_setting(data_dir, tmp_path):
+async def test_an_unusable_staging_directory_is_an_error_that_names_the_setting(data_dir, tmp_path):
     create(data_dir, commits=1)
     (tmp_path / "file").touch()
     taker = DuckdbSnapshotTaker(data_dir, tmp_path / "file" / "staging", clock=SystemClock())
@@ -133,7 +133,7 @@ async def test_a_staging_place_that_cannot_be_is_an_error_that_names_the_setting
         await taker.sweep()
 
 
-async def test_a_copy_that_would_not_fit_is_not_begun(data_dir, staging, taker):
+async def test_a_copy_that_would_not_fit_is_not_started(data_dir, staging, taker):
     """A database of more bytes than the disk has free: they are holes, the disk need not be filled for it."""
     create(data_dir, commits=1)
     size = shutil.disk_usage(data_dir).free + 2**30
@@ -147,7 +147,7 @@ async def test_a_copy_that_would_not_fit_is_not_begun(data_dir, staging, taker):
     assert list(staging.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_on_the_way_is_the_same_error_and_the_copy_is_removed(data_dir, staging):
+def test_a_disk_that_fills_up_during_the_copy_is_the_same_error(data_dir, staging):
     """The kernel refuses to write more, as it does where a disk or a quota is used up."""
     create(data_dir, commits=1)
     reported = restricted(data_dir, staging, "file-limit", 300_000)
@@ -177,7 +177,7 @@ def strike(number, times):
         (signal.SIGSEGV, 2, "DuckDB crashed on it (SIGSEGV)"),
     ],
 )
-async def test_an_engine_that_dies_costs_nothing_but_the_mark(number, times, reason, data_dir, staging, taker):
+async def test_a_crash_of_the_verification_leaves_the_copy_unverified(number, times, reason, data_dir, staging, taker):
     create(data_dir, commits=3)
     striking = asyncio.create_task(asyncio.to_thread(strike, number, times))
     snapshot = await taker.take("reflection")
@@ -187,7 +187,7 @@ async def test_an_engine_that_dies_costs_nothing_but_the_mark(number, times, rea
     assert list(staging.iterdir()) == [snapshot.folder]
 
 
-async def test_a_copy_that_somebody_cleans_away_is_an_error_that_passes(data_dir, staging, taker, monkeypatch):
+async def test_a_deleted_copy_is_a_transient_error(data_dir, staging, taker, monkeypatch):
     create(data_dir, commits=1)
 
     async def verified(copy, **how):
@@ -203,7 +203,7 @@ async def test_a_copy_that_somebody_cleans_away_is_an_error_that_passes(data_dir
     assert not list(staging.iterdir())
 
 
-async def test_a_crash_that_another_copy_does_not_repeat_is_forgotten(data_dir, taker):
+async def test_a_crash_that_a_second_copy_does_not_repeat_is_ignored(data_dir, taker):
     create(data_dir, commits=3)
     striking = asyncio.create_task(asyncio.to_thread(strike, signal.SIGSEGV, 1))
     snapshot = await taker.take("reflection")
@@ -211,7 +211,7 @@ async def test_a_crash_that_another_copy_does_not_repeat_is_forgotten(data_dir, 
     assert (snapshot.verified, snapshot.rows["conversations_v2"]) == (True, 3)
 
 
-async def test_a_check_that_takes_too_long_is_ended_and_costs_nothing_but_the_mark(data_dir, staging):
+async def test_a_verification_timeout_leaves_the_copy_unverified(data_dir, staging):
     create(data_dir, commits=3)
     taker = DuckdbSnapshotTaker(data_dir, staging, clock=SystemClock(), verify_timeout_seconds=0.01)
     snapshot = await taker.take("reflection")
@@ -219,7 +219,7 @@ async def test_a_check_that_takes_too_long_is_ended_and_costs_nothing_but_the_ma
     assert not [child for child in psutil.Process().children() if CHILD in child.cmdline()]
 
 
-async def test_a_table_larger_than_the_engines_memory_is_read_through(data_dir, taker):
+async def test_a_table_larger_than_the_memory_limit_is_read_completely(data_dir, taker):
     """Rows are read in passing; neither the memory limit nor the backstop behind it stands in the way."""
     import duckdb
 
@@ -230,7 +230,7 @@ async def test_a_table_larger_than_the_engines_memory_is_read_through(data_dir, 
     assert (snapshot.files[0].size > 140 * 10**6, dict(snapshot.rows)) == (True, {"wide": 95_000})
 
 
-def test_the_headers_layout_is_that_of_the_engine_in_use(data_dir):
+def test_the_header_layout_is_that_of_the_installed_duckdb(data_dir):
     """The iteration that the header names grows with each checkpoint that the engine makes."""
     import duckdb
 

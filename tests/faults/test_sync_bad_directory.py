@@ -52,7 +52,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-def test_the_error_names_the_place_and_the_cure_and_the_status_keeps_it(tmp_path, spoil):
+def test_the_error_and_the_status_name_the_directory_and_the_fix(tmp_path, spoil):
     machine = Machine(tmp_path, max_retries=0, enable_fallback="false")
     machine.write(commits=1, entities=1)
     bucket = tmp_path / "mnt" / "nas"

@@ -59,7 +59,7 @@ print(json.dumps({"limited": limited, "logs": logs}))
 """
 
 
-def test_where_the_native_watch_is_not_to_be_had_it_polls_says_so_once_and_comes_back(tmp_path):
+def test_without_a_native_watch_the_watcher_polls_until_it_is_available(tmp_path):
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM, str(tmp_path)],
         capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[2],
