@@ -103,7 +103,7 @@ def test_invalid_settings_are_a_finding_and_other_checks_run(home, monkeypatch, 
     assert lines[1].startswith("         -> correct it")
     assert any(line.startswith("error    database reflection: ") for line in lines)
     assert any(line.startswith("error    session-end hook: ") for line in lines)
-    assert any(line.startswith("skipped  bucket: the settings are wrong") for line in lines)
+    assert any(line.startswith("skipped  bucket: the settings are invalid") for line in lines)
     assert not (home / "state").exists()
 
 
