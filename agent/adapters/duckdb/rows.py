@@ -100,7 +100,7 @@ def instant(time: str | None, zone: tzinfo) -> str | None:
                 return at.isoformat()
         return at.astimezone(
             UTC
-        ).isoformat()  # it has an offset, or that of the zone has seconds, as in the 19th century
+        ).isoformat()  # it has an offset, or that of the zone has seconds: from before time zones
     except (ValueError, OverflowError):
         return None
 
