@@ -36,7 +36,7 @@ from agent.application.triggers.session_ends import SessionEnds
 from agent.application.triggers.spool_reader import SpoolReader
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, BusError
-from agent.domain.events import SyncAsked, SyncResult, caused_by_one
+from agent.domain.events import SyncAsked, SyncResult, limit_caused_by
 from agent.domain.identity import Identity
 from agent.domain.routing import STARTUP
 from agent.ports import Clock, EventBus, Ledger, SnapshotTaker, SyncMethod, reset_clients
@@ -226,7 +226,7 @@ class Agent:
             await self.spool_reader.drain_for_single_sync()
         except AkoshaError as error:  # the next sync or agent takes the notes: this sync need not fail
             _log.warning("loop_interrupted", loop="spool", error=str(error))
-        return caused_by_one(await self.ledger.open_session_ends())
+        return limit_caused_by(await self.ledger.open_session_ends())
 
     async def _outcome_of(self, ask: SyncAsked, caused_by: tuple[str, ...]) -> SyncResult:
         await self.publisher.submit(ask, caused_by=caused_by)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from agent.adapters.allocator import give_back_large_blocks
-from agent.adapters.duckdb import DuckdbFolder
+from agent.adapters.duckdb import DuckdbWalMerger
 from agent.adapters.gunzip import Unpacker
 from agent.adapters.lock_probe import find_holder
 from agent.adapters.restore_directory import RestoreDirectoryFiles
@@ -28,7 +28,7 @@ async def open_restore(directory: Path, archive: Catalog) -> AsyncIterator[Resto
             catalog=archive,
             directory=destination,
             unpacker=Unpacker(destination.directory),
-            folder=DuckdbFolder(),
+            wal_merger=DuckdbWalMerger(),
             clock=SystemClock(),
         )
     finally:

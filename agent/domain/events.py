@@ -146,7 +146,7 @@ class SyncResult(Event):
     def abridged(self) -> Self:
         """Return the result without its long fields: the manifest has the files, `status` the rest.
 
-        `caused_by` is kept: `caused_by_one` bounds its size.
+        `caused_by` is kept: `limit_caused_by` bounds its size.
         """
         return replace(self, files_uploaded=(), error=shorten(self.error, LONGEST_TEXT) if self.error else self.error)
 
@@ -340,7 +340,7 @@ def ingest_event_id(upload_id: str, agent_id: str, outcome: str) -> str:
     return f"{upload_id}.{agent_id[:8]}.ingest.{outcome}"
 
 
-def caused_by_one(ids: Iterable[str]) -> tuple[str, ...]:
+def limit_caused_by(ids: Iterable[str]) -> tuple[str, ...]:
     """Return the first of the ids, each once, up to the number that fits into `caused_by` of one event.
 
     The others belong to further results: an event must fit into 64 KiB.

@@ -82,9 +82,9 @@ async def _consume(
         await bus.subscribe(pattern, handover.handle, durable=durable)
         availability.begin()
         while True:
-            turn = await handover.next()
-            yield turn.result
-            handover.finish(turn)
+            pending = await handover.next()
+            yield pending.result
+            handover.finish(pending)
     finally:
         availability.closed = True
         await bus.aclose()

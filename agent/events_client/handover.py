@@ -15,7 +15,7 @@ Result = SyncSucceeded | SyncSkipped | SyncFailed
 _Key = tuple[str, str]
 
 
-class Turn:
+class PendingResult:
     """A result handed to the loop. `finished` is set when the loop requests the next one."""
 
     def __init__(self, result: Result) -> None:
@@ -35,8 +35,8 @@ class Handover:
 
     def __init__(self, wanted: Collection[type[Result]], *, progress_interval_seconds: float) -> None:
         self._wanted, self._progress_interval = frozenset(wanted), progress_interval_seconds
-        self._turns: dict[_Key, Turn] = {}
-        self._next: asyncio.Queue[Turn] = asyncio.Queue()
+        self._pending: dict[_Key, PendingResult] = {}
+        self._next: asyncio.Queue[PendingResult] = asyncio.Queue()
         self._done: dict[_Key, None] = {}
 
     async def handle(self, message: Message) -> None:
@@ -46,36 +46,36 @@ class Handover:
         """
         event = message.event
         if isinstance(event, SyncSucceeded | SyncSkipped | SyncFailed) and type(event) in self._wanted:
-            turn = self._turn(event)
-            while not await self._is_finished(turn):
+            pending = self._pending_result(event)
+            while not await self._is_finished(pending):
                 await message.in_progress()
         await message.ack()
 
-    async def next(self) -> Turn:
+    async def next(self) -> PendingResult:
         """Wait for the next result."""
         return await self._next.get()
 
-    def finish(self, turn: Turn) -> None:
+    def finish(self, pending: PendingResult) -> None:
         """Mark the result as processed. It is not passed on again, even if the ack is lost."""
-        del self._turns[turn.key]
-        self._done[turn.key] = None
+        del self._pending[pending.key]
+        self._done[pending.key] = None
         if len(self._done) > MOST_REMEMBERED:
             del self._done[next(iter(self._done))]
-        turn.finished.set()
+        pending.finished.set()
 
-    def _turn(self, result: Result) -> Turn:
-        turn = Turn(result)
-        if turn.key in self._done:
-            turn.finished.set()
-            return turn
-        if turn.key not in self._turns:
-            self._turns[turn.key] = turn
-            self._next.put_nowait(turn)
-        return self._turns[turn.key]
+    def _pending_result(self, result: Result) -> PendingResult:
+        pending = PendingResult(result)
+        if pending.key in self._done:
+            pending.finished.set()
+            return pending
+        if pending.key not in self._pending:
+            self._pending[pending.key] = pending
+            self._next.put_nowait(pending)
+        return self._pending[pending.key]
 
-    async def _is_finished(self, turn: Turn) -> bool:
+    async def _is_finished(self, pending: PendingResult) -> bool:
         """Wait up to `progress_interval_seconds`; return whether the result has been processed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._progress_interval):
-                await turn.finished.wait()
-        return turn.finished.is_set()
+                await pending.finished.wait()
+        return pending.finished.is_set()

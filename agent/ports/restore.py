@@ -86,7 +86,7 @@ class RestoreDirectory(Protocol):
         ...
 
 
-class Folder(Protocol):
+class WalMerger(Protocol):
     """Merges sidecars into their main file."""
 
     async def fold(self, main: Path) -> Rows:

@@ -22,7 +22,7 @@ MAX_NUMBER_CHARACTERS = 64
 thousands of digits.
 """
 
-Identity = tuple[int, int]
+FileIdentity = tuple[int, int]
 """Device and inode: two paths with the same identity are the same file."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -33,7 +33,7 @@ _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 class SettingsFile:
     """The values of a file: None for YAML's null, an empty list or mapping for any list or mapping."""
 
-    identity: Identity
+    identity: FileIdentity
     values: Mapping[str, object] = field(repr=False)
 
 
@@ -61,7 +61,7 @@ def expand(text: str, environ: Mapping[str, str]) -> Expansion:
     )
 
 
-def identity_of(path: Path) -> Identity | None:
+def identity_of(path: Path) -> FileIdentity | None:
     """Return the identity of the file at a path, None if it does not exist."""
     try:
         found = path.stat()

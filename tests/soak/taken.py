@@ -82,14 +82,14 @@ SHOWN = (*JUDGED, "tree", "ledger", "left")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Growth:
     """`medians`: of each column, one for each fifth of the time. `grown`: the columns that did not stay the same."""
 
     medians: Mapping[str, tuple[float, ...]]
     grown: tuple[str, ...]
 
 
-def verdict(samples: Sequence[Taken]) -> Verdict:
+def verdict(samples: Sequence[Taken]) -> Growth:
     """Compare the second fifth, when all that is loaded once has been, with the last. Raises ValueError for too few."""
     if len(samples) < 2 * FIFTHS:
         raise ValueError(f"{len(samples)} samples are too few to tell")
@@ -99,7 +99,7 @@ def verdict(samples: Sequence[Taken]) -> Verdict:
         name: tuple(statistics.median(getattr(sample, name) for sample in fifth) for fifth in fifths) for name in SHOWN
     }
     grown = tuple(name for name, bar in JUDGED.items() if medians[name][-1] - medians[name][1] > bar(medians[name][1]))
-    return Verdict(medians, grown)
+    return Growth(medians, grown)
 
 
 def shown(name: str, value: float) -> str:

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.akosha.client import Client
-from agent.adapters.akosha.http import Http
+from agent.adapters.akosha.http import McpHttpClient
 from agent.adapters.akosha.server_address import ServerAddress
 from agent.domain.errors import SinkError
 from tests.support.memories import memory
@@ -69,8 +69,8 @@ async def test_an_error_while_the_client_closes_is_not_raised(monkeypatch):
 
     sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp")
     await sink.is_available()
-    monkeypatch.setattr(Http, "aclose", fail)
-    monkeypatch.setattr(Http, "drop_idle_connections", fail)
+    monkeypatch.setattr(McpHttpClient, "aclose", fail)
+    monkeypatch.setattr(McpHttpClient, "drop_idle_connections", fail)
     with capture_logs():
         await sink.drop_idle_connections()
         await sink.aclose()

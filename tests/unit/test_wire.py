@@ -24,7 +24,7 @@ from agent.domain.events import (
     SyncResult,
     SyncSucceeded,
     UploadVerified,
-    caused_by_one,
+    limit_caused_by,
 )
 
 CODEC = CloudEventsCodec()
@@ -353,7 +353,7 @@ def test_events_of_an_earlier_version_have_no_causes(event):
 
 
 def test_the_longest_result_fits_into_an_event_once_abridged():
-    causes = caused_by_one(f"{number}-" + "\U0001f600" * 50 for number in range(1000))
+    causes = limit_caused_by(f"{number}-" + "\U0001f600" * 50 for number in range(1000))
     long, most = "\x01" * 100_000, 50
     failed = replace(FAILED, errors=(MethodError(method="http", error=long),) * most, error=long, caused_by=causes)
     succeeded = SyncSucceeded(
@@ -367,7 +367,7 @@ def test_the_longest_result_fits_into_an_event_once_abridged():
 
 def test_as_many_distinct_ids_as_fit_are_named():
     ids = [str(uuid.UUID(int=number)) for number in range(1000)]
-    taken = caused_by_one([*ids[:2], *ids])
+    taken = limit_caused_by([*ids[:2], *ids])
     assert taken == tuple(ids[: len(taken)])
     assert len(taken) == CAUSED_BY_BYTES // 39
-    assert caused_by_one([]) == ()
+    assert limit_caused_by([]) == ()

@@ -21,7 +21,7 @@ from agent.domain.reachability import is_unreachable
 from agent.ports.concurrency import mark_retrieved, result_of
 
 if TYPE_CHECKING:
-    from agent.adapters.akosha.http import Http, Reply
+    from agent.adapters.akosha.http import McpHttpClient, Reply
 
 PROTOCOL = "2025-06-18"
 HANDSHAKE_SECONDS = 30.0
@@ -48,7 +48,7 @@ class Client:
     def __init__(self, address: ServerAddress, silence_seconds: float) -> None:
         self._address = address
         self._silence_seconds = silence_seconds
-        self._http_task: asyncio.Task[Http] | None = None
+        self._http_task: asyncio.Task[McpHttpClient] | None = None
         self._session: Session | None = None
         self._session_lock = asyncio.Lock()
         self._ids = itertools.count(1)
@@ -266,16 +266,16 @@ class Client:
         if isinstance(error, errors.TlsFailed):
             await self.reset()
 
-    async def _http(self) -> "Http":
+    async def _http(self) -> "McpHttpClient":
         if self._http_task is None or (self._http_task.done() and result_of(self._http_task) is None):
             self._http_task = asyncio.create_task(asyncio.to_thread(self._make_http), name="akosha-client")
             self._http_task.add_done_callback(mark_retrieved)
         return await asyncio.shield(self._http_task)
 
-    def _make_http(self) -> "Http":
-        from agent.adapters.akosha.http import Http  # noqa: PLC0415 - only needed for pushes
+    def _make_http(self) -> "McpHttpClient":
+        from agent.adapters.akosha.http import McpHttpClient  # noqa: PLC0415 - only needed for pushes
 
-        return Http(self._address, self._count)
+        return McpHttpClient(self._address, self._count)
 
     def _count(self, size: int) -> None:
         self.bytes_sent += size

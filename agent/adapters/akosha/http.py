@@ -136,7 +136,7 @@ class Reply:
     message: Message
 
 
-class Http:
+class McpHttpClient:
     """Requests to an address.
 
     `count` is called with the size of each piece of a body that is sent. Every failure is a SinkError.

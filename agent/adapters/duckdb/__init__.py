@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agent.adapters.duckdb.child_process import WarmChildren
-    from agent.adapters.duckdb.folding import DuckdbFolder
+    from agent.adapters.duckdb.folding import DuckdbWalMerger
     from agent.adapters.duckdb.reader import DuckdbMemoryReader
     from agent.adapters.duckdb.snapshot_taker import DuckdbSnapshotTaker
 
-__all__ = ["DuckdbFolder", "DuckdbMemoryReader", "DuckdbSnapshotTaker", "WarmChildren"]
+__all__ = ["DuckdbMemoryReader", "DuckdbSnapshotTaker", "DuckdbWalMerger", "WarmChildren"]
 
 
 def __getattr__(name: str) -> object:
@@ -39,10 +39,10 @@ def __getattr__(name: str) -> object:
         from agent.adapters.duckdb import reader  # noqa: PLC0415
 
         return reader.DuckdbMemoryReader
-    if name == "DuckdbFolder":
+    if name == "DuckdbWalMerger":
         from agent.adapters.duckdb import folding  # noqa: PLC0415
 
-        return folding.DuckdbFolder
+        return folding.DuckdbWalMerger
     if name == "WarmChildren":
         from agent.adapters.duckdb import child_process  # noqa: PLC0415
 

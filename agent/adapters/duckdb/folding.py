@@ -22,7 +22,7 @@ _INDEXES = {"HNSW": "vss", "RTREE": "spatial"}
 _FULL = re.compile(r"no space left|disk quota|file too large|out of disk", re.IGNORECASE)
 
 
-class DuckdbFolder:
+class DuckdbWalMerger:
     """Folds databases, each in a new child process."""
 
     def __init__(self, *, timeout_seconds: float = 3600.0, stall_seconds: float = STALL_SECONDS) -> None:

@@ -104,7 +104,7 @@ class History:
             self._connection.execute("INSERT INTO open_ends (event_id) VALUES (?)", (event.id,))
         return found.rowcount == 1
 
-    def open_ends(self) -> Sequence[str]:
+    def open_session_ends(self) -> Sequence[str]:
         """Return the ids of the open session ends, oldest first."""
         found = self._connection.execute("SELECT event_id FROM open_ends ORDER BY position")
         return [event_id for (event_id,) in found]

@@ -205,7 +205,7 @@ class SqliteLedger:
         return await self._transactions.write(lambda: self._history.accept(event))
 
     async def open_session_ends(self) -> Sequence[str]:
-        return await self._transactions.read(self._history.open_ends)
+        return await self._transactions.read(self._history.open_session_ends)
 
     async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:
         return await self._transactions.read(lambda: self._history.after(after, limit))

@@ -19,7 +19,7 @@ from agent.domain.manifest import Manifest, Part, Rows
 from agent.domain.restore_plan import Restorable, Restored, RestoredDatabase, restorable
 from agent.ports import Clock
 from agent.ports.methods import Reporter
-from agent.ports.restore import Folder, RestoreDirectory, ScratchDirectory
+from agent.ports.restore import RestoreDirectory, ScratchDirectory, WalMerger
 from agent.ports.unpacking import Unpacker
 
 P = ParamSpec("P")
@@ -74,7 +74,7 @@ class Restore:
     catalog: Catalog
     directory: RestoreDirectory
     unpacker: Unpacker
-    folder: Folder
+    wal_merger: WalMerger
     clock: Clock
 
     async def restore(self, manifest: Manifest, request: RestoreRequest, reporter: Reporter) -> Restored:
@@ -95,7 +95,7 @@ class Restore:
             for one in prepared:
                 downloaded += await self._prepare(one, scratch, reporter)
                 main = await _blocking(scratch.file, one.item.main)
-                one.storage_version = await _blocking(self.folder.storage_version, main)
+                one.storage_version = await _blocking(self.wal_merger.storage_version, main)
             at = self.clock.now()
             aside = await _blocking(self.directory.aside_names, databases, at)
             report = Restored(
@@ -158,7 +158,7 @@ class Restore:
             return downloaded
         folder = await _blocking(scratch.begin_folding, item.names)
         try:
-            one.rows = await self.folder.fold(folder / item.main)
+            one.rows = await self.wal_merger.fold(folder / item.main)
         except StagingFull:
             raise
         except SnapshotError as error:

@@ -55,7 +55,7 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class _Verdict:
+class _Decision:
     """The decision on a target. `refusal` is None if it is ours or free. `newest`: the upload that decided."""
 
     refusal: Refusal | None = None
@@ -102,11 +102,11 @@ class Ownership:
         uploaded under.
         """
         assert self.ledger is not None
-        verdict = await self._examine(await self._stored_claim(), uploads=take_over)
-        refusal = verdict.refusal
+        decision = await self._examine(await self._stored_claim(), uploads=take_over)
+        refusal = decision.refusal
         if refusal is Refusal.GONE and new_target:
-            verdict = await self._judge_unclaimed(TargetRecord(self.target))
-            refusal = verdict.refusal
+            decision = await self._judge_unclaimed(TargetRecord(self.target))
+            refusal = decision.refusal
             if refusal is None:
                 await self._start_over()
                 _log.warning(
@@ -115,15 +115,15 @@ class Ownership:
                     system_id=self.target.system_id,
                     reason="--new-target: all databases are sent again",
                 )
-        if refusal is None and verdict.is_new and not (create or new_target):
+        if refusal is None and decision.is_new and not (create or new_target):
             self.claimed = False
             return
         if refusal is None:
-            await self._take(verdict)
+            await self._take(decision)
         elif take_over and refusal is not Refusal.GONE:
-            await self._take_over(verdict)
+            await self._take_over(decision)
         else:
-            await self._refuse(verdict)
+            await self._refuse(decision)
         self.claimed = True
         if await clear_warning(self.ledger, WARNING):
             _log.info("target_ownership_restored", location=self.store.location, system_id=self.target.system_id)
@@ -133,16 +133,16 @@ class Ownership:
 
         `uploads`: also refuse if there is an upload that the ledger does not know, at the cost of one listing.
         """
-        verdict = await self._examine(await self._stored_claim(), uploads=uploads)
-        if verdict.refusal is not None:
-            await self._refuse(verdict, may_suffix=False)
+        decision = await self._examine(await self._stored_claim(), uploads=uploads)
+        if decision.refusal is not None:
+            await self._refuse(decision, may_suffix=False)
 
     async def check_mounted(self) -> None:
         """Raise NotOwner if a directory has no owner.json although the ledger has a claim on it, or uploads in it."""
         if self._is_directory:
-            verdict = await self._examine(await self._stored_claim(), uploads=False)
-            if verdict.refusal is Refusal.GONE:
-                raise self._error(verdict)
+            decision = await self._examine(await self._stored_claim(), uploads=False)
+            if decision.refusal is Refusal.GONE:
+                raise self._error(decision)
 
     async def warnings(self) -> tuple[StatusWarning, ...]:
         """Return a warning if the target is a directory whose disk is not mounted. Raises StateError.
@@ -175,49 +175,49 @@ class Ownership:
 
         Raises NotOwner if the ID is neither ours nor free.
         """
-        verdict = await self._examine(await self._stored_claim())
-        if verdict.refusal is None:
+        decision = await self._examine(await self._stored_claim())
+        if decision.refusal is None:
             return self.target.system_id
-        if await self._may_suffix(verdict) and (replacement := suffixed(self.target.system_id, self.machine)):
+        if await self._may_suffix(decision) and (replacement := suffixed(self.target.system_id, self.machine)):
             return replacement
-        raise self._error(verdict)
+        raise self._error(decision)
 
     # Decisions.
 
-    async def _examine(self, claim: Claim | None, *, uploads: bool = False) -> _Verdict:
+    async def _examine(self, claim: Claim | None, *, uploads: bool = False) -> _Decision:
         try:
             owner = await self._read()
         except WireError as error:
-            return _Verdict(Refusal.DAMAGED, owner_error=error)
+            return _Decision(Refusal.DAMAGED, owner_error=error)
         return await self._judge(owner, claim, await self._record(), uploads=uploads)
 
     async def _judge(
         self, owner: Owner | None, claim: Claim | None, record: TargetRecord, *, uploads: bool
-    ) -> _Verdict:
+    ) -> _Decision:
         confirmed = claim is not None and claim.confirmed
         if owner is None:
-            return _Verdict(Refusal.GONE) if confirmed else await self._judge_unclaimed(record)
+            return _Decision(Refusal.GONE) if confirmed else await self._judge_unclaimed(record)
         if owner.machine != self.machine.digest:
             # With the same claim, this state directory is a copy from the other machine.
             other = claim is not None and confirmed and owner.claim_id != claim.claim_id
-            return _Verdict(Refusal.TAKEN_OVER if other else Refusal.TAKEN, owner)
+            return _Decision(Refusal.TAKEN_OVER if other else Refusal.TAKEN, owner)
         if claim is not None and claim.confirmed and owner.claim_id != claim.claim_id:
-            return _Verdict(Refusal.TAKEN_OVER, owner)
+            return _Decision(Refusal.TAKEN_OVER, owner)
         if record.known and (uploads or not confirmed or record.intent is not None):
             _, complete = await self._uploads.ids_after(record.newest_upload_id)
             newer = await self._unknown_upload(record, claim, complete)
             if newer is not None:
-                return _Verdict(Refusal.COPIED, owner, newer)
-        return _Verdict(None, owner)
+                return _Decision(Refusal.COPIED, owner, newer)
+        return _Decision(None, owner)
 
-    async def _judge_unclaimed(self, record: TargetRecord) -> _Verdict:
+    async def _judge_unclaimed(self, record: TargetRecord) -> _Decision:
         """Judge a target that never had an owner.json: it has no uploads, or those of a version that wrote none."""
         newest = await self._uploads.newest_manifest()
         if newest is None:
-            return _Verdict(Refusal.GONE if self._is_directory and record.newest_upload_id else None)
+            return _Decision(Refusal.GONE if self._is_directory and record.newest_upload_id else None)
         known = {record.newest_upload_id, record.intent.upload_id if record.intent else None}
         ours = newest.upload_id in known or newest.agent_id == self.identity.agent_id
-        return _Verdict(None if ours else Refusal.FOREIGN, None, newest)
+        return _Decision(None if ours else Refusal.FOREIGN, None, newest)
 
     async def check_known(self, record: TargetRecord, complete: Sequence[str]) -> None:
         """Raise NotOwner if the ledger does not know one of the uploads that are newer than its newest.
@@ -226,7 +226,7 @@ class Ownership:
         """
         newer = await self._unknown_upload(record, await self._stored_claim(), complete)
         if newer is not None:
-            await self._refuse(_Verdict(Refusal.COPIED, None, newer))
+            await self._refuse(_Decision(Refusal.COPIED, None, newer))
 
     async def _unknown_upload(
         self, record: TargetRecord, claim: Claim | None, complete: Sequence[str]
@@ -254,11 +254,11 @@ class Ownership:
 
     # Actions.
 
-    async def _take(self, verdict: _Verdict) -> None:
+    async def _take(self, decision: _Decision) -> None:
         """Claim a target that is ours or free, and keep the claim in the ledger."""
-        owner, claim = verdict.owner, await self._stored_claim()
+        owner, claim = decision.owner, await self._stored_claim()
         if owner is None:
-            await self._create(verdict)
+            await self._create(decision)
         elif owner.agent_id != self.identity.agent_id:
             # The state directory is new, and the agent with the old one may still run: only one of them may own it.
             await self._write(replace=True, reason="this machine has a new state directory")
@@ -266,17 +266,17 @@ class Ownership:
             seen = claim.seen if claim and claim.claim_id == owner.claim_id else ""
             await self._store_claim(Claim(claim_id=owner.claim_id, confirmed=True, seen=seen))
 
-    async def _create(self, verdict: _Verdict) -> None:
-        reason = f"its newest upload {verdict.newest.upload_id} is this agent's" if verdict.newest else "it is empty"
+    async def _create(self, decision: _Decision) -> None:
+        reason = f"its newest upload {decision.newest.upload_id} is this agent's" if decision.newest else "it is empty"
         await self._write(replace=False, reason=reason)
 
-    async def _take_over(self, verdict: _Verdict) -> None:
+    async def _take_over(self, decision: _Decision) -> None:
         """Replace the owner, as a person requested. The ledger stays valid only if it knows the newest upload."""
         record = await self._record()
         newest = await self._uploads.newest_manifest()
         if record.known and (newest is None or newest.upload_id != record.newest_upload_id):
             await self._start_over()
-        was = f"it was owned by {verdict.owner}" if verdict.owner else f"it was {verdict.refusal}"
+        was = f"it was owned by {decision.owner}" if decision.owner else f"it was {decision.refusal}"
         _log.warning(
             "target_taken_over",
             location=self.store.location,
@@ -303,61 +303,61 @@ class Ownership:
         try:
             current = await self._read()
         except WireError as error:
-            await self._refuse(_Verdict(Refusal.DAMAGED, owner_error=error))
+            await self._refuse(_Decision(Refusal.DAMAGED, owner_error=error))
             raise AssertionError from None
         if current is None:
             message = f"{self._key} was written to {self.store.location}, but is missing there"
             raise StoreError(message, transient=True)
         if current.claim_id != owner.claim_id:
-            await self._refuse(_Verdict(Refusal.TAKEN, current))
+            await self._refuse(_Decision(Refusal.TAKEN, current))
         await self._store_claim(Claim(claim_id=owner.claim_id, confirmed=True, seen=claim.seen))
         _log.info("target_claimed", location=self.store.location, system_id=self.target.system_id, reason=reason)
 
-    async def _refuse(self, verdict: _Verdict, *, may_suffix: bool = True) -> None:
+    async def _refuse(self, decision: _Decision, *, may_suffix: bool = True) -> None:
         """Raise NotOwner or SystemIdTaken, and set the status warning for NotOwner."""
-        if may_suffix and await self._may_suffix(verdict):
+        if may_suffix and await self._may_suffix(decision):
             replacement = suffixed(self.target.system_id, self.machine)
             if replacement is not None:
-                raise SystemIdTaken(self._error(verdict).message, taken=self.target.system_id, instead=replacement)
-        error = self._error(verdict)
-        mounted = not (self._is_directory and verdict.refusal is Refusal.GONE)
+                raise SystemIdTaken(self._error(decision).message, taken=self.target.system_id, instead=replacement)
+        error = self._error(decision)
+        mounted = not (self._is_directory and decision.refusal is Refusal.GONE)
         if self.ledger is not None and self.keeps_warning and mounted:
             warning = StatusWarning(code=WARNING, message=error.message, hint=error.hint)
             await set_warning(self.ledger, warning, self.clock)
         raise error
 
-    async def _may_suffix(self, verdict: _Verdict) -> bool:
+    async def _may_suffix(self, decision: _Decision) -> bool:
         """Return whether the system ID is a host name under which this machine has neither a claim nor uploads."""
-        if not self.identity.is_default or verdict.refusal not in (Refusal.TAKEN, Refusal.FOREIGN):
+        if not self.identity.is_default or decision.refusal not in (Refusal.TAKEN, Refusal.FOREIGN):
             return False
         return not (await self._record()).known and not is_decided(await self._notes(), self.target.system_id)
 
     # Error messages.
 
-    def _error(self, verdict: _Verdict) -> NotOwner:
-        refusal, owner, location = verdict.refusal, verdict.owner, self.store.location
+    def _error(self, decision: _Decision) -> NotOwner:
+        refusal, owner, location = decision.refusal, decision.owner, self.store.location
         system_id = self.target.system_id
         other_fixes = f"{_OTHER_ID}; {_REPLACES}"
         if refusal is Refusal.TAKEN:
             return NotOwner(f"the system ID {system_id} in {location} belongs to {owner}", hint=other_fixes)
         if refusal is Refusal.TAKEN_OVER:
             return NotOwner(f"the system ID {system_id} in {location} was taken over by {owner}", hint=other_fixes)
-        if refusal is Refusal.FOREIGN and verdict.newest:
-            newest = f"{verdict.newest.upload_id} of agent {verdict.newest.agent_id[:8]}"
+        if refusal is Refusal.FOREIGN and decision.newest:
+            newest = f"{decision.newest.upload_id} of agent {decision.newest.agent_id[:8]}"
             return NotOwner(
                 f"uploads of {system_id} in {location} belong to another agent: the newest is {newest}",
                 hint=other_fixes,
             )
-        if refusal is Refusal.COPIED and verdict.newest:
+        if refusal is Refusal.COPIED and decision.newest:
             return NotOwner(
-                f"{location} has {verdict.newest.upload_id}, which this state directory does not know: it was "
+                f"{location} has {decision.newest.upload_id}, which this state directory does not know: it was "
                 "copied or restored from a backup, and another agent uploads under the same ID",
                 hint=f"give each copy a system ID of its own (akosha_system_id); {_REPLACES}",
             )
-        if verdict.owner_error is not None:
+        if decision.owner_error is not None:
             return NotOwner(
-                f"{self._key} in {location} is not valid: {verdict.owner_error.message}",
-                hint=verdict.owner_error.hint or other_fixes,
+                f"{self._key} in {location} is not valid: {decision.owner_error.message}",
+                hint=decision.owner_error.hint or other_fixes,
             )
         if self._is_directory:
             mkdir = f"mkdir -p {shlex.quote(unquote(location.removeprefix('file://')))}"

@@ -10,7 +10,7 @@ import structlog
 
 from agent.application.signal import Signal
 from agent.application.triggers.publisher import Publisher
-from agent.domain.events import CAUSED_BY_BYTES, SessionEnded, SyncRequested, caused_by_bytes, caused_by_one
+from agent.domain.events import CAUSED_BY_BYTES, SessionEnded, SyncRequested, caused_by_bytes, limit_caused_by
 from agent.ports import Clock, Ledger, Message
 
 _log = structlog.get_logger()
@@ -59,7 +59,7 @@ class SessionEnds:
         One request answers as many ends as one event can name.
         """
         while True:
-            if not (causes := caused_by_one(await self._ledger.open_session_ends())):
+            if not (causes := limit_caused_by(await self._ledger.open_session_ends())):
                 await self._ended.wait(None)
                 continue
             self._republish_due = False
