@@ -306,7 +306,7 @@ def test_each_database_that_cannot_be_read_is_an_error_and_the_others_are_well(r
     assert found["database knowledge_graph_b"].hint.startswith("chmod u+r ")
     assert "knowledge_graph_c.duckdb.wal" in found["database knowledge_graph_c"].found
     data.chmod(0)
-    with pytest.raises(Exception, match="cannot look into"):
+    with pytest.raises(Exception, match="cannot read the data directory"):
         unprivileged(lambda: run(machine_checks.databases))
     data.chmod(0o700)
 
