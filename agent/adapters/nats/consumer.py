@@ -80,7 +80,7 @@ class DurableConsumer:
         return name
 
     async def _ephemeral(self, jetstream: JetStreamContext, mark: StreamMark | None) -> str:
-        name, created = f"ephemeral-{NUID().next().decode()}", mark.created if mark else ""
+        name, created = f"passing-{NUID().next().decode()}", mark.created if mark else ""
         if not self._origin:
             info = await self._add(jetstream, name, DeliverPolicy.NEW, None)
             self.seen = info.delivered.stream_seq if info.delivered else 0
