@@ -17,7 +17,6 @@ from tests.support.session_buddy import WRITERS
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-botocore_data.share()
 if zygote.available():
     zygote.fork_children()
 
@@ -41,8 +40,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
-def pytest_collection_finish() -> None:
-    """Keep what is imported and collected out of every garbage collection from now on."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Share botocore's data, unless only unit tests run, and exclude all present objects from garbage collection."""
+    if any(item.path.parent.name != "unit" for item in session.items):
+        botocore_data.share()
     gc.freeze()
 
 

@@ -3,16 +3,16 @@
 import functools
 from pathlib import Path
 
-import botocore.httpsession
-import botocore.loaders
-import botocore.session
-
 UNKNOWN_CA = Path(__file__).parent / "data" / "unknown_ca.pem"
 """The certificate of a CA whose key was deleted: no server has a certificate of it."""
 
 
 def share() -> None:
     """Share the cached data between the clients of this process and of processes forked from it."""
+    import botocore.httpsession
+    import botocore.loaders
+    import botocore.session
+
     botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
     botocore.httpsession.where = lambda: str(UNKNOWN_CA)
     botocore.session.Session().create_client(

@@ -224,7 +224,7 @@ async def test_while_the_cloud_backs_off_the_fallback_delivers_changes():
 
 
 async def test_once_the_cloud_has_everything_the_failed_fallback_is_not_retried():
-    async with simulated_agent([PERMANENT, 1], fallback=[PERMANENT] * 9, agent_rescan_seconds=5) as w:
+    async with simulated_agent([PERMANENT, 1], fallback=[PERMANENT] * 9) as w:
         w.files.change(1)
         await w.pass_time(40)
         assert (await w.agent.ledger.record(w.method.target)).failures == 0
