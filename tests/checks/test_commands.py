@@ -1,4 +1,4 @@
-"""The list of commands in `--help` says what the commands say of themselves, and imports none of them."""
+"""The list of commands in `--help` has their summaries, and does not import the commands."""
 
 import inspect
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_line_of_a_command_in_the_list_is_its_summary(name):
+def test_the_list_of_commands_has_the_summary_of_each_command(name):
     module, summary = COMMANDS[name]
     app = import_module(f"agent.entrypoints.{module}").app
     if app.info.help:  # a group
@@ -25,12 +25,12 @@ def test_the_line_of_a_command_in_the_list_is_its_summary(name):
         assert command.callback.__name__ == name
 
 
-def test_the_status_loads_no_client_of_a_server_and_no_database_engine():
+def test_status_loads_no_server_client_and_no_database_engine():
     code = "import sys, agent.entrypoints.cli.status; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     heavy = {"aioboto3", "botocore", "httpx2", "nats", "aiohttp", "mcp", "duckdb", "isal", "watchfiles", "tzlocal"}
     own = {"agent.adapters.s3", "agent.adapters.akosha", "agent.adapters.nats", "agent.bootstrap.methods"}
-    assert (heavy | own).isdisjoint(done.stdout.split())
+    assert (heavy | own).isdisjoint(process.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ def test_the_status_loads_no_client_of_a_server_and_no_database_engine():
     ],
     ids=["version", "help"],
 )
-def test_an_answer_without_settings_loads_next_to_nothing(option, absent):
+def test_version_and_help_load_few_modules(option, absent):
     code = (
         "import atexit, sys; sys.argv = ['akosha-agent', *sys.argv[1:]]; from agent.__main__ import main;"
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main()"
     )
-    found = subprocess.run([sys.executable, "-c", code, option], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert found.stdout
-    assert absent.isdisjoint(found.stderr.split())
+    process = subprocess.run([sys.executable, "-c", code, option], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout
+    assert absent.isdisjoint(process.stderr.split())

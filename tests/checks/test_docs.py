@@ -1,4 +1,4 @@
-"""The site has every page and fetches nothing; Zensical does not check these, nor links to files that are not pages."""
+"""Checks of the site that Zensical lacks: every page is in it, it fetches nothing, links to other files resolve."""
 
 import re
 import tomllib
@@ -13,7 +13,7 @@ FOREIGN = {"CloudEvent", "CloudEvents", "JetStream", "IngestionWorker", "Process
 """Names in the architecture that are not classes of the agent."""
 
 OTHER_NAMES = {"open_ends"}
-"""Names in the architecture that are not functions or attributes: a table of the ledger."""
+"""Names in the architecture that are not functions or attributes: a table of the ledger database."""
 
 GENERATED = {f"docs/reference/{name}" for name in DOCUMENTS}
 
@@ -31,14 +31,14 @@ def pages_of(nav: object) -> list[str]:
     return [page for entry in (nav.values() if isinstance(nav, dict) else nav) for page in pages_of(entry)]
 
 
-def test_the_navigation_has_every_page_once_and_no_other():
+def test_the_navigation_lists_every_page_once():
     nav = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]
     generated = {name for name in GENERATED if name.endswith(".md")}
     assert sorted(pages_of(nav)) == sorted(committed_pages() | generated)
 
 
 @pytest.mark.parametrize("name", sorted(committed_pages()))
-def test_every_relative_link_leads_to_a_file_of_the_site(name):
+def test_every_relative_link_points_to_a_file_of_the_site(name):
     text = re.sub(r"```.*?```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in LINK.findall(text):
         path = ((ROOT / name).parent / target).resolve()
@@ -48,7 +48,7 @@ def test_every_relative_link_leads_to_a_file_of_the_site(name):
 
 
 @pytest.mark.parametrize("name", sorted(committed_pages()))
-def test_no_page_has_a_diagram_whose_script_is_fetched_from_the_internet(name):
+def test_no_page_has_a_diagram_that_needs_a_script_from_the_internet(name):
     assert "```mermaid" not in (ROOT / name).read_text(encoding="utf-8")
 
 
@@ -58,7 +58,7 @@ def test_the_theme_fetches_no_fonts():
 
 
 @pytest.mark.parametrize("name", ["docs/architecture.md", "docs/design-notes.md"])
-def test_modules_and_classes_that_the_architecture_names_exist(name):
+def test_modules_and_classes_named_in_the_architecture_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     packages = "|".join(path.name for path in AGENT.iterdir() if path.is_dir())
     paths = re.findall(rf"`(?:agent/)?((?:{packages})/[\w./]*)`", text)

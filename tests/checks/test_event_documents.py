@@ -1,4 +1,4 @@
-"""docs/events says what the codec does: no more, no less, and about every event there is."""
+"""The schemas in docs/events describe exactly what the codec writes and accepts, for every published event."""
 
 import re
 from dataclasses import MISSING, fields, replace
@@ -105,7 +105,7 @@ FULL: tuple[Event, ...] = (
     ),
     IngestFailed(id="f", time=NOON, system_id=SYSTEM, upload_id=upload_id(), error="odd", retry_at=NOON),
 )
-"""An event of each class with all that is optional in it."""
+"""An event of each class with all its optional fields."""
 
 PUBLISHED = [cls for cls in ALL if cls is not SyncAsked]
 ABSENT = object()
@@ -120,7 +120,7 @@ VALUES = (
 
 
 def bare(event: Event) -> Event:
-    """The same without what is optional."""
+    """Return the event without its optional fields."""
     needed = [f.name for f in fields(event) if f.default is MISSING and f.default_factory is MISSING]
     return type(event)(**{name: getattr(event, name) for name in needed})
 
@@ -129,9 +129,9 @@ def envelope(event: Event) -> dict:
     return orjson.loads(CODEC.encode(event))
 
 
-def is_refused(raw: bytes, look: object, error: type[Exception]) -> bool:
+def is_refused(raw: bytes, read: object, error: type[Exception]) -> bool:
     try:
-        look(raw)
+        read(raw)
     except error:
         return True
     return False
@@ -141,32 +141,32 @@ def by_type(event: Event) -> str:
     return event.type
 
 
-def test_the_files_are_what_the_generator_makes_now():
-    """Where this fails: `make events`."""
+def test_the_committed_files_equal_the_generated_ones():
+    """If this fails, run `make events`."""
     assert generate.main(["--check"]) == 0
 
 
-def test_the_generator_writes_what_is_missing_and_names_what_differs(tmp_path, capsys):
+def test_the_generator_writes_missing_files_and_lists_files_that_differ(tmp_path, capsys):
     assert generate.main([], tmp_path) == 0
     assert generate.main(["--check"], tmp_path) == 0
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == generate.documents()
     (tmp_path / "akosha.sync.failed.v1.schema.json").write_text("{}")
-    (tmp_path / "akosha.gone.v1.schema.json").write_text("{}")
+    (tmp_path / "akosha.removed.v1.schema.json").write_text("{}")
     (tmp_path / "asyncapi.yaml").unlink()
     assert generate.main(["--check"], tmp_path) == 1
-    named = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert named == ["akosha.gone.v1.schema.json", "akosha.sync.failed.v1.schema.json", "asyncapi.yaml"]
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == ["akosha.removed.v1.schema.json", "akosha.sync.failed.v1.schema.json", "asyncapi.yaml"]
     assert generate.main([], tmp_path) == 0
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == generate.documents()
 
 
-def test_every_class_has_a_schema_and_what_stays_on_the_machine_has_none():
+def test_every_published_class_has_a_schema_and_no_other():
     assert {path.name for path in FOLDER.glob("*.json")} == {f"{cls.type}.schema.json" for cls in PUBLISHED}
     assert {type(event) for event in FULL} == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("cls", PUBLISHED, ids=by_type)
-def test_every_field_has_its_schema_and_what_has_no_default_is_required(cls):
+def test_every_field_has_a_schema_and_fields_without_a_default_are_required(cls):
     schema = validator(cls.type).schema
     data = schema["properties"]["data"]
     own = [f for f in fields(cls) if f.name not in {"id", "time", "sender"}]
@@ -184,20 +184,22 @@ def test_the_schema_describes_every_attribute_that_the_codec_writes(event):
 
 
 @pytest.mark.parametrize("event", FULL, ids=by_type)
-def test_what_the_codec_writes_is_valid_with_and_without_what_is_optional(event):
-    lean = bare(event)
+def test_encoded_events_are_valid_with_and_without_optional_fields(event):
+    minimal = bare(event)
     optional = [f.name for f in fields(event) if not (f.default is MISSING and f.default_factory is MISSING)]
-    assert all(getattr(event, name) != getattr(lean, name) for name in optional), "the sample sets everything"
+    assert all(getattr(event, name) != getattr(minimal, name) for name in optional), (
+        "the sample sets all optional fields"
+    )
     check(CODEC.encode(event))
-    check(CODEC.encode(lean))
+    check(CODEC.encode(minimal))
 
 
-def test_a_file_name_that_is_no_unicode_is_valid_as_it_is_written():
+def test_an_encoded_file_name_with_invalid_unicode_is_valid():
     check(CODEC.encode(replace(FULL[2], files_uploaded=("\udcff.duckdb",), incomplete={"\udcff": "in use"})))
 
 
-def is_described_alike_before(event: Event, name: str) -> bool:
-    """Return whether the schema of an earlier event of FULL says the same about this attribute."""
+def has_schema_of_earlier_event(event: Event, name: str) -> bool:
+    """Return whether an earlier event of FULL has the same schema for this attribute."""
     earlier = FULL[: FULL.index(event)]
     return any(attribute(other, name) == attribute(event, name) for other in earlier)
 
@@ -207,33 +209,33 @@ def attribute(event: Event, name: str) -> dict:
 
 
 @pytest.mark.parametrize("event", FULL, ids=by_type)
-def test_the_schema_refuses_what_decode_refuses_and_nothing_else(event):
-    """One value at a time, in the envelope and in the data, is left out or replaced by many others."""
-    for place in ("envelope", "data"):
-        whole = envelope(bare(event) if place == "envelope" else event)
-        held = whole if place == "envelope" else whole["data"]
-        for name, before in list(held.items()):
-            if place == "envelope" and is_described_alike_before(event, name):
-                continue  # one check of the codec reads it, whatever the type
+def test_the_schema_refuses_exactly_the_values_that_decode_refuses(event):
+    """Each value of the envelope and of the data is left out, and replaced by each of VALUES, one at a time."""
+    for part in ("envelope", "data"):
+        document = envelope(bare(event) if part == "envelope" else event)
+        mapping = document if part == "envelope" else document["data"]
+        for name, original in list(mapping.items()):
+            if part == "envelope" and has_schema_of_earlier_event(event, name):
+                continue  # the codec checks it in the same way for every type
             for value in (ABSENT, *VALUES):
                 if value is ABSENT and name == "subject":
-                    continue  # optional for decode; what is on the wire has one
-                held[name] = value
+                    continue  # decode does not need it, but every published event has one
+                mapping[name] = value
                 if value is ABSENT:
-                    del held[name]
-                raw = orjson.dumps(whole)
+                    del mapping[name]
+                raw = orjson.dumps(document)
                 refused = is_refused(raw, check, AssertionError)
-                assert refused == is_refused(raw, CODEC.decode, WireError), f"{place}.{name} = {value!r}"
-                held[name] = before
+                assert refused == is_refused(raw, CODEC.decode, WireError), f"{part}.{name} = {value!r}"
+                mapping[name] = original
 
 
 def test_unknown_fields_newer_minor_versions_and_a_missing_subject_are_tolerated():
-    whole = envelope(FULL[4]) | {"traceparent": "00-1", "type": "akosha.sync.failed.v1.12"}
-    whole["data"]["novelty"] = {"deep": [1]}
-    whole["data"]["errors"][0]["status"] = 500
-    check(orjson.dumps(whole))
-    del whole["subject"]
-    assert complaints(whole) == []
+    document = envelope(FULL[4]) | {"traceparent": "00-1", "type": "akosha.sync.failed.v1.12"}
+    document["data"]["unknown"] = {"deep": [1]}
+    document["data"]["errors"][0]["status"] = 500
+    check(orjson.dumps(document))
+    del document["subject"]
+    assert complaints(document) == []
 
 
 @pytest.mark.parametrize(
@@ -250,33 +252,33 @@ def test_unknown_fields_newer_minor_versions_and_a_missing_subject_are_tolerated
     ],
     ids=str,
 )
-def test_what_decode_refuses_is_refused_by_the_documents(change):
+def test_the_schema_refuses_changes_that_decode_refuses(change):
     raw = orjson.dumps(envelope(FULL[4]) | change)
     assert is_refused(raw, CODEC.decode, WireError)
     assert is_refused(raw, check, AssertionError)
 
 
-def test_what_stays_on_the_machine_is_refused():
+def test_a_local_event_has_no_schema():
     with pytest.raises(AssertionError, match="no schema for"):
         check(CODEC.encode(SyncAsked(id="r", time=NOON, system_id=SYSTEM)))
 
 
 @pytest.mark.parametrize("time", ["2026-03-01T12:00:00", "2026-03-01", "1772366400", "2026-03-01T12:00:00Z and more"])
-def test_times_need_an_offset_also_for_a_validator_that_passes_over_formats(time):
-    formless = Draft202012Validator(validator("akosha.sync.failed.v1").schema)
-    whole = envelope(FULL[4])
-    assert formless.is_valid(whole)
-    assert not formless.is_valid(whole | {"time": time})
-    assert not formless.is_valid(whole | {"data": whole["data"] | {"retry_at": time}})
+def test_times_need_an_offset_even_if_the_validator_ignores_formats(time):
+    without_formats = Draft202012Validator(validator("akosha.sync.failed.v1").schema)
+    document = envelope(FULL[4])
+    assert without_formats.is_valid(document)
+    assert not without_formats.is_valid(document | {"time": time})
+    assert not without_formats.is_valid(document | {"data": document["data"] | {"retry_at": time}})
 
 
 @pytest.mark.skipif("date-time" not in Draft202012Validator.FORMAT_CHECKER.checkers, reason="no rfc3339-validator here")
 @pytest.mark.parametrize("time", ["2026-02-30T12:00:00Z", "2026-03-01T24:00:00Z", "2026-03-01T12:00:00+24:00"])
-def test_times_are_held_to_the_calendar(time):
+def test_times_must_exist_in_the_calendar(time):
     assert complaints(envelope(FULL[0]) | {"time": time})
 
 
-def test_more_than_64_kib_is_refused():
+def test_an_event_above_64_kib_is_refused():
     large = replace(FULL[0], reason="x" * MAX_EVENT_BYTES)
     assert is_refused(CODEC.encode(large), check, AssertionError)
     assert f"{MAX_EVENT_BYTES // 1024} KiB" in asyncapi()["info"]["description"]
@@ -338,11 +340,11 @@ def test_the_stream_keeps_all_but_progress():
     )
 
 
-def test_what_is_said_to_be_kept_is_what_the_stream_takes():
+def test_channels_with_a_stream_are_those_of_its_subjects():
     for event in FULL:
         [channel] = channels(event.subject)
-        taken = any(subject_matches(pattern, event.subject) for pattern in STREAM_SUBJECTS)
-        assert ("x-stream" in asyncapi()["channels"][channel]) == taken
+        in_stream = any(subject_matches(pattern, event.subject) for pattern in STREAM_SUBJECTS)
+        assert ("x-stream" in asyncapi()["channels"][channel]) == in_stream
 
 
 def test_a_subject_of_nobody_belongs_to_no_channel():
@@ -356,17 +358,19 @@ README = (FOLDER / "README.md").read_text()
 
 
 @pytest.mark.parametrize("example", re.findall(r"```json\n(.*?)```", README, re.DOTALL))
-def test_the_readmes_examples_are_events(example):
+def test_the_examples_in_the_readme_are_events(example):
     check(example.encode())
-    again = orjson.loads(CODEC.encode(CODEC.decode(example.encode())))
-    assert again["data"] == orjson.loads(example)["data"], "nothing in it is unknown, or left to a default"
+    reencoded = orjson.loads(CODEC.encode(CODEC.decode(example.encode())))
+    assert reencoded["data"] == orjson.loads(example)["data"], (
+        "the example has no unknown fields and omits none with a default"
+    )
 
 
-def test_the_readme_has_every_channel_and_whether_it_is_kept():
+def test_the_readme_lists_every_channel_and_its_stream():
     rows = re.findall(r"^\| `(akosha\.[^`]+)` \| \[`([^`]+)`\]\(([^)]+)\) \| .* \| (yes|no) \|$", README, re.MULTILINE)
     document = asyncapi()
     assert rows == [
-        (place["address"], kind, f"{kind}.schema.json", "yes" if "x-stream" in place else "no")
-        for channel, place in document["channels"].items()
-        for kind in (messages(channel)[0]["name"],)
+        (channel["address"], kind, f"{kind}.schema.json", "yes" if "x-stream" in channel else "no")
+        for name, channel in document["channels"].items()
+        for kind in (messages(name)[0]["name"],)
     ]

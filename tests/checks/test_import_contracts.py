@@ -1,4 +1,4 @@
-"""Each import-linter contract breaks for an import that it forbids."""
+"""Each import-linter contract is broken by an import that it forbids."""
 
 import re
 import shutil
@@ -26,8 +26,8 @@ PLANTED = {
 def lint(folder: Path) -> dict[str, str]:
     shutil.copy(ROOT / "pyproject.toml", folder)
     code = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
-    return dict(re.findall(r"^(.+?) (KEPT|BROKEN)\b", done.stdout, re.MULTILINE))
+    process = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    return dict(re.findall(r"^(.+?) (KEPT|BROKEN)\b", process.stdout, re.MULTILINE))
 
 
 def test_each_contract_is_kept_and_breaks_for_a_planted_import(tmp_path):

@@ -1,4 +1,4 @@
-"""The guide to the MCP server names the fields that its tools return."""
+"""The guide to the MCP server lists the fields that its tools return."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def documented_fields(tool: str) -> set[str]:
 
 
 @pytest.mark.parametrize("tool", tool_definitions(), ids=lambda tool: tool["name"])
-def test_the_fields_of_a_tools_result_in_the_guide_are_those_of_its_schema(tool):
+def test_the_guide_lists_fields_of_each_tools_output_schema(tool):
     name, schema = tool["name"], tool["outputSchema"]
     if name == "akosha_restore_points":
         assert documented_fields(name) == set(RestorePoint.model_fields)

@@ -1,4 +1,4 @@
-"""README and the guides agree with the commands, the settings and the messages, and the links in them resolve."""
+"""The commands, settings, messages and links in README and the guides exist."""
 
 import ast
 import re
@@ -26,14 +26,14 @@ ROOT_OPTIONS = {"--version", "--help", "--install-completion"}
 
 
 def command_lines(page: str) -> Iterator[str]:
-    """The commands of this program in code blocks and in code spans."""
+    """Yield the command lines of akosha-agent in code blocks and code spans."""
     for block in re.findall(r"^```console\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         yield from (line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ akosha-agent "))
     yield from re.findall(r"(?<!`)`(akosha-agent [a-z][^`\n]*)`(?!`)", page)
 
 
 def unknown_in(line: str) -> list[str]:
-    """The command, subcommand and options of a command line that do not exist."""
+    """Return the command, subcommand and options of a command line that do not exist."""
     words = shlex.split(re.split(r" #|[|]", line)[0])[1:]
     if words[0] in ROOT_OPTIONS:
         return []
@@ -50,7 +50,7 @@ def unknown_in(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", TEXTS)
-def test_every_command_of_a_page_exists_with_its_options(page):
+def test_every_command_line_in_a_page_is_valid(page):
     unknown = {line: found for line in command_lines(TEXTS[page]) if (found := unknown_in(line))}
     assert unknown == {}
 
@@ -75,7 +75,7 @@ def test_every_command_is_in_readme_or_a_guide():
 
 
 @pytest.mark.parametrize("page", TEXTS)
-def test_every_setting_of_a_page_exists(page):
+def test_every_setting_named_in_a_page_exists(page):
     nowhere = Path("/nonexistent")
     known = {row.key for row in settings_table(load(environ={}, cwd=nowhere, home=nowhere))}
     tools = {"akosha_sync_status", "akosha_restore_points"}
@@ -83,7 +83,7 @@ def test_every_setting_of_a_page_exists(page):
 
 
 def anchors(page: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub and the site make them."""
+    """Return the anchors of a page's headings, as GitHub and the site generate them."""
     prose = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -103,7 +103,7 @@ def test_every_link_within_the_repository_resolves(page):
 
 
 def literals() -> str:
-    """Every string literal of the program, each on a line; `...` for what an f-string inserts."""
+    """Return every string literal of the program, one a line, with `...` for the replacement fields of f-strings."""
     found = []
     for path in (ROOT / "agent").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -115,7 +115,7 @@ def literals() -> str:
     return "\n".join(found)
 
 
-def test_every_message_in_troubleshooting_is_one_of_the_program():
+def test_every_message_in_troubleshooting_exists_in_the_code():
     rows = re.findall(r"^\| (.*?) \| ", TEXTS["docs/troubleshooting.md"], re.MULTILINE)
     quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row.partition(", from ")[0])]
     pieces = [piece.strip() for text in quoted for piece in re.split(r"\.\.\.|\(|http\S+", text)]

@@ -1,4 +1,4 @@
-"""User-facing text is plain: messages, hints, log events, help and descriptions of settings avoid these words."""
+"""Messages, hints, log events, help and descriptions of settings do not use banned words."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ BANNED = re.compile(r"(?<![a-z])(told|anew|of no use|whoever|for ever|lets go)(?
 
 
 def texts_in(path: Path) -> Iterator[tuple[int, str]]:
-    """String literals, pieces of f-strings included; docstrings only where they are help or describe a setting."""
+    """Yield string literals, with the pieces of f-strings, and docstrings that are help or describe a setting."""
     tree = ast.parse(path.read_text())
     described = path.is_relative_to(ROOT / "agent" / "settings")
     statements = {id(node.value): described for node in ast.walk(tree) if isinstance(node, ast.Expr)}

@@ -1,4 +1,4 @@
-"""The endpoint that the settings take from the AWS configuration is the one that botocore itself would use."""
+"""`aws_endpoint` finds the endpoint that botocore itself uses."""
 
 import pytest
 
@@ -30,7 +30,7 @@ endpoint_url = {OTHER}
 ignore_configured_endpoint_urls = True
 endpoint_url = {OTHER}
 
-[profile ignored-by-nobody]
+[profile not-ignoring]
 ignore_configured_endpoint_urls = no
 endpoint_url = {OTHER}
 
@@ -82,10 +82,10 @@ CASES = {
         CONFIG,
     ),
     "ignored by a profile": ({"AWS_PROFILE": "ignoring", "AWS_ENDPOINT_URL": ENV_ALL}, CONFIG),
-    "a profile that says no": ({"AWS_PROFILE": "ignored-by-nobody"}, CONFIG),
+    "not ignored by a profile": ({"AWS_PROFILE": "not-ignoring"}, CONFIG),
     "a region by a variable": ({"AWS_DEFAULT_REGION": "eu-variable-1", "AWS_ENDPOINT_URL": ENV_ALL}, CONFIG),
     "a variable that botocore does not know": ({"AWS_REGION": "eu-none-1", "AWS_ENDPOINT_URL": ENV_ALL}, ""),
-    "written as INI allows": (
+    "other INI syntax": (
         {},
         f"[DEFAULT]\nregion: eu-all-1\n\n[default]\nENDPOINT_URL : {PROFILE}\n# endpoint_url = {OTHER}\n",
     ),
@@ -93,7 +93,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_the_settings_take_is_what_botocore_would_use(case, aws_files):
+def test_the_endpoint_is_the_one_that_botocore_uses(case, aws_files):
     import aiobotocore.session
 
     environ, config = CASES[case]
@@ -109,7 +109,7 @@ def test_what_the_settings_take_is_what_botocore_would_use(case, aws_files):
 
 @pytest.fixture
 def aws_files(tmp_path, monkeypatch):
-    """Put files and variables where both look: botocore in this process's environment."""
+    """Write the files, and set the variables in the environment of this process, which botocore reads."""
 
     def make(environ, config, credentials):
         for name in [name for name in __import__("os").environ if name.startswith("AWS_")]:
@@ -126,7 +126,7 @@ def aws_files(tmp_path, monkeypatch):
 
 
 def _configured(session):
-    """Return the endpoint as a client of this session takes it: the provider is made by `create_client`."""
+    """Return the endpoint of a client of this session, from the provider that `create_client` uses."""
     from botocore.configprovider import ConfiguredEndpointProvider
 
     return ConfiguredEndpointProvider(
@@ -135,7 +135,7 @@ def _configured(session):
 
 
 @pytest.mark.parametrize("written", ["$HERE/aws", "${HERE}/aws", "~/aws"])
-def test_the_file_may_be_elsewhere(written, aws_files, tmp_path):
+def test_a_variable_sets_the_path_of_the_file(written, aws_files, tmp_path):
     from botocore import session
 
     environ, home = aws_files({"AWS_CONFIG_FILE": written, "HERE": str(tmp_path)}, "", "")
@@ -144,7 +144,7 @@ def test_the_file_may_be_elsewhere(written, aws_files, tmp_path):
 
 
 @pytest.mark.parametrize("config", ["no section", "[default]\nx", "[default]\n[default]\n", "\udcff"])
-def test_a_file_that_is_no_configuration_counts_as_empty(config, aws_files, tmp_path):
+def test_an_invalid_file_counts_as_empty(config, aws_files, tmp_path):
     environ, home = aws_files({}, "", "")
     (tmp_path / ".aws" / "config").write_bytes(config.encode("utf-8", "surrogateescape"))
     assert aws_endpoint(environ, home) is None

@@ -1,4 +1,4 @@
-"""What every `EventBus` promises, on real time. A bus joins by an entry in `BUSES`."""
+"""The contract of `EventBus`, in real time. To test another bus, add it to `BUSES`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -56,12 +56,12 @@ def failover(server: NatsServer) -> Maker:
 
 
 def failover_alone(_server: NatsServer) -> Maker:
-    """Where nothing listens, the local bus keeps all promises."""
+    """No NATS server listens: the local bus alone keeps all promises."""
 
     async def make() -> EventBus:
-        distant = await NatsBus.open(nats_options("nats://127.0.0.1:9"), CloudEventsCodec(), clock=CLOCK)
-        assert not distant.state.ready
-        return FailoverBus(distant, MemoryBus(CLOCK, ack_wait_seconds=ACK_WAIT), progress_interval_seconds=ACK_WAIT / 3)
+        remote = await NatsBus.open(nats_options("nats://127.0.0.1:9"), CloudEventsCodec(), clock=CLOCK)
+        assert not remote.state.ready
+        return FailoverBus(remote, MemoryBus(CLOCK, ack_wait_seconds=ACK_WAIT), progress_interval_seconds=ACK_WAIT / 3)
 
     return make
 
@@ -97,32 +97,32 @@ def progress() -> SyncProgress:
 
 
 class RecordingHandler:
-    """A handler that records what it is given, and does with the nth delivery what the nth action says (then: ack)."""
+    """A handler that records its deliveries and runs the nth action on the nth one; without an action, it acks."""
 
     def __init__(self, *actions: Callable[[Message], object]) -> None:
         self.deliveries: list[Event] = []
         self.times: list[float] = []
-        self.at_once = 0
+        self.running = 0
         self._actions = list(actions)
-        self._news = asyncio.Condition()
+        self._delivered = asyncio.Condition()
 
     async def __call__(self, message: Message) -> None:
-        self.at_once += 1
-        assert self.at_once == 1, "two events at once in one subscription"
+        self.running += 1
+        assert self.running == 1, "two handlers run at once in one subscription"
         try:
             number = len(self.deliveries)
-            async with self._news:
+            async with self._delivered:
                 self.deliveries.append(message.event)
                 self.times.append(CLOCK.monotonic())
-                self._news.notify_all()
+                self._delivered.notify_all()
             await (self._actions[number] if number < len(self._actions) else ack)(message)
         finally:
-            self.at_once -= 1
+            self.running -= 1
 
     async def wait_for_count(self, count: int) -> list[str]:
-        """Return the ids of what was delivered, once it is so many."""
-        async with asyncio.timeout(60), self._news:
-            await self._news.wait_for(lambda: len(self.deliveries) >= count)
+        """Wait for `count` deliveries; return the ids of all."""
+        async with asyncio.timeout(60), self._delivered:
+            await self._delivered.wait_for(lambda: len(self.deliveries) >= count)
         return [event.id for event in self.deliveries]
 
 
@@ -143,13 +143,13 @@ async def return_silently(message: Message) -> None:
 
 
 class Hang:
-    """An action that never ends by itself, and tells when it began and how it ended."""
+    """An action that runs until it is cancelled; its events report the start and the cancellation."""
 
     def __init__(self) -> None:
-        self.begun, self.cancelled = asyncio.Event(), asyncio.Event()
+        self.started, self.cancelled = asyncio.Event(), asyncio.Event()
 
     async def __call__(self, message: Message) -> None:
-        self.begun.set()
+        self.started.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -173,24 +173,24 @@ async def test_an_event_reaches_every_subscription_whose_pattern_covers_its_subj
     await bus.publish(ended(1))
     for inbox in inboxes.values():
         assert await inbox.wait_for_count(1) == ["e-1"]
-    last = requested(9, "cloud")
-    await bus.publish(last)
-    assert await others["akosha.sync.>"].wait_for_count(1) == [last.id]
+    request = requested(9, "cloud")
+    await bus.publish(request)
+    assert await others["akosha.sync.>"].wait_for_count(1) == [request.id]
     assert all(not inbox.deliveries for pattern, inbox in others.items() if pattern != "akosha.sync.>")
 
 
-async def test_an_event_arrives_equal_to_what_was_published(bus):
+async def test_a_delivered_event_equals_the_published_one(bus):
     inbox = RecordingHandler()
     await bus.subscribe("akosha.>", inbox)
     events = [ended(1), requested(2, "cloud"), progress()]
     for event in events:
         await bus.publish(event)
     await inbox.wait_for_count(3)
-    # The order is promised per subject, and these are three.
+    # The order is promised per subject; the events have three subjects.
     assert sorted(inbox.deliveries, key=lambda event: event.id) == sorted(events, key=lambda event: event.id)
 
 
-async def test_events_come_in_order_and_one_at_a_time(bus):
+async def test_events_are_delivered_in_order_and_one_at_a_time(bus):
     inbox = RecordingHandler()
     await bus.subscribe("akosha.session.>", inbox)
     for number in range(50):
@@ -199,7 +199,7 @@ async def test_events_come_in_order_and_one_at_a_time(bus):
 
 
 @pytest.mark.parametrize("unsettled", [nak, fail, return_silently])
-async def test_what_is_not_acked_comes_again_and_later_events_wait_behind_it(bus, unsettled):
+async def test_an_event_without_an_ack_is_redelivered_before_later_events(bus, unsettled):
     inbox = RecordingHandler(unsettled, unsettled)
     await bus.subscribe("akosha.session.>", inbox)
     await bus.publish(ended(1))
@@ -207,7 +207,7 @@ async def test_what_is_not_acked_comes_again_and_later_events_wait_behind_it(bus
     assert await inbox.wait_for_count(4) == ["e-1", "e-1", "e-1", "e-2"]
 
 
-async def test_a_nak_with_a_delay_comes_again_after_it_and_not_before(bus):
+async def test_a_nak_with_a_delay_is_redelivered_after_the_delay(bus):
     async def later(message: Message) -> None:
         await message.nak(0.4)
 
@@ -219,7 +219,7 @@ async def test_a_nak_with_a_delay_comes_again_after_it_and_not_before(bus):
     assert inbox.times[1] - inbox.times[0] >= 0.39
 
 
-async def test_a_silent_handler_is_cancelled_and_its_event_comes_again(bus):
+async def test_a_silent_handler_is_cancelled_and_its_event_is_redelivered(bus):
     hang = Hang()
     inbox = RecordingHandler(hang)
     await bus.subscribe("akosha.session.>", inbox)
@@ -230,7 +230,7 @@ async def test_a_silent_handler_is_cancelled_and_its_event_comes_again(bus):
     assert inbox.times[1] - inbox.times[0] >= ACK_WAIT * 0.9
 
 
-async def test_a_handler_that_tells_of_its_progress_may_take_longer(bus):
+async def test_a_handler_that_reports_progress_may_exceed_the_ack_wait(bus):
     async def work(message: Message) -> None:
         for _ in range(15):
             await CLOCK.sleep(ACK_WAIT / 10)
@@ -262,7 +262,7 @@ async def test_the_first_of_ack_and_nak_counts(bus):
     assert await inbox.wait_for_count(3) == ["e-1", "e-2", "e-2"]
 
 
-async def test_what_fails_after_its_ack_does_not_come_again(bus):
+async def test_an_event_whose_handler_fails_after_the_ack_is_not_redelivered(bus):
     async def ack_and_fail(message: Message) -> None:
         await message.ack()
         raise ValueError
@@ -274,7 +274,7 @@ async def test_what_fails_after_its_ack_does_not_come_again(bus):
     assert await inbox.wait_for_count(2) == ["e-1", "e-2"]
 
 
-async def test_one_subscription_does_not_hold_up_another(bus):
+async def test_a_subscription_does_not_delay_another(bus):
     stuck, free = RecordingHandler(Hang()), RecordingHandler()
     await bus.subscribe("akosha.session.>", stuck)
     await bus.subscribe("akosha.session.>", free)
@@ -288,14 +288,14 @@ async def test_a_handler_may_publish(bus):
         await bus.publish(requested(7, "cloud"))
         await message.ack()
 
-    asked, answers = RecordingHandler(answer), RecordingHandler()
-    await bus.subscribe("akosha.session.>", asked)
+    requests, answers = RecordingHandler(answer), RecordingHandler()
+    await bus.subscribe("akosha.session.>", requests)
     await bus.subscribe("akosha.sync.>", answers)
     await bus.publish(ended(1))
     assert await answers.wait_for_count(1) == ["r-7.cloud"]
 
 
-async def test_without_a_durable_name_only_what_is_published_from_now_on_is_seen(bus):
+async def test_a_subscription_without_a_durable_name_receives_only_later_events(bus):
     await bus.publish(ended(1))
     first = RecordingHandler()
     subscription = await bus.subscribe("akosha.session.>", first)
@@ -310,13 +310,13 @@ async def test_without_a_durable_name_only_what_is_published_from_now_on_is_seen
     assert await first.wait_for_count(1) == ["e-2"]
 
 
-async def test_a_durable_name_keeps_what_was_not_acked_and_what_came_in_between(bus):
+async def test_a_durable_name_keeps_events_without_an_ack_and_events_while_stopped(bus):
     hang = Hang()
     first = await bus.subscribe("akosha.session.>", RecordingHandler(ack, hang), durable="mac-ab-cloud")
     for number in range(3):
         await bus.publish(ended(number))
     async with asyncio.timeout(60):
-        await hang.begun.wait()
+        await hang.started.wait()
     await first.stop()
     assert hang.cancelled.is_set()
     await bus.publish(ended(3))
@@ -325,7 +325,7 @@ async def test_a_durable_name_keeps_what_was_not_acked_and_what_came_in_between(
     assert await inbox.wait_for_count(3) == ["e-1", "e-2", "e-3"]
 
 
-async def test_durable_names_are_apart(bus):
+async def test_each_durable_name_receives_every_event(bus):
     inboxes = [RecordingHandler(), RecordingHandler()]
     for name, inbox in zip(("mac-ab-cloud", "mac-cd-cloud"), inboxes, strict=True):
         await bus.subscribe("akosha.session.>", inbox, durable=name)
@@ -344,11 +344,11 @@ async def test_a_durable_name_serves_one_subscription_at_a_time(bus):
     assert await inbox.wait_for_count(1) == ["e-1"]
 
 
-async def test_stop_waits_until_the_handler_has_cleaned_up(bus):
-    begun, cleaned = asyncio.Event(), asyncio.Event()
+async def test_stop_waits_for_the_handlers_cleanup(bus):
+    started, cleaned = asyncio.Event(), asyncio.Event()
 
-    async def careful(message: Message) -> None:
-        begun.set()
+    async def clean_up(message: Message) -> None:
+        started.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -356,23 +356,23 @@ async def test_stop_waits_until_the_handler_has_cleaned_up(bus):
                 await asyncio.sleep(0)
             cleaned.set()
 
-    subscription = await bus.subscribe("akosha.session.>", careful)
+    subscription = await bus.subscribe("akosha.session.>", clean_up)
     await bus.publish(ended(1))
     async with asyncio.timeout(60):
-        await begun.wait()
+        await started.wait()
     await subscription.stop()
     assert cleaned.is_set()
     await subscription.stop()
 
 
-async def test_a_closed_bus_has_stopped_everything_and_takes_nothing(bus):
+async def test_closing_a_bus_stops_subscriptions_and_later_calls_fail(bus):
     hangs = [Hang(), Hang()]
     await bus.subscribe("akosha.session.>", RecordingHandler(hangs[0]), durable="mac-ab-cloud")
     idle = await bus.subscribe("akosha.session.>", RecordingHandler(hangs[1]))
     await bus.publish(ended(1))
     async with asyncio.timeout(60):
         for hang in hangs:
-            await hang.begun.wait()
+            await hang.started.wait()
     await bus.aclose()
     assert all(hang.cancelled.is_set() for hang in hangs)
     await bus.aclose()

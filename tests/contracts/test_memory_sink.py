@@ -1,4 +1,4 @@
-"""What every MemorySink keeps. Over an Akosha server (the stand-in), and over the fake that other tests use."""
+"""The contract of `MemorySink`, tested with a stand-in for an Akosha server and with the fake of other tests."""
 
 import asyncio
 from datetime import datetime
@@ -35,43 +35,43 @@ def packed(sink, *memories, system=SYSTEM):
     return [sink.pack(one, system) for one in memories]
 
 
-async def test_it_is_available_and_says_what_it_takes(sink):
+async def test_a_sink_is_available_and_returns_its_capabilities(sink):
     assert await sink.is_available()
-    offer = await sink.connect()
-    assert offer.kinds == offer.need_embedding == {"conversation", "reflection", "entity"}
-    assert offer == await sink.connect()
+    capabilities = await sink.connect()
+    assert capabilities.kinds == capabilities.need_embedding == {"conversation", "reflection", "entity"}
+    assert capabilities == await sink.connect()
 
 
-async def test_what_was_stored_is_known_the_next_time(sink):
+async def test_stored_memories_are_known_when_they_are_sent_again(sink):
     batch = packed(sink, memory(1), memory(2, kind="reflection"), memory(3, kind="entity"))
-    first, again = await sink.store(batch), await sink.store(batch)
+    first, second = await sink.store(batch), await sink.store(batch)
     assert (first.stored, first.known, first.refused) == (3, 0, {})
-    assert (again.stored, again.known, again.refused) == (0, 3, {})
+    assert (second.stored, second.known, second.refused) == (0, 3, {})
 
 
-async def test_what_is_refused_is_named_by_its_position_and_stops_nothing_else(sink):
+async def test_a_refused_memory_is_reported_by_position_and_the_others_are_stored(sink):
     batch = packed(sink, memory(1, embedded=False), memory(2), memory(3, embedded=False), memory(4))
     await sink.store(batch[3:])
-    receipt = await sink.store(batch)
-    assert (receipt.stored, receipt.known) == (1, 1)
-    assert set(receipt.refused) == {0, 2}
-    assert all("Embedding is required" in why for why in receipt.refused.values())
+    result = await sink.store(batch)
+    assert (result.stored, result.known) == (1, 1)
+    assert set(result.refused) == {0, 2}
+    assert all("Embedding is required" in reason for reason in result.refused.values())
 
 
 async def test_the_same_memory_twice_in_a_batch_is_stored_once(sink):
-    receipt = await sink.store(packed(sink, memory(1), memory(1)))
-    assert (receipt.stored, receipt.known, receipt.refused) == (1, 1, {})
+    result = await sink.store(packed(sink, memory(1), memory(1)))
+    assert (result.stored, result.known, result.refused) == (1, 1, {})
 
 
-async def test_two_systems_with_equal_ids_do_not_collide_nor_do_two_states_of_a_row(sink):
+async def test_memories_of_two_systems_and_two_states_of_a_row_have_different_ids(sink):
     batch = packed(sink, memory(1), memory(1, state=1)) + packed(sink, memory(1), system="other")
     assert len({one.memory_id for one in batch}) == 3
     assert (await sink.store(batch)).stored == 3
 
 
-async def test_an_empty_batch_is_a_receipt_of_nothing(sink):
-    receipt = await sink.store([])
-    assert (receipt.stored, receipt.known, receipt.refused) == (0, 0, {})
+async def test_storing_an_empty_batch_stores_nothing(sink):
+    result = await sink.store([])
+    assert (result.stored, result.known, result.refused) == (0, 0, {})
 
 
 async def test_a_memory_is_packed_under_its_id_and_its_bytes_are_counted(sink):
@@ -83,19 +83,19 @@ async def test_a_memory_is_packed_under_its_id_and_its_bytes_are_counted(sink):
     assert sink.bytes_sent - before >= len(one.body) > len(embedding())
 
 
-async def test_batches_may_be_on_their_way_at_once(sink):
+async def test_batches_may_be_stored_concurrently(sink):
     batches = [packed(sink, *(memory(f"{n}-{i}") for i in range(20))) for n in range(4)]
-    receipts = await asyncio.gather(*(sink.store(batch) for batch in batches))
-    assert [receipt.stored for receipt in receipts] == [20] * 4
+    results = await asyncio.gather(*(sink.store(batch) for batch in batches))
+    assert [result.stored for result in results] == [20] * 4
 
 
-async def test_closing_twice_is_closing(sink):
+async def test_closing_a_sink_twice_is_not_an_error(sink):
     await sink.store(packed(sink, memory(1)))
     await sink.aclose()
     await sink.aclose()
 
 
-async def test_what_arrives_is_what_was_packed(akosha):
+async def test_the_server_receives_the_packed_memory(akosha):
     akosha.forget()
     sink = AkoshaSink(endpoint=akosha.url)
     try:

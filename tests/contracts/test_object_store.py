@@ -1,4 +1,4 @@
-"""What every ObjectStore promises, held against each: in memory, a directory, S3 from moto, S3 over TLS from rclone."""
+"""The contract of `ObjectStore`: in memory, in a directory, S3 of moto, and S3 over TLS of rclone."""
 
 import asyncio
 import functools
@@ -62,12 +62,12 @@ async def fetch(store, key):
     return b"".join([piece async for piece in store.get(key)])
 
 
-async def keys(store, prefix="", **how):
-    return [item.key async for item in store.list(prefix, **how)]
+async def keys(store, prefix="", **options):
+    return [item.key async for item in store.list(prefix, **options)]
 
 
 @pytest.mark.parametrize("size", [0, 1, PART, PART + 1, 2 * PART])
-async def test_what_is_put_comes_back_with_size_and_metadata(store, size):
+async def test_a_stored_object_has_its_bytes_size_and_metadata(store, size):
     data = data_of(size)
     assert await put(store, KEY, data) == StoredObject(KEY, size, METADATA)
     assert await fetch(store, KEY) == data
@@ -77,15 +77,15 @@ async def test_what_is_put_comes_back_with_size_and_metadata(store, size):
 
 
 @pytest.mark.parametrize("size", [65_536, PART + 1])
-async def test_the_tag_of_an_object_is_one_in_every_answer_and_another_for_other_bytes(store, size):
+async def test_the_etag_is_the_same_in_every_response_and_differs_for_other_bytes(store, size):
     data = data_of(size)
-    placed = (await put(store, KEY, data)).etag
+    stored = (await put(store, KEY, data)).etag
     inspected = (await store.inspect(KEY)).etag
     (listed,) = [item.etag async for item in store.list(KEY)]
     assert inspected
     assert (await store.head(KEY)).etag in ("", inspected)
     assert listed in ("", inspected)
-    assert placed == inspected
+    assert stored == inspected
     copied = await store.copy(KEY, f"{KEY}2", expected=StoredObject(KEY, size, METADATA, etag=inspected))
     assert copied.etag == (await store.inspect(f"{KEY}2")).etag
     changed = bytearray(data)
@@ -94,11 +94,11 @@ async def test_the_tag_of_an_object_is_one_in_every_answer_and_another_for_other
     assert (await store.inspect(KEY)).etag != inspected
 
 
-async def test_a_source_with_another_tag_is_not_copied(store):
-    placed = await put(store, KEY, b"as it was put")
+async def test_a_source_with_another_etag_is_not_copied(store):
+    stored = await put(store, KEY, b"as it was put")
     await put(store, KEY, b"as it was Put")
     with pytest.raises(CopyUnsupported):
-        await store.copy(KEY, f"{KEY}2", expected=StoredObject(KEY, placed.size, METADATA, etag=placed.etag))
+        await store.copy(KEY, f"{KEY}2", expected=StoredObject(KEY, stored.size, METADATA, etag=stored.etag))
     assert await keys(store) == [KEY]
 
 
@@ -111,7 +111,7 @@ async def test_pieces_may_be_small_or_larger_than_a_part(store):
     assert await fetch(store, "small") == small
 
 
-async def test_a_put_replaces_what_was_there(store):
+async def test_a_put_replaces_the_object(store):
     await put(store, KEY, b"old and longer", metadata={"sha256": "old"})
     await put(store, KEY, b"new", metadata={"sha256": "new"})
     assert await fetch(store, KEY) == b"new"
@@ -120,7 +120,7 @@ async def test_a_put_replaces_what_was_there(store):
 
 
 @pytest.mark.parametrize("size", [10, PART + 5])
-async def test_progress_is_reported_on_the_loop_and_adds_up_to_the_size(store, size):
+async def test_progress_is_reported_on_the_event_loop_and_adds_up_to_the_size(store, size):
     reported, threads = [], set()
 
     def progress(count):
@@ -134,7 +134,7 @@ async def test_progress_is_reported_on_the_loop_and_adds_up_to_the_size(store, s
 
 
 @pytest.mark.parametrize("size", [100, 2 * PART])
-async def test_a_body_that_fails_leaves_what_was_there(store, size):
+async def test_a_put_with_a_failing_body_keeps_the_old_object(store, size):
     class BodyError(Exception):
         pass
 
@@ -153,7 +153,7 @@ async def test_a_body_that_fails_leaves_what_was_there(store, size):
 
 
 @pytest.mark.parametrize("size", [100, 2 * PART])
-async def test_a_cancelled_put_leaves_what_was_there(store, size):
+async def test_a_cancelled_put_keeps_the_old_object(store, size):
     reached = asyncio.Event()
 
     async def endless():
@@ -175,7 +175,7 @@ async def test_a_cancelled_put_leaves_what_was_there(store, size):
     assert await store.sweep("") == 0
 
 
-async def test_what_is_not_there_is_said_so(store):
+async def test_a_missing_object_raises_no_such_object(store):
     await put(store, KEY, b"x")
     expected = StoredObject("missing", 1, {})
     for call in (store.head("missing"), fetch(store, "missing"), store.copy("missing", "to", expected=expected)):
@@ -183,7 +183,7 @@ async def test_what_is_not_there_is_said_so(store):
             await call
 
 
-async def test_a_listing_is_in_key_order_below_its_prefix_and_after_its_start(store):
+async def test_a_listing_is_in_key_order_within_its_prefix_and_after_its_start(store):
     given = ["systems/b/x", "systems/a/uploads/2/m", "systems/a/uploads/1/m", "systems/a/uploads/1/d", "systems/ab/x"]
     for key in given:
         await put(store, key, key.encode())
@@ -200,7 +200,7 @@ async def test_a_listing_is_in_key_order_below_its_prefix_and_after_its_start(st
     assert [item async for item in store.list("systems/b/")] == [StoredObject("systems/b/x", 11)]
 
 
-async def test_deleting_removes_and_tolerates_what_is_gone(store):
+async def test_delete_removes_objects_and_ignores_missing_ones(store):
     for key in ("a/1", "a/2", "b"):
         await put(store, key, b"x")
     await store.delete(["a/1", "b", "never/was"])
@@ -210,7 +210,7 @@ async def test_deleting_removes_and_tolerates_what_is_gone(store):
         await store.head("b")
 
 
-async def test_a_copy_is_the_same_object_elsewhere(store):
+async def test_a_copy_has_the_bytes_and_metadata_of_its_source(store):
     data = data_of(PART + 99)
     source = await put(store, KEY, data)
     target = KEY.replace("20260101", "20260102")
@@ -225,32 +225,32 @@ async def test_a_copy_is_the_same_object_elsewhere(store):
 @pytest.mark.parametrize(
     "expected", [StoredObject(KEY, 5, {**METADATA, "sha256": "cd" * 32}), StoredObject(KEY, 6, METADATA)]
 )
-async def test_a_source_that_is_not_what_is_expected_is_not_copied(store, expected):
+async def test_an_unexpected_source_is_not_copied(store, expected):
     await put(store, KEY, b"other")
     with pytest.raises(CopyUnsupported):
         await store.copy(KEY, "copy", expected=expected)
     assert await keys(store) == [KEY]
 
 
-async def test_it_is_available_and_says_where_it_is(store):
+async def test_a_store_is_available_and_has_a_location(store):
     await put(store, "a", b"x")
     assert await store.is_available()
     assert store.location
     assert "canary" not in store.location
 
 
-async def test_several_puts_at_once_do_not_meet(store):
+async def test_concurrent_puts_do_not_mix(store):
     bodies = {f"systems/s{n}/file": data_of(200_000 + n, seed=n) for n in range(6)}
     await asyncio.gather(*(put(store, key, data) for key, data in bodies.items()))
     assert {key: await fetch(store, key) for key in bodies} == bodies
 
 
-async def test_closing_twice_is_no_error(store):
+async def test_closing_a_store_twice_is_not_an_error(store):
     await store.aclose()
     await store.aclose()
 
 
-async def test_create_makes_an_object_where_nothing_is(store):
+async def test_create_makes_a_new_object(store):
     assert await store.create("systems/mac/owner.json", b"first") in (Creation.CREATED, Creation.UNPROVEN)
     assert await fetch(store, "systems/mac/owner.json") == b"first"
     found = await store.head("systems/mac/owner.json")
@@ -259,14 +259,14 @@ async def test_create_makes_an_object_where_nothing_is(store):
     assert await store.sweep("") == 0
 
 
-async def test_create_leaves_what_is_there(store):
+async def test_create_keeps_an_existing_object(store):
     await put(store, "owner.json", b"before")
     assert await store.create("owner.json", b"after") is Creation.EXISTS
     assert await fetch(store, "owner.json") == b"before"
     assert await keys(store) == ["owner.json"]
 
 
-async def test_create_with_replace_takes_the_place_of_what_is_there_and_is_never_proven(store):
+async def test_create_with_replace_overwrites_and_is_unproven(store):
     await put(store, "owner.json", b"before")
     assert await store.create("owner.json", b"after", replace=True) is Creation.UNPROVEN
     assert await fetch(store, "owner.json") == b"after"
@@ -275,18 +275,18 @@ async def test_create_with_replace_takes_the_place_of_what_is_there_and_is_never
     assert await fetch(store, "other.json") == b"new"
 
 
-async def test_of_several_creates_at_once_one_is_in_the_store_and_no_two_are_reported_that_they_made_it(store):
+async def test_of_concurrent_creates_one_is_stored_and_at_most_one_reports_created(store):
     bodies = [f"claim {number}".encode() * 9 for number in range(6)]
-    reported = await asyncio.gather(*(store.create("owner.json", body) for body in bodies), return_exceptions=True)
-    there = await fetch(store, "owner.json")
-    assert there in bodies
-    made = [one for one in reported if one is Creation.CREATED]
-    assert len(made) <= 1
-    if made:
-        assert Creation.UNPROVEN not in reported
-        assert reported[bodies.index(there)] is Creation.CREATED
+    results = await asyncio.gather(*(store.create("owner.json", body) for body in bodies), return_exceptions=True)
+    stored = await fetch(store, "owner.json")
+    assert stored in bodies
+    created = [one for one in results if one is Creation.CREATED]
+    assert len(created) <= 1
+    if created:
+        assert Creation.UNPROVEN not in results
+        assert results[bodies.index(stored)] is Creation.CREATED
 
 
-async def test_a_store_with_a_conditional_create_proves_it(store, request):
-    made = await store.create("owner.json", b"claim")
-    assert made is (Creation.UNPROVEN if "rclone" in request.node.name else Creation.CREATED)
+async def test_a_store_with_a_conditional_create_reports_created(store, request):
+    created = await store.create("owner.json", b"claim")
+    assert created is (Creation.UNPROVEN if "rclone" in request.node.name else Creation.CREATED)

@@ -1,6 +1,6 @@
-"""The private attributes of libraries that adapters use: each test fails where one of them is gone.
+"""The private attributes of libraries that adapters use exist.
 
-Each library is capped at its minor version in pyproject.toml; a new one has to pass these tests first.
+Each library is capped at its minor version in pyproject.toml. Raise the cap only if these tests pass.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from agent.adapters.s3.session import DirectSession
 
 @asynccontextmanager
 async def http_server():
-    """A server that answers one request on each connection, and keeps it open; yields its address."""
+    """Serve one request on each connection and keep the connection open; yield the URL."""
     writers = []
 
     async def answer(reader, writer):
@@ -44,7 +44,7 @@ async def http_server():
                 await writer.wait_closed()
 
 
-async def test_httpx2_has_the_pools_of_its_transports(monkeypatch):
+async def test_httpx2_has_the_connection_pools_of_its_transports(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
 
     async with http_server() as url, httpx2.AsyncClient() as client:
@@ -57,7 +57,7 @@ async def test_httpx2_has_the_pools_of_its_transports(monkeypatch):
         await connection.aclose()
 
 
-async def test_aiohttp_has_its_idle_connections_and_connects_by_one_method():
+async def test_aiohttp_has_its_idle_connections_and_one_connect_method():
     connector = aiohttp.TCPConnector()
     try:
         assert isinstance(connector._conns, dict)
@@ -124,7 +124,7 @@ def test_nats_py_has_the_methods_that_are_overridden(method, parameters):
     assert list(inspect.signature(getattr(Client, method)).parameters) == parameters
 
 
-def test_nats_py_has_the_state_that_is_read():
+def test_nats_py_has_the_attributes_that_are_read():
     client = Client()
     assert client._current_server is None
     assert client._transport is None
