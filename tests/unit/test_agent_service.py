@@ -143,8 +143,8 @@ async def test_a_session_end_with_the_system_id_of_an_older_hook_gets_this_id_an
             w.notes.leave(ended(system="former"))
             await w.settle()
         assert (w.reasons, w.notes.notes) == (["session_end"], {})
-        (notified,) = (event for event in w.received if isinstance(event, SessionEnded))
-        assert (notified.id, notified.system_id, notified.session_id) == ("s1", values.SYSTEM, "1")
+        (published,) = (event for event in w.received if isinstance(event, SessionEnded))
+        assert (published.id, published.system_id, published.session_id) == ("s1", values.SYSTEM, "1")
 
 
 async def test_accepting_a_session_end_does_not_remove_its_note():
@@ -234,11 +234,11 @@ async def test_a_reader_follows_a_sync_from_its_request_to_its_result():
             await w.settle()
             await w.agent.agent_service.request_sync(replace(ask(), id="ask-9"))
             await w.settle()
-            notified = [(await first).event]
-            while not isinstance(notified[-1], SyncSucceeded):
+            received = [(await first).event]
+            while not isinstance(received[-1], SyncSucceeded):
                 one = await anext(events)
-                notified.append(getattr(one, "event", one))
-        assert [event.type.split(".")[2] for event in notified] in (
+                received.append(getattr(one, "event", one))
+        assert [event.type.split(".")[2] for event in received] in (
             ["requested", "progress", "succeeded"],
             ["requested", "succeeded"],
         )

@@ -202,9 +202,9 @@ def test_the_child_process_uses_exactly_the_13_values_of_the_config(tmp_path, mo
     environ |= {variable(name): str(value) for name, value in elsewhere.items() if name != "max_retries"}
     with patch.dict(os.environ, environ, clear=True):
         config, data_dir = AkoshaSyncConfig(**fields), str(tmp_path / "data")
-        asked = Request(config=config, method="http", data_dir=data_dir, upload_reflections=False)
-        assert Request.decode(asked.encode()) == asked
-        seen = asked.load().settings
+        request = Request(config=config, method="http", data_dir=data_dir, upload_reflections=False)
+        assert Request.decode(request.encode()) == request
+        seen = request.load().settings
     expected = fields | {"system_id": fields["system_id"] or elsewhere["system_id"]}
     assert {name: getattr(seen, name) for name in fields} == expected
     assert (seen.agent_data_dir, seen.http_endpoint) == (tmp_path / "data", "http://localhost:1234/mcp")

@@ -48,13 +48,13 @@ async def test_reading_an_object_for_its_digest_reports_progress():
                 progress(piece)
             return await self.head(key)
 
-    store, moved = WithoutTags(), []
+    store, reports = WithoutTags(), []
     store.objects |= store_with(0).objects
     part = values.manifest(0, reflection=0).parts[0]
     uploads = Catalog(store, values.SYSTEM).uploads
-    assert await uploads.holds(part, lambda: moved.append(1))
-    assert len(moved) > 3
-    assert await uploads.missing([part], lambda: moved.append(1)) == set()
+    assert await uploads.holds(part, lambda: reports.append(1))
+    assert len(reports) > 3
+    assert await uploads.missing([part], lambda: reports.append(1)) == set()
 
 
 async def test_uploads_are_listed_newest_first_with_figures_of_their_manifests():

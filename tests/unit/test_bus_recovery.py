@@ -64,7 +64,7 @@ class AgentRun:
     bus: Bus
     recorder: ResultRecorder
     switches: list[BusState] = field(default_factory=list)
-    hold: asyncio.Event | None = None
+    blocker: asyncio.Event | None = None
     switch_errors: list[BusError] = field(default_factory=list)
 
     async def result(self, name: str) -> None:
@@ -77,8 +77,8 @@ class AgentRun:
         self.switches.append(self.bus.state)
         if self.switch_errors:
             raise self.switch_errors.pop()
-        if self.hold:
-            await self.hold.wait()
+        if self.blocker:
+            await self.blocker.wait()
 
     async def switch_to(self, state: BusState, stream: StreamMark | None = None) -> None:
         self.bus.switch_to(state, stream)
@@ -203,11 +203,11 @@ async def test_the_switch_callback_runs_once_for_each_change_of_the_bus(tmp_path
 
 async def test_a_change_during_the_switch_callback_is_handled_after_it(tmp_path):
     async with agent_run(tmp_path, StreamMark("a", 10)) as w:
-        w.hold = asyncio.Event()
+        w.blocker = asyncio.Event()
         await w.switch_to(LOCAL)
         await w.switch_to(NATS, StreamMark("a", 12))
         assert w.switches == [LOCAL]
-        w.hold.set()
+        w.blocker.set()
         await until_idle()
         assert w.switches == [LOCAL, NATS]
 
@@ -264,7 +264,7 @@ async def test_results_are_published_at_once_when_the_bus_is_back(tmp_path):
         attempts = w.bus.attempts
         await until_idle()
         assert w.bus.attempts == attempts, "an unavailable bus is not tried without a pause"
-        w.hold = asyncio.Event()
+        w.blocker = asyncio.Event()
         await w.switch_to(LOCAL, w.bus.stream)
         w.bus.error = None
         await w.switch_to(NATS, w.bus.stream)

@@ -58,7 +58,7 @@ class ScriptedVerifier:
         return VerifyResult(upload_id=upload, deep=deep, objects=3, manifest=manifest, problems=problems)
 
 
-class World:
+class Setup:
     def __init__(self, ledger, clock) -> None:
         self.ledger, self.clock, self.verifier, self.sync_requests = ledger, clock, ScriptedVerifier(), 0
         self.sync_lock = asyncio.Lock()
@@ -111,11 +111,11 @@ class World:
 
 
 @pytest.fixture
-async def world(monkeypatch):
+async def setup(monkeypatch):
     monkeypatch.setattr(verify_loop, "MOST_SECONDS", 86_400.0)  # so that weeks pass in few steps
     clock = ManualClock(values.NOON)
     ledger = inline_ledger(clock)
-    made = World(ledger, clock)
+    made = Setup(ledger, clock)
     await made.deliver_newest()
     running = asyncio.create_task(made.loop.run())
     yield made
@@ -125,71 +125,71 @@ async def world(monkeypatch):
     await ledger.aclose()
 
 
-async def test_one_upload_a_week_is_verified_first_the_newest_then_the_longest_unverified(world):
-    await world.pass_time(FIRST_SECONDS + 1)
-    assert world.verifier.verified == [NEWEST]
-    await world.pass_time(WEEK - 3600)
-    assert world.verifier.verified == [NEWEST]
+async def test_one_upload_a_week_is_verified_first_the_newest_then_the_longest_unverified(setup):
+    await setup.pass_time(FIRST_SECONDS + 1)
+    assert setup.verifier.verified == [NEWEST]
+    await setup.pass_time(WEEK - 3600)
+    assert setup.verifier.verified == [NEWEST]
     for _ in range(3):
-        await world.pass_time(WEEK)
-    assert world.verifier.verified == [NEWEST, OLDEST, MIDDLE, OLDEST]
-    assert await world.warnings() == {}
-    events = [event for event in await world.ledger.outbox() if isinstance(event, UploadVerified) and event.deep]
+        await setup.pass_time(WEEK)
+    assert setup.verifier.verified == [NEWEST, OLDEST, MIDDLE, OLDEST]
+    assert await setup.warnings() == {}
+    events = [event for event in await setup.ledger.outbox() if isinstance(event, UploadVerified) and event.deep]
     assert [event.upload_id for event in events] == [OLDEST, MIDDLE, OLDEST], (
         "the first has the ID of the shallow verification at the same time"
     )
 
 
-async def test_a_damaged_newest_upload_is_a_warning_and_existing_databases_are_uploaded_again(world):
-    world.verifier.problems = {NEWEST: "does not unpack"}
-    await world.pass_time(FIRST_SECONDS + 1)
-    assert NEWEST in (await world.warnings())["upload_damaged"]
-    assert world.sync_requests == 1
-    assert (await world.ledger.record(values.TARGET)).databases["reflection"].parts == ()
+async def test_a_damaged_newest_upload_is_a_warning_and_existing_databases_are_uploaded_again(setup):
+    setup.verifier.problems = {NEWEST: "does not unpack"}
+    await setup.pass_time(FIRST_SECONDS + 1)
+    assert NEWEST in (await setup.warnings())["upload_damaged"]
+    assert setup.sync_requests == 1
+    assert (await setup.ledger.record(values.TARGET)).databases["reflection"].parts == ()
 
 
-async def test_a_damaged_older_upload_is_a_warning_until_deleted_and_the_newest_is_verified_at_once(world):
-    await world.pass_time(FIRST_SECONDS + 1)
-    world.verifier.problems = {OLDEST: "does not unpack"}
-    await world.pass_time(WEEK)
-    assert world.verifier.verified == [NEWEST, OLDEST, NEWEST]
-    assert OLDEST in (await world.warnings())["upload_damaged"]
-    assert world.sync_requests == 0
-    world.verifier.ids.remove(OLDEST)
-    await world.pass_time(WEEK)
-    assert await world.warnings() == {}
+async def test_a_damaged_older_upload_is_a_warning_until_deleted_and_the_newest_is_verified_at_once(setup):
+    await setup.pass_time(FIRST_SECONDS + 1)
+    setup.verifier.problems = {OLDEST: "does not unpack"}
+    await setup.pass_time(WEEK)
+    assert setup.verifier.verified == [NEWEST, OLDEST, NEWEST]
+    assert OLDEST in (await setup.warnings())["upload_damaged"]
+    assert setup.sync_requests == 0
+    setup.verifier.ids.remove(OLDEST)
+    await setup.pass_time(WEEK)
+    assert await setup.warnings() == {}
 
 
 @pytest.mark.parametrize("error", [StoreError("no answer", transient=True), StagingFull("no room")])
-async def test_a_failed_verification_is_repeated_an_hour_later(world, error):
-    world.verifier.error = error
-    await world.pass_time(FIRST_SECONDS + 1)
-    assert (await world.warnings(), world.verifier.verified) == ({}, [])
-    world.verifier.error = None
-    await world.pass_time(AGAIN_SECONDS - 10)
-    assert world.verifier.verified == []
-    await world.pass_time(1000)
-    assert world.verifier.verified == [NEWEST]
+async def test_a_failed_verification_is_repeated_an_hour_later(setup, error):
+    setup.verifier.error = error
+    await setup.pass_time(FIRST_SECONDS + 1)
+    assert (await setup.warnings(), setup.verifier.verified) == ({}, [])
+    setup.verifier.error = None
+    await setup.pass_time(AGAIN_SECONDS - 10)
+    assert setup.verifier.verified == []
+    await setup.pass_time(1000)
+    assert setup.verifier.verified == [NEWEST]
 
 
-async def test_databases_beyond_the_limit_are_named_with_the_setting(world):
-    world.verifier.left_out = ("knowledge_graph",)
-    await world.pass_time(FIRST_SECONDS + 1)
-    assert "knowledge_graph" in (await world.warnings())["deep_verify_limited"]
-    result = world.verifier.result(NEWEST, deep=True)
-    assert result.event(IDENTITY, world.clock).deep
+async def test_databases_beyond_the_limit_are_named_with_the_setting(setup):
+    setup.verifier.left_out = ("knowledge_graph",)
+    await setup.pass_time(FIRST_SECONDS + 1)
+    assert "knowledge_graph" in (await setup.warnings())["deep_verify_limited"]
+    result = setup.verifier.result(NEWEST, deep=True)
+    assert result.event(IDENTITY, setup.clock).deep
     limited = replace(result, left_out=("knowledge_graph",))
-    assert not limited.event(IDENTITY, world.clock).deep, (
+    assert not limited.event(IDENTITY, setup.clock).deep, (
         "consumers must not read a limited verification as a complete one"
     )
 
 
-async def test_a_deep_verification_waits_while_a_sync_runs(world):
-    async with world.sync_lock:
-        await world.pass_time(FIRST_SECONDS + 100)
-        assert world.verifier.verified == []
-    await world.pass_time(20)
-    assert world.verifier.verified == [NEWEST]
+async def test_a_deep_verification_waits_while_a_sync_runs(setup):
+    async with setup.sync_lock:
+        await setup.pass_time(FIRST_SECONDS + 100)
+        assert setup.verifier.verified == []
+    await setup.pass_time(20)
+    assert setup.verifier.verified == [NEWEST]
 
 
 def test_with_a_new_upload_every_week_older_ones_are_still_verified():

@@ -166,9 +166,9 @@ def uploading(**databases: int) -> TargetRecord:
 
 
 def delivered(second: int = 0, **databases: int) -> TargetRecord:
-    whole = manifest(second, **databases)
+    uploaded = manifest(second, **databases)
     seen = {name: fingerprint(name, generation) for name, generation in databases.items()}
-    return transitions.deliver(uploading(**databases), whole, seen, {}, result_id="result-1", at=NOON)
+    return transitions.deliver(uploading(**databases), uploaded, seen, {}, result_id="result-1", at=NOON)
 
 
 def test_a_target_is_known_after_an_upload_began_not_after_it_is_owed():

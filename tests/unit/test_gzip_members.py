@@ -145,8 +145,8 @@ def test_each_compressor_names_its_compression():
 
 @pytest.mark.parametrize("compressor", [GzipMembers(), Uncompressed()])
 async def test_a_missing_staged_copy_is_an_error(tmp_path, compressor):
-    with pytest.raises(StateError, match=r"the staged copy gone cannot be read: No such file"):
-        await collect(compressor, tmp_path / "gone")
+    with pytest.raises(StateError, match=r"the staged copy missing cannot be read: No such file"):
+        await collect(compressor, tmp_path / "missing")
 
 
 @pytest.mark.parametrize("compressor", [GzipMembers(member_bytes=MEMBER), Uncompressed()])

@@ -170,7 +170,7 @@ async def test_deleted_rows_that_waited_or_were_refused_are_forgotten():
         assert len(await r.memories.held(TARGET, limit=9)) == 4
         r.files.put("reflection", *some(1, 4), *some(6, embedded=False))
         await r.attempt()
-        assert {held.row.id for held in await r.memories.held(TARGET, limit=9)} == {"conversation-4", "conversation-6"}
+        assert {row.row.id for row in await r.memories.held(TARGET, limit=9)} == {"conversation-4", "conversation-6"}
         assert (await r.memories.counts(TARGET)).delivered == 2
         r.files.put("reflection", *some(1, 4), *some(6, embedded=False))
         r.sink.refuse = {}

@@ -285,9 +285,9 @@ async def test_a_late_upload_of_another_agent_with_an_older_id_is_ingested(setup
 async def test_a_pruned_upload_is_skipped(setup):
     await setup.laptop.upload(0, [1])
     await setup.once()
-    gone = await setup.laptop.upload(1, [1, 2], new=[2], base=0)
+    pruned = await setup.laptop.upload(1, [1, 2], new=[2], base=0)
     await setup.laptop.upload(2, [1, 2, 3], new=[3], base=1)
-    await setup.bucket.delete([key for key in setup.bucket.objects if gone.upload_id in key])
+    await setup.bucket.delete([key for key in setup.bucket.objects if pruned.upload_id in key])
     await setup.once()
     assert (setup.reader.opened, setup.akosha.of()) == ([[1, 2, 3]], [1, 2, 3])
 
@@ -534,7 +534,7 @@ async def with_hostile_systems(setup: Setup, count: int, rows: int = ROWS) -> No
 def rows_read_before_each_system_had_a_turn(monkeypatch, systems: int) -> list[int]:
     """Return a list that receives the number of rows read from databases when the last system got its first turn.
 
-    No turn ends before all systems have requested for foreign: threads bring them there in any order.
+    No turn ends before all systems have requested one, because threads reach that point in any order.
     """
     read, requested, started, counts = 0, set[Turn](), set[Turn](), list[int]()
     all_requested = asyncio.Event()
@@ -612,12 +612,12 @@ async def test_one_broken_system_does_not_affect_more_systems_than_turns(setup):
     assert (list(summary.failures), len(summary.outcomes), summary.success) == (["s-3"], 8, False)
 
 
-async def test_only_a_result_with_a_manifest_of_a_known_system_starts_an_ingest(setup):
+async def test_only_a_result_with_a_matching_manifest_key_starts_an_ingest(setup):
     async with setup.running(bus=True) as service:
         await setup.until(lambda: setup.clock.sleepers)
         manifest = await setup.laptop.upload(0, [1])
         await setup.bus.publish(replace(succeeded(manifest), manifest_key=""))
-        await setup.bus.publish(replace(succeeded(manifest), system_id="nobody"))
+        await setup.bus.publish(replace(succeeded(manifest), system_id="another"))
         await setup.until(lambda: not service._ingesters)
         assert setup.akosha.of() == []
         await setup.bus.publish(succeeded(manifest))

@@ -92,16 +92,16 @@ def test_a_line_longer_than_the_file_limit_is_written_completely(tmp_path):
     assert (tmp_path / "agent.log.1").read_text() == "x" * 1000 + "\n"
 
 
-@pytest.mark.parametrize("how", ["moved", "deleted"])
-def test_a_file_that_logrotate_moved_or_deleted_is_reopened(tmp_path, how):
+@pytest.mark.parametrize("change", ["moved", "deleted"])
+def test_a_file_that_logrotate_moved_or_deleted_is_reopened(tmp_path, change):
     file = tmp_path / "agent.log"
     log = LogFile(file, 1000)
     log.write("one\n")
-    file.rename(tmp_path / "old") if how == "moved" else file.unlink()
+    file.rename(tmp_path / "old") if change == "moved" else file.unlink()
     log.write("two\n")
     log.close()
     assert file.read_text() == "two\n"
-    assert how == "deleted" or (tmp_path / "old").read_text() == "one\n"
+    assert change == "deleted" or (tmp_path / "old").read_text() == "one\n"
 
 
 def test_a_truncated_file_continues_at_its_start(tmp_path):

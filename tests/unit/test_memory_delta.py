@@ -111,7 +111,7 @@ async def test_only_missing_rows_are_read_and_the_base_is_named(tmp_path):
     source = ListedMemories([*old[:3], changed, *old[4:], new])
     rig = Rig(
         tmp_path,
-        memories=FakeMemories(delivered=old, bases={"reflection": upload_id(1), "gone": upload_id(2)}),
+        memories=FakeMemories(delivered=old, bases={"reflection": upload_id(1), "deleted": upload_id(2)}),
         reflection=source,
     )
     delta = await rig.delta()

@@ -125,8 +125,8 @@ async def test_a_refused_row_is_kept_with_its_reason_and_not_sent_again_unchange
         w.sink.refuse = {":conversation-3:": "too odd"}
         pushed = await w.deliver(*some(5))
         assert (pushed.stored, dict(pushed.refused)) == (4, {"too odd": 1})
-        (held,) = await w.memories.held(TARGET, limit=9)
-        assert (held.state, held.reason, held.row.id) == ("refused", "too odd", "conversation-3")
+        (row,) = await w.memories.held(TARGET, limit=9)
+        assert (row.state, row.reason, row.row.id) == ("refused", "too odd", "conversation-3")
         await w.deliver(*some(5))
         assert len(w.sizes) == 2
         w.sink.refuse = {}

@@ -200,18 +200,18 @@ async def test_after_the_flapping_the_next_network_change_is_handled_at_once(log
 
 
 async def test_a_network_change_notifies_the_bus_and_the_connection_pools(monkeypatch):
-    notified = []
-    monkeypatch.setattr(MemoryBus, "check_connection", lambda _: notified.append("bus"))
+    calls = []
+    monkeypatch.setattr(MemoryBus, "check_connection", lambda _: calls.append("bus"))
 
     class Pool:
         async def drop_idle_connections(self) -> None:
-            notified.append("pool")
+            calls.append("pool")
 
     async with agent_on_network() as (w, network):
         w.agent.stall_monitor.register(Pool())
         network.emit(MOVED)
         await w.settle()
-        assert notified == ["bus", "pool"]
+        assert calls == ["bus", "pool"]
 
 
 async def test_during_a_sync_a_network_change_requests_no_other():

@@ -109,8 +109,8 @@ async def test_objects_are_unpacked_correctly_for_any_chunk_sizes(tmp_path, monk
 
     recorded = {"compression": "gzip", "raw_size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     unpacker = Unpacker(tmp_path)
-    await unpacker.unpack(pieces(stored), tmp_path / "whole", stored_size=len(stored), **recorded)
-    assert (tmp_path / "whole").read_bytes() == raw
+    await unpacker.unpack(pieces(stored), tmp_path / "unpacked", stored_size=len(stored), **recorded)
+    assert (tmp_path / "unpacked").read_bytes() == raw
     for number, damaged in enumerate((stored[:-1], stored + b"x", stored[:20] + b"\0" + stored[21:])):
         with pytest.raises(WireError):
             await unpacker.unpack(pieces(damaged), tmp_path / f"{number}", stored_size=len(damaged), **recorded)

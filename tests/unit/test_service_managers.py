@@ -277,7 +277,7 @@ def test_a_service_status_without_a_manager_does_not_raise(tmp_path):
     [
         pytest.param("/bin/sh", "", False, "active", id="current"),
         pytest.param("/bin/sh", "Nice=10", True, "another version", id="older-template"),
-        pytest.param("/nowhere/akosha-agent", "", True, "does not exist: /nowhere/akosha-agent", id="program-gone"),
+        pytest.param("/nowhere/akosha-agent", "", True, "does not exist: /nowhere/akosha-agent", id="program-missing"),
     ],
 )
 def test_a_file_of_an_older_version_or_with_a_missing_program_is_outdated(

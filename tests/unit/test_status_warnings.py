@@ -1,3 +1,5 @@
+"""Warnings in the status: setting and clearing them, and their notes in the ledger."""
+
 from datetime import timedelta
 
 import pytest

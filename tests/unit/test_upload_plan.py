@@ -96,9 +96,9 @@ def test_a_plan_has_every_file_of_every_staged_and_every_delivered_database_exac
 
 def test_a_relocated_part_differs_only_in_its_key_and_origin():
     (part, _) = parts("reflection", 1)
-    moved = relocate(part, system_id=SYSTEM, upload=upload_id(9), origin="carried", carried_from=upload_id(0))
-    assert moved.key == f"systems/{SYSTEM}/uploads/{upload_id(9)}/reflection.duckdb"
-    assert replace(moved, key=part.key, origin="sent", carried_from=None) == part
+    relocated = relocate(part, system_id=SYSTEM, upload=upload_id(9), origin="carried", carried_from=upload_id(0))
+    assert relocated.key == f"systems/{SYSTEM}/uploads/{upload_id(9)}/reflection.duckdb"
+    assert replace(relocated, key=part.key, origin="sent", carried_from=None) == part
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_optional_attributes_of_an_envelope_may_be_missing():
         (envelope(source="50%"), "expected a URI reference"),
         (envelope(source="1:2"), "expected a URI reference"),
         (envelope(source="\x1b[31m"), "expected a URI reference"),
-        (envelope(REQUEST, source="urn:somebody-else:mac"), "source is 'urn:somebody-else:mac'"),
+        (envelope(REQUEST, source="urn:another-agent:mac"), "source is 'urn:another-agent:mac'"),
         (envelope(REQUEST, source="urn:akosha-agent:"), "source names no system"),
         (envelope(REQUEST, source="urn:akosha-agent:my.mac"), "source names no system"),
         (envelope(REQUEST, source="urn:akosha-agent:*"), "source names no system"),
