@@ -1,4 +1,4 @@
-"""The control API over real sockets, in front of a fake agent. Every response is held to the OpenAPI document."""
+"""The control API over real sockets with a fake agent. Every response is validated against the OpenAPI document."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ from tests.support.machine import Machine
 
 CODEC = CloudEventsCodec()
 EVENT = {"Content-Type": "application/cloudevents+json"}
-INVALID_ORDERS = "cut bytes deep nan array unknown method null number text space newline long id-number"
+INVALID_REQUESTS = "cut bytes deep nan array unknown method null number text space newline long id-number"
 TOKEN = "a-token-of-the-settings-0123456789"
 
 
@@ -65,7 +65,7 @@ async def agent(agent_service, tmp_path):
         yield agent
 
 
-# ----------------------------------------------------------------------------------------------------- what is asked
+# ---------------------------------------------------------------------------------------------------------- requests
 
 
 async def test_the_status_is_the_document_of_the_command(agent, agent_service):
@@ -149,7 +149,7 @@ async def test_an_event_of_a_client_that_disconnects_at_once_is_accepted(agent, 
     assert agent_service.accepted == [ended()]
 
 
-async def test_the_metrics_come_as_they_are(agent):
+async def test_the_metrics_are_returned_unchanged(agent):
     response = await agent.request("GET", "/metrics")
     assert (response.status, response.body) == (200, b"akosha_up 1\n")
     assert response.headers["Content-Type"] == "text/plain; version=1.0.0; charset=utf-8"
@@ -177,7 +177,7 @@ async def test_head_is_get_without_a_body(agent):
     assert head.headers["Content-Length"] == get.headers["Content-Length"]
 
 
-# --------------------------------------------------------------------------------------------------- what is refused
+# --------------------------------------------------------------------------------------------------- invalid requests
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/status/", "//v1/status", "/v1%2fstatus/", "/%2e", "/v1/sync/x"])
@@ -220,7 +220,7 @@ async def test_a_method_that_is_not_allowed_is_answered_with_those_that_are(agen
         ({"id": "x" * 129}, "id: "),
         ({"id": 1}, "id: "),
     ],
-    ids=INVALID_ORDERS.split(),
+    ids=INVALID_REQUESTS.split(),
 )
 async def test_an_invalid_sync_request_is_answered_with_the_reason(agent, agent_service, body, what):
     assert what in (await agent.problem(400, "POST", "/v1/sync", body))["detail"]
@@ -266,7 +266,7 @@ async def chunks(size: int):
         yield b" " * 1024
 
 
-async def test_a_body_of_64_kib_is_read_and_a_larger_one_refused_however_it_comes(agent):
+async def test_a_body_of_64_kib_is_read_and_a_larger_one_is_refused(agent):
     fits = b"{" + b" " * (64 * 1024 - 2) + b"}"
     assert (await agent.request("POST", "/v1/sync", fits)).status == 202
     assert "65536" in (await agent.problem(413, "POST", "/v1/sync", fits + b" "))["detail"]
@@ -308,7 +308,7 @@ async def test_an_internal_error_is_logged_and_answered_without_details(agent, a
     assert (await agent.request("GET", "/v1/status")).status == 200
 
 
-# ----------------------------------------------------------------------------------------------------- what happens
+# ----------------------------------------------------------------------------------------------------- event stream
 
 
 async def test_a_reader_gets_events_from_now_on_and_progress_without_a_position(agent, agent_service):
@@ -331,7 +331,7 @@ async def test_a_reader_gets_events_from_now_on_and_progress_without_a_position(
 
 
 async def test_a_reader_that_disconnects_before_its_first_event_continues_without_a_gap(agent, agent_service):
-    """The first thing it is problem is where it begins."""
+    """The first message is the position at which the stream starts."""
     agent_service.add_event(ended(), count=5)
     async with agent.follow() as stream, asyncio.timeout(SECONDS):
         begins = [await stream._next() for _ in range(2)]
@@ -394,9 +394,9 @@ def timers() -> list:
 async def test_a_stalled_reader_is_disconnected_and_the_others_continue(agent_service, tmp_path):
     limits = Limits(heartbeat_seconds=0.05, stalled_seconds=0.2)
     async with serve_agent(agent_service, tmp_path / "state", limits=limits) as agent:
-        with socket.socket(socket.AF_UNIX) as lazy:
-            lazy.connect(str(agent.path))
-            lazy.sendall(b"GET /v1/events?after=0 HTTP/1.1\r\nHost: h\r\n\r\n")
+        with socket.socket(socket.AF_UNIX) as stalled:
+            stalled.connect(str(agent.path))
+            stalled.sendall(b"GET /v1/events?after=0 HTTP/1.1\r\nHost: h\r\n\r\n")
             await agent_service.wait_for_readers(1)
             async with agent.follow() as stream:
                 await agent_service.wait_for_readers(2)
@@ -430,28 +430,28 @@ async def test_a_failing_ledger_breaks_the_stream_so_that_readers_reconnect(agen
     assert (line["event"], line["error"]) == ("control_events_broken", "the disk is gone")
 
 
-async def test_the_end_is_clean_for_readers_and_comes_within_a_second(agent_service, tmp_path):
-    agent = serve_agent(agent_service, tmp_path / "state")
-    where = await agent.__aenter__()
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(where.path))) as client:
-        others = ServedAgent(where.state, where.settings, client)
+async def test_a_shutdown_ends_event_streams_cleanly_within_a_second(agent_service, tmp_path):
+    server = serve_agent(agent_service, tmp_path / "state")
+    served = await server.__aenter__()
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(served.path))) as client:
+        others = ServedAgent(served.state, served.settings, client)
         async with others.follow("?after=0") as stream:
             agent_service.add_event(ended())
             assert await stream.ids(1) == [1]
-            _, idle = await asyncio.open_unix_connection(where.path)
+            _, idle = await asyncio.open_unix_connection(served.path)
             agent_service.gate.clear()
             stuck = asyncio.create_task(client.get(others.base + "/v1/status"))
             reading = asyncio.create_task(stream.end())
-            await wait_until_clients_left(where)
-            begun = time.monotonic()
-            await agent.__aexit__(None, None, None)
-            took = time.monotonic() - begun
+            await wait_until_clients_left(served)
+            started = time.monotonic()
+            await server.__aexit__(None, None, None)
+            took = time.monotonic() - started
             await reading
             with pytest.raises(aiohttp.ClientError):
                 await stuck
             idle.close()
     assert took < 1
-    assert not where.path.exists()
+    assert not served.path.exists()
 
 
 @pytest.fixture
@@ -459,7 +459,7 @@ def many_descriptors():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
     if wanted < 3000:
-        pytest.skip(f"this process may have {wanted} descriptors only")
+        pytest.skip(f"this process is limited to {wanted} file descriptors")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -476,16 +476,16 @@ async def test_500_readers_at_once_get_every_event(agent_service, tmp_path, many
         return found
 
     async with serve_agent(agent_service, tmp_path / "state") as agent, asyncio.timeout(SECONDS):
-        ways = [await asyncio.open_unix_connection(agent.path) for _ in range(500)]
-        for _, writer in ways:
+        connections = [await asyncio.open_unix_connection(agent.path) for _ in range(500)]
+        for _, writer in connections:
             writer.write(b"GET /v1/events HTTP/1.1\r\nHost: h\r\n\r\n")
         await agent_service.wait_for_readers(500)
         agent_service.add_event(ended(1))
         agent_service.add_event(ended(2))
-        heard = await asyncio.gather(*(read(reader, 3) for reader, _ in ways))
-        assert heard == [[b"0", b"1", b"2"]] * 500  # where it begins, and what happens
+        received = await asyncio.gather(*(read(reader, 3) for reader, _ in connections))
+        assert received == [[b"0", b"1", b"2"]] * 500  # the start position and both events
         assert (await agent.request("GET", "/healthz")).status == 200
-        for _, writer in ways:
+        for _, writer in connections:
             writer.close()
         await agent_service.wait_for_readers(0)
 
@@ -493,7 +493,7 @@ async def test_500_readers_at_once_get_every_event(agent_service, tmp_path, many
 # ------------------------------------------------------------------------------------------------- the Unix socket
 
 
-async def test_the_socket_is_for_this_user_alone_and_gone_in_the_end(agent_service, tmp_path):
+async def test_the_socket_is_private_and_removed_at_the_end(agent_service, tmp_path):
     old = os.umask(0)
     try:
         async with serve_agent(agent_service, tmp_path / "state") as agent:
@@ -505,7 +505,7 @@ async def test_the_socket_is_for_this_user_alone_and_gone_in_the_end(agent_servi
     assert names(tmp_path / "state") == []
 
 
-async def test_nobody_can_connect_before_the_socket_is_closed_to_others(tmp_path, monkeypatch):
+async def test_the_socket_is_private_before_it_listens(tmp_path, monkeypatch):
     seen = []
 
     def listen(self, backlog):
@@ -520,16 +520,16 @@ async def test_nobody_can_connect_before_the_socket_is_closed_to_others(tmp_path
     assert seen == [("control.new", 0o600)]
 
 
-async def test_agents_with_two_state_directories_do_not_meet(tmp_path):
+async def test_agents_with_two_state_directories_do_not_interfere(tmp_path):
     first, second = FakeAgentService(), FakeAgentService()
-    one_place, other_place = tmp_path / "a" / "state", tmp_path / "b" / "state"
-    async with serve_agent(first, one_place) as one, serve_agent(second, other_place, alone=False) as other:
+    first_state, second_state = tmp_path / "a" / "state", tmp_path / "b" / "state"
+    async with serve_agent(first, first_state) as one, serve_agent(second, second_state, alone=False) as other:
         await one.request("POST", "/v1/sync", {"id": "one"})
         await other.request("POST", "/v1/sync", {"id": "other"})
     assert (list(first.asked), list(second.asked)) == (["one"], ["other"])
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux reaches a socket through a descriptor")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux can reach a socket through a descriptor")
 async def test_a_path_longer_than_an_address_is_reached_through_the_directory(agent_service, tmp_path):
     state = tmp_path / ("d" * 100) / ("e" * 100)
     async with serve_agent(agent_service, state) as agent:
@@ -613,17 +613,17 @@ async def test_over_the_port_nothing_changes_without_the_token(exposed, agent_se
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{}", "localhost:{}", "LocalHost:{}", "[::1]:{}"])
 async def test_the_names_of_the_loopback_address_are_accepted_as_host(exposed, port, host):
-    place = host.format(port)
-    assert (await exposed.request("GET", "/healthz", headers={"Host": place})).status == 200
-    origin = {"Host": place, "Origin": f"http://{place.lower()}"}
+    address = host.format(port)
+    assert (await exposed.request("GET", "/healthz", headers={"Host": address})).status == 200
+    origin = {"Host": address, "Origin": f"http://{address.lower()}"}
     assert (await exposed.request("GET", "/healthz", headers=origin)).status == 200
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example:{}", "127.0.0.1", "localhost", "127.0.0.1:1", "127.0.0.1:{}.evil.example"]
 )
-async def test_another_host_is_refused_also_for_reading(exposed, agent_service, port, host):
-    """A page whose name leads to this machine (DNS rebinding) is of its own origin to the browser."""
+async def test_another_host_is_refused_even_for_reading(exposed, agent_service, port, host):
+    """With DNS rebinding, a web page's name resolves to this machine, so the browser treats the API as same-origin."""
     problem = await exposed.problem(403, "GET", "/v1/status", headers={"Host": host.format(port)})
     assert "Host" in problem["detail"]
     headers = bearing(TOKEN, Host=host.format(port))
@@ -632,7 +632,7 @@ async def test_another_host_is_refused_also_for_reading(exposed, agent_service, 
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:{}", "http://127.0.0.1:1", ""])
-async def test_another_origin_is_refused_also_for_reading(exposed, agent_service, port, origin):
+async def test_another_origin_is_refused_even_for_reading(exposed, agent_service, port, origin):
     problem = await exposed.problem(403, "GET", "/v1/events", headers={"Origin": origin.format(port)})
     assert "Origin" in problem["detail"]
     headers = bearing(TOKEN, Origin=origin.format(port))
@@ -645,7 +645,7 @@ async def test_over_the_port_host_is_checked_before_the_path(exposed):
     assert (await exposed.request("GET", "/nothing")).status == 404
 
 
-async def test_without_one_in_the_settings_a_token_is_made_once_for_this_user_alone(agent_service, tmp_path, port):
+async def test_without_a_token_in_the_settings_a_private_one_is_created_once(agent_service, tmp_path, port):
     tokens = []
     old = os.umask(0)
     try:
@@ -663,16 +663,16 @@ async def test_without_one_in_the_settings_a_token_is_made_once_for_this_user_al
     assert len(tokens[0]) >= 43
 
 
-@pytest.mark.parametrize("spoiled", ["exposed", "empty", "short", "link", "directory"])
-def test_a_token_that_is_invalid_or_not_private_is_replaced(tmp_path, spoiled):
+@pytest.mark.parametrize("damage", ["exposed", "empty", "short", "link", "directory"])
+def test_a_token_that_is_invalid_or_not_private_is_replaced(tmp_path, damage):
     file = tmp_path / "http-token"
     (tmp_path / "elsewhere").write_text("e" * 43)
-    file.write_text({"empty": "", "short": "abc"}.get(spoiled, "k" * 43))
-    file.chmod(0o644 if spoiled == "exposed" else 0o600)
-    if spoiled in ("link", "directory"):
+    file.write_text({"empty": "", "short": "abc"}.get(damage, "k" * 43))
+    file.chmod(0o644 if damage == "exposed" else 0o600)
+    if damage in ("link", "directory"):
         file.unlink()
-        file.symlink_to("elsewhere") if spoiled == "link" else file.mkdir()
-    if spoiled == "directory":
+        file.symlink_to("elsewhere") if damage == "link" else file.mkdir()
+    if damage == "directory":
         with pytest.raises(OSError, match="http-token"):
             load_or_create_token(tmp_path)
         return
@@ -721,21 +721,21 @@ async def test_the_openapi_document_is_valid_and_has_every_route_that_is_served(
 async def test_events_match_their_schemas_in_the_openapi_document(agent, event):
     await agent.request("GET", "/healthz")
     schemas = json.loads(ServedAgent.document)["components"]["schemas"]
-    whole = {"components": {"schemas": schemas}, "$ref": f"#/components/schemas/{type(event).__name__}"}
-    Draft202012Validator(whole).validate(json.loads(CODEC.encode(event)))
+    schema = {"components": {"schemas": schemas}, "$ref": f"#/components/schemas/{type(event).__name__}"}
+    Draft202012Validator(schema).validate(json.loads(CODEC.encode(event)))
     with pytest.raises(ValidationError):
-        Draft202012Validator(whole).validate({**json.loads(CODEC.encode(event)), "type": "another"})
+        Draft202012Validator(schema).validate({**json.loads(CODEC.encode(event)), "type": "another"})
 
 
-# ---------------------------------------------------------------------------------------------------- the agent's own
+# -------------------------------------------------------------------------------------------------- a running agent
 
 
 async def test_a_running_agent_syncs_on_request_and_sends_the_result(tmp_path):
     machine = Machine(tmp_path)
     machine.write(commits=3)
     with machine.run():
-        way = aiohttp.UnixConnector(str(machine.state / "control.sock"))
-        async with aiohttp.ClientSession(connector=way) as client, asyncio.timeout(SECONDS):
+        connector = aiohttp.UnixConnector(str(machine.state / "control.sock"))
+        async with aiohttp.ClientSession(connector=connector) as client, asyncio.timeout(SECONDS):
             agent = ServedAgent(machine.state, Settings(), client)
             async with agent.follow("?after=0") as stream:
                 assert (await agent.request("POST", "/v1/sync", {"id": "mine"})).status == 202

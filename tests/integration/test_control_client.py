@@ -1,4 +1,4 @@
-"""Commands beside an agent that answers at its socket as it should, badly, or not at all."""
+"""Commands while an agent is running that answers at its socket correctly, incorrectly or not at all."""
 
 import asyncio
 import json
@@ -36,8 +36,8 @@ PATIENCE = 20.0
 
 
 def loaded_of(tmp_path: Path) -> Loaded:
-    places = {"agent_data_dir": tmp_path / "data", "agent_state_dir": tmp_path / "state"}
-    given = {"system_id": "laptop", "cloud_endpoint": (tmp_path / "bucket").as_uri()} | places
+    directories = {"agent_data_dir": tmp_path / "data", "agent_state_dir": tmp_path / "state"}
+    given = {"system_id": "laptop", "cloud_endpoint": (tmp_path / "bucket").as_uri()} | directories
     text = {key: str(value) for key, value in given.items()}
     return load(command_line=text, settings_file=None, environ={}, cwd=tmp_path, home=tmp_path)
 
@@ -51,25 +51,25 @@ async def home(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch):
-    """Nobody here is slow but who is silent."""
+def short_timeouts(monkeypatch):
+    """Shorten the timeouts: in these tests, only an agent that does not answer is slow."""
     monkeypatch.setattr(control, "RESPONSE_SECONDS", 0.5)
-    monkeypatch.setattr(control, "MAX_RESPONSE_BYTES", 2**20)  # which are read in time on a busy machine, too
+    monkeypatch.setattr(control, "MAX_RESPONSE_BYTES", 2**20)  # few enough to be read in time on a busy machine
     monkeypatch.setattr(endpoint, "MIN_PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture(autouse=True)
 def logged():
-    """What is logged; it is not among what is printed."""
+    """The captured log lines, which are not printed."""
     with capture_logs() as logged:
         yield logged
 
 
 class Agent:
-    """Holds the state directory as a running agent does, keeps a ledger, and answers at its socket as told.
+    """Holds the state directory like a running agent, keeps a ledger and answers at its socket.
 
-    `answers`: what is done instead at a path. `asked` are the asks it was sent, `resumed` the positions that readers of
-    events wanted to go on from.
+    `answers` has handlers that replace the default of a path. `asked` are the received sync requests, `resumed` the
+    positions from which event readers continued.
     """
 
     def __init__(self, home: Home) -> None:
@@ -77,7 +77,7 @@ class Agent:
         self.answers: dict[str, object] = {}
         self.asked: list[SyncAsked] = []
         self.resumed: list[str | None] = []
-        self.news = asyncio.Condition()
+        self.changed = asyncio.Condition()
         self.readers: list[web.StreamResponse] = []
         self._holding = ExitStack()
 
@@ -97,13 +97,13 @@ class Agent:
         await self.runner.setup()
         await web.UnixSite(self.runner, str(self.home.state.path / CONTROL_SOCKET)).start()
 
-    async def deaf(self) -> None:
-        """Let go of the socket, with every connection."""
+    async def stop_listening(self) -> None:
+        """Close the socket and every connection."""
         await self.cut()
         await self.runner.cleanup()
 
     async def die(self) -> None:
-        await self.deaf()
+        await self.stop_listening()
         await self.ledger.aclose()
         self._holding.close()
 
@@ -114,11 +114,11 @@ class Agent:
         self.readers.clear()
 
     async def until(self, true) -> None:
-        async with asyncio.timeout(PATIENCE), self.news:
-            await self.news.wait_for(true)
+        async with asyncio.timeout(PATIENCE), self.changed:
+            await self.changed.wait_for(true)
 
     async def settle(self, ask_id: str) -> SyncSkipped:
-        """The ask has come to its result, in the ledger."""
+        """Record the result of a request in the ledger and return it."""
         result = SyncSkipped(
             id=f"{ask_id}.skipped", time=AT, system_id="laptop", request_id=ask_id, method="cloud", success=True,
             triggered_by="manual", why="all is there",
@@ -127,15 +127,15 @@ class Agent:
         return result
 
     async def remember(self, count: int, *, first: int = 0) -> list[str]:
-        """Put events into the ledger."""
+        """Add events to the ledger and return their IDs."""
         ids = [f"r{number}" for number in range(first, first + count)]
         for name in ids:
             about = {"id": name, "time": AT, "system_id": "laptop", "request_id": name, "agent_id": "a"}
             await self.ledger.add_to_history(SyncRequested(**about, reason="manual", route=("cloud",)))
         return ids
 
-    async def tell(self) -> None:
-        """Tell all readers what the ledger has."""
+    async def send_history(self) -> None:
+        """Send the history of the ledger to all readers."""
         for entry in await self.ledger.history(after=0):
             for reader in self.readers:
                 await reader.write(said(self.home, entry.event, entry.position))
@@ -145,7 +145,7 @@ class Agent:
             return await other(request)
         if (request.method, request.path) == ("POST", "/v1/events"):
             self.asked.append(self.home.codec.decode(await request.read()))
-            await self._tell_news()
+            await self._notify()
             return web.json_response({"id": self.asked[-1].id, "new": True}, status=202)
         if (request.method, request.path) == ("GET", "/v1/events"):
             reader = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -153,13 +153,13 @@ class Agent:
             await reader.write(b": hello\nretry: 1000\n\n")
             self.resumed.append(request.headers.get("Last-Event-ID"))
             self.readers.append(reader)
-            await self._tell_news()
+            await self._notify()
             await asyncio.Event().wait()
         raise web.HTTPNotFound
 
-    async def _tell_news(self) -> None:
-        async with self.news:
-            self.news.notify_all()
+    async def _notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
 
 
 def said(home: Home, event, position: int | None = None) -> bytes:
@@ -232,8 +232,8 @@ async def test_the_mcp_tool_returns_the_same_status_and_warns_of_an_unresponsive
 
 async def test_fields_of_a_newer_agent_are_ignored(agent, home):
     newer = document_of(home)
-    for place in (newer, newer["targets"][0], newer["targets"][0]["databases"][0], newer["bus"], newer["running"]):
-        place["tomorrow"] = {"a": [1]}
+    for part in (newer, newer["targets"][0], newer["targets"][0]["databases"][0], newer["bus"], newer["running"]):
+        part["tomorrow"] = {"a": [1]}
     agent.answers["GET /v1/status"] = answering(newer)
     assert await gather_status(home.settings) == replace(status_of(home), running=newer["running"])
 
@@ -252,7 +252,7 @@ async def half(request: web.Request) -> web.StreamResponse:
 
 
 async def dribbling(request: web.Request) -> web.StreamResponse:
-    """Say a byte now and then, for ever."""
+    """Send one byte every 10 ms without end."""
     response = web.StreamResponse()
     await response.prepare(request)
     while True:
@@ -296,7 +296,7 @@ SILENT = {"hang", "dribble"}
 
 
 @pytest.mark.parametrize("name", BROKEN)
-async def test_a_status_that_cannot_be_had_from_the_agent_is_what_the_ledger_says(agent, home, name, capsys, logged):
+async def test_status_reads_the_ledger_if_the_agent_does_not_return_it(agent, home, name, capsys, logged):
     await agent.settle("before")
     agent.answers["GET /v1/status"] = BROKEN[name]
     async with asyncio.timeout(PATIENCE):
@@ -317,22 +317,22 @@ async def test_an_agent_that_hangs_is_reported_in_one_line(agent, home, capsys):
     assert first.startswith(f"agent      process {os.getpid()} (run) does not answer; this status is from its ledger")
 
 
-def stale(place: Path) -> None:
+def stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(place))
+        listening.bind(str(path))
 
 
 NO_SOCKET = {
     "missing": lambda _: None,
     "stale": stale,
-    "file": lambda place: place.write_text("no socket"),
-    "folder": lambda place: place.mkdir(),
-    "link": lambda place: place.symlink_to("/dev/null"),
+    "file": lambda path: path.write_text("not a socket"),
+    "folder": lambda path: path.mkdir(),
+    "link": lambda path: path.symlink_to("/dev/null"),
 }
 
 
 @pytest.mark.parametrize("name", NO_SOCKET)
-async def test_a_file_that_is_no_listening_socket_is_ignored(home, name, capsys):
+async def test_a_file_that_is_not_a_listening_socket_is_ignored(home, name, capsys):
     NO_SOCKET[name](home.state.path / CONTROL_SOCKET)
     with home.lock("run"):
         assert await status.status(home.settings, as_json=True) == 0
@@ -351,14 +351,14 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="there is no other way to it elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reach a socket through a descriptor")
 async def test_a_state_directory_with_a_path_too_long_for_a_socket_is_reached(tmp_path, monkeypatch):
-    place = tmp_path / ("long" * 30)
-    place.mkdir()
-    (place / "data").mkdir()
-    home = Home.of(loaded_of(place).settings)
+    root = tmp_path / ("long" * 30)
+    root.mkdir()
+    (root / "data").mkdir()
+    home = Home.of(loaded_of(root).settings)
     home.prepare()
-    monkeypatch.chdir(place / "state")
+    monkeypatch.chdir(root / "state")
     with home.lock("run"):
         app = web.Application()
         app.router.add_get("/v1/status", answering(document_of(home)))
@@ -368,7 +368,7 @@ async def test_a_state_directory_with_a_path_too_long_for_a_socket_is_reached(tm
         before = descriptors()
         for _ in range(3):
             assert await gather_status(home.settings) == status_of(home)
-        assert descriptors() <= before + 1  # the server's side may end a moment later
+        assert descriptors() <= before + 1  # the server may close its side a moment later
         await runner.cleanup()
 
 
@@ -398,7 +398,7 @@ async def noted(home: Home) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_one_request_brings_progress_and_result_and_leaves_no_note(agent, home):
+async def test_one_request_returns_progress_and_result_and_leaves_no_note(agent, home):
     heard: list[SyncProgress] = []
     asked, syncing = await started(home, heard)
     await agent.until(lambda: agent.asked and agent.readers)
@@ -408,18 +408,18 @@ async def test_one_request_brings_progress_and_result_and_leaves_no_note(agent, 
     other = await agent.settle("somebody else's")
     result = await agent.settle(asked.ask.id)
     assert other != result
-    await agent.tell()
+    await agent.send_history()
     async with asyncio.timeout(PATIENCE):
         assert await syncing == result
     assert [event.done_bytes for event in heard] == [1, 2]
     assert (len(agent.asked), list(home.state.spool.iterdir())) == (1, [])
 
 
-async def test_a_result_that_is_there_before_the_answer_is_not_missed(agent, home):
+async def test_a_result_recorded_before_the_response_is_not_missed(agent, home):
     async def at_once(request: web.Request) -> web.Response:
         ask = home.codec.decode(await request.read())
         await agent.settle(ask.id)
-        await agent.tell()
+        await agent.send_history()
         return web.json_response({}, status=202)
 
     agent.answers["POST /v1/events"] = at_once
@@ -439,7 +439,7 @@ async def test_after_a_broken_connection_a_note_has_the_same_id_and_progress_con
     await agent.until(lambda: agent.readers)
     await agent.readers[0].write(said(home, progress(asked.ask.id, 5)))
     result = await agent.settle(asked.ask.id)
-    await agent.tell()
+    await agent.send_history()
     async with asyncio.timeout(PATIENCE):
         assert await syncing == result
     assert ([event.done_bytes for event in heard], len(agent.asked)) == ([5], 1)
@@ -448,7 +448,7 @@ async def test_after_a_broken_connection_a_note_has_the_same_id_and_progress_con
 
 @pytest.mark.parametrize("name", [name for name in BROKEN if name not in ("array", "other")])
 @pytest.mark.parametrize("path", ["GET /v1/events", "POST /v1/events"], ids=["events", "ask"])
-async def test_an_agent_that_does_not_take_the_ask_finds_it_in_the_spool(agent, home, path, name, logged):
+async def test_a_request_that_the_agent_does_not_accept_is_left_in_the_spool(agent, home, path, name, logged):
     agent.answers[path] = BROKEN[name]
     asked, syncing = await started(home)
     await noted(home)
@@ -472,7 +472,7 @@ async def test_without_events_from_the_agent_a_note_is_left_and_its_ledger_is_re
     assert list(home.state.spool.iterdir()) == []
 
 
-async def test_without_a_note_the_result_of_an_accepted_request_is_waited_for(agent, home, monkeypatch, logged):
+async def test_the_result_of_an_accepted_request_is_awaited_without_a_note(agent, home, monkeypatch, logged):
     async def full(*_):
         raise StateError("no space left")
 
@@ -488,7 +488,7 @@ async def test_without_a_note_the_result_of_an_accepted_request_is_waited_for(ag
     assert [line["event"] for line in logged if line["log_level"] == "warning"] == ["note_not_left"]
 
 
-async def test_the_sync_of_an_agent_that_dies_after_accepting_it_is_done_here(agent, home):
+async def test_a_sync_accepted_by_an_agent_that_dies_is_done_by_the_command(agent, home):
     asked, syncing = await started(home)
     await agent.until(lambda: agent.asked)
     await agent.die()
@@ -499,11 +499,11 @@ async def test_the_sync_of_an_agent_that_dies_after_accepting_it_is_done_here(ag
     await agent.__aenter__()
 
 
-async def test_a_sync_that_is_cancelled_ends_as_cancelled_where_the_ledger_cannot_be_read(home, monkeypatch):
-    begun, said = asyncio.Event(), []
+async def test_a_cancelled_sync_ends_as_cancelled_if_the_ledger_cannot_be_read(home, monkeypatch):
+    started_here, said = asyncio.Event(), []
 
     async def under_way(*_):
-        begun.set()
+        started_here.set()
         await asyncio.Event().wait()
 
     async def unreadable(_):
@@ -512,7 +512,7 @@ async def test_a_sync_that_is_cancelled_ends_as_cancelled_where_the_ledger_canno
     monkeypatch.setattr(SyncClient, "_sync_here", under_way)
     asked = await SyncClient.prepare(home.settings)
     syncing = asyncio.create_task(asked.result(on_message=said.append), name="sync")
-    await begun.wait()
+    await started_here.wait()
     monkeypatch.setattr(Home, "has_ledger", unreadable)
     syncing.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -520,8 +520,8 @@ async def test_a_sync_that_is_cancelled_ends_as_cancelled_where_the_ledger_canno
     assert said == ["stopped: the next sync sends what is pending"]
 
 
-async def test_an_agent_that_dies_after_it_has_done_it_has_done_it(agent, home, monkeypatch):
-    monkeypatch.setattr(SyncClient, "_sync_here", lambda *_: pytest.fail("it is done once more"))
+async def test_a_sync_finished_by_an_agent_that_dies_is_not_repeated(agent, home, monkeypatch):
+    monkeypatch.setattr(SyncClient, "_sync_here", lambda *_: pytest.fail("the sync is done again"))
     asked, syncing = await started(home)
     await agent.until(lambda: agent.asked)
     result = await agent.settle(asked.ask.id)
@@ -552,7 +552,7 @@ async def test_a_cancelled_sync_leaves_no_note_no_connection_and_no_task(agent, 
 
 @asynccontextmanager
 async def followed(home: Home, **how: int) -> AsyncIterator[list[str]]:
-    """Follow the history; the ids that were seen come into the list."""
+    """Follow the history and yield the list that receives the IDs of the events."""
     seen: list[str] = []
 
     async def read() -> None:
@@ -585,17 +585,17 @@ async def test_events_are_pushed_by_the_agent_and_the_ledger_is_not_polled(agent
     async with followed(home) as seen:
         await agent.until(lambda: agent.readers)
         assert agent.resumed == ["2"]
-        monkeypatch.setattr(type(home.clock), "sleep", lambda *_: pytest.fail("it polls"))
+        monkeypatch.setattr(type(home.clock), "sleep", lambda *_: pytest.fail("the ledger is polled"))
         ids += await agent.remember(1, first=2)
         await agent.readers[0].write(said(home, progress("r", 1)) + b": beat\n\n")
         await agent.readers[0].write(b'id: 99\nevent: tomorrow\ndata: {"specversion": "1.0", "type": "tomorrow"}\n\n')
         await agent.readers[0].write(b"id: x\nevent: y\ndata: \xff\xfe\n\n")
-        await agent.tell()
+        await agent.send_history()
         await reached(seen, ids)
 
 
-@pytest.mark.parametrize("place", ["between", "within", "after half a line"])
-async def test_a_broken_stream_is_continued_without_gap_or_duplicate(agent, home, place):
+@pytest.mark.parametrize("cut_at", ["between", "within", "after half a line"])
+async def test_a_broken_stream_is_continued_without_gap_or_duplicate(agent, home, cut_at):
     ids = await agent.remember(1)
     async with followed(home) as seen:
         await agent.until(lambda: agent.readers)
@@ -603,34 +603,34 @@ async def test_a_broken_stream_is_continued_without_gap_or_duplicate(agent, home
         entries = await agent.ledger.history(after=1)
         reported = b"".join(said(home, entry.event, entry.position) for entry in entries)
         cut = {"between": len(reported) // 2, "within": len(reported) * 3 // 4, "after half a line": len(reported) - 1}[
-            place
+            cut_at
         ]
         await agent.readers[0].write(reported[:cut])
         await agent.cut()
         await agent.until(lambda: agent.readers)
         assert agent.resumed == ["1", "3"]
         ids += await agent.remember(1, first=3)
-        await agent.tell()
+        await agent.send_history()
         await reached(seen, ids)
 
 
-async def test_between_two_agents_the_ledger_is_read(agent, home):
+async def test_events_are_read_from_the_ledger_while_no_agent_listens(agent, home):
     ids = await agent.remember(1)
     async with followed(home) as seen:
         await agent.until(lambda: agent.readers)
-        await agent.deaf()
+        await agent.stop_listening()
         ids += await agent.remember(2, first=1)
         await reached(seen, ids)
         await agent.listen()
         await agent.until(lambda: agent.readers)
         assert agent.resumed[-1] == "3"
         ids += await agent.remember(1, first=3)
-        await agent.tell()
+        await agent.send_history()
         await reached(seen, ids)
 
 
 @pytest.mark.parametrize("name", ["hang", "500", "garbage", "reset"])
-async def test_where_the_agent_does_not_tell_the_ledger_does(agent, home, name):
+async def test_events_are_read_from_the_ledger_if_the_agent_sends_none(agent, home, name):
     agent.answers["GET /v1/events"] = BROKEN[name]
     ids = await agent.remember(1)
     async with followed(home) as seen:

@@ -1,4 +1,4 @@
-"""Each check of doctor, green once and red by what is really broken: files, servers, permissions, clocks."""
+"""Each check of doctor: ok once, and failing because of real broken files, servers, permissions and clocks."""
 
 import asyncio
 import contextlib
@@ -50,13 +50,13 @@ OK, SKIPPED, WARNING, ERROR = Level.OK, Level.SKIPPED, Level.WARNING, Level.ERRO
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
+def no_backoff(monkeypatch):
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
 
 @pytest.fixture
-def places(tmp_path):
-    """A data and a state directory of a machine that is well."""
+def directories(tmp_path):
+    """The settings of a machine with a working data directory and state directory."""
     data, state = tmp_path / "data", tmp_path / "state"
     data.mkdir()
     state.mkdir(mode=0o700)
@@ -67,20 +67,20 @@ async def no_metrics():
     return b"", "text/plain"
 
 
-def make_context(places, home, *, proc=Path("/proc"), environ=None, step_seconds=4.0, **settings):
-    tree = Settings(**{**places, **settings})
+def make_context(directories, home, *, proc=Path("/proc"), environ=None, step_seconds=4.0, **settings):
+    tree = Settings(**{**directories, **settings})
     return DoctorContext(
         settings=tree, proc=proc, environ=environ or {}, cwd=home, user_home=home, step_seconds=step_seconds
     )
 
 
 @pytest.fixture
-async def shared_context(places, tmp_path):
-    """Return a function that makes a context for several checks, which share its connections."""
+async def shared_context(directories, tmp_path):
+    """Return a function that creates a context for several checks, which share its connections."""
     async with contextlib.AsyncExitStack() as stack:
 
-        def make(**how):
-            context = make_context(places, tmp_path, **how)
+        def make(**options):
+            context = make_context(directories, tmp_path, **options)
             stack.push_async_callback(context.aclose)
             return context
 
@@ -88,11 +88,11 @@ async def shared_context(places, tmp_path):
 
 
 @pytest.fixture
-def run(places, tmp_path):
-    """Return a function that runs one check, in a context or under some settings. Its findings have no secret."""
+def run(directories, tmp_path):
+    """Return a function that runs one check, in a context or with settings. Assert that no finding has a secret."""
 
-    async def run_check(check, context=None, **how):
-        used = context or make_context(places, tmp_path, **how)
+    async def run_check(check, context=None, **options):
+        used = context or make_context(directories, tmp_path, **options)
         try:
             async with asyncio.timeout(60):
                 found = await check(used)
@@ -111,7 +111,7 @@ def levels(found):
 
 
 def one(found, level):
-    """The only finding, which is of this level and has a hint if it is a warning or error."""
+    """Return the only finding. Assert its level, and that it has a hint exactly if it is a warning or an error."""
     (only,) = found
     assert only.level is level, only
     assert bool(only.hint) is (level in (WARNING, ERROR))
@@ -127,7 +127,7 @@ def header(*, version=64, block_bytes=262_144):
 
 
 def unprivileged(work):
-    """Await on a thread without root's right to read everything, so that file modes count for root too."""
+    """Await `work` on a thread without root's capabilities, so that file modes apply to root too."""
     outcome = {}
 
     def run():
@@ -148,7 +148,7 @@ def unprivileged(work):
 
 
 def tree(folder):
-    """Every name below, with mode, size and time: what nobody has touched."""
+    """Return every path below a folder with its mode, size and modification time."""
     return {
         path.relative_to(folder): (path.lstat().st_mode, path.lstat().st_size, path.lstat().st_mtime_ns)
         for path in [folder, *folder.rglob("*")]
@@ -158,9 +158,9 @@ def tree(folder):
 # This machine.
 
 
-async def test_a_data_directory_that_is_there_is_reported_with_its_file_system(run, places):
+async def test_an_existing_data_directory_is_reported_with_its_file_system(run, directories):
     found = one(await run(machine_checks.data_directory), OK)
-    assert str(places["agent_data_dir"]) in found.found
+    assert str(directories["agent_data_dir"]) in found.found
 
 
 async def test_a_data_directory_that_is_missing_or_a_file_is_an_error(run, tmp_path):
@@ -175,8 +175,8 @@ async def test_a_data_directory_that_is_missing_or_a_file_is_an_error(run, tmp_p
 
 
 @LINUX
-def test_a_data_directory_that_is_closed_to_us_is_an_error_and_chmod_is_the_hint(run, places):
-    data = places["agent_data_dir"]
+def test_a_data_directory_without_permission_is_an_error_with_a_chmod_hint(run, directories):
+    data = directories["agent_data_dir"]
     data.chmod(0)
     found = one(unprivileged(lambda: run(machine_checks.data_directory)), ERROR)
     words = shlex.split(found.hint)
@@ -186,30 +186,32 @@ def test_a_data_directory_that_is_closed_to_us_is_an_error_and_chmod_is_the_hint
     one(unprivileged(lambda: run(machine_checks.data_directory)), OK)
 
 
-async def test_directories_on_a_network_share_are_warnings(run, places, tmp_path, monkeypatch):
-    """The kernel's table of mounts is the one thing made up here."""
+async def test_directories_on_a_network_share_are_warnings(run, directories, tmp_path, monkeypatch):
+    """Only the kernel's mount table is fake."""
     (tmp_path / "mountinfo").write_text(f"1 0 0:30 / {tmp_path} rw - nfs4 nas:/home rw\n")
     monkeypatch.setattr(scan, "_MOUNTS", tmp_path / "mountinfo")
     assert "nfs4" in one(await run(machine_checks.data_directory), WARNING).found
     assert "akosha_agent_state_dir" in one(await run(machine_checks.state_directory), WARNING).hint
 
 
-async def test_a_state_directory_of_mode_0700_is_well_and_one_that_is_missing_will_be_made(run, tmp_path):
+async def test_a_state_directory_is_ok_if_its_mode_is_0700_or_it_does_not_exist_yet(run, tmp_path):
     one(await run(machine_checks.state_directory), OK)
     found = one(await run(machine_checks.state_directory, agent_state_dir=tmp_path / "new" / "state"), OK)
     assert "the first start creates it" in found.found
     assert not (tmp_path / "new").exists()
 
 
-async def test_a_state_directory_that_is_open_to_others_is_a_warning_and_is_left_so(run, places):
-    places["agent_state_dir"].chmod(0o755)
+async def test_a_state_directory_that_others_can_read_is_a_warning_and_is_not_changed(run, directories):
+    directories["agent_state_dir"].chmod(0o755)
     found = one(await run(machine_checks.state_directory), WARNING)
-    assert found.hint == f"chmod 700 {places['agent_state_dir']}"
-    assert places["agent_state_dir"].stat().st_mode & 0o777 == 0o755
+    assert found.hint == f"chmod 700 {directories['agent_state_dir']}"
+    assert directories["agent_state_dir"].stat().st_mode & 0o777 == 0o755
 
 
-async def test_a_state_directory_within_the_data_directory_or_in_a_files_place_is_an_error(run, places, tmp_path):
-    found = one(await run(machine_checks.state_directory, agent_state_dir=places["agent_data_dir"] / "s"), ERROR)
+async def test_a_state_directory_inside_the_data_directory_or_replaced_by_a_file_is_an_error(
+    run, directories, tmp_path
+):
+    found = one(await run(machine_checks.state_directory, agent_state_dir=directories["agent_data_dir"] / "s"), ERROR)
     assert "contain one another" in found.found
     (tmp_path / "file").touch()
     assert (
@@ -219,8 +221,8 @@ async def test_a_state_directory_within_the_data_directory_or_in_a_files_place_i
 
 
 @LINUX
-def test_a_state_directory_that_cannot_be_written_or_made_is_an_error(run, places, tmp_path):
-    places["agent_state_dir"].chmod(0o500)
+def test_a_state_directory_that_cannot_be_written_or_created_is_an_error(run, directories, tmp_path):
+    directories["agent_state_dir"].chmod(0o500)
     assert "written" in one(unprivileged(lambda: run(machine_checks.state_directory)), ERROR).found
     (tmp_path / "closed").mkdir(mode=0o500)
     found = one(
@@ -230,26 +232,26 @@ def test_a_state_directory_that_cannot_be_written_or_made_is_an_error(run, place
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a directory away")
-async def test_a_state_directory_of_somebody_else_is_an_error(run, places):
-    os.chown(places["agent_state_dir"], 65534, 65534)
+async def test_a_state_directory_of_another_user_is_an_error(run, directories):
+    os.chown(directories["agent_state_dir"], 65534, 65534)
     assert "belongs to user 65534" in one(await run(machine_checks.state_directory), ERROR).found
 
 
-async def test_room_for_two_copies_of_the_largest_database_is_enough_and_for_less_than_one_an_error(run, places):
+async def test_free_space_for_two_copies_is_ok_for_one_a_warning_and_for_none_an_error(run, directories):
     one(await run(machine_checks.free_space), OK)
-    reported = os.statvfs(places["agent_state_dir"])
+    reported = os.statvfs(directories["agent_state_dir"])
     free = reported.f_bavail * reported.f_frsize
-    database = places["agent_data_dir"] / "reflection.duckdb"
+    database = directories["agent_data_dir"] / "reflection.duckdb"
     for size, level in ((int(free * 0.75), WARNING), (free * 2, ERROR)):
         database.touch()
-        os.truncate(database, size)  # sparse: it takes up nothing
+        os.truncate(database, size)  # sparse: it uses no space
         found = one(await run(machine_checks.free_space), level)
         assert "akosha_agent_state_dir" in found.hint
 
 
 @LINUX
 async def test_inotify_instances_in_use_are_counted_against_the_limit(run, tmp_path):
-    """This process's real descriptors, under limits lower than this machine's."""
+    """The descriptors of this process are real; the limits are lower than those of the machine."""
     limits = tmp_path / "proc" / "sys" / "fs" / "inotify"
     limits.mkdir(parents=True)
     (tmp_path / "proc" / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
@@ -270,10 +272,10 @@ async def test_inotify_instances_in_use_are_counted_against_the_limit(run, tmp_p
     one(await run(machine_checks.inotify, proc=tmp_path / "no-proc"), SKIPPED)
 
 
-async def test_databases_are_reported_with_size_wal_format_and_who_has_them_open(run, places):
-    database = places["agent_data_dir"] / "reflection.duckdb"
+async def test_databases_are_reported_with_size_wal_format_and_processes(run, directories):
+    database = directories["agent_data_dir"] / "reflection.duckdb"
     database.write_bytes(header())
-    (places["agent_data_dir"] / "reflection.duckdb.wal").write_bytes(b"w" * 5000)
+    (directories["agent_data_dir"] / "reflection.duckdb.wal").write_bytes(b"w" * 5000)
     with database.open("rb"):
         found = one(await run(machine_checks.databases), OK)
         assert "17.3 kB, 5.0 kB of it in its WAL" in found.found
@@ -283,14 +285,14 @@ async def test_databases_are_reported_with_size_wal_format_and_who_has_them_open
     assert one(await run(machine_checks.databases), OK).detail == ""
 
 
-async def test_no_database_is_a_warning_and_no_directory_is_left_to_its_own_check(run, tmp_path):
+async def test_no_database_is_a_warning_and_no_data_directory_skips_the_check(run, tmp_path):
     one(await run(machine_checks.databases), WARNING)
     one(await run(machine_checks.databases, agent_data_dir=tmp_path / "none"), SKIPPED)
 
 
 @LINUX
-def test_each_database_that_cannot_be_read_is_an_error_and_the_others_are_well(run, places):
-    data = places["agent_data_dir"]
+def test_each_unreadable_database_is_an_error_and_the_others_are_ok(run, directories):
+    data = directories["agent_data_dir"]
     (data / "reflection.duckdb").write_bytes(header())
     (data / "knowledge_graph.duckdb").write_bytes(header()[:100])
     (data / "knowledge_graph_a.duckdb").mkdir()
@@ -312,17 +314,17 @@ def test_each_database_that_cannot_be_read_is_an_error_and_the_others_are_well(r
 
 
 @pytest.mark.parametrize("data", [header(version=5000), header(block_bytes=7)], ids=["newer", "encrypted"])
-async def test_a_database_that_our_engine_does_not_know_is_a_warning(run, places, data):
-    (places["agent_data_dir"] / "reflection.duckdb").write_bytes(data)
+async def test_a_database_format_unknown_to_duckdb_is_a_warning(run, directories, data):
+    (directories["agent_data_dir"] / "reflection.duckdb").write_bytes(data)
     found = one(await run(machine_checks.databases), WARNING)
     assert "unverified" in found.hint
 
 
-async def test_a_ledger_that_is_whole_is_reported_and_left_as_it_is_and_a_damaged_one_is_an_error(run, places):
-    state = places["agent_state_dir"]
+async def test_an_intact_ledger_is_reported_unchanged_and_a_damaged_one_is_an_error(run, directories):
+    state = directories["agent_state_dir"]
     one(await run(machine_checks.ledger), SKIPPED)
     ledger = await SqliteLedger.open(state / "ledger.sqlite", CloudEventsCodec(), clock=SystemClock())
-    assert "intact" in one(await run(machine_checks.ledger), OK).found  # beside its writer
+    assert "intact" in one(await run(machine_checks.ledger), OK).found  # while it is open for writing
     await ledger.aclose()
     before = tree(state)
     one(await run(machine_checks.ledger), OK)
@@ -340,11 +342,11 @@ async def test_a_ledger_that_is_whole_is_reported_and_left_as_it_is_and_a_damage
 
 @pytest.fixture
 def s3(moto, aws):
-    """Settings for a new bucket; their endpoint may be replaced by a front's."""
+    """Settings for a new bucket. A test may replace the endpoint by that of a proxy."""
     return {"cloud_bucket": moto.new_bucket(), "cloud_endpoint": moto.endpoint}
 
 
-async def test_a_bucket_that_is_well_is_left_empty(run, shared_context, s3, moto):
+async def test_a_working_bucket_is_left_empty(run, shared_context, s3, moto):
     context = shared_context(**s3)
     credentials = one(await run(delivery_checks.credentials, context), OK)
     assert credentials.found == f"from the environment (AWS_ACCESS_KEY_ID), key ending in {ACCESS_KEY[-4:]}"
@@ -353,7 +355,7 @@ async def test_a_bucket_that_is_well_is_left_empty(run, shared_context, s3, moto
     assert b"<Key>" not in moto._ask("GET", f"/{s3['cloud_bucket']}?list-type=2")
 
 
-async def test_credentials_are_reported_by_their_file_and_none_at_all_are_an_error(run, s3, monkeypatch, tmp_path):
+async def test_credentials_are_reported_with_their_file_and_missing_ones_are_an_error(run, s3, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     found = one(await run(delivery_checks.credentials, **s3), ERROR)
@@ -365,7 +367,7 @@ async def test_credentials_are_reported_by_their_file_and_none_at_all_are_an_err
     assert found.found == "from ~/.aws/credentials"
 
 
-async def test_a_bucket_that_is_not_there_or_closed_to_puts_is_an_error(run, s3, proxy):
+async def test_a_bucket_that_does_not_exist_or_refuses_puts_is_an_error(run, s3, proxy):
     missing = one(await run(delivery_checks.bucket, **{**s3, "cloud_bucket": "no-such-bucket"}), ERROR)
     assert "create the bucket" in missing.hint
     proxy.on("put_object", refuse(403, "AccessDenied"))
@@ -373,10 +375,10 @@ async def test_a_bucket_that_is_not_there_or_closed_to_puts_is_an_error(run, s3,
     assert "s3:PutObject" in found.hint
 
 
-async def test_least_privilege_is_enough_and_the_probe_is_one_object_forever_outside_of_all_uploads(
+async def test_least_privilege_is_ok_and_the_probe_is_one_object_outside_of_all_uploads(
     run, shared_context, s3, proxy, moto
 ):
-    """Put, get and list are promised to be enough: that nothing else is permitted is no fault."""
+    """The documentation promises that put, get and list are enough, so lacking the permission to delete is OK."""
     proxy.on("delete_object", refuse(403, "AccessDenied"))
     proxy.on("list_multipart_uploads", refuse(403, "AccessDenied"))
     context = shared_context(**{**s3, "cloud_endpoint": proxy.url})
@@ -390,20 +392,20 @@ async def test_least_privilege_is_enough_and_the_probe_is_one_object_forever_out
     assert "differs from the object written" in one(await run(delivery_checks.bucket, context), ERROR).found
 
 
-async def test_the_probe_asks_for_the_encryption_of_uploads_and_what_keeps_them_out_is_found(run, s3, proxy):
-    ways = {"cloud_sse": "aws:kms", "cloud_sse_kms_key_id": "key-1", "cloud_storage_class": "standard_ia"}
-    there = {**s3, "cloud_endpoint": proxy.url} | ways
-    one(await run(delivery_checks.bucket, **there), OK)
+async def test_the_probe_uses_the_encryption_and_storage_class_of_uploads(run, s3, proxy):
+    upload_options = {"cloud_sse": "aws:kms", "cloud_sse_kms_key_id": "key-1", "cloud_storage_class": "standard_ia"}
+    settings = {**s3, "cloud_endpoint": proxy.url} | upload_options
+    one(await run(delivery_checks.bucket, **settings), OK)
     put = proxy.requests[proxy.seen.index("put_object")].headers
-    asked = [put.get(f"x-amz-{name}") for name in (
+    sent = [put.get(f"x-amz-{name}") for name in (
         "server-side-encryption", "server-side-encryption-aws-kms-key-id", "storage-class")]  # fmt: skip
-    assert asked == ["aws:kms", "key-1", "STANDARD_IA"]
+    assert sent == ["aws:kms", "key-1", "STANDARD_IA"]
     proxy.on("put_object", refuse(400, "KMS.NotFoundException"))
-    found = one(await run(delivery_checks.bucket, **there), ERROR)
+    found = one(await run(delivery_checks.bucket, **settings), ERROR)
     assert "akosha_cloud_sse_kms_key_id" in found.hint
 
 
-async def test_a_bucket_that_nobody_answers_for_is_an_error_at_once(run, aws):
+async def test_an_unreachable_bucket_is_an_error_at_once(run, aws):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     found = one(
@@ -413,7 +415,7 @@ async def test_a_bucket_that_nobody_answers_for_is_an_error_at_once(run, aws):
     assert "akosha_cloud_endpoint" in found.hint
 
 
-async def test_uploads_that_were_never_finished_are_a_warning_and_younger_ones_may_be_under_way(
+async def test_old_unfinished_uploads_are_a_warning_and_recent_ones_may_be_in_progress(
     run, shared_context, s3, moto, monkeypatch
 ):
     moto._ask("POST", f"/{s3['cloud_bucket']}/systems/laptop/uploads/x/reflection.duckdb?uploads=")
@@ -426,9 +428,7 @@ async def test_uploads_that_were_never_finished_are_a_warning_and_younger_ones_m
     assert "1 may be in progress" in one(await run(delivery_checks.leftovers, context), OK).found
 
 
-async def test_the_clock_is_compared_with_the_stores_and_a_refusal_tells_the_time_as_well(
-    run, shared_context, s3, proxy
-):
+async def test_the_clock_is_compared_with_the_date_of_any_response_of_the_store(run, shared_context, s3, proxy):
     context = shared_context(**{**s3, "cloud_endpoint": proxy.url}, enable_fallback=False)
     assert "the bucket's" in one(await run(delivery_checks.clock, context), OK).found
     for seconds, level in ((120, WARNING), (-120, WARNING), (1200, ERROR)):
@@ -441,7 +441,7 @@ async def test_the_clock_is_compared_with_the_stores_and_a_refusal_tells_the_tim
     one(await run(delivery_checks.clock, context), ERROR)
 
 
-async def test_a_directory_in_the_buckets_place_is_probed_alike(run, tmp_path):
+async def test_a_directory_used_as_the_bucket_is_probed_like_a_bucket(run, tmp_path):
     (tmp_path / "share").mkdir()
     cloud = {"cloud_endpoint": (tmp_path / "share" / "bucket").as_uri()}
     one(await run(delivery_checks.credentials, **cloud), SKIPPED)
@@ -455,7 +455,7 @@ async def test_a_directory_in_the_buckets_place_is_probed_alike(run, tmp_path):
     assert str(tmp_path / "gone") in found.hint
 
 
-async def test_what_a_killed_upload_left_in_a_directory_is_a_warning_and_stays(run, tmp_path):
+async def test_leftovers_of_a_killed_upload_in_a_directory_are_a_warning_and_stay(run, tmp_path):
     left = tmp_path / "bucket" / ".akosha" / "incoming" / "systems" / "laptop" / "uploads" / "u" / "x" / "123-4"
     left.parent.mkdir(parents=True)
     left.touch()
@@ -470,22 +470,22 @@ def test_a_directory_that_cannot_be_written_is_an_error(run, tmp_path):
     assert "chmod" in found.hint
 
 
-async def test_a_damaged_ledger_is_one_error_of_all_checks(places, tmp_path):
-    state = places["agent_state_dir"]
+async def test_a_damaged_ledger_is_an_error_of_one_check_only(directories, tmp_path):
+    state = directories["agent_state_dir"]
     ledger = await SqliteLedger.open(state / "ledger.sqlite", CloudEventsCodec(), clock=SystemClock())
     await ledger.aclose()
-    whole = (state / "ledger.sqlite").read_bytes()
+    intact = (state / "ledger.sqlite").read_bytes()
     (tmp_path / "bucket").mkdir()
     for first in (0, 4096):  # SQLite's header; the tables
-        (state / "ledger.sqlite").write_bytes(whole[:first] + b"\xff" * 8192 + whole[first + 8192 :])
-        context = make_context(places, tmp_path, cloud_endpoint=(tmp_path / "bucket").as_uri())
+        (state / "ledger.sqlite").write_bytes(intact[:first] + b"\xff" * 8192 + intact[first + 8192 :])
+        context = make_context(directories, tmp_path, cloud_endpoint=(tmp_path / "bucket").as_uri())
         found = [finding for _, finding in await examine(context)]
         assert [finding.name for finding in found if "damaged" in finding.found and finding.level is ERROR] == [
             "ledger"
         ]
 
 
-async def test_without_a_cloud_there_is_nothing_to_look_at(run):
+async def test_without_a_cloud_target_its_checks_are_skipped(run):
     for check in (delivery_checks.credentials, delivery_checks.bucket, delivery_checks.leftovers):
         one(await run(check), SKIPPED)
 
@@ -496,13 +496,13 @@ def akosha():
         yield server
 
 
-async def test_an_akosha_that_is_well_is_reported_with_its_version_and_time(run, akosha):
+async def test_a_working_akosha_is_reported_with_its_version_and_time(run, akosha):
     http = {"http_endpoint": akosha.url, "http_token": TOKEN}
     assert f"version {akosha.version}" in one(await run(delivery_checks.akosha, **http), OK).found
     assert "Akosha's" in one(await run(delivery_checks.clock, **http), OK).found
 
 
-async def test_an_akosha_that_does_not_know_us_is_an_error_where_it_comes_first(run, akosha, tmp_path):
+async def test_an_akosha_problem_is_an_error_for_the_first_method_and_a_warning_for_the_fallback(run, akosha, tmp_path):
     http = {"http_endpoint": akosha.url, "http_token": "another"}
     assert "akosha_http_token" in one(await run(delivery_checks.akosha, **http), ERROR).hint
     cloud = {"cloud_endpoint": tmp_path.as_uri()}
@@ -513,7 +513,7 @@ async def test_an_akosha_that_does_not_know_us_is_an_error_where_it_comes_first(
     one(await run(delivery_checks.akosha, **http, **cloud, enable_fallback=False), SKIPPED)
 
 
-async def test_an_akosha_that_is_down_is_an_error_and_tells_no_time(run):
+async def test_an_akosha_that_is_down_is_an_error_and_skips_the_clock_check(run):
     http = {"http_endpoint": "http://127.0.0.1:9/mcp"}
     assert "akosha_http_endpoint" in one(await run(delivery_checks.akosha, **http), ERROR).hint
     one(await run(delivery_checks.clock, **http), SKIPPED)
@@ -533,7 +533,7 @@ USERS = {
     USER: None,
     "listener": {"publish": {"deny": ["akosha.sync.>"]}},
     "deaf": {"subscribe": {"allow": ["akosha.>"]}},
-    "asker": {"publish": {"allow": NEEDED}},
+    "minimal": {"publish": {"allow": NEEDED}},
     "silent": {"publish": {"deny": ["$SYS.>"]}},
     "streamless": {"publish": {"deny": ["$JS.API.INFO"]}},
 }
@@ -553,8 +553,8 @@ def nats(tmp_path_factory):
 @pytest.fixture
 def bus(nats, run):
     async def made(user=USER, **settings):
-        how = {"agent_nats_url": nats.url, "agent_nats_user": user, "agent_nats_password": PASSWORD}
-        return await run(nats_checks.nats, **{**how, **settings})
+        options = {"agent_nats_url": nats.url, "agent_nats_user": user, "agent_nats_password": PASSWORD}
+        return await run(nats_checks.nats, **{**options, **settings})
 
     return made
 
@@ -571,34 +571,34 @@ async def with_stream(nats, *subjects):
 OURS = ("akosha.session.>", "akosha.sync.>", "akosha.ingest.>", "akosha.archive.>")
 
 
-async def test_without_an_address_there_is_no_bus_to_look_at(run):
+async def test_without_a_nats_url_the_bus_check_is_skipped(run):
     one(await run(nats_checks.nats), SKIPPED)
 
 
-async def test_a_bus_that_is_well_is_reported_and_nothing_is_published(bus, nats):
+async def test_a_working_bus_is_reported_and_nothing_is_published(bus, nats):
     await with_stream(nats, *OURS)
     assert re.search(r", version \d+\.\d+\.\d+: .*all needed permissions are granted", one(await bus(), OK).found)
-    assert "all needed permissions are granted" in one(await bus("asker"), OK).found
+    assert "all needed permissions are granted" in one(await bus("minimal"), OK).found
     async with connected(nats.url, user=USER, password=PASSWORD) as client:
         info = await client.jetstream().stream_info("AKOSHA_SYNC")
         assert (info.state.messages, info.state.consumer_count) == (0, 0)
 
 
-async def test_a_stream_that_is_missing_is_a_warning_and_is_not_made(bus, nats):
+async def test_a_missing_stream_is_a_warning_and_is_not_created(bus, nats):
     await with_stream(nats)
     assert "akosha-agent run" in one(await bus(), WARNING).hint
-    assert "$JS.API.STREAM.CREATE.AKOSHA_SYNC" in one(await bus("asker"), ERROR).hint
+    assert "$JS.API.STREAM.CREATE.AKOSHA_SYNC" in one(await bus("minimal"), ERROR).hint
     async with connected(nats.url, user=USER, password=PASSWORD) as client:
         assert await client.jsm().streams_info() == []
 
 
-async def test_a_stream_that_does_not_take_our_events_is_an_error_with_the_command_that_corrects_it(bus, nats):
+async def test_a_stream_without_the_needed_subjects_is_an_error_with_the_command_that_fixes_it(bus, nats):
     await with_stream(nats, "akosha.session.>")
     found = one(await bus(), ERROR)
     assert found.hint.startswith("nats stream edit AKOSHA_SYNC --subjects ")
 
 
-async def test_what_the_user_may_not_say_or_hear_is_an_error(bus, nats):
+async def test_missing_publish_and_subscribe_permissions_are_errors(bus, nats):
     await with_stream(nats, *OURS)
     assert (
         "publish akosha.sync.laptop.succeeded, akosha.sync.laptop.requested." in one(await bus("listener"), ERROR).hint
@@ -610,7 +610,7 @@ async def test_what_the_user_may_not_say_or_hear_is_an_error(bus, nats):
     assert "$js.api.info" in one(await bus("streamless"), ERROR).found.lower()
 
 
-async def test_a_server_that_refuses_or_does_not_answer_is_an_error_and_one_of_two_a_warning(bus, nats):
+async def test_an_unreachable_or_refusing_server_is_an_error_and_one_of_two_a_warning(bus, nats):
     await with_stream(nats, *OURS)
     refused = one(await bus(agent_nats_password="wrong"), ERROR)
     assert "akosha_agent_nats_user" in refused.hint
@@ -622,7 +622,9 @@ async def test_a_server_that_refuses_or_does_not_answer_is_an_error_and_one_of_t
     ("limits", "said"),
     [("max_streams: 1", "the account has 1 of 1 streams"), ("max_file: 1048576", "the account has 1048576")],
 )
-async def test_a_stream_that_cannot_be_made_is_an_error_and_no_reason_to_start_the_agent(run, tmp_path, limits, said):
+async def test_a_stream_that_cannot_be_created_is_an_error_without_a_hint_to_start_the_agent(
+    run, tmp_path, limits, said
+):
     user = f"users: [{{user: {USER}, password: {PASSWORD}}}]"
     with running_nats(tmp_path, config=f"accounts {{ A {{ jetstream {{ {limits} }}, {user} }} }}") as server:
         async with connected(server.url, user=USER, password=PASSWORD) as client:
@@ -634,9 +636,9 @@ async def test_a_stream_that_cannot_be_made_is_an_error_and_no_reason_to_start_t
     assert "start" not in found.hint
 
 
-async def test_a_running_agent_that_has_not_made_the_stream_is_not_to_be_started(bus, nats, places, tmp_path):
+async def test_a_running_agent_without_the_stream_gets_no_hint_to_start_the_agent(bus, nats, directories, tmp_path):
     await with_stream(nats)
-    home = make_context(places, tmp_path).home
+    home = make_context(directories, tmp_path).home
     home.prepare()
     ledger = await home.open_ledger()
     await ledger.note(BUS, "memory: NATS refuses to make the stream")
@@ -653,20 +655,20 @@ async def test_a_server_without_jetstream_is_an_error(run, tmp_path):
     assert "JetStream" in found.found + found.hint
 
 
-# At work.
+# The running agent, hook and service.
 
 
 @contextlib.contextmanager
-def at_work(state, command="run"):
-    """An agent holds the state directory: so the kernel says."""
+def holding_state_directory(state, command="run"):
+    """Hold the lock of the state directory as an agent does."""
     with StateDirectory(state).lock(command):
         yield
 
 
 @contextlib.contextmanager
 def answering(state, answer):
-    """Something listens where the control socket is, and answers everything with these bytes; none: it is silent."""
-    # What is bound through the descriptor may have a path of any length, as pytest's are.
+    """Listen at the control socket and answer every request with these bytes; if they are empty, do not answer."""
+    # A socket bound through the descriptor may have a path of any length; those of pytest are long.
     folder = os.open(state, os.O_RDONLY)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(f"/proc/self/fd/{folder}/control.sock" if sys.platform == "linux" else f"{state}/control.sock")
@@ -697,15 +699,15 @@ def http(status, body, version=__version__):
     return f"{head}{body}".encode()
 
 
-async def test_no_agent_is_a_warning_and_a_sync_at_work_none(run, places):
+async def test_no_agent_is_a_warning_unless_a_sync_is_running(run, directories):
     assert "akosha-agent service install" in one(await run(agent_checks.agent), WARNING).hint
-    with at_work(places["agent_state_dir"], "sync"):
+    with holding_state_directory(directories["agent_state_dir"], "sync"):
         assert "(sync)" in one(await run(agent_checks.agent), OK).found
 
 
-async def test_an_agent_that_answers_is_well(run, places):
-    settings = Settings(**places)
-    with at_work(settings.agent_state_dir):
+async def test_a_responsive_agent_is_ok_unless_it_is_stuck(run, directories):
+    settings = Settings(**directories)
+    with holding_state_directory(settings.agent_state_dir):
         agent_service = FakeAgentService()
         async with serve(
             agent_service, settings, state_dir=settings.agent_state_dir, metrics=no_metrics, limits=Limits()
@@ -717,9 +719,9 @@ async def test_an_agent_that_answers_is_well(run, places):
             assert "watcher: it has not looked for 300 s" in one(await run(agent_checks.agent), ERROR).found
 
 
-async def test_an_agent_that_is_deaf_garbled_silent_or_of_another_version_is_reported(run, places):
-    state = places["agent_state_dir"]
-    with at_work(state):
+async def test_an_agent_without_a_socket_or_a_valid_response_or_of_another_version_is_reported(run, directories):
+    state = directories["agent_state_dir"]
+    with holding_state_directory(state):
         assert "no control socket" in one(await run(agent_checks.agent), WARNING).found
         with answering(state, b""):
             silent = one(await run(agent_checks.agent, step_seconds=0.3), ERROR)
@@ -732,14 +734,14 @@ async def test_an_agent_that_is_deaf_garbled_silent_or_of_another_version_is_rep
             old = one(await run(agent_checks.agent), WARNING)
             assert "version 0.0.1" in old.found
             assert old.hint == "akosha-agent service restart"
-        # Nobody listens any more: a killed agent's socket, while another command holds the directory.
+        # Nothing listens: the socket of a killed agent remains while another command holds the directory.
         one(await run(agent_checks.agent), ERROR)
 
 
-async def test_a_socket_whose_path_is_too_long_is_reached_all_the_same(run, tmp_path):
+async def test_a_socket_with_a_path_too_long_for_an_address_is_reached(run, tmp_path):
     state = tmp_path / ("long" * 30)
     state.mkdir(mode=0o700)
-    with at_work(state), answering(state, http(200, "{}")):
+    with holding_state_directory(state), answering(state, http(200, "{}")):
         one(await run(agent_checks.agent, agent_state_dir=state), OK)
 
 
@@ -753,8 +755,8 @@ async def test_a_hook_that_is_missing_switched_off_or_damaged_is_reported(run, t
     one(await run(agent_checks.hook), WARNING)
 
 
-async def test_a_hook_is_well_where_its_program_is_there_and_leaves_notes_where_the_agent_looks(run, places, tmp_path):
-    file, state = tmp_path / ".claude" / "settings.json", places["agent_state_dir"]
+async def test_a_hook_is_ok_if_its_program_exists_and_uses_the_state_directory_of_the_agent(run, directories, tmp_path):
+    file, state = tmp_path / ".claude" / "settings.json", directories["agent_state_dir"]
     file.parent.mkdir()
 
     def install(program, folder, **more):
@@ -778,8 +780,8 @@ RUNS = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "
 
 
 @LINUX
-async def test_a_service_is_well_where_it_is_installed_enabled_and_runs(run, tmp_path):
-    """The unit is real, its manager made up: a `systemctl` that says what the test wants."""
+async def test_a_service_is_ok_if_it_is_installed_enabled_and_running(run, tmp_path):
+    """The unit is real; `systemctl` is a script with the output that the test chooses."""
     tools, unit = tmp_path / "tools", Systemd(tmp_path, Runner({}, say=print))
     tools.mkdir()
     for name, line in (("systemctl", f"cat {tools}/shown"), ("loginctl", "echo yes")):

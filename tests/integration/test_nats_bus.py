@@ -1,4 +1,4 @@
-"""The bus on a real NATS: the stream and the consumers it makes, and what it does when they, or the server, go away."""
+"""NatsBus on a real NATS server: its stream and consumers, and the loss of the stream, a consumer or the server."""
 
 import asyncio
 import itertools
@@ -50,7 +50,7 @@ async def ready(bus) -> None:
 
 
 async def restarted(bus, server, *, end="stop") -> None:
-    """End the server, see that the bus has noticed, and start it again; return when the bus is ready."""
+    """Stop the server, wait until the bus has noticed, start the server and wait until the bus is ready."""
     lost = bus._connection.client().lost
     getattr(server, end)()
     async with asyncio.timeout(SECONDS):
@@ -60,7 +60,7 @@ async def restarted(bus, server, *, end="stop") -> None:
 
 
 async def handled(sequence: int, *subscriptions) -> None:
-    """Return when the server has confirmed the acks of the subscriptions up to that place in the stream."""
+    """Return when the server has confirmed the subscriptions' acks up to this sequence number of the stream."""
     await until(lambda: all(one.consumer.seen == sequence for one in subscriptions))
 
 
@@ -78,7 +78,7 @@ async def consumer(server, name: str):
         return await other.jetstream().consumer_info("AKOSHA_SYNC", name)
 
 
-async def test_the_stream_is_made_as_promised(fresh_nats):
+async def test_the_stream_is_created_with_the_documented_configuration(fresh_nats):
     async with opened_bus(fresh_nats.url), connected(fresh_nats.url) as other:
         made = (await other.jetstream().stream_info("AKOSHA_SYNC")).config
         assert made.subjects == SUBJECTS
@@ -88,7 +88,7 @@ async def test_the_stream_is_made_as_promised(fresh_nats):
         assert (made.max_msgs, made.max_consumers, made.max_msg_size, made.max_msgs_per_subject) == (-1, -1, -1, -1)
 
 
-async def test_a_stream_that_is_there_is_used_as_it_is_with_one_warning(fresh_nats):
+async def test_an_existing_stream_is_used_unchanged_with_one_warning(fresh_nats):
     async with connected(fresh_nats.url) as other:
         jetstream = other.jetstream()
         await jetstream.add_stream(name="AKOSHA_SYNC", subjects=SUBJECTS, max_age=2 * DAY, max_bytes=2**20)
@@ -118,7 +118,7 @@ async def test_a_stream_that_keeps_more_causes_no_warning(fresh_nats, kept):
 
 
 @pytest.mark.parametrize("subjects", [["akosha.session.>"], ["akosha.session.>", "akosha.sync.*"], ["other"]])
-async def test_a_stream_without_our_subjects_is_not_used_until_it_is_cured(fresh_nats, subjects):
+async def test_a_stream_without_the_subjects_of_the_agent_is_not_used_until_it_is_fixed(fresh_nats, subjects):
     async with connected(fresh_nats.url) as other:
         await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=subjects)
         async with opened_bus(fresh_nats.url, ready=False) as bus:
@@ -133,7 +133,7 @@ async def test_a_stream_without_our_subjects_is_not_used_until_it_is_cured(fresh
             await bus.publish(ended(1))
 
 
-async def test_without_jetstream_the_bus_is_not_ready_and_says_so_until_it_is_there(tmp_path):
+async def test_without_jetstream_the_bus_is_not_ready_and_reports_the_reason(tmp_path):
     with running_nats(tmp_path, jetstream=False) as server:
         async with opened_bus(server.url, ready=False) as bus:
             assert not bus.state.ready
@@ -149,7 +149,7 @@ async def test_without_jetstream_the_bus_is_not_ready_and_says_so_until_it_is_th
 
 
 @pytest.mark.parametrize("api", ["CONSUMER", "STREAM"])
-async def test_what_the_server_does_not_permit_is_reported_and_the_local_bus_is_used(tmp_path, api):
+async def test_a_missing_permission_is_reported_and_the_local_bus_is_used(tmp_path, api):
     config = password_config(permissions={"publish": {"deny": [f"$JS.API.{api}.>"]}})
     login, inbox = Login(user=USER, password=PASSWORD), RecordingHandler()
     with running_nats(tmp_path, config=config) as server:
@@ -167,7 +167,7 @@ async def test_what_the_server_does_not_permit_is_reported_and_the_local_bus_is_
             await both.aclose()
 
 
-async def test_a_durable_name_is_a_consumer_as_promised(fresh_nats):
+async def test_a_durable_consumer_has_the_documented_configuration(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus:
         await bus.subscribe("akosha.session.>", RecordingHandler(), durable="mac-ab-cloud")
         made = (await consumer(fresh_nats, "mac-ab-cloud")).config
@@ -176,7 +176,7 @@ async def test_a_durable_name_is_a_consumer_as_promised(fresh_nats):
     assert (made.filter_subject, made.durable_name) == ("akosha.session.>", "mac-ab-cloud")
 
 
-async def test_settings_that_have_changed_are_applied_to_a_consumer_that_is_there_which_keeps_its_place(fresh_nats):
+async def test_changed_settings_are_applied_to_an_existing_consumer_which_keeps_its_position(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus:
         inbox = RecordingHandler()
         await bus.subscribe("akosha.session.>", inbox, durable="d")
@@ -192,8 +192,8 @@ async def test_settings_that_have_changed_are_applied_to_a_consumer_that_is_ther
         assert await inbox.wait_for_count(1) == ["e-2"]
 
 
-async def left_in_a_killed_hand(server) -> None:
-    """The durable `d` has acked e-1; e-2 was handed to somebody who died without a word; e-3 waits."""
+async def event_unacked_by_a_killed_client(server) -> None:
+    """The durable `d` has acked e-1. A client that was killed received e-2 and did not ack it. e-3 is pending."""
     async with opened_bus(server.url) as bus:
         inbox = RecordingHandler()
         subscription = await bus.subscribe("akosha.session.>", inbox, durable="d")
@@ -203,39 +203,39 @@ async def left_in_a_killed_hand(server) -> None:
         await bus.publish(ended(2))
         await bus.publish(ended(3))
     async with connected(server.url) as killed:
-        place = await killed.jetstream().pull_subscribe_bind(durable="d", stream="AKOSHA_SYNC")
-        (message,) = await place.fetch(1, timeout=SECONDS)
+        subscription = await killed.jetstream().pull_subscribe_bind(durable="d", stream="AKOSHA_SYNC")
+        (message,) = await subscription.fetch(1, timeout=SECONDS)
         assert message.metadata.sequence.stream == 2
 
 
-async def test_what_a_killed_process_had_in_hand_is_taken_over_at_once_by_the_owner_of_the_name(fresh_nats):
-    await left_in_a_killed_hand(fresh_nats)
+async def test_the_owner_of_a_durable_gets_the_unacked_event_of_a_killed_process_at_once(fresh_nats):
+    await event_unacked_by_a_killed_client(fresh_nats)
     inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url, own_durables=True) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         assert await inbox.wait_for_count(2) == ["e-2", "e-3"]
 
 
-async def test_a_connection_that_died_unnoticed_by_the_server_takes_no_event_from_the_owner_of_the_name(fresh_nats):
+async def test_a_half_open_connection_takes_no_event_from_the_owner_of_a_durable(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus:
         await (await bus.subscribe("akosha.session.>", RecordingHandler(), durable="d")).stop()
     inbox = RecordingHandler()
     async with connected(fresh_nats.url) as half_open:
-        place = await half_open.jetstream().pull_subscribe_bind(durable="d", stream="AKOSHA_SYNC")
-        waiting = asyncio.create_task(place.fetch(1, timeout=60))
+        pull = await half_open.jetstream().pull_subscribe_bind(durable="d", stream="AKOSHA_SYNC")
+        waiting = asyncio.create_task(pull.fetch(1, timeout=60))
         await until(lambda: half_open.stats["out_msgs"] >= 1)
         await half_open.flush()
         async with opened_bus(fresh_nats.url, own_durables=True) as bus:
             await bus.subscribe("akosha.session.>", inbox, durable="d")
             await bus.publish(ended(1))
-            heard = await inbox.wait_for_event("e-1")
+            received = await inbox.wait_for_event("e-1")
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-            assert heard
+            assert received
 
 
-async def test_who_shares_the_name_leaves_to_others_what_they_have_in_hand(fresh_nats):
-    await left_in_a_killed_hand(fresh_nats)
+async def test_a_shared_durable_leaves_unacked_events_to_their_receivers(fresh_nats):
+    await event_unacked_by_a_killed_client(fresh_nats)
     inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
@@ -243,7 +243,7 @@ async def test_who_shares_the_name_leaves_to_others_what_they_have_in_hand(fresh
         assert (found.num_ack_pending, found.num_pending, inbox.ids) == (1, 1, [])
 
 
-async def test_an_event_published_twice_is_kept_once_and_another_systems_of_the_same_id_too(fresh_nats):
+async def test_an_event_published_twice_is_stored_once_for_each_system(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus:
         for event in (ended(1), ended(1), ended(1, "pc"), ended(1, "pc")):
             await bus.publish(event)
@@ -252,7 +252,7 @@ async def test_an_event_published_twice_is_kept_once_and_another_systems_of_the_
     assert await stored(fresh_nats) == 2
 
 
-async def test_who_begins_to_listen_to_progress_does_not_move_events_to_the_bus_in_this_process(fresh_nats):
+async def test_a_new_progress_subscription_does_not_move_events_to_the_in_process_bus(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus:
         await bus.subscribe("akosha.sync.>", RecordingHandler(), durable="one")
         await ready(bus)
@@ -264,7 +264,7 @@ async def test_who_begins_to_listen_to_progress_does_not_move_events_to_the_bus_
         assert False not in states
 
 
-async def test_a_passing_subscription_loses_nothing_over_a_restart_and_sees_nothing_twice(fresh_nats):
+async def test_an_ephemeral_subscription_continues_over_a_restart_without_gap_or_duplicate(fresh_nats):
     inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url, patience={"reconnect": 0.3, "reconnect_max": 0.3}) as bus:
         subscription = await bus.subscribe("akosha.>", inbox)
@@ -284,7 +284,7 @@ async def test_a_passing_subscription_loses_nothing_over_a_restart_and_sees_noth
 
 
 @pytest.mark.parametrize("durable", ["d", None])
-async def test_a_stream_deleted_under_a_living_connection_is_made_again_and_that_is_reported(fresh_nats, durable):
+async def test_a_stream_deleted_during_a_connection_is_created_again_and_reported(fresh_nats, durable):
     inbox, reported = RecordingHandler(), asyncio.Event()
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         subscription = await bus.subscribe("akosha.session.>", inbox, durable=durable)
@@ -302,7 +302,7 @@ async def test_a_stream_deleted_under_a_living_connection_is_made_again_and_that
         assert await inbox.wait_for_count(2) == ["e-1", "e-2"]
 
 
-async def test_a_stream_deleted_while_an_event_of_it_is_in_hand_is_made_again(fresh_nats, monkeypatch):
+async def test_a_stream_deleted_while_an_event_is_handled_is_created_again(fresh_nats, monkeypatch):
     monkeypatch.setattr(messages_module, "ACK_SECONDS", 0.2)
 
     async def delete_and_ack(message) -> None:
@@ -319,7 +319,7 @@ async def test_a_stream_deleted_while_an_event_of_it_is_in_hand_is_made_again(fr
         assert await inbox.wait_for_event("e-2")
 
 
-async def test_a_stream_deleted_where_nobody_listens_is_made_again_by_publishing(fresh_nats):
+async def test_a_stream_deleted_without_subscriptions_is_created_again_by_the_next_publish(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         await bus.publish(ended(1))
         before, reported = bus.stream, asyncio.Event()
@@ -331,10 +331,10 @@ async def test_a_stream_deleted_where_nobody_listens_is_made_again_by_publishing
     assert await stored(fresh_nats) == 1
 
 
-async def test_each_subscription_of_a_deleted_stream_goes_on_also_one_whose_request_is_never_answered(
+async def test_each_subscription_of_a_deleted_stream_continues_even_without_a_reply_to_its_pull(
     fresh_nats, monkeypatch
 ):
-    """The server does not tell all who wait that the consumer is gone, and they would wait for the next heartbeats."""
+    """The server does not notify every waiting pull of a deleted consumer. The others would wait for heartbeats."""
     original = consumer_module.Pull.next
 
     async def next_or_never(pull):
@@ -361,10 +361,10 @@ async def test_each_subscription_of_a_deleted_stream_goes_on_also_one_whose_requ
         assert await unanswered.wait_for_count(2) == ["e-1", "e-2"]
 
 
-async def test_a_stream_that_is_another_one_after_a_reconnection_is_reported_before_anybody_is_subscribed_again(
+async def test_a_stream_replaced_before_a_reconnection_is_reported_before_the_subscriptions_are_restored(
     fresh_nats, monkeypatch
 ):
-    """Results wait for the stream, not for a subscription that cannot be taken up."""
+    """Results wait for the stream, not for a subscription that cannot be restored."""
     marks = []
 
     async def never(*_args):
@@ -382,40 +382,40 @@ async def test_a_stream_that_is_another_one_after_a_reconnection_is_reported_bef
         assert not bus.state.ready
 
 
-async def test_a_consumer_deleted_under_a_living_connection_is_made_again(fresh_nats):
-    durable, passing = RecordingHandler(), RecordingHandler()
+async def test_a_consumer_deleted_during_a_connection_is_created_again(fresh_nats):
+    durable, ephemeral = RecordingHandler(), RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         one = await bus.subscribe("akosha.session.>", durable, durable="d")
-        another = await bus.subscribe("akosha.session.>", passing)
+        another = await bus.subscribe("akosha.session.>", ephemeral)
         await bus.publish(ended(1))
         await handled(1, one, another)
         for found in await other.jetstream().consumers_info("AKOSHA_SYNC"):
             await other.jetstream().delete_consumer("AKOSHA_SYNC", found.name)
         await bus.publish(ended(2))
-        # A name that the server does not know any more begins with the oldest event.
+        # A durable that was deleted on the server starts again at the oldest event.
         assert await durable.wait_for_count(3) == ["e-1", "e-1", "e-2"]
-        assert await passing.wait_for_count(2) == ["e-1", "e-2"]
+        assert await ephemeral.wait_for_count(2) == ["e-1", "e-2"]
 
 
-async def test_a_stream_that_was_emptied_goes_on(fresh_nats):
-    durable, passing = RecordingHandler(), RecordingHandler()
+async def test_subscriptions_continue_after_the_stream_is_purged(fresh_nats):
+    durable, ephemeral = RecordingHandler(), RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         one = await bus.subscribe("akosha.session.>", durable, durable="d")
-        another = await bus.subscribe("akosha.session.>", passing)
+        another = await bus.subscribe("akosha.session.>", ephemeral)
         await bus.publish(ended(1))
         await handled(1, one, another)
         await other.jsm().purge_stream("AKOSHA_SYNC")
         await restarted(bus, fresh_nats)
         await bus.publish(ended(2))
         assert await durable.wait_for_count(2) == ["e-1", "e-2"]
-        assert await passing.wait_for_count(2) == ["e-1", "e-2"]
+        assert await ephemeral.wait_for_count(2) == ["e-1", "e-2"]
 
 
-async def test_a_server_that_comes_back_empty_goes_on(fresh_nats):
-    durable, passing = RecordingHandler(), RecordingHandler()
+async def test_subscriptions_continue_after_the_server_restarts_with_an_empty_store(fresh_nats):
+    durable, ephemeral = RecordingHandler(), RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus:
         one = await bus.subscribe("akosha.session.>", durable, durable="d")
-        another = await bus.subscribe("akosha.session.>", passing)
+        another = await bus.subscribe("akosha.session.>", ephemeral)
         for number in range(1, 4):
             await bus.publish(ended(number))
         await handled(3, one, another)
@@ -426,11 +426,11 @@ async def test_a_server_that_comes_back_empty_goes_on(fresh_nats):
         assert bus.stream.has_lost(before)
         await bus.publish(ended(4))
         assert await durable.wait_for_count(4) == ["e-1", "e-2", "e-3", "e-4"]
-        assert await passing.wait_for_count(4) == ["e-1", "e-2", "e-3", "e-4"]
+        assert await ephemeral.wait_for_count(4) == ["e-1", "e-2", "e-3", "e-4"]
 
 
 @pytest.mark.parametrize("own", [True, False])
-async def test_an_ack_that_was_lost_with_the_connection_does_not_block_the_owners_durable(fresh_nats, own):
+async def test_an_ack_lost_with_the_connection_does_not_block_an_owned_durable(fresh_nats, own):
     async def break_and_ack(message) -> None:
         break_connection(bus)
         await message.ack()
@@ -450,12 +450,12 @@ async def test_an_ack_that_was_lost_with_the_connection_does_not_block_the_owner
             assert inbox.ids == ["e-1"]
 
 
-async def test_a_handler_at_work_outlives_the_connection_and_its_event_comes_again(fresh_nats):
-    go_on = asyncio.Event()
+async def test_a_handler_outlives_its_connection_and_its_event_is_delivered_again(fresh_nats):
+    proceed = asyncio.Event()
 
     async def work(message) -> None:
         break_connection(bus)
-        await go_on.wait()
+        await proceed.wait()
         await message.in_progress()
         await message.ack()
 
@@ -468,11 +468,11 @@ async def test_a_handler_at_work_outlives_the_connection_and_its_event_comes_aga
         await lost.wait()
         async with asyncio.timeout(SECONDS):
             await bus._connection.wait()
-        go_on.set()
+        proceed.set()
         assert await inbox.wait_for_count(2) == ["e-1", "e-1"]
 
 
-async def test_a_server_that_hangs_is_noticed_and_replaced_and_publishing_meanwhile_fails_in_bounded_time(fresh_nats):
+async def test_publishing_to_a_hanging_server_fails_in_bounded_time_and_the_connection_is_replaced(fresh_nats):
     inbox = RecordingHandler()
     patience = {"connect": 0.3, "ping": 0.2, "ping_timeout": 0.2}
     async with opened_bus(fresh_nats.url, patience=patience, own_durables=True) as bus:
@@ -488,14 +488,14 @@ async def test_a_server_that_hangs_is_noticed_and_replaced_and_publishing_meanwh
         async with asyncio.timeout(SECONDS):
             await lost.wait()
         assert not bus.state.ready
-        assert bus.stream.sequence == 0, "it is known how far it had come"
+        assert bus.stream.sequence == 0, "the last known sequence number is kept"
         fresh_nats.resume()
         await ready(bus)
         await bus.publish(ended(1))
         assert await inbox.wait_for_event("e-1")
 
 
-async def test_a_server_that_hangs_is_noticed_where_nobody_publishes(fresh_nats):
+async def test_a_hanging_server_is_noticed_without_publishing(fresh_nats):
     async with opened_bus(fresh_nats.url, patience={"connect": 0.3, "ping": 0.2, "ping_timeout": 0.2}) as bus:
         lost = bus._connection.client().lost
         fresh_nats.pause()
@@ -507,20 +507,20 @@ async def test_a_server_that_hangs_is_noticed_where_nobody_publishes(fresh_nats)
 
 
 @pytest.mark.parametrize("first", ["dead", "without-jetstream", "with a foreign stream"])
-async def test_of_several_servers_one_that_is_fit_is_used(tmp_path, fresh_nats, monkeypatch, first):
+async def test_the_first_usable_server_of_several_is_used(tmp_path, fresh_nats, monkeypatch, first):
     monkeypatch.setattr("random.sample", lambda servers, _: list(servers))
-    with running_nats(tmp_path, jetstream=first != "without-jetstream") as unfit:
+    with running_nats(tmp_path, jetstream=first != "without-jetstream") as unusable:
         if first == "dead":
-            unfit.kill()
+            unusable.kill()
         elif first == "with a foreign stream":
-            async with connected(unfit.url) as other:
+            async with connected(unusable.url) as other:
                 await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=["other"])
-        async with opened_bus(unfit.url, fresh_nats.url) as bus:
+        async with opened_bus(unusable.url, fresh_nats.url) as bus:
             await bus.publish(ended(1))
     assert await stored(fresh_nats) == 1
 
 
-async def test_who_is_patient_waits_until_nats_is_there(fresh_nats):
+async def test_publishing_waits_for_the_connection_if_requested(fresh_nats):
     fresh_nats.stop()
     async with opened_bus(fresh_nats.url, wait_for_connection=True, ready=False) as bus:
         publishing = [asyncio.create_task(bus.publish(ended(number))) for number in range(3)]
@@ -532,7 +532,7 @@ async def test_who_is_patient_waits_until_nats_is_there(fresh_nats):
     assert await stored(fresh_nats) == 3
 
 
-async def test_what_is_subscribed_while_nats_is_away_begins_when_it_is_there(fresh_nats):
+async def test_a_subscription_made_while_nats_is_down_starts_when_it_is_up(fresh_nats):
     inbox = RecordingHandler()
     fresh_nats.stop()
     async with opened_bus(fresh_nats.url, ready=False) as bus:
@@ -544,7 +544,7 @@ async def test_what_is_subscribed_while_nats_is_away_begins_when_it_is_there(fre
         assert await inbox.wait_for_count(1) == ["e-1"]
 
 
-async def test_a_request_for_the_next_event_that_got_lost_is_made_again(fresh_nats, monkeypatch):
+async def test_a_lost_pull_request_is_repeated(fresh_nats, monkeypatch):
     monkeypatch.setattr(consumer_module, "MISSED_SECONDS", 0.1)
     monkeypatch.setattr(subscription_module, "FIRST_PAUSE_SECONDS", 0.01)
     inbox, lost, publish = RecordingHandler(), [], client_module.Client.publish
@@ -563,7 +563,7 @@ async def test_a_request_for_the_next_event_that_got_lost_is_made_again(fresh_na
     assert lost
 
 
-async def test_who_may_not_publish_is_reported_so_and_the_local_bus_is_used(tmp_path):
+async def test_a_missing_publish_permission_is_reported_and_the_local_bus_is_used(tmp_path):
     config = password_config(permissions={"publish": {"deny": ["akosha.>"]}})
     login, inbox = Login(user=USER, password=PASSWORD), RecordingHandler()
     with running_nats(tmp_path, config=config) as server:
@@ -578,7 +578,7 @@ async def test_who_may_not_publish_is_reported_so_and_the_local_bus_is_used(tmp_
             await both.aclose()
 
 
-async def test_hundreds_of_events_are_each_acked_once_and_in_order_whatever_the_handler_does(fresh_nats):
+async def test_hundreds_of_events_are_each_acked_once_and_in_order_by_an_unreliable_handler(fresh_nats):
     chance, count, acked, failed = random.Random(7), 300, [], set()
     complete = asyncio.Event()
 
@@ -609,16 +609,16 @@ async def test_hundreds_of_events_are_each_acked_once_and_in_order_whatever_the_
         assert (found.ack_floor.stream_seq, found.num_ack_pending, found.num_pending) == (count, 0, 0)
 
 
-async def test_questions_are_answered_one_at_a_time_and_over_a_restart(fresh_nats):
-    async def answer(question: bytes) -> bytes:
-        return question.upper()
+async def test_requests_are_answered_before_and_after_a_restart(fresh_nats):
+    async def answer(request: bytes) -> bytes:
+        return request.upper()
 
     async with opened_bus(fresh_nats.url) as bus:
         answering = await bus.respond("akosha.agent.mac.status", answer)
-        for word in (b"before", b"after"):
+        for request in (b"before", b"after"):
             async with connected(fresh_nats.url) as other:
-                asked = [other.request("akosha.agent.mac.status", word, timeout=SECONDS) for _ in range(5)]
-                assert [said.data for said in await asyncio.gather(*asked)] == [word.upper()] * 5
+                replies = [other.request("akosha.agent.mac.status", request, timeout=SECONDS) for _ in range(5)]
+                assert [reply.data for reply in await asyncio.gather(*replies)] == [request.upper()] * 5
             await restarted(bus, fresh_nats, end="kill")
             async with asyncio.timeout(SECONDS):
                 await answering.ready.wait()
@@ -648,7 +648,7 @@ async def test_closing_while_the_server_hangs_leaves_no_task_and_no_socket(fresh
         await bus.publish(ended(2))
 
 
-async def test_closing_while_nats_is_away_leaves_no_task_and_no_socket(fresh_nats):
+async def test_closing_while_nats_is_down_leaves_no_task_and_no_socket(fresh_nats):
     fresh_nats.stop()
     tasks, held = asyncio.all_tasks(), sockets()
     async with opened_bus(fresh_nats.url, ready=False) as bus:
@@ -657,11 +657,11 @@ async def test_closing_while_nats_is_away_leaves_no_task_and_no_socket(fresh_nat
     assert sockets() <= held
 
 
-async def test_closing_at_any_moment_comes_to_an_end_and_leaves_no_task(fresh_nats):
+async def test_closing_at_any_moment_finishes_and_leaves_no_task(fresh_nats):
     tasks, rounds, numbers = asyncio.all_tasks(), 20, itertools.count()
 
     async def life(turns: float) -> int:
-        """Open, begin everything, and close after so many turns of the loop, or with the first delivery."""
+        """Start a bus and subscriptions; close it after this many turns of the event loop, or at the first delivery."""
         inbox, turn = RecordingHandler(), 0
         bus = NatsBus.begin(options(fresh_nats.url, own_durables=True), CODEC, clock=CLOCK, wait_for_connection=True)
         await bus.subscribe("akosha.session.>", inbox, durable="d")
@@ -678,6 +678,6 @@ async def test_closing_at_any_moment_comes_to_an_end_and_leaves_no_task(fresh_na
         return turn
 
     async with asyncio.timeout(4 * SECONDS):
-        whole = await life(math.inf)
+        full = await life(math.inf)
         for number in range(rounds):
-            await life(whole * number / rounds)
+            await life(full * number / rounds)

@@ -1,6 +1,6 @@
-"""Whose uploads a target has: machines that share a system id, copied state directories, disks that are not mounted.
+"""Ownership of a target: machines with the same system ID, copied state directories and unmounted disks.
 
-Each machine has a data directory, a state directory and a machine id of its own; all are in one process and use one
+Each machine has its own data directory, state directory and machine ID. All machines run in one process and use one
 target. Syncs are those of the `sync` command.
 """
 
@@ -29,7 +29,7 @@ from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.identity import Owner
 from agent.domain.manifest import Manifest
 from agent.domain.retention import KeepRules
-from agent.entrypoints import status_view as standing_module
+from agent.entrypoints import status_view
 from agent.entrypoints.status_view import gather_status
 from agent.entrypoints.sync_client import SyncClient
 from agent.settings import Settings
@@ -53,20 +53,20 @@ def databases(tmp_path_factory):
 
 
 class Target:
-    """The store that all machines use: `kept` looks at it as somebody who is no agent."""
+    """The store that all machines use. `raw_store` is the same store without injected faults."""
 
-    def __init__(self, kept, settings):
-        self.kept, self.settings = kept, settings
-        self.store = FaultyStore(kept)
+    def __init__(self, raw_store, settings):
+        self.raw_store, self.settings = raw_store, settings
+        self.store = FaultyStore(raw_store)
 
     async def objects(self):
-        return {item.key: await self.read(item.key) async for item in self.kept.list("")}
+        return {item.key: await self.read(item.key) async for item in self.raw_store.list("")}
 
     async def read(self, key):
-        return b"".join([piece async for piece in self.kept.get(key)])
+        return b"".join([piece async for piece in self.raw_store.get(key)])
 
     async def uploads(self):
-        keys = [item.key async for item in self.kept.list("systems/")]
+        keys = [item.key async for item in self.raw_store.list("systems/")]
         return [Manifest.decode(await self.read(key)) for key in keys if key.endswith("/manifest.json")]
 
     async def owner(self, key=OWNER):
@@ -83,9 +83,9 @@ async def target(request, tmp_path, monkeypatch):
         request.getfixturevalue("aws")
         server = request.getfixturevalue(request.param)
         bucket = server.new_bucket()
-        kept = S3Store(bucket=bucket, endpoint=server.endpoint, region="auto")
-        made = Target(kept, {"cloud_endpoint": server.endpoint, "cloud_bucket": bucket})
-    for module in (methods, archive, standing_module):
+        raw_store = S3Store(bucket=bucket, endpoint=server.endpoint, region="auto")
+        made = Target(raw_store, {"cloud_endpoint": server.endpoint, "cloud_bucket": bucket})
+    for module in (methods, archive, status_view):
         monkeypatch.setattr(module, "object_store", lambda *_, **__: made.store)
     monkeypatch.setattr(FaultyStore, "aclose", _stays_open)
     monkeypatch.setattr(methods, "DuckdbMemoryReader", lambda **_: ListedReader(defaultdict(list)))
@@ -94,7 +94,7 @@ async def target(request, tmp_path, monkeypatch):
     monkeypatch.setattr(home_bootstrap, "machine_id", lambda state: (state.parent / "machine-id").read_text())
     monkeypatch.setattr(home_bootstrap.socket, "gethostname", lambda: "laptop")
     yield made
-    await made.kept.aclose()
+    await made.raw_store.aclose()
 
 
 async def _stays_open(_self):
@@ -106,7 +106,7 @@ on_directories = pytest.mark.parametrize("target", ["directory"], indirect=True)
 
 
 class Machine:
-    """One machine with one agent. `system_id` empty: the host name, which is `laptop` on all of them."""
+    """One machine with one agent. An empty `system_id` means the host name, which is `laptop` on all machines."""
 
     def __init__(self, folder: Path, target: Target, databases: Path, *, system_id: str = "laptop") -> None:
         self.folder, self.target, self.system_id = folder, target, system_id
@@ -129,9 +129,9 @@ class Machine:
         )
 
     async def sync(self, **flags):
-        asking = await SyncClient.prepare(self.settings(), **flags)
+        client = await SyncClient.prepare(self.settings(), **flags)
         async with asyncio.timeout(90):
-            return await asking.result()
+            return await client.result()
 
     def change(self) -> None:
         with session_buddy._opened(self.data / "reflection.duckdb", ()) as base:
@@ -143,14 +143,14 @@ class Machine:
             path.unlink()
 
     def forget_ownership(self) -> None:
-        """As before the upgrade: the ledger has no claim."""
+        """Delete the claim from the ledger, as in a ledger of an earlier version."""
         import sqlite3
 
         with sqlite3.connect(self.state / "ledger.sqlite") as base:
             base.execute("DELETE FROM notes WHERE key LIKE 'owner %'")
 
     async def warnings(self):
-        """Return what `status` says of the target."""
+        """Return the ownership warnings of `status`."""
         status = await gather_status(self.settings())
         return [warning.message for warning in status.warnings if warning.code in (WARNING, NOT_MOUNTED)]
 
@@ -159,8 +159,8 @@ class Machine:
         identity, machine = home.prepare(), home.machine()
         ledger = await home.read_ledger() if await home.has_ledger() else None
         try:
-            async with open_prune(self.settings(), identity, machine, rules, home.clock, ledger) as here:
-                return await here.pruner.carry_out(await here.pruner.plan(here.spared), here.spared)
+            async with open_prune(self.settings(), identity, machine, rules, home.clock, ledger) as opened:
+                return await opened.pruner.carry_out(await opened.pruner.plan(opened.spared), opened.spared)
         finally:
             if ledger is not None:
                 await ledger.aclose()
@@ -209,7 +209,7 @@ async def test_an_explicit_id_of_another_machine_is_refused_and_nothing_is_writt
 
 
 @on_all_stores
-async def test_of_two_machines_that_claim_at_the_same_moment_one_uploads(machine, target):
+async def test_one_of_two_machines_that_claim_at_the_same_moment_uploads(machine, target):
     one, two = machine("one"), machine("two")
     results = await asyncio.gather(one.sync(), two.sync())
     won = [result for result in results if isinstance(result, SyncSucceeded)]
@@ -220,7 +220,7 @@ async def test_of_two_machines_that_claim_at_the_same_moment_one_uploads(machine
 
 
 @on_all_stores
-async def test_take_over_makes_the_other_one_stop_and_both_are_reported(machine, target):
+async def test_a_take_over_stops_the_other_machine_and_both_report_it(machine, target):
     one, two = machine("one"), machine("two")
     await one.sync()
     assert_refused(await two.sync())
@@ -235,7 +235,7 @@ async def test_take_over_makes_the_other_one_stop_and_both_are_reported(machine,
     assert "taken over" in (await one.warnings())[0]
     assert isinstance(await one.sync(take_over=True), SyncSucceeded)
     newest = (await target.uploads())[-1]
-    assert {part.origin for part in newest.parts} == {"sent"}, "nothing comes from the other's upload"
+    assert {part.origin for part in newest.parts} == {"sent"}, "nothing is copied from the other machine's upload"
     assert_refused(await two.sync(), "taken over")
 
 
@@ -259,26 +259,26 @@ async def test_the_owner_is_compared_again_before_the_manifest(machine, target):
     await one.sync()
     one.change()
     overtaken = await target.owner()
-    put = target.kept.put
+    put = target.raw_store.put
 
     async def put_and_be_overtaken(key, body, **how):
         if key.endswith("reflection.duckdb"):
             other = Owner.new("laptop", two_machine, "b" * 32, overtaken.claimed_at)
-            target.kept.objects[OWNER] = other.encode(), {}
+            target.raw_store.objects[OWNER] = other.encode(), {}
         return await put(key, body, **how)
 
     two_machine = home_bootstrap.Home.of(two.settings()).machine()
-    target.kept.put = put_and_be_overtaken
+    target.raw_store.put = put_and_be_overtaken
     assert_refused(await one.sync(), "taken over")
     assert len(await target.uploads()) == 1
 
 
 @on_all_stores
-async def test_an_upgrade_claims_what_the_ledger_or_the_agent_id_knows(machine, target):
+async def test_an_upgrade_claims_uploads_known_by_the_ledger_or_the_agent_id(machine, target):
     one = machine("one")
     await one.sync()
     for lost_ledger in (False, True):
-        await target.kept.delete([OWNER])
+        await target.raw_store.delete([OWNER])
         if lost_ledger:
             one.lose_ledger()
         else:
@@ -291,10 +291,10 @@ async def test_an_upgrade_claims_what_the_ledger_or_the_agent_id_knows(machine, 
         one.change()
 
 
-async def test_uploads_of_another_agent_without_an_owner_are_not_taken_for_ours(machine, target):
+async def test_uploads_of_another_agent_without_an_owner_are_not_claimed(machine, target):
     one, two = machine("one"), machine("two")
     await one.sync()
-    await target.kept.delete([OWNER])
+    await target.raw_store.delete([OWNER])
     before = await target.objects()
     assert_refused(await two.sync(), "belong to another agent", "--take-over")
     with pytest.raises(NotOwner):
@@ -303,19 +303,19 @@ async def test_uploads_of_another_agent_without_an_owner_are_not_taken_for_ours(
     assert isinstance(await two.sync(take_over=True), SyncSucceeded | SyncSkipped)
 
 
-async def test_an_upgrade_beside_another_machine_that_uploaded_last_is_refused(machine, target):
+async def test_an_upgrade_is_refused_if_another_machine_uploaded_last(machine, target):
     one, two = machine("one"), machine("two")
     await one.sync()
     await two.sync(take_over=True)
     two.change()
     await two.sync()
-    await target.kept.delete([OWNER])
+    await target.raw_store.delete([OWNER])
     one.forget_ownership()
     one.change()
     assert_refused(await one.sync(), "belong to another agent")
 
 
-async def test_a_lost_state_directory_on_the_same_machine_adopts_and_owns(machine, target):
+async def test_a_machine_with_a_lost_state_directory_claims_its_uploads_again(machine, target):
     one = machine("one")
     await one.sync()
     before = await target.owner()
@@ -334,7 +334,7 @@ async def test_a_lost_state_directory_on_the_same_machine_adopts_and_owns(machin
 
 
 @pytest.mark.parametrize("with_memory_of_claim", [True, False])
-async def test_a_copied_state_directory_is_noticed(machine, target, with_memory_of_claim):
+async def test_a_copied_state_directory_is_detected(machine, target, with_memory_of_claim):
     one = machine("one")
     await one.sync()
     shutil.copytree(one.state, one.folder / "copy")
@@ -355,7 +355,7 @@ async def test_a_copied_state_directory_is_noticed(machine, target, with_memory_
     assert isinstance(await one.sync(), SyncSucceeded)
 
 
-async def test_a_state_directory_on_another_machine_is_refused_whatever_its_ledger_says(machine, target):
+async def test_a_state_directory_on_another_machine_is_refused(machine, target):
     one = machine("one")
     await one.sync()
     (one.folder / "machine-id").write_text("another board")
@@ -364,7 +364,7 @@ async def test_a_state_directory_on_another_machine_is_refused_whatever_its_ledg
     assert isinstance(await one.sync(take_over=True), SyncSucceeded)
     newest = (await target.uploads())[-1]
     assert {part.name: part.origin for part in newest.parts}["knowledge_graph.duckdb"] == "copied", (
-        "nobody came between"
+        "no other agent has uploaded since"
     )
 
 
@@ -387,13 +387,13 @@ async def test_a_default_system_id_that_is_taken_gets_a_suffix_and_keeps_it(mach
     assert (await two.sync()).system_id == result.system_id, "the same machine gets the same suffix"
 
 
-async def test_a_suffix_that_is_taken_too_is_longer_the_second_time(machine, target):
+async def test_a_suffix_that_is_taken_is_replaced_by_a_longer_one(machine, target):
     one, two = machine("one", system_id=""), machine("two", system_id="")
     await one.sync()
     theirs = home_bootstrap.Home.of(one.settings()).machine()
     suffixed = f"laptop-{home_bootstrap.Home.of(two.settings()).machine().digest[:4]}"
     owner = Owner.new(suffixed, theirs, "c" * 32, (await target.owner()).claimed_at)
-    target.kept.objects[owner.key] = owner.encode(), {}
+    target.raw_store.objects[owner.key] = owner.encode(), {}
     result = await two.sync()
     assert isinstance(result, SyncSucceeded)
     assert len(result.system_id) == len("laptop-3f2a3f2a")
@@ -410,14 +410,14 @@ async def test_a_default_system_id_that_has_uploads_of_its_own_is_refused_not_re
 
 
 @on_all_stores
-async def test_two_users_of_one_machine_are_two_owners(machine, target):
+async def test_two_data_directories_of_one_machine_have_two_owners(machine, target):
     one, two = machine("one"), machine("two")
     (two.folder / "machine-id").write_text("one")
     await one.sync()
     assert_refused(await two.sync(), "belongs to laptop")
 
 
-async def test_a_data_directory_behind_a_symbolic_link_is_the_same_one(machine):
+async def test_a_symlink_to_the_data_directory_does_not_change_the_machine(machine):
     one = machine("one")
     await one.sync()
     one.data.rename(one.folder / "elsewhere")
@@ -433,7 +433,7 @@ async def test_a_data_directory_behind_a_symbolic_link_is_the_same_one(machine):
 
 @on_directories
 @pytest.mark.parametrize("mount_point_stays", [True, False])
-async def test_a_disk_that_is_not_mounted_is_no_target_and_nothing_is_written_in_its_place(
+async def test_an_unmounted_disk_is_refused_and_nothing_is_written_to_its_mount_point(
     machine, tmp_path, mount_point_stays
 ):
     one = machine("one")
@@ -456,10 +456,10 @@ async def test_a_disk_that_is_not_mounted_is_no_target_and_nothing_is_written_in
 
 
 @on_directories
-async def test_a_directory_whose_parent_is_not_there_is_reported_with_mkdir(machine, target, tmp_path):
+async def test_a_directory_without_a_parent_is_reported_with_a_mkdir_hint(machine, target, tmp_path):
     target.settings = {"cloud_endpoint": (tmp_path / "mnt" / "nas").as_uri(), "cloud_bucket": "akosha"}
-    target.kept = DirectoryStore(tmp_path / "mnt" / "nas" / "akosha")
-    target.store._store = target.kept
+    target.raw_store = DirectoryStore(tmp_path / "mnt" / "nas" / "akosha")
+    target.store._store = target.raw_store
     one = machine("one")
     assert_refused(await one.sync(), "cannot be reached", f"mkdir -p {tmp_path}/mnt/nas/akosha")
     assert not (tmp_path / "mnt").exists()
@@ -468,7 +468,7 @@ async def test_a_directory_whose_parent_is_not_there_is_reported_with_mkdir(mach
 
 
 @on_directories
-async def test_an_upgrade_with_the_disk_not_mounted_is_refused_too(machine, tmp_path):
+async def test_an_upgrade_with_an_unmounted_disk_is_refused(machine, tmp_path):
     one = machine("one")
     await one.sync()
     one.forget_ownership()
@@ -481,7 +481,7 @@ async def test_an_upgrade_with_the_disk_not_mounted_is_refused_too(machine, tmp_
 
 @on_directories
 @pytest.mark.parametrize("made", [True, False])
-async def test_a_disk_replaced_on_purpose_gets_everything(machine, target, tmp_path, made):
+async def test_a_new_target_gets_a_complete_upload(machine, target, tmp_path, made):
     one = machine("one")
     await one.sync()
     (tmp_path / "nas").rename(tmp_path / "disk")
@@ -498,7 +498,7 @@ async def test_a_disk_replaced_on_purpose_gets_everything(machine, target, tmp_p
 
 
 @on_directories
-async def test_a_disk_with_uploads_of_another_machine_is_no_new_target(machine, tmp_path):
+async def test_a_disk_with_uploads_of_another_machine_is_refused_as_a_new_target(machine, tmp_path):
     one, two = machine("one"), machine("two")
     await one.sync()
     (tmp_path / "nas").rename(tmp_path / "disk")
@@ -507,10 +507,10 @@ async def test_a_disk_with_uploads_of_another_machine_is_no_new_target(machine, 
 
 
 @pytest.mark.parametrize("target", ["memory", "moto", "rclone"], indirect=True)
-async def test_an_emptied_bucket_is_refused_until_a_person_says_that_it_was_on_purpose(machine, target):
+async def test_an_emptied_bucket_is_refused_until_new_target_is_requested(machine, target):
     one = machine("one")
     await one.sync()
-    await target.kept.delete([*await target.objects()])
+    await target.raw_store.delete([*await target.objects()])
     assert_refused(await one.sync(), "owner.json is missing", "--new-target")
     assert await target.objects() == {}
     assert isinstance(await one.sync(new_target=True), SyncSucceeded)
@@ -518,17 +518,17 @@ async def test_an_emptied_bucket_is_refused_until_a_person_says_that_it_was_on_p
     assert {part.origin for part in manifest.parts} == {"sent"}
 
 
-async def test_uploads_that_are_gone_while_the_owner_is_there_are_sent_whole(machine, target):
+async def test_deleted_uploads_are_sent_again_if_the_owner_still_exists(machine, target):
     one = machine("one")
     await one.sync()
-    await target.kept.delete([key for key in await target.objects() if key != OWNER])
+    await target.raw_store.delete([key for key in await target.objects() if key != OWNER])
     assert isinstance(await one.sync(), SyncSucceeded)
     (manifest,) = await target.uploads()
     assert {part.origin for part in manifest.parts} == {"sent"}
 
 
 @on_all_stores
-async def test_killed_between_the_owner_and_the_claim_in_the_ledger_the_next_sync_goes_on(machine, target):
+async def test_a_sync_cancelled_before_its_claim_is_in_the_ledger_is_continued_by_the_next(machine, target):
     one = machine("one")
     reached = target.store.stall("create", key=OWNER, after=True)
     killed = asyncio.create_task(one.sync())
@@ -541,27 +541,27 @@ async def test_killed_between_the_owner_and_the_claim_in_the_ledger_the_next_syn
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"x" * 100_000])
-async def test_an_owner_that_cannot_be_read_is_refused_until_somebody_takes_over(machine, target, data):
+async def test_an_invalid_owner_is_refused_until_a_take_over(machine, target, data):
     one = machine("one")
     await one.sync()
-    target.kept.objects[OWNER] = data, {}
+    target.raw_store.objects[OWNER] = data, {}
     one.change()
     assert_refused(await one.sync(), "is not valid", "--take-over")
-    assert target.kept.objects[OWNER] == (data, {})
+    assert target.raw_store.objects[OWNER] == (data, {})
     assert isinstance(await one.sync(take_over=True), SyncSucceeded)
 
 
-async def test_an_owner_of_a_newer_version_asks_for_an_update_and_for_no_take_over(machine, target):
+async def test_an_owner_of_a_newer_version_requires_an_update_not_a_take_over(machine, target):
     one = machine("one")
     await one.sync()
-    target.kept.objects[OWNER] = b'{"version": 2}', {}
+    target.raw_store.objects[OWNER] = b'{"version": 2}', {}
     one.change()
     result = await one.sync()
     assert_refused(result, "written by another version", "update akosha-agent")
     assert "--take-over" not in result.error
 
 
-async def test_flags_without_a_reason_change_nothing(machine, target):
+async def test_unneeded_flags_change_nothing(machine, target):
     one = machine("one")
     await one.sync()
     owner = await target.owner()
@@ -569,7 +569,7 @@ async def test_flags_without_a_reason_change_nothing(machine, target):
     assert await target.owner() == owner
 
 
-async def test_leftovers_and_unfinished_puts_of_the_owner_are_left_alone(machine, target):
+async def test_a_refused_sync_only_reads(machine, target):
     one, two = machine("one"), machine("two")
     await one.sync()
     calls = len(target.store.calls)
@@ -577,27 +577,30 @@ async def test_leftovers_and_unfinished_puts_of_the_owner_are_left_alone(machine
     assert {call for call, _ in target.store.calls[calls:]} <= {"is_available", "get", "aclose"}
 
 
-async def test_owner_json_is_no_upload_to_what_lists_and_prunes(machine, target):
-    """`react` walks `BucketUploads`, `uploads` and `verify` walk `Catalog`, `prune` walks `BucketContents`."""
+async def test_owner_json_is_not_listed_as_an_upload_or_pruned(machine, target):
+    """`react` lists with `BucketUploads`, `uploads` and `verify` with `Catalog`, `prune` with `BucketContents`."""
     one = machine("one")
     uploaded = await one.sync()
-    assert await systems_in(target.kept) == ["laptop"]
-    assert await BucketUploads(target.kept, "laptop").ids_after(None) == ([uploaded.upload_id], [uploaded.upload_id])
-    listing = await Catalog(target.kept, "laptop").listing()
-    assert ([one.upload_id for one in listing.uploads], listing.unfinished) == ([uploaded.upload_id], ())
-    there = await BucketContents.of(
-        "laptop", target.kept.list("systems/laptop/"), naming.upload_time(uploaded.upload_id)
+    assert await systems_in(target.raw_store) == ["laptop"]
+    assert await BucketUploads(target.raw_store, "laptop").ids_after(None) == (
+        [uploaded.upload_id],
+        [uploaded.upload_id],
     )
-    assert [*there.objects] == [uploaded.upload_id]
+    listing = await Catalog(target.raw_store, "laptop").listing()
+    assert ([one.upload_id for one in listing.uploads], listing.unfinished) == ([uploaded.upload_id], ())
+    contents = await BucketContents.of(
+        "laptop", target.raw_store.list("systems/laptop/"), naming.upload_time(uploaded.upload_id)
+    )
+    assert [*contents.objects] == [uploaded.upload_id]
     pruned = await one.prune(KeepRules(last=1, daily=0, weekly=0, monthly=0))
     assert pruned.is_empty
     assert OWNER in await target.objects()
 
 
-async def test_two_copies_of_an_agent_that_choose_one_upload_id_leave_one_upload(machine, target, monkeypatch):
-    """A copied virtual machine: who comes second neither replaces nor clears away the other's manifest, and is told.
+async def test_two_copies_of_an_agent_that_choose_the_same_upload_id_leave_one_upload(machine, target, monkeypatch):
+    """A virtual machine is copied. The second copy does not replace or delete the manifest of the first, and fails.
 
-    What it had replaced of the other's objects, the other's next sync finds and sends again.
+    Objects that it replaced are found and sent again by the next sync of the first copy.
     """
     chosen = iter([f"20260101_00000{second}_laptop" for second in (0, 1, 1, 2)])
     monkeypatch.setattr(bucket_uploads.naming, "next_upload_id", lambda *_: next(chosen))
@@ -623,7 +626,7 @@ async def test_two_copies_of_an_agent_that_choose_one_upload_id_leave_one_upload
         "20260101_000000_laptop", between[0].upload_id
     ]  # fmt: skip
     assert (await target.uploads())[-1].request_id == between[0].request_id
-    mended = await two.sync()
-    assert isinstance(mended, SyncSucceeded)
-    (manifest,) = [manifest for manifest in await target.uploads() if manifest.upload_id == mended.upload_id]
-    assert not await BucketUploads(target.kept, "laptop").damaged(manifest.upload_id, lambda: None)
+    repaired = await two.sync()
+    assert isinstance(repaired, SyncSucceeded)
+    (manifest,) = [manifest for manifest in await target.uploads() if manifest.upload_id == repaired.upload_id]
+    assert not await BucketUploads(target.raw_store, "laptop").damaged(manifest.upload_id, lambda: None)

@@ -1,4 +1,4 @@
-"""A restore, with real stores, real files and the real engine: what comes back is what was uploaded, or nothing."""
+"""Restores with real stores, files and DuckDB: the restored files are those uploaded, or nothing is restored."""
 
 import asyncio
 import gzip
@@ -35,11 +35,11 @@ pytest_plugins = ["tests.support.servers.fixtures"]
 
 REFLECTION = naming.object_key(SYSTEM, UPLOAD, "reflection.duckdb")
 GRAPH = naming.object_key(SYSTEM, UPLOAD, "knowledge_graph.duckdb")
-needs_databases = pytest.mark.skipif(not REAL.exists(), reason="the databases of Session-Buddy are not here")
+needs_databases = pytest.mark.skipif(not REAL.exists(), reason="the databases of Session-Buddy are missing")
 
 
-class Watching:
-    """A Reporter that adds up."""
+class ByteCounter:
+    """A Reporter that counts bytes."""
 
     def __init__(self):
         self.total = self.done = 0
@@ -51,20 +51,20 @@ class Watching:
         self.done += count
 
 
-async def restore(store, to, *, upload=UPLOAD, watching=None, **wanted):
+async def restore(store, to, *, upload=UPLOAD, counter=None, **wanted):
     archive = Catalog(store, SYSTEM)
     manifest = await archive.manifest(upload)
     async with open_restore(to, archive) as restoring:
-        return await restoring.restore(manifest, RestoreRequest(**wanted), watching or Watching())
+        return await restoring.restore(manifest, RestoreRequest(**wanted), counter or ByteCounter())
 
 
-def lies_in(folder):
+def files_in(folder):
     """Return every file below a folder with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def tables_of(main: Path) -> dict:
-    """Return rows and digest per table, by an engine that leaves the file alone."""
+    """Return row count and digest of each table. DuckDB opens the file read-only."""
     import duckdb
 
     with duckdb.connect(":memory:") as engine:
@@ -78,7 +78,7 @@ def tables_of(main: Path) -> dict:
 
 @pytest.fixture
 def plain(tmp_path):
-    """A folder with two files that are databases by name."""
+    """A folder with two files that have names of databases."""
     folder = tmp_path / "plain"
     folder.mkdir()
     (folder / "reflection.duckdb").write_bytes(os.urandom(70_000))
@@ -93,7 +93,7 @@ def store(tmp_path):
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory):
-    """All states that Session-Buddy leaves databases in, as databases of one data directory; four have a WAL."""
+    """One data directory with databases in every state that Session-Buddy leaves them in. Four have a WAL."""
     folder = tmp_path_factory.mktemp("states")
     for state, source, name in (
         ("mid", "reflection.duckdb", "reflection.duckdb"),
@@ -132,14 +132,14 @@ async def opened(kind, request, tmp_path):
 @pytest.mark.parametrize(
     "kind", ["directory", pytest.param("moto", marks=pytest.mark.long), pytest.param("rclone", marks=pytest.mark.long)]
 )
-async def test_every_state_comes_back_with_equal_tables_each_in_one_file_where_the_engine_can(
+async def test_every_state_is_restored_with_equal_tables_in_one_file_if_duckdb_can_fold_it(
     kind, request, tmp_path, states, tables
 ):
     to = tmp_path / "to"
     async with opened(kind, request, tmp_path) as store:
         await uploaded(store, states)
-        watching = Watching()
-        done = await restore(store, to, watching=watching)
+        counter = ByteCounter()
+        done = await restore(store, to, counter=counter)
     hnsw = "knowledge_graph_hnsw.duckdb"
     assert sorted(path.name for path in to.iterdir()) == sorted([*tables, f"{hnsw}.wal"])
     assert {path.name: tables_of(path) for path in to.glob("*.duckdb")} == tables
@@ -154,30 +154,32 @@ async def test_every_state_comes_back_with_equal_tables_each_in_one_file_where_t
         assert rows == STATES[state].rows[:2]
         assert found[database].storage_version == STATES[state].storage_version
     for name in (hnsw, f"{hnsw}.wal"):
-        assert (to / name).read_bytes() == (states / name).read_bytes(), "what cannot be folded is as it was uploaded"
+        assert (to / name).read_bytes() == (states / name).read_bytes(), (
+            "a database that cannot be folded is restored unchanged"
+        )
     assert not found["knowledge_graph_hnsw"].folded
     assert "unknown index type 'HNSW'" in found["knowledge_graph_hnsw"].warning
     assert "DuckDB 1.0 or newer with its extension vss" in found["knowledge_graph_hnsw"].warning
     closed = "knowledge_graph_closed.duckdb"
-    assert (to / closed).read_bytes() == (states / closed).read_bytes(), "what needs no folding is not touched"
+    assert (to / closed).read_bytes() == (states / closed).read_bytes(), "a database without a WAL is not modified"
     size = sum(path.stat().st_size for path in to.iterdir())
     assert sum(one.size for one in done.databases) == size
-    assert watching.done == watching.total <= done.downloaded_bytes, "a WAL that the engine has changed comes again"
+    assert counter.done == counter.total <= done.downloaded_bytes, "a WAL that DuckDB has changed is downloaded again"
     assert (to.stat().st_mode & 0o777, (to / closed).stat().st_mode & 0o777) == (0o700, 0o600)
 
 
 @needs_databases
-async def test_session_buddys_engine_goes_on_with_what_was_restored(engine, tmp_path, states, tables):
+async def test_the_duckdb_of_session_buddy_opens_and_writes_restored_databases(engine, tmp_path, states, tables):
     store = DirectoryStore(tmp_path / "bucket")
     await uploaded(store, states)
     await restore(store, tmp_path / "to")
-    the_writer_goes_on(engine, tmp_path / "to", tables)
+    check_with_duckdb(engine, tmp_path / "to", tables)
 
 
-def the_writer_goes_on(version: str, folder: Path, tables: dict) -> None:
-    """Its engine opens what was restored and folded, finds all rows, and writes."""
-    beyond = {"knowledge_graph_hnsw.duckdb"} | ({"knowledge_graph_duckdb2.duckdb"} if version < "2" else set())
-    mains = [path for path in sorted(folder.glob("*.duckdb")) if path.name not in beyond]
+def check_with_duckdb(version: str, folder: Path, tables: dict) -> None:
+    """Open the restored databases with this version of DuckDB, compare the row counts, and write to them."""
+    unsupported = {"knowledge_graph_hnsw.duckdb"} | ({"knowledge_graph_duckdb2.duckdb"} if version < "2" else set())
+    mains = [path for path in sorted(folder.glob("*.duckdb")) if path.name not in unsupported]
     code = """
 import json, sys, duckdb
 found = {}
@@ -204,12 +206,12 @@ print(json.dumps([duckdb.__version__, found]))
     counts = {
         name: {table: count for table, (count, _) in held.items()}
         for name, held in tables.items()
-        if name not in beyond
+        if name not in unsupported
     }
     assert {Path(path).name: held for path, held in found.items()} == counts
 
 
-LARGE = """
+LARGE_DATABASE = """
 import os, sys, duckdb
 engine = duckdb.connect(sys.argv[1])
 engine.execute("SET checkpoint_threshold = '1GB'")
@@ -220,51 +222,51 @@ for count in (150_000, 50_000, 50_000):
     engine.execute("INSERT INTO conversations_v2 " + rows.format(count))
 os._exit(0)
 """
-"""Writes a database, and ends before a checkpoint: of many rows at once, the WAL says but where in the main file."""
+"""Write a database and exit before a checkpoint. For bulk inserts, the WAL only refers to blocks of the main file."""
 
 
 @pytest.mark.long
-async def test_a_database_of_many_parts_and_a_large_wal_comes_back_in_one_file(request, tmp_path):
+async def test_a_large_database_with_a_large_wal_is_restored_in_one_file(request, tmp_path):
     folder, to = tmp_path / "data", tmp_path / "to"
     folder.mkdir()
     main = folder / "reflection.duckdb"
-    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", LARGE, str(main)], check=True, timeout=120)
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", LARGE_DATABASE, str(main)], check=True, timeout=120)
     assert main.with_name("reflection.duckdb.wal").stat().st_size > 3_000_000
     expected = tables_of(main)
     async with opened("rclone", request, tmp_path) as store:
         manifest = await uploaded(store, folder)
-        watching = Watching()
-        await restore(store, to, watching=watching)
-    assert watching.done == sum(part.stored_size for part in manifest.parts) > 15_000_000
+        counter = ByteCounter()
+        await restore(store, to, counter=counter)
+    assert counter.done == sum(part.stored_size for part in manifest.parts) > 15_000_000
     assert [path.name for path in to.iterdir()] == ["reflection.duckdb"]
     assert tables_of(to / "reflection.duckdb") == expected
     assert expected["conversations_v2"][0] == 700_000
 
 
 @needs_databases
-async def test_raw_files_are_those_that_gunzip_alone_makes(tmp_path, states, store):
+async def test_raw_files_equal_the_output_of_gunzip(tmp_path, states, store):
     manifest = await uploaded(store, states)
     await restore(store, tmp_path / "to", raw=True)
     for part in manifest.parts:
         with (tmp_path / "bucket" / part.key).open("rb") as stored:
             alone = subprocess.run(["gzip", "-dc"], stdin=stored, capture_output=True)
         assert (tmp_path / "to" / part.name).read_bytes() == alone.stdout
-    assert lies_in(tmp_path / "to") == lies_in(states)
+    assert files_in(tmp_path / "to") == files_in(states)
 
 
-async def test_one_database_comes_alone_and_the_other_is_left_as_it_is(tmp_path, plain, store):
+async def test_a_restore_of_one_database_leaves_the_other_unchanged(tmp_path, plain, store):
     await uploaded(store, plain)
     to = tmp_path / "to"
     to.mkdir()
     (to / "knowledge_graph.duckdb").write_bytes(b"in use")
     await restore(store, to, only=["reflection"])
-    assert lies_in(to) == {
+    assert files_in(to) == {
         "reflection.duckdb": (plain / "reflection.duckdb").read_bytes(),
         "knowledge_graph.duckdb": b"in use",
     }
 
 
-async def test_nothing_is_overwritten_unless_by_force_and_then_it_is_kept_aside(tmp_path, plain, store):
+async def test_nothing_is_overwritten_without_force_and_force_keeps_the_old_files_aside(tmp_path, plain, store):
     await uploaded(store, plain)
     to = tmp_path / "to"
     to.mkdir()
@@ -273,17 +275,17 @@ async def test_nothing_is_overwritten_unless_by_force_and_then_it_is_kept_aside(
         (to / name).write_bytes(data)
     with pytest.raises(RestoreError, match=r"nothing is overwritten .*reflection\.duckdb, reflection\.duckdb\.wal"):
         await restore(store, to)
-    assert lies_in(to) == old
+    assert files_in(to) == old
     done = await restore(store, to, force=True)
-    found = lies_in(to)
-    assert {name: found.pop(name) for name in lies_in(plain)} == lies_in(plain)
-    aside = next(one for one in done.databases if one.database == "reflection").set_aside
-    assert {name: found.pop(aside[name]) for name in old} == old
+    found = files_in(to)
+    assert {name: found.pop(name) for name in files_in(plain)} == files_in(plain)
+    set_aside_names = next(one for one in done.databases if one.database == "reflection").set_aside
+    assert {name: found.pop(set_aside_names[name]) for name in old} == old
     assert found == {}
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_a_directory_whose_database_a_process_holds_is_left_alone(tmp_path, plain, store, force):
+async def test_a_directory_with_an_open_database_is_left_unchanged(tmp_path, plain, store, force):
     await uploaded(store, plain)
     to = tmp_path / "to"
     to.mkdir()
@@ -294,7 +296,7 @@ async def test_a_directory_whose_database_a_process_holds_is_left_alone(tmp_path
         with pytest.raises(RestoreError, match=rf"process {writer.pid} .*knowledge_graph_work\.duckdb open"):
             await restore(store, to, force=force)
         writer.stdin.close()
-    assert lies_in(to) == {"knowledge_graph_work.duckdb": b""}
+    assert files_in(to) == {"knowledge_graph_work.duckdb": b""}
     await restore(store, to)
 
 
@@ -307,7 +309,7 @@ for read_only in (False, True):
 """
 
 
-async def test_what_the_engine_itself_has_open_is_seen_whether_it_writes_or_reads(tmp_path, plain, store):
+async def test_a_database_that_duckdb_has_open_is_detected_for_writing_and_reading(tmp_path, plain, store):
     await uploaded(store, plain)
     to = tmp_path / "to"
     to.mkdir()
@@ -323,20 +325,20 @@ async def test_what_the_engine_itself_has_open_is_seen_whether_it_writes_or_read
     await restore(store, to)
 
 
-async def test_a_writer_that_comes_while_it_downloads_is_seen_before_anything_takes_its_name(tmp_path, plain, store):
+async def test_a_writer_that_starts_during_the_download_is_detected_before_files_are_moved(tmp_path, plain, store):
     manifest = await uploaded(store, plain)
     archive = Catalog(store, SYSTEM)
     async with open_restore(tmp_path / "to", archive) as restoring:
         unpacker = restoring.unpacker
 
-        class Coming:
+        class WriterDuringUnpack:
             async def unpack(self, pieces, path, **reported):
                 await unpacker.unpack(pieces, path, **reported)
                 (tmp_path / "to" / "reflection.duckdb").write_bytes(b"a session began")
 
         with pytest.raises(RestoreError, match="nothing is overwritten"):
-            await replace(restoring, unpacker=Coming()).restore(manifest, RestoreRequest(), Watching())
-    assert lies_in(tmp_path / "to") == {"reflection.duckdb": b"a session began"}
+            await replace(restoring, unpacker=WriterDuringUnpack()).restore(manifest, RestoreRequest(), ByteCounter())
+    assert files_in(tmp_path / "to") == {"reflection.duckdb": b"a session began"}
 
 
 def flipped(data):
@@ -344,7 +346,7 @@ def flipped(data):
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         flipped,
         lambda data: data[:-1],
@@ -355,14 +357,14 @@ def flipped(data):
     ],
     ids=["one-bit", "cut", "empty", "longer", "bomb", "swapped"],
 )
-async def test_an_object_that_is_not_what_was_uploaded_is_refused_and_nothing_is_left(tmp_path, plain, store, spoil):
+async def test_a_damaged_object_is_refused_and_nothing_is_left(tmp_path, plain, store, damage):
     await uploaded(store, plain)
     data = (tmp_path / "bucket" / REFLECTION).read_bytes()
-    await put(store, REFLECTION, spoil(data), {})
+    await put(store, REFLECTION, damage(data), {})
     with pytest.raises(RestoreError, match=REFLECTION) as caught:
         await restore(store, tmp_path / "to")
     assert "verify" in caught.value.hint
-    assert lies_in(tmp_path / "to") == {}
+    assert files_in(tmp_path / "to") == {}
     assert list((tmp_path / "to").iterdir()) == []
 
 
@@ -385,23 +387,23 @@ async def test_an_object_that_is_not_what_was_uploaded_is_refused_and_nothing_is
     ],
     ids=lambda reported: ",".join(f"{name}={str(value)[:24].replace('/', '|')}" for name, value in reported.items()),
 )
-async def test_a_manifest_that_tells_what_must_not_be_restores_nothing_anywhere(tmp_path, plain, store, reported):
+async def test_an_invalid_manifest_restores_nothing(tmp_path, plain, store, reported):
     manifest = await uploaded(store, plain)
     await forge(store, manifest, **reported)
-    before = lies_in(tmp_path)
+    before = files_in(tmp_path)
     with pytest.raises(AkoshaError):
         await restore(store, tmp_path / "to")
-    assert lies_in(tmp_path) == before
+    assert files_in(tmp_path) == before
 
 
-async def test_an_upload_that_is_pruned_meanwhile_is_reported_and_leaves_nothing(tmp_path, plain, store):
+async def test_an_upload_that_is_pruned_during_a_restore_is_reported_and_leaves_nothing(tmp_path, plain, store):
     manifest = await uploaded(store, plain)
 
     class Pruned(FaultyStore):
         async def get(self, key):
             async for piece in super().get(key):
                 yield piece
-            if key == GRAPH:  # the first of two has come
+            if key == GRAPH:  # the first of two objects is downloaded
                 await self.delete([manifest.key, *manifest.keys])
 
     with pytest.raises(RestoreError, match=f"{REFLECTION} is missing: .*pruned") as caught:
@@ -413,8 +415,8 @@ async def test_an_upload_that_is_pruned_meanwhile_is_reported_and_leaves_nothing
 NEWER = f"20261121_180000_{SYSTEM}"
 
 
-class Meanwhile(FaultyStore):
-    """A store to which something happens once, when the first piece of an object has been read."""
+class InterruptedStore(FaultyStore):
+    """A store that awaits `happens` once, after the first piece of the object `key` has been read."""
 
     def __init__(self, store, key, happens):
         super().__init__(store)
@@ -428,7 +430,7 @@ class Meanwhile(FaultyStore):
                 await happens()
 
 
-async def test_an_upload_that_is_made_meanwhile_changes_nothing_of_what_is_restored(tmp_path, plain, store):
+async def test_an_upload_during_a_restore_does_not_change_the_restored_files(tmp_path, plain, store):
     await uploaded(store, plain)
     other = tmp_path / "other"
     other.mkdir()
@@ -437,14 +439,14 @@ async def test_an_upload_that_is_made_meanwhile_changes_nothing_of_what_is_resto
     async def upload():
         await uploaded(store, other, NEWER)
 
-    done = await restore(Meanwhile(store, GRAPH, upload), tmp_path / "to")
-    assert (done.upload_id, lies_in(tmp_path / "to")) == (UPLOAD, lies_in(plain))
+    done = await restore(InterruptedStore(store, GRAPH, upload), tmp_path / "to")
+    assert (done.upload_id, files_in(tmp_path / "to")) == (UPLOAD, files_in(plain))
     assert await Catalog(store, SYSTEM).resolve() == NEWER
 
 
 @pytest.mark.parametrize("kind", ["directory", "moto"])
 @pytest.mark.parametrize("key", [GRAPH, REFLECTION], ids=["the-first-object", "the-last-object"])
-async def test_a_prune_that_deletes_what_is_being_read_leaves_all_of_it_or_nothing(kind, key, request, tmp_path, plain):
+async def test_a_prune_during_a_restore_leaves_all_files_or_none(kind, key, request, tmp_path, plain):
     async with opened(kind, request, tmp_path) as store:
         await uploaded(store, plain)
         await uploaded(store, plain, NEWER)
@@ -455,19 +457,19 @@ async def test_a_prune_that_deletes_what_is_being_read_leaves_all_of_it_or_nothi
             pruned.append(await pruning.carry_out(await pruning.plan({}), {}))
 
         try:
-            await restore(Meanwhile(store, key, prune), tmp_path / "to")
+            await restore(InterruptedStore(store, key, prune), tmp_path / "to")
         except RestoreError as error:
-            assert "pruned" in str(error)  # noqa: PT017 - where the store serves what it has begun to, it is a success
+            assert "pruned" in str(error)  # noqa: PT017 - a success is valid, too: a store may serve an opened object
             assert list((tmp_path / "to").iterdir()) == []
         else:
             assert key == REFLECTION
-            assert lies_in(tmp_path / "to") == lies_in(plain)
+            assert files_in(tmp_path / "to") == files_in(plain)
         assert [(one.upload_ids, one.error) for one in pruned] == [((UPLOAD,), None)]
         await restore(store, tmp_path / "to2", upload=await Catalog(store, SYSTEM).resolve())
-        assert lies_in(tmp_path / "to2") == lies_in(plain)
+        assert files_in(tmp_path / "to2") == files_in(plain)
 
 
-async def test_a_restore_that_was_interrupted_goes_on_with_what_had_come(tmp_path, plain, store):
+async def test_an_interrupted_restore_is_resumed_with_the_downloaded_files(tmp_path, plain, store):
     await uploaded(store, plain)
     store.fail("get", StoreError("503", transient=True), key="reflection.duckdb")
     with pytest.raises(StoreError):
@@ -476,10 +478,10 @@ async def test_a_restore_that_was_interrupted_goes_on_with_what_had_come(tmp_pat
     store.calls.clear()
     await restore(store, tmp_path / "to")
     assert [key for key in store.keys("get") if "manifest" not in key] == [REFLECTION]
-    assert lies_in(tmp_path / "to") == lies_in(plain)
+    assert files_in(tmp_path / "to") == files_in(plain)
 
 
-async def test_where_there_is_no_room_it_is_said_how_much_is_needed_and_nothing_is_begun(
+async def test_a_restore_without_enough_space_fails_at_once_and_names_the_needed_space(
     tmp_path, plain, store, monkeypatch
 ):
     await uploaded(store, plain)
@@ -492,7 +494,7 @@ async def test_where_there_is_no_room_it_is_said_how_much_is_needed_and_nothing_
 
 
 def newer(data: bytes) -> bytes:
-    """Return the main file as if an engine of the future had written it."""
+    """Return the main file as if a future version of DuckDB had written it."""
     return data[:12] + (999).to_bytes(8, "little") + data[20:]
 
 
@@ -503,23 +505,23 @@ def unreadable(tmp_path, plain):
     return plain
 
 
-async def test_what_nobody_could_read_when_it_was_uploaded_is_restored_as_it_was_with_a_warning(
+async def test_a_database_that_was_unverified_at_upload_is_restored_unchanged_with_a_warning(
     tmp_path, unreadable, store
 ):
     await uploaded(store, unreadable, unverified={"reflection": "version number 999"})
     done = await restore(store, tmp_path / "to")
-    assert lies_in(tmp_path / "to") == lies_in(unreadable)
+    assert files_in(tmp_path / "to") == files_in(unreadable)
     (found,) = [one for one in done.databases if one.database == "reflection"]
     assert (found.folded, found.files) == (False, ("reflection.duckdb", "reflection.duckdb.wal"))
     assert "as it was uploaded" in found.warning
 
 
-async def test_what_was_read_then_and_cannot_be_made_one_file_now_comes_as_it_was_with_the_reason(
+async def test_a_verified_database_that_cannot_be_folded_is_restored_unchanged_with_a_warning(
     tmp_path, unreadable, store
 ):
     await uploaded(store, unreadable)
     done = await restore(store, tmp_path / "to")
-    assert lies_in(tmp_path / "to") == lies_in(unreadable)
+    assert files_in(tmp_path / "to") == files_in(unreadable)
     (found,) = [one for one in done.databases if one.database == "reflection"]
     assert (found.folded, found.files) == (False, ("reflection.duckdb", "reflection.duckdb.wal"))
     assert "DuckDB cannot" in found.warning
@@ -529,7 +531,7 @@ async def test_what_was_read_then_and_cannot_be_made_one_file_now_comes_as_it_wa
 @needs_databases
 @pytest.mark.parametrize("state", STATES)
 def test_each_state_is_uploaded_verified_and_restored_by_the_commands(tmp_path, state):
-    """Exit 0 for all of them, with what an older engine, or one without the extension, needs to know."""
+    """Every command exits with 0 and warns about an older DuckDB or a missing extension where needed."""
     machine, to = Machine(tmp_path / "machine"), tmp_path / "to"
     for file in (REAL / state).iterdir():
         shutil.copy(file, machine.data)
@@ -545,76 +547,74 @@ def test_each_state_is_uploaded_verified_and_restored_by_the_commands(tmp_path, 
     assert tables_of(to / "reflection.duckdb")["conversations_v2"][0] == STATES[state].rows[0]
 
 
-async def test_where_no_restore_was_interrupted_there_is_nothing_to_finish(tmp_path, plain, store):
+async def test_without_an_interrupted_restore_there_is_nothing_to_finish(tmp_path, plain, store):
     assert finish_restores(tmp_path / "nowhere") == ()
     assert not (tmp_path / "nowhere").exists()
     await uploaded(store, plain, gzip=False)
     await restore(store, tmp_path / "to")
     assert finish_restores(tmp_path / "to") == ()
-    digests = {hashlib.sha256(data).hexdigest() for data in lies_in(tmp_path / "to").values()}
-    assert digests == {hashlib.sha256(data).hexdigest() for data in lies_in(plain).values()}
+    digests = {hashlib.sha256(data).hexdigest() for data in files_in(tmp_path / "to").values()}
+    assert digests == {hashlib.sha256(data).hexdigest() for data in files_in(plain).values()}
 
 
-async def test_a_file_whose_name_is_too_long_to_be_kept_aside_stops_a_restore_before_anything_is_moved(
-    tmp_path, plain, store
-):
+async def test_a_name_too_long_to_be_kept_aside_fails_the_restore_before_files_are_moved(tmp_path, plain, store):
     long = f"knowledge_graph_{'x' * 215}.duckdb"
     (plain / long).write_bytes(b"a graph")
     await uploaded(store, plain)
     to = tmp_path / "to"
     shutil.copytree(plain, to)
-    before = lies_in(to)
+    before = files_in(to)
     with pytest.raises(RestoreError, match="too long to be kept aside"):
         await restore(store, to, force=True)
-    assert lies_in(to) == before
+    assert files_in(to) == before
 
 
-async def stopped_between_two(store, to, **wanted):
-    """Restore; a process opens a database there as soon as the first one is in its place."""
+async def interrupt_between_two_moves(store, to, **wanted):
+    """Restore while a process opens a database in the directory as soon as the first database is in place."""
     archive = Catalog(store, SYSTEM)
 
     def opener(_name, _folder):
         return "process 7 (session)" if (to / "knowledge_graph.duckdb").exists() else None
 
-    place = RestoreDirectoryFiles(to, opener)
+    directory = RestoreDirectoryFiles(to, opener)
     async with open_restore(to, archive) as restoring:
         try:
             with pytest.raises(RestoreError, match=r"process 7 .*may be in place already.*completes it"):
-                await replace(restoring, directory=place).restore(
-                    await archive.manifest(UPLOAD), RestoreRequest(**wanted), Watching()
+                await replace(restoring, directory=directory).restore(
+                    await archive.manifest(UPLOAD), RestoreRequest(**wanted), ByteCounter()
                 )
         finally:
-            place.close()
+            directory.close()
     assert not (to / "reflection.duckdb").exists()
 
 
-async def test_what_is_in_its_place_by_half_is_completed_by_the_next_restore(tmp_path, plain, store):
+async def test_a_restore_interrupted_between_two_moves_is_completed_by_the_next(tmp_path, plain, store):
     await uploaded(store, plain)
-    await stopped_between_two(store, tmp_path / "to")
+    await interrupt_between_two_moves(store, tmp_path / "to")
     (done,) = finish_restores(tmp_path / "to")
     assert {one.database for one in done.databases} == {"knowledge_graph", "reflection"}
-    assert lies_in(tmp_path / "to") == lies_in(plain)
+    assert files_in(tmp_path / "to") == files_in(plain)
 
 
-async def test_a_restore_that_was_interrupted_is_no_answer_to_one_that_asks_for_more(tmp_path, plain):
+async def test_finishing_an_interrupted_restore_does_not_satisfy_a_request_for_more_databases(tmp_path, plain):
     machine = Machine(tmp_path / "machine")
     (plain / "knowledge_graph_more.duckdb").write_bytes(b"more")
     store, to = DirectoryStore(machine.bucket), tmp_path / "to"
     await uploaded(store, plain)
-    await stopped_between_two(store, to, only=("reflection", "knowledge_graph"))
+    await interrupt_between_two_moves(store, to, only=("reflection", "knowledge_graph"))
     less = await asyncio.to_thread(machine.call, "restore", "--to", str(to))
     assert less.code == 1
     assert "an interrupted restore of knowledge_graph, reflection was finished" in less.err
     assert "nothing is overwritten" in less.err
-    assert sorted(lies_in(to)) == ["knowledge_graph.duckdb", "reflection.duckdb"]
+    assert sorted(files_in(to)) == ["knowledge_graph.duckdb", "reflection.duckdb"]
     shutil.rmtree(to)
-    await stopped_between_two(store, to, only=("reflection", "knowledge_graph"))
+    await interrupt_between_two_moves(store, to, only=("reflection", "knowledge_graph"))
     enough = await asyncio.to_thread(machine.call, "restore", "--to", str(to), "--only", "reflection")
     assert (enough.code, enough.err) == (0, "")
     assert enough.out.startswith("restored ")
 
 
-def test_the_state_directory_and_the_target_are_refused_as_destinations(tmp_path):
+def test_the_state_directory_and_the_bucket_directory_are_refused_as_destinations(tmp_path):
     state, bucket = tmp_path / "agent" / "state", tmp_path / "nas" / "uploads"
     for directory in (state / "staging", bucket / "systems"):
         directory.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Loading of settings: precedence, the origin of each value, the limits of a project's files, the messages."""
+"""Loading settings: precedence, the origin of each value, the limits of a project's files, and the messages."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from tests.support.machine import Machine
 
 SEED = f"SU{'EVIL' * 14}"
 
-# The order of the documents, high to low: name of the source in messages -> where it is.
+# The documented order, high to low: name of the source in messages -> where the source is.
 ORDER = {
     "command line": "command line",
     "env SESSION_BUDDY_AKOSHA_SYSTEM_ID": "env",
@@ -37,7 +37,7 @@ ORDER = {
 }
 PROJECT_FILES = ("./settings/local.yaml", "./settings/session-buddy.yaml")
 PROJECT_KEYS = {"agent_log_level": "ERROR", "chunk_size_mb": "9", "max_retries": "1", "retry_backoff_seconds": "9"}
-"""What an unnamed file of the working directory sets, with a value that is not the default."""
+"""The keys that an unnamed file in the working directory can set, with values that are not the default."""
 
 HOSTILE = {
     "cloud_bucket": "evil-bucket",
@@ -68,7 +68,7 @@ HOSTILE = {
     "upload_on_session_end": "false",
     **dict.fromkeys(sorted(model.PATHS), "/evil"),
 }
-"""Values that are valid and not the default; for any other key a number is."""
+"""Valid values that are not the default. For any other key, a number is valid."""
 PAIRS = {
     "agent_nats_user": "agent_nats_password",
     "agent_nats_password": "agent_nats_user",
@@ -76,11 +76,11 @@ PAIRS = {
     "agent_nats_key_file": "agent_nats_certificate_file",
     "cloud_sse_kms_key_id": "cloud_sse",
 }
-"""A key that has no meaning without another."""
+"""Keys that are valid only together with another key."""
 
 
 class World:
-    """A working directory, a home and an environment, empty at first."""
+    """A working directory, a home directory and an environment, all initially empty."""
 
     def __init__(self, root):
         self.cwd, self.home, self.environ = root / "cwd", root / "home", {}
@@ -132,19 +132,19 @@ def data_dir(world):
 
 
 @pytest.mark.parametrize("name", [name for name in ORDER if name.startswith("~/")])
-def test_session_buddys_own_data_dir_is_the_default_and_is_named(world, name):
+def test_the_data_dir_of_session_buddy_is_the_default_and_its_file_is_named(world, name):
     world.write(name, "data_dir: ~/memories\nlog_level: INFO\n")
     assert data_dir(world) == (world.home / "memories", f"data_dir in {name}", ())
 
 
-def test_any_explicit_data_directory_of_the_agent_comes_first(world):
+def test_an_explicit_data_directory_of_the_agent_has_priority(world):
     world.environ["SESSION_BUDDY_DATA_DIR"] = "/elsewhere"
     world.write("~/.claude/settings/local.yaml", "data_dir: /elsewhere\n")
     world.write("~/.config/session-buddy/config.yaml", "akosha_agent_data_dir: /mine\n")
     assert data_dir(world)[:2] == (Path("/mine"), "~/.config/session-buddy/config.yaml")
 
 
-def test_its_variable_comes_before_its_files_and_those_in_their_order(world):
+def test_the_variable_of_session_buddy_has_priority_over_its_files(world):
     world.write("~/.claude/settings/session-buddy.yaml", "data_dir: /low\n")
     world.write("~/.claude/settings/local.yaml", "data_dir: ${BASE}/${MORE:-high}\n")
     world.environ["BASE"] = "/base"
@@ -162,14 +162,14 @@ def test_a_projects_file_does_not_choose_the_data_directory(world):
     assert data_dir(world)[2] == ()
 
 
-def test_a_named_file_of_the_project_does(world):
+def test_a_named_file_of_the_project_chooses_the_data_directory(world):
     world.write("settings/local.yaml", "data_dir: chosen\n")
     world.settings_file = Path("settings/local.yaml")
     assert data_dir(world) == (world.cwd / "chosen", "data_dir in settings/local.yaml", ())
 
 
 @pytest.mark.parametrize("value", ["5", "[a]", "{a: b}", "~nobody-of-this-name/data"])
-def test_one_that_makes_no_sense_is_warned_of_and_left_alone(world, value):
+def test_an_invalid_data_dir_causes_a_warning_and_is_ignored(world, value):
     world.write("~/.claude/settings/local.yaml", f"data_dir: {value}\n")
     found, origin, (warning,) = data_dir(world)
     assert (found, origin) == (world.home / ".claude" / "data", "default")
@@ -180,7 +180,7 @@ def test_one_that_makes_no_sense_is_warned_of_and_left_alone(world, value):
 
 
 def rivals():
-    """Every two sources that one key can come from: none has both a short variable and a place in a project's file."""
+    """Yield all pairs of sources for one key. No key has both a short variable and a project's file as sources."""
     for high, low in combinations(ORDER, 2):
         if high != "env AKOSHA_SYSTEM_ID" or low not in PROJECT_FILES:
             yield high, low
@@ -214,7 +214,7 @@ def test_every_source_wins_over_the_default(world, source):
     )
 )
 @hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_of_any_set_of_sources_the_highest_wins(tmp_path_factory, given_by):
+def test_the_highest_of_any_set_of_sources_wins(tmp_path_factory, given_by):
     world = World(tmp_path_factory.mktemp("world"))
     for source, value in given_by.items():
         world.put(source, "system_id", f"id{value}")
@@ -224,7 +224,7 @@ def test_of_any_set_of_sources_the_highest_wins(tmp_path_factory, given_by):
 
 
 @pytest.mark.parametrize("key", list(Settings.model_fields))
-def test_every_key_has_one_variable_of_its_prefix(world, key):
+def test_every_key_has_one_variable_with_its_prefix(world, key):
     value = {
         "cloud_bucket": "bucket", "cloud_endpoint": "https://s3.example", "cloud_region": "eu", "system_id": "x",
         "force_method": "http", "http_missing_embedding": "zero", "http_token": "token",
@@ -252,7 +252,7 @@ def test_every_key_has_one_variable_of_its_prefix(world, key):
         ("AKOSHA_ENABLE_FALLBACK", "enable_fallback", "false", False),
     ],
 )
-def test_the_short_variables_of_the_plan_are_known(world, name, key, value, result):
+def test_the_short_variables_are_known(world, name, key, value, result):
     world.environ[name] = value
     loaded = world.load()
     assert (getattr(loaded.settings, key), loaded.origins[key]) == (result, f"env {name}")
@@ -271,7 +271,7 @@ def test_sources_are_merged_key_by_key(world):
     assert loaded.origins["cloud_bucket"] == "~/.claude/settings/local.yaml"
 
 
-def test_an_option_that_was_not_used_and_a_null_are_not_given(world):
+def test_an_unused_option_and_a_null_count_as_not_set(world):
     world.command_line = {"system_id": None}
     world.write("settings/local.yaml", "akosha_system_id:\nakosha_max_retries: null\n")
     world.write("~/.claude/settings/local.yaml", "akosha_system_id: x\nakosha_cloud_bucket: null\n")
@@ -280,7 +280,7 @@ def test_an_option_that_was_not_used_and_a_null_are_not_given(world):
 
 
 @pytest.mark.parametrize("empty", ["", "  "])
-def test_an_empty_variable_is_a_value_for_a_text_and_nothing_for_the_rest(world, empty):
+def test_an_empty_variable_sets_a_text_and_is_ignored_for_other_types(world, empty):
     world.environ = {
         "SESSION_BUDDY_AKOSHA_CLOUD_BUCKET": empty,
         "AKOSHA_CLOUD_BUCKET": "bucket",
@@ -300,7 +300,7 @@ def test_an_empty_variable_is_a_value_for_a_text_and_nothing_for_the_rest(world,
 # ----------------------------------------------------------------------------------------------------------- paths
 
 
-def test_paths_start_at_the_given_home_and_working_directory(world):
+def test_paths_are_relative_to_the_given_home_and_working_directory(world):
     assert world.load().settings.agent_data_dir == world.home / ".claude" / "data"
     world.environ = {"AKOSHA_AGENT_DATA_DIR": "~/d", "AKOSHA_AGENT_STATE_DIR": "s"}
     settings = world.load().settings
@@ -319,7 +319,7 @@ def test_paths_start_at_the_given_home_and_working_directory(world):
         ("~/.claude/settings/local.yaml", "''"),
     ],
 )
-def test_the_path_of_a_file_starts_there_too_and_an_empty_one_is_none(world, source, empty):
+def test_file_paths_are_relative_to_home_or_working_directory_and_an_empty_one_is_none(world, source, empty):
     for written, path in (("~/ca.pem", world.home / "ca.pem"), ("ca.pem", world.cwd / "ca.pem"), ("/a", Path("/a"))):
         world.put(source, "agent_nats_ca_file", written)
         assert world.load().settings.agent_nats_ca_file == path
@@ -328,7 +328,7 @@ def test_the_path_of_a_file_starts_there_too_and_an_empty_one_is_none(world, sou
     assert (loaded.settings.agent_nats_ca_file, loaded.origins["agent_nats_ca_file"]) == (None, source)
 
 
-def test_an_empty_path_of_a_file_takes_back_that_of_a_lower_source(world):
+def test_an_empty_file_path_overrides_that_of_a_lower_source(world):
     world.put("~/.claude/settings/local.yaml", "agent_nats_ca_file", "/ca.pem")
     world.environ = {"AKOSHA_AGENT_NATS_CA_FILE": " "}
     assert world.load().settings.agent_nats_ca_file is None
@@ -340,7 +340,7 @@ def test_an_empty_path_of_a_file_takes_back_that_of_a_lower_source(world):
 OTHER_KEYS = [key for key in Settings.model_fields if key not in PROJECT_KEYS]
 
 
-def test_the_keys_that_a_projects_file_sets_are_those_below():
+def test_the_keys_that_a_projects_file_sets_are_those_in_this_test():
     assert set(PROJECT_KEYS) == model.PROJECT_KEYS
 
 
@@ -356,7 +356,7 @@ def test_a_projects_file_sets_log_level_chunk_size_and_retry_numbers(world, file
 @pytest.mark.parametrize("file", PROJECT_FILES)
 @pytest.mark.parametrize("key", OTHER_KEYS)
 def test_a_projects_file_sets_nothing_else(world, file, key):
-    """A cloned repository decides neither where memories go, nor under which name, nor which uploads are kept."""
+    """A cloned repository must not choose the target, the system ID or the uploads that are kept."""
     without = world.load()
     world.put(file, key, HOSTILE.get(key, "1"))
     loaded = world.load()
@@ -388,7 +388,7 @@ def test_a_projects_file_cannot_clear_what_the_user_set(world, key):
 
 @pytest.mark.parametrize("key", OTHER_KEYS)
 @pytest.mark.parametrize("spelling", ["settings/local.yaml", "settings/../settings/local.yaml", "link.yaml"])
-def test_a_projects_file_that_settings_names_may(world, key, spelling):
+def test_a_projects_file_named_with_settings_sets_any_key(world, key, spelling):
     path = world.write("settings/local.yaml", f"akosha_{key}: {HOSTILE.get(key, '1')}\n")
     (world.cwd / "link.yaml").symlink_to(path)
     world.settings_file = Path(spelling)
@@ -398,7 +398,7 @@ def test_a_projects_file_that_settings_names_may(world, key, spelling):
     assert not [warning for warning in loaded.warnings if "ignored" in warning]
 
 
-def test_naming_one_file_does_not_trust_its_neighbour(world):
+def test_naming_one_project_file_does_not_trust_the_other(world):
     world.put("./settings/local.yaml", "max_retries", 1)
     world.put("./settings/session-buddy.yaml", "cloud_bucket", "evil-bucket")
     world.settings_file = Path("settings/local.yaml")
@@ -407,8 +407,8 @@ def test_naming_one_file_does_not_trust_its_neighbour(world):
     assert "session-buddy.yaml is ignored" in loaded.warnings[0]
 
 
-def test_the_users_own_files_keep_their_rank_and_trust_whatever_links_to_them(world):
-    """A project links to the user's lowest file, which would lift it; and works in ~/.claude, where both are one."""
+def test_the_files_of_the_user_keep_rank_and_trust_if_a_project_links_to_them(world):
+    """A project's symlink must not raise the rank of a user's file. In ~/.claude, project and user share the files."""
     world.put("~/.claude/settings/local.yaml", "cloud_bucket", "current")
     lowest = world.write(
         "~/.config/session-buddy/config.yaml", "akosha_cloud_bucket: former\nakosha_system_id: former\n"
@@ -422,7 +422,7 @@ def test_the_users_own_files_keep_their_rank_and_trust_whatever_links_to_them(wo
         assert (loaded.settings.cloud_bucket, loaded.settings.system_id, loaded.warnings) == ("current", "current", ())
 
 
-def test_a_projects_file_cannot_send_credentials_away_in_another_value(world):
+def test_a_projects_file_cannot_read_credentials_from_the_environment(world):
     world.environ = {"AWS_SECRET_ACCESS_KEY": "c4n4ry"}
     world.put("./settings/local.yaml", "agent_log_level", "${AWS_SECRET_ACCESS_KEY}")
     loaded = world.load()
@@ -436,7 +436,7 @@ def test_a_projects_file_cannot_send_credentials_away_in_another_value(world):
 # -------------------------------------------------------------------------------------------- files and variables
 
 
-def test_a_settings_file_that_is_not_there_is_an_error(world):
+def test_a_missing_settings_file_is_an_error(world):
     world.settings_file = Path("no.yaml")
     with pytest.raises(SettingsError, match=r"no\.yaml does not exist"):
         world.load()
@@ -450,7 +450,7 @@ def test_a_broken_file_is_an_error_that_names_it(world, file):
     assert caught.value.message.startswith(f"{file} is not valid YAML at line ")
 
 
-def test_variables_in_values_are_put_in(world):
+def test_variables_in_values_are_replaced(world):
     world.environ = {"ACCOUNT": "abc", "N": "7", "MY_TOKEN": "t0ken"}
     world.write(
         "~/.claude/settings/local.yaml",
@@ -473,7 +473,7 @@ def test_a_variable_that_is_not_set_causes_a_warning(world):
     assert world.load().warnings == ("akosha_system_id in ~/.claude/settings/local.yaml uses NOBODY, which is not set",)
 
 
-# ------------------------------------------------------------------------------------------------ what is unknown
+# ---------------------------------------------------------------------------------------------------- unknown keys
 
 
 def test_unknown_keys_warn_with_the_nearest_known_one(world):
@@ -484,7 +484,7 @@ def test_unknown_keys_warn_with_the_nearest_known_one(world):
     )
 
 
-def test_an_unknown_key_cannot_steer_or_fill_the_terminal(world):
+def test_an_unknown_key_cannot_control_or_flood_the_terminal(world):
     hostile = f'"akosha_\\e[2Jx": 1\n"akosha_\\u202ex": 1\nakosha_{"x" * 1000}: 1\n'
     world.write("~/.claude/settings/local.yaml", hostile)
     first, second, third = world.load().warnings
@@ -497,7 +497,7 @@ def test_an_unknown_key_cannot_steer_or_fill_the_terminal(world):
     assert len(last) < 500
 
 
-def test_unknown_variables_of_ours_warn_with_the_nearest_known_one(world):
+def test_unknown_variables_with_the_prefix_warn_with_the_nearest_known_one(world):
     world.environ = {
         "SESSION_BUDDY_AKOSHA_MAX_RETRYS": "1",
         "AKOSHA_AGENT_LOGLEVEL": "DEBUG",
@@ -528,7 +528,7 @@ def test_a_removed_setting_warns_once_and_has_no_effect(world, key, value):
     assert warning.startswith(f"akosha_{key} in ~/.claude/settings/local.yaml has no effect any more")
 
 
-def test_the_values_used_in_place_of_removed_settings_are_those_of_the_agent():
+def test_the_values_named_for_removed_settings_are_those_in_use():
     patience, stream, upload = Patience(), NatsLimits(), UploadLimits()
     numbers = {key: float(text.partition(" ")[0].replace(",", "")) for key, text in REMOVED.items()}
     assert numbers == {
@@ -556,7 +556,7 @@ def test_an_unknown_option_is_an_error(world):
         world.load()
 
 
-# ------------------------------------------------------------------------------------------------- what is wrong
+# ------------------------------------------------------------------------------------------------- invalid values
 
 
 def test_all_invalid_values_are_reported_at_once_with_key_value_source_and_what_is_allowed(world):
@@ -593,7 +593,7 @@ def test_an_invalid_path_of_a_settings_file_is_reported(world):
         world.load()
 
 
-def test_a_number_where_a_secret_should_stand_is_not_shown(world):
+def test_a_number_instead_of_a_secret_is_not_shown(world):
     world.put("~/.claude/settings/local.yaml", "agent_nats_token", 8675309)
     with pytest.raises(SettingsError, match=r"akosha_agent_nats_token is .*\(~/.*\): must be a text") as caught:
         world.load()
@@ -606,14 +606,14 @@ def test_an_invalid_path_is_reported(world):
         world.load()
 
 
-def test_a_value_with_a_variable_is_reported_as_it_was_written(world):
+def test_an_invalid_value_with_a_variable_is_reported_unexpanded(world):
     world.environ = {"N": "c4n4ry"}
     world.put("./settings/local.yaml", "max_retries", "${N}")
     with pytest.raises(SettingsError, match=r"akosha_max_retries is '\$\{N\}' \(./settings/local.yaml\)"):
         world.load()
 
 
-def test_a_forced_cloud_with_nowhere_to_go_names_the_source_that_forces_it(world):
+def test_a_forced_cloud_method_without_a_target_is_an_error_that_names_its_source(world):
     world.environ = {"SESSION_BUDDY_AKOSHA_FORCE_METHOD": "cloud"}
     with pytest.raises(
         SettingsError, match=r"akosha_force_method is 'cloud' \(env SESSION_BUDDY_.*akosha_cloud_bucket"
@@ -621,17 +621,17 @@ def test_a_forced_cloud_with_nowhere_to_go_names_the_source_that_forces_it(world
         world.load()
 
 
-def test_an_error_stays_on_its_line_and_within_bounds(world):
+def test_an_error_is_one_line_of_limited_length(world):
     world.environ = {"SESSION_BUDDY_AKOSHA_CLOUD_REGION": "a\nb" * 1000, "AKOSHA_AGENT_DATA_DIR": "a\0b"}
     with pytest.raises(SettingsError) as caught:
         world.load()
     assert [len(line) < 500 for line in str(caught.value).splitlines()] == [True, True]
 
 
-# ------------------------------------------------------------------------------------------------- what follows
+# ------------------------------------------------------------------------------------------------- dependencies
 
 
-def test_a_lent_akosha_address_says_where_it_is_from(world):
+def test_an_akosha_address_in_the_cloud_endpoint_is_used_and_its_origin_is_named(world):
     world.environ = {"AKOSHA_CLOUD_ENDPOINT": "https://akosha.example/mcp"}
     loaded = world.load()
     assert loaded.settings.http_endpoint == "https://akosha.example/mcp"
@@ -673,7 +673,7 @@ def test_remote_control_without_nats_causes_a_warning(world):
     assert world.load().warnings == ()
 
 
-def test_a_login_and_tls_without_an_address_are_nobodys_business(world):
+def test_a_login_and_tls_without_a_nats_url_cause_no_warning(world):
     world.environ = {
         variable(key): "x"
         for key in ("agent_nats_token", "agent_nats_ca_file", "agent_nats_certificate_file", "agent_nats_key_file")
@@ -695,14 +695,14 @@ def test_a_login_and_tls_without_an_address_are_nobodys_business(world):
         ({"SESSION_BUDDY_LOG_LEVEL": "DEBUG"}, "akosha_agent_log_level: error", "ERROR", "./settings/local.yaml"),
     ],
 )
-def test_session_buddys_level_is_ours_where_we_have_none(world, environ, yaml, level, origin):
+def test_the_log_level_of_session_buddy_is_the_default(world, environ, yaml, level, origin):
     world.environ = environ
     world.write("settings/local.yaml", yaml)
     loaded = world.load()
     assert (loaded.settings.agent_log_level, loaded.origins["agent_log_level"]) == (level, origin)
 
 
-def test_a_level_of_session_buddy_that_we_do_not_understand_stops_nothing(world):
+def test_an_invalid_log_level_of_session_buddy_causes_a_warning(world):
     world.write("settings/local.yaml", "log_level: chatty\nenable_debug_mode: [1]\n")
     loaded = world.load()
     assert loaded.settings.agent_log_level == "INFO"
@@ -742,7 +742,7 @@ def test_the_defaults_in_the_table_are_the_same_on_every_machine(world):
         ({"agent_nats_url": "tls://me:c4n4ry@nats.lan"}, "agent_nats_url", f"tls://{MASK}@nats.lan"),
     ],
 )
-def test_the_command_shows_no_secret_of_nats_and_nor_does_its_complaint(tmp_path, settings, key, shown):
+def test_the_config_command_and_its_errors_show_no_nats_secret(tmp_path, settings, key, shown):
     machine = Machine(tmp_path, **settings)
     machine.secrets = ("c4n4ry", SEED)
     done = machine.call("config", "--json")
@@ -755,7 +755,7 @@ def test_the_command_shows_no_secret_of_nats_and_nor_does_its_complaint(tmp_path
     assert "akosha_agent_nats_nkey_file is 'another-way' (env AKOSHA_AGENT_NATS_NKEY_FILE)" in done.err
 
 
-def test_importing_the_settings_loads_nothing_heavy():
+def test_importing_the_settings_loads_no_large_library():
     code = "import agent.settings, sys; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     heavy = {"boto3", "botocore", "aioboto3", "rich", "typer", "duckdb", "httpx", "watchfiles"}
@@ -795,7 +795,7 @@ region = eu-profile-1
         ),
     ],
 )
-def test_the_settings_name_the_endpoint_or_else_the_aws_configuration_does(world, put, endpoint, origin):
+def test_the_endpoint_comes_from_the_settings_or_the_aws_configuration(world, put, endpoint, origin):
     world.environ["AKOSHA_CLOUD_BUCKET"] = "memories"
     for name, value in put.items():
         if name.startswith("~"):
@@ -806,7 +806,7 @@ def test_the_settings_name_the_endpoint_or_else_the_aws_configuration_does(world
     assert (loaded.settings.cloud_endpoint, loaded.origins["cloud_endpoint"]) == (endpoint, origin)
 
 
-def test_an_empty_endpoint_leaves_it_to_the_aws_configuration_and_its_region_goes_along(world):
+def test_an_empty_endpoint_uses_endpoint_and_region_of_the_aws_configuration(world):
     world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories", "AKOSHA_CLOUD_ENDPOINT": ""}
     world.write("~/.aws/config", AWS_CONFIG)
     loaded = world.load()
@@ -819,20 +819,20 @@ def test_an_empty_endpoint_leaves_it_to_the_aws_configuration_and_its_region_goe
     assert world.load().settings.cloud_region == "auto", "the region of AWS is not that of another endpoint"
 
 
-def test_without_a_bucket_the_aws_configuration_says_nothing(world):
+def test_without_a_bucket_the_aws_configuration_is_ignored(world):
     world.environ |= {"AWS_ENDPOINT_URL": "http://store.lan/mcp"}
     loaded = world.load()
     assert loaded.settings.cloud_endpoint == ""
     assert loaded.settings.http_endpoint == "http://localhost:8682/mcp"
 
 
-def test_an_endpoint_of_the_aws_configuration_meets_the_same_rules(world):
+def test_an_endpoint_of_the_aws_configuration_must_meet_the_same_rules(world):
     world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories", "AWS_ENDPOINT_URL": "http://minio.lan:9000"}
     with pytest.raises(SettingsError, match=r"env AWS_ENDPOINT_URL\): would be unencrypted to another machine"):
         world.load()
 
 
-def test_a_services_section_that_is_not_there_is_an_error_that_names_it(world):
+def test_a_missing_services_section_is_an_error_that_names_it(world):
     world.environ["AKOSHA_CLOUD_BUCKET"] = "memories"
     world.write("~/.aws/config", "[default]\nservices = mine\n")
     expected = r"profile default uses the section \[services mine\], which is not in ~/\.aws/config"
@@ -842,7 +842,7 @@ def test_a_services_section_that_is_not_there_is_an_error_that_names_it(world):
 
 @pytest.mark.parametrize("end", ["/memories", "/memories/"])
 @pytest.mark.parametrize("variable_name", ["AKOSHA_CLOUD_ENDPOINT", "AWS_ENDPOINT_URL_S3"])
-def test_a_bucket_at_the_end_of_the_endpoint_is_left_out_with_one_notice(world, end, variable_name):
+def test_a_bucket_at_the_end_of_the_endpoint_is_removed_with_one_warning(world, end, variable_name):
     host = "https://0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com"
     world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories", variable_name: f"{host}{end}"}
     loaded = world.load()
@@ -860,7 +860,7 @@ def test_any_other_path_is_an_error_that_names_it_and_the_setting(world, end):
     assert "path" in str(failure.value)
 
 
-def test_an_endpoint_that_ends_in_a_slash_stays_as_it_is(world):
+def test_an_endpoint_that_ends_in_a_slash_is_kept(world):
     world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories", "AKOSHA_CLOUD_ENDPOINT": "https://s3.example.com/"}
     loaded = world.load()
     assert (loaded.settings.cloud_endpoint, loaded.warnings) == ("https://s3.example.com/", ())
