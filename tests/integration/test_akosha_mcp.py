@@ -1,4 +1,4 @@
-"""The sink on an Akosha server: sessions, tools of kinds, what goes over the wire."""
+"""AkoshaSink on a fake Akosha server: sessions, tools for kinds of memories, requests."""
 
 import asyncio
 import json
@@ -41,16 +41,16 @@ def sent_bodies(akosha):
     return [request for request in akosha.requests if request.method == "POST"]
 
 
-def test_the_http_library_is_loaded_at_the_first_use_alone():
+def test_the_http_library_is_loaded_at_the_first_use():
     code = "import sys; from agent.adapters.akosha import AkoshaSink; AkoshaSink(endpoint='http://127.0.0.1/mcp');"
     code += "raise SystemExit('httpx2' in sys.modules or 'mcp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-async def test_a_session_is_begun_once_who_asks_and_ended_at_the_end(akosha, sink):
+async def test_concurrent_calls_share_one_session_which_is_ended_on_close(akosha, sink):
     await asyncio.gather(*(sink.store(pack(sink, start=n * 10)) for n in range(4)), sink.connect())
     assert akosha.handshakes == 1
-    # initialize, initialized, tools/list and the batches: nothing else goes out.
+    # Only initialize, initialized, tools/list and the batches are sent.
     assert len(sent_bodies(akosha)) == 3 + 4
     await sink.aclose()
     last = akosha.requests[-1]
@@ -58,7 +58,7 @@ async def test_a_session_is_begun_once_who_asks_and_ended_at_the_end(akosha, sin
     assert akosha.requests[3].headers["mcp-protocol-version"] == "2025-06-18"
 
 
-async def test_a_restart_in_the_middle_costs_another_session_and_no_memory(akosha, sink):
+async def test_a_server_restart_starts_another_session_and_loses_no_memory(akosha, sink):
     assert (await sink.store(pack(sink))).stored == 3
     akosha.stop()
     with pytest.raises(SinkError) as raised:
@@ -70,7 +70,7 @@ async def test_a_restart_in_the_middle_costs_another_session_and_no_memory(akosh
     assert akosha.handshakes == 2
 
 
-async def test_a_server_stopped_while_it_works_is_an_error_that_may_pass(akosha, sink):
+async def test_a_server_stopped_during_a_call_is_a_transient_error(akosha, sink):
     working, release = threading.Event(), threading.Event()
 
     def slow(_tool, _arguments):
@@ -88,7 +88,7 @@ async def test_a_server_stopped_while_it_works_is_an_error_that_may_pass(akosha,
     await stopping
 
 
-async def test_what_a_server_offers_has_another_version_when_it_may_take_more():
+async def test_the_version_of_the_capabilities_changes_with_server_and_tools():
     versions = set()
     with Akosha() as akosha:
         for change in (
@@ -102,18 +102,18 @@ async def test_what_a_server_offers_has_another_version_when_it_may_take_more():
                 setattr(akosha, name, value)
             akosha.start()
             sink = AkoshaSink(endpoint=akosha.url)
-            offer = await sink.connect()
-            assert offer.version.startswith(f"akosha-mcp {akosha.version}; batch_store_memories")
-            versions.add(offer.version)
+            capabilities = await sink.connect()
+            assert capabilities.version.startswith(f"akosha-mcp {akosha.version}; batch_store_memories")
+            versions.add(capabilities.version)
             await sink.aclose()
     assert len(versions) == 4
 
 
-async def test_kinds_go_by_their_own_tools_where_the_server_has_them():
+async def test_kinds_of_memories_use_their_own_tools_if_the_server_has_them():
     with Akosha(tools=ALL) as akosha:
         sink = AkoshaSink(endpoint=akosha.url)
-        offer = await sink.connect()
-        assert (offer.kinds, offer.need_embedding) == (
+        capabilities = await sink.connect()
+        assert (capabilities.kinds, capabilities.need_embedding) == (
             {"conversation", "reflection", "entity", "relationship"},
             {"conversation"},
         )
@@ -151,7 +151,7 @@ TEXT, NUMBER = {"type": "string"}, {"type": "integer"}
         ({"type": "object"}, False),
     ],
 )
-async def test_a_tool_whose_arguments_we_cannot_fill_is_left_alone(shape, used):
+async def test_a_tool_with_unknown_required_arguments_is_not_used(shape, used):
     with Akosha(tools={"store_reflection": shape}) as akosha:
         sink = AkoshaSink(endpoint=akosha.url)
         assert (await sink.store(pack(sink, 1, kind="reflection"))).stored == 1
@@ -163,7 +163,7 @@ async def test_a_tool_whose_arguments_we_cannot_fill_is_left_alone(shape, used):
         assert set(akosha.kept["store_reflection"][0]) == allowed
 
 
-async def test_a_memory_that_lacks_what_a_tool_requires_goes_with_the_batch_or_is_refused():
+async def test_a_memory_without_the_required_arguments_of_a_tool_is_batched_or_refused():
     shape = schema("content", "project", content=TEXT, project=TEXT)
     with Akosha(tools={"store_reflection": shape}) as akosha:
         sink = AkoshaSink(endpoint=akosha.url)
@@ -179,13 +179,13 @@ async def test_a_memory_that_lacks_what_a_tool_requires_goes_with_the_batch_or_i
     assert sorted(call.tool for call in akosha.calls) == ["batch_store_memories", "store_reflection"]
 
 
-async def test_relationships_that_nobody_takes_are_not_sent(akosha, sink):
+async def test_relationships_are_not_sent_to_a_server_without_a_tool_for_them(akosha, sink):
     with pytest.raises(SinkError, match="does not accept relationships"):
         await sink.store([*pack(sink), *pack(sink, 1, kind="relationship")])
     assert akosha.calls == []
 
 
-async def test_a_tool_that_refuses_every_memory_is_not_asked_for_each():
+async def test_a_tool_that_refuses_every_memory_is_not_called_for_each():
     with Akosha(tools=ALL, interfere=lambda _tool, _arguments: {"isError": "1 validation error"}) as akosha:
         sink = AkoshaSink(endpoint=akosha.url)
         with pytest.raises(SinkError) as raised:
@@ -195,7 +195,7 @@ async def test_a_tool_that_refuses_every_memory_is_not_asked_for_each():
     assert len(akosha.calls) < 30
 
 
-async def test_tools_of_one_memory_are_called_a_few_at_once():
+async def test_calls_of_single_memory_tools_are_limited_in_number():
     running = most = 0
     lock, full = threading.Lock(), threading.Barrier(3)
 
@@ -204,7 +204,7 @@ async def test_tools_of_one_memory_are_called_a_few_at_once():
         with lock:
             running += 1
             most = max(most, running)
-        full.wait(60)  # three must be there at once, or none goes on
+        full.wait(60)  # continue only when three calls are running
         with lock:
             running -= 1
 
@@ -229,7 +229,7 @@ async def test_tools_of_one_memory_are_called_a_few_at_once():
         ({"error": "Duplicate key"}, "known"),
     ],
 )
-async def test_what_a_tool_of_one_memory_says_is_understood(answer, outcome):
+async def test_responses_of_single_memory_tools_are_parsed(answer, outcome):
     with Akosha(tools=ALL) as akosha:
         sink = AkoshaSink(endpoint=akosha.url)
         batch = pack(sink, 1, kind="entity")
@@ -248,7 +248,7 @@ async def test_what_a_tool_of_one_memory_says_is_understood(answer, outcome):
 
 
 @pytest.mark.parametrize("form", [{"json_response": True}, {"stateless": True}, {"page_size": 1}])
-async def test_servers_of_other_forms_are_understood_too(form):
+async def test_other_forms_of_servers_are_supported(form):
     with Akosha(tools=ALL, **form) as akosha:
         sink = AkoshaSink(endpoint=akosha.url)
         assert len((await sink.connect()).kinds) == 4
@@ -257,12 +257,12 @@ async def test_servers_of_other_forms_are_understood_too(form):
         assert len(akosha.ids(SYSTEM)) == 3
 
 
-async def test_a_token_is_sent_with_each_request_and_missed_where_it_is_not_set():
+async def test_a_token_is_sent_with_each_request_and_a_missing_one_is_reported():
     with Akosha(token="let-me-in") as akosha:
         sink, stranger = AkoshaSink(endpoint=akosha.url, token="let-me-in"), AkoshaSink(endpoint=akosha.url)
         assert await sink.is_available()
         assert (await sink.store(pack(sink))).stored == 3
-        assert await stranger.is_available(), "it is there: what is missing, the handshake tells"
+        assert await stranger.is_available(), "the server is available; the handshake reports the missing token"
         with pytest.raises(SinkError, match="akosha_http_token"):
             await stranger.connect()
         await sink.aclose()
@@ -277,7 +277,7 @@ async def test_https_to_a_server_without_tls_is_reported_as_such(akosha):
     await sink.aclose()
 
 
-async def test_each_answer_of_akosha_is_understood(sink):
+async def test_each_error_of_akosha_is_parsed(sink):
     good = memory(1)
     odd = {
         "Embedding is required": replace(good, embedding=None),
@@ -286,25 +286,25 @@ async def test_each_answer_of_akosha_is_understood(sink):
         "Missing required field": replace(good, text=""),
         "validation error": replace(good, embedding='["x"]'),
     }
-    batch = [sink.pack(replace(one, row=memory(why).row), SYSTEM) for why, one in odd.items()]
+    batch = [sink.pack(replace(one, row=memory(reason).row), SYSTEM) for reason, one in odd.items()]
     receipt = await sink.store([*batch, sink.pack(good, SYSTEM)])
     assert receipt.stored == 1
-    for position, why in enumerate(odd):
-        assert why in receipt.refused[position]
+    for position, reason in enumerate(odd):
+        assert reason in receipt.refused[position]
         assert len(receipt.refused[position]) <= 300
     with pytest.raises(SinkError, match=r"exceeds maximum.*update Akosha") as raised:
         await sink.store(pack(sink, 1001, embedded=False))
     assert not raised.value.transient
 
 
-async def test_a_body_larger_than_the_server_takes_is_sent_in_halves(akosha, sink):
+async def test_a_body_that_is_too_large_for_the_server_is_sent_in_halves(akosha, sink):
     receipt = await sink.store([sink.pack(memory(n, text="x" * 1_500_000), SYSTEM) for n in range(4)])
     assert receipt.stored == 4
     large, small = sink.pack(memory("large", text="x" * 5_000_000), SYSTEM), sink.pack(memory("small"), SYSTEM)
     assert (await sink.store([large, small])).refused == {0: "larger than the server accepts"}
 
 
-async def test_whatever_is_in_a_memory_it_can_be_packed(akosha, sink):
+async def test_a_memory_with_any_content_can_be_packed(akosha, sink):
     deep = value = {}
     for _ in range(300):
         value["a"] = value = {}
@@ -317,13 +317,13 @@ async def test_whatever_is_in_a_memory_it_can_be_packed(akosha, sink):
     assert akosha.rows()[0].text == sent["text"]
 
 
-async def test_without_an_embedding_or_a_time_neither_is_sent(sink):
+async def test_a_missing_embedding_or_time_is_not_sent(sink):
     sent = json.loads(sink.pack(memory(1, embedded=False, created_at=None), SYSTEM).body)
     assert set(sent) == {"memory_id", "text", "metadata"}
     assert "created_at" not in sent["metadata"]
 
 
-async def test_the_stand_in_answers_as_a_process_of_its_own_too():
+async def test_the_fake_server_also_runs_in_its_own_process():
     command = [sys.executable, str(MAIN), "create_relation"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         sink = AkoshaSink(endpoint=process.stdout.readline().strip())

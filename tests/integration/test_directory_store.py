@@ -1,4 +1,4 @@
-"""The directory store and its file system: what lies where, who is kept out, what a kill leaves, what fails and how."""
+"""The directory store: file layout, keys and symlinks, killed processes, and errors of the file system."""
 
 import asyncio
 import errno
@@ -53,7 +53,7 @@ def store(root):
     return DirectoryStore(root)
 
 
-async def test_objects_lie_under_their_keys_for_any_tool_to_read(store, root, tmp_path):
+async def test_objects_are_plain_files_under_their_keys(store, root, tmp_path):
     staged = tmp_path / "staged"
     staged.write_bytes(b"memories " * 100_000)
     body = GzipMembers(member_bytes=100_000).stream(staged)
@@ -62,7 +62,7 @@ async def test_objects_lie_under_their_keys_for_any_tool_to_read(store, root, tm
     assert gzip.decompress((root / KEY).read_bytes()) == staged.read_bytes()
 
 
-async def test_what_is_ours_alone_is_never_listed_nor_reached(store, root):
+async def test_internal_files_are_not_listed_or_accessible(store, root):
     await put(store, KEY, b"x", {"sha256": "ab"})
     assert [item.key async for item in store.list("")] == [KEY]
     for key in (f".akosha/metadata/{KEY}.json", ".akosha/x", ".AKOSHA/x"):
@@ -73,14 +73,14 @@ async def test_what_is_ours_alone_is_never_listed_nor_reached(store, root):
 @pytest.mark.parametrize(
     "key", ["", "/etc/passwd", "../out", "a/../../out", "a//b", "a/", "./a", "a/./b", "a\0b", "..\\out"]
 )
-async def test_no_key_leaves_the_root(store, root, key):
+async def test_a_key_cannot_leave_the_root(store, root, key):
     for call in (put(store, key, b"x"), store.head(key), fetch(store, key), store.delete([key])):
         with pytest.raises(NamingError):
             await call
     assert not (root.parent / "out").exists()
 
 
-async def test_no_symlink_leads_out_of_the_root(store, root, tmp_path):
+async def test_a_symlink_cannot_lead_out_of_the_root(store, root, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_bytes(b"secret")
@@ -102,8 +102,8 @@ async def test_no_symlink_leads_out_of_the_root(store, root, tmp_path):
     assert [path.name for path in outside.iterdir()] == ["secret"]
 
 
-async def test_metadata_counts_only_for_the_object_that_it_was_put_with(store, root):
-    """Somebody replaced the file by hand: then it is an object without metadata, not one with another's."""
+async def test_metadata_is_used_only_for_the_object_that_it_was_put_with(store, root):
+    """An object whose file was replaced by hand has no metadata, rather than those of the old object."""
     await put(store, KEY, b"ours", {"sha256": "ab"})
     (root / KEY).write_bytes(b"somebody else's")
     assert (await store.head(KEY)).metadata == {}
@@ -112,10 +112,8 @@ async def test_metadata_counts_only_for_the_object_that_it_was_put_with(store, r
 
 
 @pytest.mark.parametrize("step", ["unlink", "record", "rename"])
-async def test_a_crash_between_the_steps_of_a_replacement_never_gives_an_object_the_metadata_of_another(
-    store, root, monkeypatch, step
-):
-    """Old and new are of one size, which is the worst case."""
+async def test_a_crash_during_a_replacement_never_mixes_object_and_metadata(store, root, monkeypatch, step):
+    """The old and new objects have the same size, which is the worst case."""
     await put(store, KEY, b"old", {"sha256": "old"})
 
     class CrashError(BaseException):
@@ -142,8 +140,8 @@ async def test_a_crash_between_the_steps_of_a_replacement_never_gives_an_object_
     assert found.metadata.get("sha256", data.decode()) == data.decode()
 
 
-async def test_the_root_is_made_but_not_what_it_stands_in(tmp_path):
-    """A mount point that is missing is no place for a backup."""
+async def test_the_root_is_created_but_not_its_parent(tmp_path):
+    """A missing mount point must not be created, because the disk is not mounted."""
     made = DirectoryStore(tmp_path / "nas")
     assert await made.is_available()
     assert not (tmp_path / "nas").exists()
@@ -158,7 +156,7 @@ async def test_the_root_is_made_but_not_what_it_stands_in(tmp_path):
     assert not (tmp_path / "not mounted").exists()
 
 
-async def test_a_listing_of_a_root_that_is_yet_to_be_made_is_empty(store):
+async def test_a_listing_of_a_root_that_does_not_exist_is_empty(store):
     assert [item async for item in store.list("")] == []
     with pytest.raises(NoSuchObject):
         await store.head("a")
@@ -166,10 +164,10 @@ async def test_a_listing_of_a_root_that_is_yet_to_be_made_is_empty(store):
     assert await store.sweep("") == 0
 
 
-@pytest.mark.parametrize("place", ["nas", "nas/memories", "nas/memories/mine"])
-async def test_a_file_in_place_of_the_root_or_above_it_is_said_so(tmp_path, place):
+@pytest.mark.parametrize("path", ["nas", "nas/memories", "nas/memories/mine"])
+async def test_a_file_in_place_of_the_root_or_a_parent_is_reported(tmp_path, path):
     (tmp_path / "nas").write_bytes(b"")
-    store = DirectoryStore(tmp_path / place)
+    store = DirectoryStore(tmp_path / path)
     assert await store.is_available()
     with pytest.raises(StoreError, match="move it away") as failure:
         await put(store, "a", b"x")
@@ -177,14 +175,14 @@ async def test_a_file_in_place_of_the_root_or_above_it_is_said_so(tmp_path, plac
     assert str(store._root) in str(failure.value)
 
 
-async def test_a_link_to_a_place_that_is_not_mounted_is_unavailable(tmp_path):
+async def test_a_symlink_to_an_unmounted_directory_is_unavailable(tmp_path):
     (tmp_path / "nas").symlink_to(tmp_path / "not mounted")
     assert not await DirectoryStore(tmp_path / "nas").is_available()
     assert not await DirectoryStore(tmp_path / "nas" / "memories").is_available()
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
-async def test_a_mount_that_answers_with_errors_is_unavailable(store, monkeypatch, number):
+async def test_a_mount_that_returns_errors_is_unavailable(store, monkeypatch, number):
     def failing(*_args, **_how):
         raise OSError(number, os.strerror(number))
 
@@ -194,9 +192,9 @@ async def test_a_mount_that_answers_with_errors_is_unavailable(store, monkeypatc
     assert not available
 
 
-@pytest.mark.parametrize(("number", "cure"), [(errno.EACCES, "chmod or chown"), (errno.EROFS, "remount")])
-async def test_a_root_that_is_closed_or_read_only_answers_and_a_put_says_what_mends_it(
-    store, root, monkeypatch, number, cure
+@pytest.mark.parametrize(("number", "hint"), [(errno.EACCES, "chmod or chown"), (errno.EROFS, "remount")])
+async def test_a_root_that_cannot_be_written_is_available_and_a_put_fails_with_a_hint(
+    store, root, monkeypatch, number, hint
 ):
     root.mkdir()
 
@@ -205,12 +203,12 @@ async def test_a_root_that_is_closed_or_read_only_answers_and_a_put_says_what_me
 
     monkeypatch.setattr(incoming, "_create", refused)
     assert await store.is_available()
-    with pytest.raises(NotPermitted, match=cure) as failure:
+    with pytest.raises(NotPermitted, match=hint) as failure:
         await put(store, "a", b"x")
     assert not failure.value.transient
 
 
-async def test_a_mount_that_hangs_is_unknown_within_a_second_and_holds_one_thread(store, monkeypatch):
+async def test_a_mount_that_hangs_counts_as_available_and_blocks_one_thread(store, monkeypatch):
     import threading
 
     release = threading.Event()
@@ -232,7 +230,7 @@ async def test_a_mount_that_hangs_is_unknown_within_a_second_and_holds_one_threa
     await store.aclose()
 
 
-async def test_a_full_disk_leaves_nothing_and_names_the_cure(store, root, monkeypatch):
+async def test_a_full_disk_leaves_no_file_and_fails_with_a_hint(store, root, monkeypatch):
     await put(store, "before", b"x")
 
     def full(self, pieces):
@@ -247,7 +245,7 @@ async def test_a_full_disk_leaves_nothing_and_names_the_cure(store, root, monkey
 
 
 @pytest.mark.parametrize(
-    ("number", "kind", "transient", "cure"),
+    ("number", "kind", "transient", "hint"),
     [
         (errno.ENOSPC, StoreError, False, "make room"),
         (errno.EDQUOT, StoreError, False, "make room"),
@@ -260,11 +258,11 @@ async def test_a_full_disk_leaves_nothing_and_names_the_cure(store, root, monkey
         (errno.ENOTCONN, StoreError, True, "check the disk"),
     ],
 )
-def test_what_the_system_says_becomes_a_cure(tmp_path, number, kind, transient, cure):
+def test_system_errors_are_translated_with_a_hint(tmp_path, number, kind, transient, hint):
     error = translate(OSError(number, os.strerror(number)), "write", tmp_path, KEY)
     assert type(error) is kind
     assert error.transient is transient
-    assert cure in error.hint
+    assert hint in error.hint
     assert KEY in str(error)
 
 
@@ -298,7 +296,7 @@ def writer(root, key):
     return process
 
 
-async def test_a_killed_put_leaves_nothing_to_see_and_is_swept_while_a_living_one_is_not(store, root):
+async def test_a_killed_put_leaves_no_object_and_is_swept_while_a_running_one_is_not(store, root):
     with writer(root, KEY) as killed, writer(root, "systems/mac/living") as living:
         try:
             assert len(incoming_files(root)) == 2
@@ -314,8 +312,8 @@ async def test_a_killed_put_leaves_nothing_to_see_and_is_swept_while_a_living_on
             living.kill()
 
 
-async def test_where_there_are_no_locks_age_tells(store, root, monkeypatch):
-    """As on some network shares: what nobody has written to for a quarter of an hour is a dead process's."""
+async def test_without_locks_old_incoming_files_are_swept(store, root, monkeypatch):
+    """Some network shares have no locks. A file without a write for 15 minutes belongs to a dead process."""
 
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -332,14 +330,14 @@ async def test_where_there_are_no_locks_age_tells(store, root, monkeypatch):
     assert [path.name for path in incoming_files(root)] == ["fresh"]
 
 
-async def test_deleting_leaves_no_empty_folders_behind(store, root):
+async def test_deleting_leaves_no_empty_folders(store, root):
     await put(store, KEY, b"x", {"a": "b"})
     await store.delete([KEY])
     assert list(root.iterdir()) in ([], [root / ".akosha"])
 
 
-async def test_puts_and_deletions_of_neighbours_do_not_meet(store):
-    """A deletion prunes the folder that a put has just made."""
+async def test_a_deletion_does_not_remove_the_folder_of_a_concurrent_put(store):
+    """A deletion may prune the folder that a put has just created."""
     for _ in range(20):
         await put(store, "systems/mac/a", b"x")
         await asyncio.gather(store.delete(["systems/mac/a"]), put(store, "systems/mac/b", b"y"))
@@ -347,15 +345,15 @@ async def test_puts_and_deletions_of_neighbours_do_not_meet(store):
         await store.delete(["systems/mac/b"])
 
 
-async def test_a_copy_is_bytes_of_its_own(store, root):
-    """No hard link: what happens to one does not happen to the other."""
+async def test_a_copy_has_its_own_bytes(store, root):
+    """A copy is not a hard link, so a change of one does not change the other."""
     source = await put(store, KEY, b"x" * 3 * MIB, {"sha256": "ab"})
     await store.copy(KEY, "copy", expected=source)
     assert (root / KEY).stat().st_ino != (root / "copy").stat().st_ino
     assert (await store.head("copy")) == StoredObject("copy", 3 * MIB, {"sha256": "ab"})
 
 
-async def test_a_copy_works_without_the_systems_help(store, monkeypatch):
+async def test_a_copy_works_without_copy_file_range(store, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
@@ -384,16 +382,18 @@ async def test_create_works_where_the_file_system_has_no_hard_links(store, root,
     assert incoming_files(root) == []
 
 
-async def test_a_root_that_was_there_and_is_gone_is_made_by_no_put(store, root):
+async def test_a_put_does_not_create_a_deleted_root_again(store, root):
     await store.create("systems/mac/owner.json", b"claim")
     shutil.rmtree(root)
     with pytest.raises(StoreError, match="mounted"):
         await put(store, KEY, b"memories")
     assert not root.exists()
-    assert await store.create("systems/mac/owner.json", b"claim") is Creation.CREATED, "a person asks for it"
+    assert await store.create("systems/mac/owner.json", b"claim") is Creation.CREATED, (
+        "a create is requested by the user"
+    )
 
 
-async def test_sweeping_one_system_does_not_walk_through_the_metadata_of_others(store, monkeypatch):
+async def test_sweeping_one_system_does_not_read_the_metadata_of_others(store, monkeypatch):
     for system in ("mac", "pc"):
         await put(store, f"systems/{system}/uploads/a", b"x", metadata={"sha256": "0"})
     walked, walk = [], os.walk
@@ -409,28 +409,28 @@ async def test_sweeping_one_system_does_not_walk_through_the_metadata_of_others(
     assert [folder for folder in walked if "systems/pc" in folder] == []
 
 
-async def test_sweeping_removes_metadata_without_an_object_unless_its_put_is_at_work(store):
-    gone, at_work, whole = f"{KEY}-gone", f"{KEY}-work", f"{KEY}-whole"
-    await put(store, whole, b"x", {"sha256": "ab"})
-    for key in (gone, at_work, "systems/pc/uploads/x/y"):
+async def test_sweeping_removes_metadata_without_an_object_unless_its_put_is_running(store):
+    orphaned, in_progress, complete = f"{KEY}-orphaned", f"{KEY}-work", f"{KEY}-complete"
+    await put(store, complete, b"x", {"sha256": "ab"})
+    for key in (orphaned, in_progress, "systems/pc/uploads/x/y"):
         record = store._root / ".akosha" / "metadata" / f"{key}.json"
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_bytes(b"{}")
     (record.parent / "empty" / "below").mkdir(parents=True)
-    file = incoming.Incoming(store._root, at_work)
+    file = incoming.Incoming(store._root, in_progress)
     assert await store.count_unfinished("systems/mac/") == 1
     assert await store.sweep("systems/mac/") == 1
     file.discard()
     assert await store.sweep("systems/") == 2
     metadata = store._root / ".akosha" / "metadata"
-    assert [p.relative_to(metadata).as_posix() for p in metadata.rglob("*") if p.is_file()] == [f"{whole}.json"]
+    assert [p.relative_to(metadata).as_posix() for p in metadata.rglob("*") if p.is_file()] == [f"{complete}.json"]
     assert not (metadata / "systems" / "pc").exists()
-    assert dict((await store.head(whole)).metadata) == {"sha256": "ab"}
+    assert dict((await store.head(complete)).metadata) == {"sha256": "ab"}
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
-async def test_a_file_system_without_fsync_takes_puts_all_the_same(store, monkeypatch, number):
-    """As some FUSE mounts and shares: neither files nor folders can be synced there."""
+async def test_puts_work_on_a_file_system_without_fsync(store, monkeypatch, number):
+    """Some FUSE mounts and network shares can sync neither files nor folders."""
 
     def unknown(_descriptor):
         raise OSError(number, os.strerror(number))
@@ -440,7 +440,7 @@ async def test_a_file_system_without_fsync_takes_puts_all_the_same(store, monkey
     assert await fetch(store, KEY) == b"x"
 
 
-async def test_a_sync_that_fails_fails_the_put(store, monkeypatch):
+async def test_a_failed_fsync_fails_the_put(store, monkeypatch):
     def failing(_descriptor):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -449,7 +449,7 @@ async def test_a_sync_that_fails_fails_the_put(store, monkeypatch):
         await put(store, KEY, b"x")
 
 
-async def test_missing_locks_are_what_an_error_speaks_of(store, monkeypatch):
+async def test_an_error_caused_by_missing_locks_names_them(store, monkeypatch):
     def no_locks(*_args, **_how):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -459,23 +459,23 @@ async def test_missing_locks_are_what_an_error_speaks_of(store, monkeypatch):
     assert "lock" in failure.value.hint
 
 
-async def test_an_object_that_is_opened_after_its_reader_was_cancelled_is_closed(tmp_path, monkeypatch):
+async def test_an_object_opened_after_its_reader_was_cancelled_is_closed(tmp_path, monkeypatch):
     (tmp_path / "object").write_bytes(b"bytes")
-    store, opening, go_on = DirectoryStore(tmp_path), threading.Event(), threading.Event()
+    store, opening, proceed = DirectoryStore(tmp_path), threading.Event(), threading.Event()
     path_of, opened = store_module.layout.object_path, []
 
-    class HeldMemory:
+    class BlockedPath:
         def open(self, mode):
             opening.set()
-            assert go_on.wait(30)
+            assert proceed.wait(30)
             opened.append(path_of(tmp_path, "object").open(mode))
             return opened[0]
 
-    monkeypatch.setattr(store_module.layout, "object_path", lambda *_: HeldMemory())
+    monkeypatch.setattr(store_module.layout, "object_path", lambda *_: BlockedPath())
     reading = asyncio.create_task(anext(store.get("object")))
     await asyncio.to_thread(opening.wait, 30)
     reading.cancel()
-    go_on.set()
+    proceed.set()
     with pytest.raises(asyncio.CancelledError):
         await reading
     assert [file.closed for file in opened] == [True]

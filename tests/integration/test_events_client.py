@@ -1,4 +1,4 @@
-"""Results for programs on other machines, over a real NATS that comes and goes; and telling of a session's end."""
+"""Results for programs on other machines over a real NATS that restarts, and publishing the end of a session."""
 
 import asyncio
 import subprocess
@@ -46,8 +46,8 @@ def untouched_logs():
 
 
 @asynccontextmanager
-async def agents_bus(server):
-    """A bus that has just been connected, whatever happened to the server before."""
+async def agent_bus(server):
+    """A newly connected bus, independent of earlier failures of the server."""
     bus = NatsBus.begin(options(server), CloudEventsCodec(), clock=SystemClock(), wait_for_connection=True)
     try:
         yield bus
@@ -55,8 +55,8 @@ async def agents_bus(server):
         await bus.aclose()
 
 
-async def tell(server, *events):
-    async with agents_bus(server) as bus:
+async def publish(server, *events):
+    async with agent_bus(server) as bus:
         for event in events:
             await bus.publish(event)
 
@@ -65,14 +65,14 @@ def of(system, event):
     return replace(event, system_id=system)
 
 
-async def hear(found, count):
-    """Return the ids of the next so many; each but the last is acked then."""
+async def receive(found, count):
+    """Return the IDs of the next `count` results. All but the last are acked."""
     async with asyncio.timeout(SECONDS):
         return [(await anext(found)).id for _ in range(count)]
 
 
 async def consumers(server, wanted=lambda found: found):
-    """Return the stream's consumers, once they are as wanted."""
+    """Return the stream's consumers once `wanted` accepts them."""
 
     async def there_are():
         with suppress(NotFoundError):  # no stream yet
@@ -84,8 +84,8 @@ async def consumers(server, wanted=lambda found: found):
         return found
 
 
-async def place(server):
-    """Return (last acked, in hand) of the only consumer."""
+async def consumer_position(server):
+    """Return (last acked sequence, number of unacked messages) of the only consumer."""
     (info,) = await consumers(server)
     return info.ack_floor.stream_seq, info.num_ack_pending
 
@@ -93,16 +93,16 @@ async def place(server):
 # --------------------------------------------------------------------------------------------------- ack, and not ack
 
 
-async def test_a_result_is_acked_when_the_next_one_is_asked_for(fresh_nats):
+async def test_a_result_is_acked_when_the_next_one_is_requested(fresh_nats):
     reported = [values.skipped("r1"), values.failed("r2"), values.succeeded(values.manifest(reflection=1))]
-    await tell(fresh_nats, *reported)
+    await publish(fresh_nats, *reported)
     async with aclosing(results(options(fresh_nats), durable="one")) as found:
         for number, expected in enumerate(reported):
             async with asyncio.timeout(SECONDS):
                 assert await anext(found) == expected
-            assert await place(fresh_nats) == (number, 1)
+            assert await consumer_position(fresh_nats) == (number, 1)
     async with aclosing(results(fresh_nats.url, durable="one")) as found:
-        assert await hear(found, 1) == [reported[-1].id], "the last one was not asked beyond"
+        assert await receive(found, 1) == [reported[-1].id], "no result after the last one was requested"
 
 
 async def raises(found):
@@ -127,58 +127,60 @@ async def is_cancelled(found):
 
 
 @pytest.mark.parametrize("body", [raises, breaks, is_cancelled])
-async def test_a_body_that_does_not_come_to_its_end_gets_its_result_again(fresh_nats, body):
-    await tell(fresh_nats, values.skipped("r1"), values.skipped("r2"))
-    patient = replace(options(fresh_nats), patience=Patience())  # it is told to come again: a minute is not waited
+async def test_a_loop_body_that_does_not_finish_gets_its_result_again(fresh_nats, body):
+    await publish(fresh_nats, values.skipped("r1"), values.skipped("r2"))
+    patient = replace(
+        options(fresh_nats), patience=Patience()
+    )  # the client sends a nak, so the ack wait of a minute does not matter
     for _ in range(2):
         with pytest.raises(ValueError, match=LEFT):
             async with aclosing(results(patient, durable="one")) as found:
                 await body(found)
-        assert await place(fresh_nats) == (0, 1)
+        assert await consumer_position(fresh_nats) == (0, 1)
     async with aclosing(results(patient, durable="one")) as found:
-        assert await hear(found, 2) == ["r1.skipped", "r2.skipped"]
+        assert await receive(found, 2) == ["r1.skipped", "r2.skipped"]
 
 
-async def test_a_loop_that_was_left_without_closing_releases_its_result_all_the_same(fresh_nats):
-    await tell(fresh_nats, values.skipped("r1"))
+async def test_a_loop_left_without_closing_releases_its_result(fresh_nats):
+    await publish(fresh_nats, values.skipped("r1"))
     with pytest.raises(ValueError, match=LEFT):
         await raises(results(options(fresh_nats), durable="one"))
     async with aclosing(results(options(fresh_nats), durable="one")) as found:
-        assert await hear(found, 1) == ["r1.skipped"]
+        assert await receive(found, 1) == ["r1.skipped"]
 
 
-async def test_a_slow_body_is_not_given_its_result_twice(fresh_nats):
-    await tell(fresh_nats, values.skipped("r1"), values.skipped("r2"))
+async def test_a_slow_loop_body_does_not_get_its_result_twice(fresh_nats):
+    await publish(fresh_nats, values.skipped("r1"), values.skipped("r2"))
     async with connected(fresh_nats.url) as observer, aclosing(results(options(fresh_nats), durable="one")) as found:
         settling = await observer.subscribe(f"$JS.ACK.{STREAM}.one.>")
         await observer.flush()
-        assert await hear(found, 1) == ["r1.skipped"]
+        assert await receive(found, 1) == ["r1.skipped"]
         for _ in range(7):  # more than two ack waits
             assert (await settling.next_msg(timeout=SECONDS)).data == b"+WPI"
-        assert await hear(found, 1) == ["r2.skipped"]
+        assert await receive(found, 1) == ["r2.skipped"]
         (info,) = await consumers(fresh_nats)
         assert (info.num_redelivered, info.ack_floor.stream_seq) == (0, 1)
 
 
-# ------------------------------------------------------------------------------------------------------ places kept
+# ------------------------------------------------------------------------------------------------------- positions
 
 
-async def test_who_was_away_gets_what_came_meanwhile(fresh_nats):
-    await tell(fresh_nats, values.skipped("r1"), values.skipped("r2"))
+async def test_a_durable_client_gets_the_results_that_it_missed(fresh_nats):
+    await publish(fresh_nats, values.skipped("r1"), values.skipped("r2"))
     async with aclosing(results(options(fresh_nats), durable="one")) as found:
-        assert await hear(found, 2) == ["r1.skipped", "r2.skipped"]
-    await tell(fresh_nats, values.skipped("r3"))
+        assert await receive(found, 2) == ["r1.skipped", "r2.skipped"]
+    await publish(fresh_nats, values.skipped("r3"))
     async with aclosing(results(options(fresh_nats), durable="one")) as found:
-        assert await hear(found, 2) == ["r2.skipped", "r3.skipped"]
+        assert await receive(found, 2) == ["r2.skipped", "r3.skipped"]
     async with aclosing(results(options(fresh_nats), durable="another")) as found:
-        assert await hear(found, 3) == ["r1.skipped", "r2.skipped", "r3.skipped"]
+        assert await receive(found, 3) == ["r1.skipped", "r2.skipped", "r3.skipped"]
 
 
-async def test_who_was_away_for_an_hour_gets_all_of_it(fresh_nats, tmp_path):
-    """The agent's clock stands for the hour; that the server waits longer is in what it was asked to keep."""
+async def test_a_durable_client_gets_all_results_of_an_hour(fresh_nats, tmp_path):
+    """Only the agent's clock advances by an hour. The configuration shows that the server keeps results for longer."""
     clock = ManualClock(values.NOON)
     ledger = await SqliteLedger.open(tmp_path / "ledger.sqlite", CloudEventsCodec(), clock=clock)
-    async with agents_bus(fresh_nats) as bus:
+    async with agent_bus(fresh_nats) as bus:
         recorder = ResultRecorder(ledger, bus, clock)
 
         async def sync(name):
@@ -187,15 +189,15 @@ async def test_who_was_away_for_an_hour_gets_all_of_it(fresh_nats, tmp_path):
 
         await sync("before")
         async with aclosing(results(fresh_nats.url, durable="one")) as found:
-            assert await hear(found, 1) == ["before.skipped"]
+            assert await receive(found, 1) == ["before.skipped"]
         for minute in range(0, 60, 5):
             await clock.advance(300)
             await sync(f"at-{minute}")
     await ledger.aclose()
     async with aclosing(results(fresh_nats.url, durable="one")) as found, asyncio.timeout(SECONDS):
-        heard = [await anext(found) for _ in range(13)]
-    assert [one.request_id for one in heard] == ["before", *(f"at-{minute}" for minute in range(0, 60, 5))]
-    assert (heard[-1].time - heard[0].time).total_seconds() == HOUR
+        received = [await anext(found) for _ in range(13)]
+    assert [one.request_id for one in received] == ["before", *(f"at-{minute}" for minute in range(0, 60, 5))]
+    assert (received[-1].time - received[0].time).total_seconds() == HOUR
     (info,) = await consumers(fresh_nats)
     async with connected(fresh_nats.url) as client:
         kept = (await client.jsm().stream_info(STREAM)).config
@@ -203,54 +205,54 @@ async def test_who_was_away_for_an_hour_gets_all_of_it(fresh_nats, tmp_path):
     assert kept.max_age > HOUR
 
 
-async def test_without_a_name_only_what_is_reported_from_now_on_is_seen(fresh_nats):
-    await tell(fresh_nats, values.skipped("r1"))
+async def test_a_client_without_a_durable_name_gets_only_new_results(fresh_nats):
+    await publish(fresh_nats, values.skipped("r1"))
     async with aclosing(results(options(fresh_nats))) as found:
-        first = asyncio.create_task(hear(found, 1), name="first")
+        first = asyncio.create_task(receive(found, 1), name="first")
         await consumers(fresh_nats, lambda found: len(found) == 1)
-        await tell(fresh_nats, values.skipped("r2"))
+        await publish(fresh_nats, values.skipped("r2"))
         assert await first == ["r2.skipped"]
     assert await consumers(fresh_nats, lambda found: not found) == []
 
 
-# ------------------------------------------------------------------------------------------------ NATS comes and goes
+# ----------------------------------------------------------------------------------------------------- NATS restarts
 
 
 @pytest.mark.parametrize("durable", ["one", None])
 async def test_nats_killed_while_a_client_waits(fresh_nats, durable):
     with capture_logs() as logs:
         async with aclosing(results(options(fresh_nats), durable=durable)) as found:
-            first = asyncio.create_task(hear(found, 1), name="first")
+            first = asyncio.create_task(receive(found, 1), name="first")
             await consumers(fresh_nats, lambda found: [one.num_waiting for one in found] == [1])
             fresh_nats.restart()
-            await tell(fresh_nats, values.skipped("r1"))
+            await publish(fresh_nats, values.skipped("r1"))
             assert await first == ["r1.skipped"]
     assert [one["event"] for one in logs].count("nats_waiting") == 1
 
 
 @pytest.mark.parametrize("wipe", [False, True])
 async def test_nats_killed_between_body_and_ack(fresh_nats, wipe):
-    """The ack is lost, and the result comes again: it is dropped, for its body has run."""
-    await tell(fresh_nats, values.skipped("r1"))
+    """The ack is lost and the result is delivered again. The client drops it because its body has run."""
+    await publish(fresh_nats, values.skipped("r1"))
     async with aclosing(results(options(fresh_nats), durable="one")) as found:
-        assert await hear(found, 1) == ["r1.skipped"]
+        assert await receive(found, 1) == ["r1.skipped"]
         fresh_nats.kill()
-        second = asyncio.create_task(hear(found, 1), name="second")
+        second = asyncio.create_task(receive(found, 1), name="second")
         await asyncio.sleep(0)
         if wipe:
             fresh_nats.wipe()
         fresh_nats.start()
-        await tell(fresh_nats, *[values.skipped("r1")] * wipe, values.skipped("r2"))
+        await publish(fresh_nats, *[values.skipped("r1")] * wipe, values.skipped("r2"))
         assert await second == ["r2.skipped"]
-        assert await place(fresh_nats) == (1, 1)
+        assert await consumer_position(fresh_nats) == (1, 1)
 
 
-async def test_nats_that_is_not_there_yet_is_waited_for_and_that_is_reported_once(fresh_nats):
-    await tell(fresh_nats, values.skipped("r1"))
+async def test_a_client_waits_for_nats_and_reports_it_once(fresh_nats):
+    await publish(fresh_nats, values.skipped("r1"))
     fresh_nats.kill()
     with capture_logs() as logs:
         async with aclosing(results(options(fresh_nats), durable="one")) as found:
-            first = asyncio.create_task(hear(found, 1), name="first")
+            first = asyncio.create_task(receive(found, 1), name="first")
             async with asyncio.timeout(SECONDS):
                 while [one["event"] for one in logs].count("nats_unreachable") < 3:
                     await asyncio.sleep(0)
@@ -263,7 +265,7 @@ async def test_nats_that_is_not_there_yet_is_waited_for_and_that_is_reported_onc
     assert fresh_nats.url.removeprefix("nats://") in reported[0]["reason"]
 
 
-async def test_a_server_that_wants_to_know_who_asks(tmp_path):
+async def test_a_server_with_authentication_requires_the_token(tmp_path):
     with running_nats(tmp_path, config=token_config()) as server:
         await publish_session_ended(server.url, system_id="laptop", login=Login(token=TOKEN))
         with pytest.raises(BusError) as failure:
@@ -286,8 +288,8 @@ async def test_a_server_that_wants_to_know_who_asks(tmp_path):
     ],
     ids=str,
 )
-async def test_only_what_was_asked_for_comes(fresh_nats, asked, pattern, expected):
-    await tell(
+async def test_only_matching_results_are_returned(fresh_nats, asked, pattern, expected):
+    await publish(
         fresh_nats,
         values.request("r0"),
         values.skipped("r1"),
@@ -298,8 +300,8 @@ async def test_only_what_was_asked_for_comes(fresh_nats, asked, pattern, expecte
     )
     async with aclosing(results(options(fresh_nats), durable="one", **asked)) as found:
         async with asyncio.timeout(SECONDS):
-            heard = [await anext(found) for _ in expected]
-        assert [f"{one.system_id} {one.request_id}" for one in heard] == expected
+            received = [await anext(found) for _ in expected]
+        assert [f"{one.system_id} {one.request_id}" for one in received] == expected
         (info,) = await consumers(fresh_nats)
         assert info.config.filter_subject == pattern
 
@@ -313,14 +315,14 @@ async def test_only_what_was_asked_for_comes(fresh_nats, asked, pattern, expecte
     ],
     ids=str,
 )  # fmt: skip
-def test_what_cannot_be_is_refused_before_anything_is_asked(asked):
+def test_invalid_arguments_are_refused_without_a_request(asked):
     with pytest.raises(NamingError) as failure:
         results(NOWHERE, **asked)
     assert failure.value.hint
 
 
 @pytest.mark.parametrize("url", ["", "localhost:4222", "http://a:s3cret@host", "nats://", "nats://a,", "nats://a:x"])
-def test_an_address_that_cannot_be_is_refused_and_not_repeated(url):
+def test_an_invalid_url_is_refused_and_not_quoted(url):
     with pytest.raises(SettingsError, match="nats://") as failure:
         results(url)
     assert "s3cret" not in str(failure.value)
@@ -329,7 +331,7 @@ def test_an_address_that_cannot_be_is_refused_and_not_repeated(url):
 # ---------------------------------------------------------------------------------------------------- a session's end
 
 
-def test_a_sessions_end_starts_a_sync_at_the_agent_at_once(fresh_nats, tmp_path):
+def test_a_session_end_starts_a_sync_of_the_agent_at_once(fresh_nats, tmp_path):
     machine = Machine(tmp_path, agent_nats_url=fresh_nats.url, agent_upload_on_change="false")
     machine.write(commits=1, entities=1)
     with machine.run() as agent, machine.follow() as events:
@@ -345,25 +347,25 @@ def test_a_sessions_end_starts_a_sync_at_the_agent_at_once(fresh_nats, tmp_path)
     assert len(machine.manifests) == 2
 
 
-async def test_an_end_that_nobody_takes_is_an_error_with_the_cure():
+async def test_an_unconfirmed_session_end_is_an_error_with_a_hint():
     with pytest.raises(BusError, match=r"not confirmed within 0\.5 s: .*127\.0\.0\.1:9") as failure:
         await publish_session_ended(NOWHERE, system_id="laptop", id="e-1", timeout=0.5)
     assert "e-1" in failure.value.hint
     assert failure.value.transient
 
 
-async def test_a_server_that_stands_still_confirms_nothing(fresh_nats):
+async def test_a_paused_server_does_not_confirm_a_session_end(fresh_nats):
     fresh_nats.pause()
     with pytest.raises(BusError, match="not confirmed"):
         await publish_session_ended(fresh_nats.url, system_id="laptop", timeout=0.5)
 
 
-async def test_an_end_is_reported_to_a_nats_that_comes_in_time(fresh_nats):
+async def test_a_session_end_is_published_if_nats_starts_in_time(fresh_nats):
     fresh_nats.kill()
-    telling = asyncio.create_task(publish_session_ended(options(fresh_nats), system_id="laptop", timeout=SECONDS))
+    publishing = asyncio.create_task(publish_session_ended(options(fresh_nats), system_id="laptop", timeout=SECONDS))
     await asyncio.sleep(0)
     fresh_nats.start()
-    name = await telling
+    name = await publishing
     async with connected(fresh_nats.url) as client:
         kept = await client.jetstream().get_last_msg(STREAM, "akosha.session.laptop.ended")
     assert CloudEventsCodec().decode(kept.data).id == name
@@ -374,18 +376,18 @@ async def test_an_end_is_reported_to_a_nats_that_comes_in_time(fresh_nats):
     [({"system_id": "a.b"}, NamingError), ({"system_id": "a", "reason": "x" * 70_000}, WireError)],
     ids=["system", "size"],
 )
-async def test_an_end_that_cannot_be_reported_is_refused(fresh_nats, words, error):
+async def test_an_invalid_session_end_is_refused(fresh_nats, words, error):
     with pytest.raises(error):
         await publish_session_ended(fresh_nats.url, **words)
 
 
-# -------------------------------------------------------------------------------------------------------- by itself
+# ------------------------------------------------------------------------------------ imports of the client
 
 PROGRAM = """
 import asyncio, sys
 HEAVY = ("aioboto3", "aiobotocore", "botocore", "duckdb", "typer", "click", "rich", "watchfiles", "yaml",
          "pydantic_settings", "platformdirs")
-sys.modules.update(dict.fromkeys(HEAVY))  # as if they were not installed: structlog would use rich where it is
+sys.modules.update(dict.fromkeys(HEAVY))  # as if they were not installed; structlog would use rich if it were
 from agent.events_client import BusError, publish_session_ended, results
 
 async def main(listening, nowhere):
@@ -397,7 +399,7 @@ async def main(listening, nowhere):
     try:
         await publish_session_ended(nowhere, system_id="laptop", timeout=0.1)
     except BusError:
-        print("not told")
+        print("not confirmed")
 
 asyncio.run(main(*sys.argv[1:]))
 loaded = [name for name in sys.modules if name.split(".")[0] in HEAVY and sys.modules[name]]
@@ -406,10 +408,10 @@ print(loaded + [name for name in sys.modules if name.startswith(ours)])
 """
 
 
-def test_a_program_loads_and_prints_nothing_of_the_agents(fresh_nats):
+def test_a_program_loads_no_module_of_the_agent_and_prints_nothing_extra(fresh_nats):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, fresh_nats.url, NOWHERE], capture_output=True, text=True, timeout=60
     )
-    assert (done.returncode, done.stdout) == (0, "waits\nnot told\n[]\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "waits\nnot confirmed\n[]\n"), done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("event='nats_waiting'")

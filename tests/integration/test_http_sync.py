@@ -1,4 +1,4 @@
-"""The http method over real databases, a real ledger, and a server that answers as Akosha does."""
+"""HttpSync with real databases, a real ledger and a fake Akosha server."""
 
 import asyncio
 import shutil
@@ -30,7 +30,7 @@ WITHOUT = {
 
 
 class Rig:
-    """One machine without a bucket, one Akosha, and single syncs."""
+    """One machine without a bucket and one Akosha server, for single syncs."""
 
     def __init__(self, tmp_path: Path, akosha: Akosha) -> None:
         self.tmp_path, self.akosha = tmp_path, akosha
@@ -68,7 +68,7 @@ class Rig:
         stopping[0].join()
 
     async def known(self):
-        """What the ledger has of the target: its databases' states, and its memories' standing."""
+        """Return the target's database states, memory counts and held memories from the ledger."""
         home = self.home()
         ledger = await home.read_ledger()
         try:
@@ -81,12 +81,12 @@ class Rig:
 
     def use(self, state: str) -> None:
         if not REAL.is_dir():
-            pytest.skip("the databases made by Session-Buddy's own code are not here")
+            pytest.skip("the databases of Session-Buddy are missing")
         for file in (REAL / state).iterdir():
             shutil.copy(file, self.data)
 
     def make(self, conversations: int, *, start: int = 0, embedded: bool = True) -> None:
-        """Add conversations as a session does that has ended."""
+        """Add conversations as an ended session does."""
         vector = "list_transform(range(384), lambda x: (random() - 0.5)::FLOAT)::FLOAT[384]" if embedded else "NULL"
         session_buddy.make(
             self.data / session_buddy.REFLECTION,
@@ -120,7 +120,7 @@ def rig(tmp_path, akosha):
 
 
 @pytest.mark.parametrize("state", WITH_EMBEDDING)
-async def test_session_buddys_own_databases_arrive_and_what_has_no_embedding_waits(rig, state):
+async def test_databases_of_session_buddy_are_pushed_and_rows_without_embedding_wait(rig, state):
     rig.use(state)
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
@@ -130,16 +130,16 @@ async def test_session_buddys_own_databases_arrive_and_what_has_no_embedding_wai
     (unembedded, entities), relations = WITHOUT[state], RELATIONSHIPS[state]
     assert f"{unembedded} wait: no embedding" in result.incomplete["reflection"]
     assert f"{relations} wait: the server has no tool for a relationship" in result.incomplete["knowledge_graph"]
-    states, standing, _ = await rig.known()
+    states, counts, _ = await rig.known()
     assert set(states.values()) <= {"clean", "delivered"}
-    assert (standing.delivered, standing.waiting["no embedding"]) == (result.memories, unembedded + entities)
+    assert (counts.delivered, counts.waiting["no embedding"]) == (result.memories, unembedded + entities)
     row = rig.akosha.rows("laptop")[0]
     assert row.memory_id.startswith(f"laptop:{row.metadata['original_id']}:")
     assert isinstance(row.timestamp, datetime)
     assert row.timestamp.tzinfo is not None
 
 
-async def test_what_is_unchanged_is_not_read_and_nothing_but_the_health_is_asked(rig):
+async def test_a_sync_without_a_change_only_requests_the_health(rig):
     rig.make(50)
     await rig.sync()
     rig.akosha.forget()
@@ -147,7 +147,7 @@ async def test_what_is_unchanged_is_not_read_and_nothing_but_the_health_is_asked
     assert rig.asked == {"GET /health": 1}
 
 
-async def test_where_a_person_asks_and_nothing_is_new_one_memory_is_offered_and_all_else_is_left_alone(rig):
+async def test_a_manual_sync_without_a_change_sends_one_memory_as_a_probe(rig):
     rig.make(50)
     await rig.sync()
     result = await rig.sync()
@@ -156,7 +156,7 @@ async def test_where_a_person_asks_and_nothing_is_new_one_memory_is_offered_and_
     assert (rig.batches, len(rig.akosha.rows())) == ([50, 1], 50)
 
 
-async def test_new_rows_alone_are_sent(rig):
+async def test_only_new_rows_are_sent(rig):
     rig.make(700)
     await rig.sync()
     assert rig.batches == [500, 200]
@@ -165,7 +165,7 @@ async def test_new_rows_alone_are_sent(rig):
     assert (rig.batches[2:], result.memories) == ([1, 50], 50)
 
 
-async def test_counting_an_access_is_no_news_for_akosha(rig):
+async def test_an_access_count_is_not_sent_to_akosha(rig):
     rig.make(20)
     await rig.sync()
     rig.run("UPDATE conversations_v2 SET access_count = 9, last_accessed = now()::TIMESTAMP")
@@ -175,7 +175,7 @@ async def test_counting_an_access_is_no_news_for_akosha(rig):
     assert (rig.batches, (await rig.known())[0]) == ([20, 1], {"reflection": "clean"})
 
 
-async def test_a_row_that_changed_is_sent_as_another_memory(rig):
+async def test_a_changed_row_is_sent_as_another_memory(rig):
     rig.make(20)
     await rig.sync()
     rig.run("UPDATE conversations_v2 SET content = 'said again' WHERE id = 'c7'")
@@ -183,7 +183,7 @@ async def test_a_row_that_changed_is_sent_as_another_memory(rig):
     assert len([one for one in rig.akosha.ids() if one.startswith("laptop:c7:")]) == 2
 
 
-async def test_where_everything_had_to_wait_that_is_no_success_and_stays_owed(rig):
+async def test_a_sync_fails_and_stays_owed_if_every_row_has_to_wait(rig):
     rig.make(15, embedded=False)
     for _ in range(2):
         result = await rig.sync()
@@ -196,7 +196,7 @@ async def test_where_everything_had_to_wait_that_is_no_success_and_stays_owed(ri
     assert (await rig.known())[0] == {"reflection": "clean"}
 
 
-async def test_new_rows_that_all_have_to_wait_are_no_success_either(rig):
+async def test_a_sync_fails_if_every_new_row_has_to_wait(rig):
     rig.make(5)
     await rig.sync()
     rig.make(3, start=5, embedded=False)
@@ -208,7 +208,7 @@ async def test_new_rows_that_all_have_to_wait_are_no_success_either(rig):
     assert (await rig.sync()).memories == 3
 
 
-async def test_what_waits_beside_others_goes_once_the_server_can_take_it(rig):
+async def test_waiting_rows_are_sent_once_the_server_has_the_tool(rig):
     rig.use("first")
     await rig.sync()
     assert isinstance(await rig.sync(), SyncSkipped)
@@ -220,7 +220,7 @@ async def test_what_waits_beside_others_goes_once_the_server_can_take_it(rig):
     assert "no tool" not in str((await rig.known())[1].waiting)
 
 
-async def test_what_the_server_refuses_is_kept_with_its_reason_and_offered_to_its_next_version(rig):
+async def test_a_refused_memory_is_kept_with_its_reason_and_sent_to_the_next_server_version(rig):
     rig.make(10)
 
     def refuse(_tool, arguments):
@@ -234,8 +234,8 @@ async def test_what_the_server_refuses_is_kept_with_its_reason_and_offered_to_it
     rig.akosha.interfere = refuse
     result = await rig.sync()
     assert "1 were refused: Invalid text: too odd" in result.incomplete["reflection"]
-    _, standing, (held,) = await rig.known()
-    assert (standing.delivered, held.row.id, held.state) == (9, "c3", "refused")
+    _, counts, (held,) = await rig.known()
+    assert (counts.delivered, held.row.id, held.state) == (9, "c3", "refused")
     assert isinstance(await rig.sync(reason="session_end"), SyncSkipped)
     rig.akosha.interfere = None
     rig.akosha.stop()
@@ -245,7 +245,7 @@ async def test_what_the_server_refuses_is_kept_with_its_reason_and_offered_to_it
     assert len(rig.akosha.rows()) == 10
 
 
-async def test_an_akosha_that_is_away_fails_the_sync_with_the_cure_and_nothing_is_lost(rig):
+async def test_an_akosha_that_is_down_fails_the_sync_with_a_hint_and_nothing_is_lost(rig):
     rig.make(5)
     rig.akosha.stop()
     result = await rig.sync()
@@ -256,7 +256,7 @@ async def test_an_akosha_that_is_away_fails_the_sync_with_the_cure_and_nothing_i
     assert (await rig.sync()).memories == 5
 
 
-async def test_a_server_that_goes_in_the_middle_gets_the_rest_when_it_is_back_and_nothing_twice(rig, monkeypatch):
+async def test_a_server_stopped_during_a_push_gets_only_the_rest_later(rig, monkeypatch):
     rig.make(60)
     monkeypatch.setattr(methods, "BATCH_SIZE", 10)
     await rig.sync_and_stop_akosha_in_the_third_batch()
@@ -264,10 +264,10 @@ async def test_a_server_that_goes_in_the_middle_gets_the_rest_when_it_is_back_an
     rig.akosha.start()
     assert isinstance(await rig.sync(), SyncSucceeded)
     assert len(rig.akosha.rows()) == 60
-    assert sum(rig.batches) <= 70 + 1, "one batch at most is sent twice, and what was asked after"
+    assert sum(rig.batches) <= 70 + 1, "at most one batch is sent twice, plus one probe"
 
 
-async def test_two_systems_with_equal_rows_have_memories_of_their_own(rig, tmp_path):
+async def test_two_systems_with_equal_rows_have_separate_memories(rig, tmp_path):
     rig.make(3)
     await rig.sync()
     other = Identity("agent-2", "desktop")
@@ -279,7 +279,7 @@ async def test_two_systems_with_equal_rows_have_memories_of_their_own(rig, tmp_p
     assert (len(rig.akosha.rows("laptop")), len(rig.akosha.rows("desktop"))) == (3, 3)
 
 
-async def test_a_database_that_cannot_be_read_does_not_keep_the_other_from_going(rig):
+async def test_an_unreadable_database_does_not_block_the_other(rig):
     rig.use("first")
     (rig.data / "knowledge_graph.duckdb").write_bytes(b"no database" * 2000)
     (rig.data / "knowledge_graph.duckdb.wal").unlink(missing_ok=True)
@@ -292,7 +292,7 @@ async def test_a_database_that_cannot_be_read_does_not_keep_the_other_from_going
 ODD = ("a:b", "line\nbreak", "x" * 10_000, "\U0001f600", "'quoted'", "tab\t", "\x1b[31mred", "a\u2028b")
 
 
-async def test_ids_may_hold_anything_and_one_memory_that_is_too_long_does_not_keep_the_others(rig):
+async def test_ids_may_have_any_character_and_a_memory_that_is_too_large_does_not_block_others(rig):
     rig.settings["http_missing_embedding"] = "zero"
     rig.make(5)
     values = ", ".join(f"('{one.replace(chr(39), chr(39) * 2)}', 'said', 'chat')" for one in ODD)
@@ -309,7 +309,7 @@ async def test_ids_may_hold_anything_and_one_memory_that_is_too_long_does_not_ke
     assert (held.row.id, held.state) == ("long", "refused")
 
 
-async def test_a_database_without_rows_or_without_tables_that_matter_is_delivered_as_it_is(rig):
+async def test_a_database_without_rows_or_known_tables_is_delivered(rig):
     rig.make(0)
     with duckdb.connect(str(rig.data / "knowledge_graph.duckdb")) as graph:
         graph.execute("CREATE TABLE something_else AS SELECT 1 AS x")
@@ -319,7 +319,7 @@ async def test_a_database_without_rows_or_without_tables_that_matter_is_delivere
     assert isinstance(await rig.sync(), SyncSkipped)
 
 
-async def test_entities_of_equal_ids_in_two_graphs_both_arrive_and_a_renamed_graph_arrives_under_its_name(rig):
+async def test_entities_with_equal_ids_in_two_graphs_are_both_sent_and_a_renamed_graph_is_sent_again(rig):
     rig.settings["http_missing_embedding"] = "zero"
     add = "INSERT INTO kg_entities(id, name, entity_type) VALUES ('e1', 'DuckDB', 'tool')"
     for name in ("knowledge_graph", "knowledge_graph_work"):
@@ -330,7 +330,7 @@ async def test_entities_of_equal_ids_in_two_graphs_both_arrive_and_a_renamed_gra
     assert isinstance(await rig.sync(), SyncSkipped)
 
 
-async def test_rows_deleted_while_they_waited_are_reported_no_more(rig):
+async def test_waiting_rows_that_are_deleted_are_no_longer_reported(rig):
     rig.make(3)
     rig.make(4, start=3, embedded=False)
     await rig.sync()
@@ -340,7 +340,7 @@ async def test_rows_deleted_while_they_waited_are_reported_no_more(rig):
     assert (await rig.known())[1].waiting == {"no embedding": 2}
 
 
-async def test_what_is_asked_for_alone_is_pushed_alone(rig):
+async def test_only_the_requested_databases_are_pushed(rig):
     rig.use("first")
     await rig.sync(upload_reflections=False)
     assert set(rig.akosha.types()) == {"entity"}
@@ -348,7 +348,7 @@ async def test_what_is_asked_for_alone_is_pushed_alone(rig):
     assert rig.akosha.types()["conversation"] == 13
 
 
-async def test_an_akosha_that_loses_in_the_middle_what_it_had_is_given_all_of_it_again(rig, monkeypatch):
+async def test_all_memories_are_sent_again_to_an_akosha_that_lost_them_during_a_push(rig, monkeypatch):
     rig.make(60)
     monkeypatch.setattr(methods, "BATCH_SIZE", 10)
     await rig.sync_and_stop_akosha_in_the_third_batch()
@@ -360,19 +360,23 @@ async def test_an_akosha_that_loses_in_the_middle_what_it_had_is_given_all_of_it
     assert len(rig.akosha.rows()) == 60
 
 
-@pytest.mark.parametrize("news", [0, 1])
-async def test_an_akosha_that_has_lost_what_it_had_is_given_all_of_it_again(rig, news):
-    """As one that keeps it in memory has after a restart: also where nothing is new."""
+@pytest.mark.parametrize("new_rows", [0, 1])
+async def test_all_memories_are_sent_again_to_an_akosha_that_lost_them(rig, new_rows):
+    """A server that keeps memories in RAM loses them on a restart. This is noticed without new rows, too."""
     rig.use("first")
     rig.settings["max_retries"] = 3
     await rig.sync()
     rig.akosha.stop()
     rig.akosha.forget()
     rig.akosha.start()
-    if news:
-        rig.make(news)
+    if new_rows:
+        rig.make(new_rows)
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
     conversations, reflections, entities = WITH_EMBEDDING["first"]
-    assert rig.akosha.types() == {"conversation": conversations + news, "reflection": reflections, "entity": entities}
+    assert rig.akosha.types() == {
+        "conversation": conversations + new_rows,
+        "reflection": reflections,
+        "entity": entities,
+    }
     assert len(rig.akosha.rows()) == result.memories

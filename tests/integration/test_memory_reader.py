@@ -1,4 +1,4 @@
-"""Memories out of copies of databases: which rows are seen, what is told of them, and what becomes of the child."""
+"""Reading memories from copies of databases: the rows, their fields, and the child process."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ from tests.support.session_buddy import REAL, STATES, create, make
 
 EMBEDDING = "list_transform(range(384), lambda i: i / 384.0)::FLOAT[384]"
 
-needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the databases that Session-Buddy wrote are not here")
+needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the databases of Session-Buddy are missing")
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ async def source_of(copy, *, zone=UTC, **options):
 
 
 async def seen_in(copy):
-    """All rows of a copy, by kind and id."""
+    """Return the state of all rows of a copy by kind and ID."""
     async with source_of(copy) as source:
         return {(seen.kind, seen.id): seen async for page in source.pages() for seen in page}
 
 
 async def memories_in(copy, **options):
-    """All rows of a copy, whole, by id."""
+    """Return all memories of a copy by ID."""
     found = {}
     async with source_of(copy, **options) as source:
         async for page in source.pages():
@@ -60,18 +60,18 @@ def bytes_in(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def the_child():
-    """The process that reads; None where there is none."""
+def reading_child():
+    """Return the child process that reads, or None if it does not exist."""
     found = [child for child in psutil.Process().children() if CHILD in child.cmdline()]
     return found[0] if found else None
 
 
-# ---------------------------------------------------------------------------------------------------- what is there
+# ------------------------------------------------------------------------------------------------------ reading rows
 
 
 @needs_real_data
 @pytest.mark.parametrize("state", STATES)
-async def test_session_buddys_own_databases_are_read_in_every_state_and_stay_as_they_are(state, tmp_path):
+async def test_databases_of_session_buddy_are_read_in_every_state_and_not_changed(state, tmp_path):
     rows = STATES[state].kinds
     folder = tmp_path / state
     shutil.copytree(REAL / state, folder)
@@ -80,9 +80,9 @@ async def test_session_buddys_own_databases_are_read_in_every_state_and_stay_as_
     for name in ("reflection", "knowledge_graph"):
         async with source_of(folder / f"{name}.duckdb", zone=timezone(timedelta(hours=2))) as source:
             pages = [list(page) async for page in source.pages()]
-            again = []
-            async for page in source.pages():  # a second time, from the beginning, and whole
-                again.append(list(page))
+            second_pass = []
+            async for page in source.pages():  # a second pass, which reads the memories too
+                second_pass.append(list(page))
                 async for memory in source.read(page):
                     found[memory.row.key] = memory
                     assert memory.text.strip()
@@ -92,7 +92,7 @@ async def test_session_buddys_own_databases_are_read_in_every_state_and_stay_as_
                         numbers = json.loads(memory.embedding)
                         assert len(numbers) == 384
                         assert math.isclose(sum(number**2 for number in numbers), 1, rel_tol=1e-3)
-            assert pages == again
+            assert pages == second_pass
         assert await seen_in(folder / f"{name}.duckdb") == {
             (seen.kind, seen.id): seen for page in pages for seen in page
         }
@@ -119,21 +119,21 @@ with duckdb.connect(":memory:") as base:
     for table in ("conversations_v2", "reflections_v2"):
         base.execute(f"INSERT INTO s.{table} SELECT 'row ' || n, 'text ' || n FROM range(700) rows(n)")
 """
-"""Makes a database with a function that the file does not hold, and that the engine has in extension `inet` alone."""
+"""Creates a database that uses a function from the extension `inet`, which the file does not contain."""
 
 
 @pytest.fixture
-def beyond(copy):
+def needs_extension(copy):
     subprocess.run([sys.executable, "-c", WITH_EXTENSION, str(copy)], check=True, timeout=60)
     return copy
 
 
-async def test_what_needs_an_extension_costs_no_row_that_does_not_and_is_named(beyond):
-    """A column that a memory can do without is left out; a table that cannot be read is an error after all others."""
+async def test_rows_are_read_except_where_an_extension_is_needed_which_is_named(needs_extension):
+    """An optional column is omitted. A table that cannot be read is an error after all others are read."""
     found = []
 
     async def read():
-        async with source_of(beyond) as source:
+        async with source_of(needs_extension) as source:
             async for page in source.pages():
                 found.extend([memory async for memory in source.read(page)])
 
@@ -144,8 +144,8 @@ async def test_what_needs_an_extension_costs_no_row_that_does_not_and_is_named(b
     assert not any("project" in memory.metadata for memory in found)
 
 
-async def test_a_copy_of_which_a_part_needs_an_extension_is_unverified_with_the_rows_of_the_rest(beyond, tmp_path):
-    taker = DuckdbSnapshotTaker(beyond.parent, tmp_path / "staging", clock=SystemClock())
+async def test_a_copy_that_partly_needs_an_extension_is_unverified_but_readable(needs_extension, tmp_path):
+    taker = DuckdbSnapshotTaker(needs_extension.parent, tmp_path / "staging", clock=SystemClock())
     snapshot = await taker.take("reflection")
     assert (snapshot.verified, snapshot.is_readable) == (False, True)
     assert snapshot.rows == {"conversations_v2": 700, "reflections_v2": 700}
@@ -155,18 +155,18 @@ async def test_a_copy_of_which_a_part_needs_an_extension_is_unverified_with_the_
     await taker.sweep()
 
 
-async def test_a_child_that_is_stopped_is_given_up_for_its_silence_long_before_its_time(copy):
+async def test_a_stopped_child_is_killed_after_the_stall_timeout(copy):
     create(copy.parent, commits=3)
     async with source_of(copy) as source:
         source._exchange._stall_seconds = 0.5
-        the_child().send_signal(signal.SIGSTOP)
+        reading_child().send_signal(signal.SIGSTOP)
         with pytest.raises(SnapshotError, match=r"the reader made no progress for 0\.5 s") as caught:
             await anext(source.pages())
     assert caught.value.transient
-    assert the_child() is None
+    assert reading_child() is None
 
 
-async def test_reading_a_memory_changes_no_digest_but_writing_one_does(copy):
+async def test_the_digest_of_a_memory_changes_with_its_content_not_with_access(copy):
     make(
         copy,
         f"INSERT INTO conversations_v2(id, content, category, timestamp, embedding) SELECT n::VARCHAR, 'text ' || n, "
@@ -192,8 +192,8 @@ async def test_reading_a_memory_changes_no_digest_but_writing_one_does(copy):
     assert after["conversation", "4"].embedded
 
 
-async def test_columns_may_lack_be_more_and_be_of_other_types(copy):
-    """Nothing is known of older and newer databases but the names that they share with today's."""
+async def test_columns_may_be_missing_additional_or_of_other_types(copy):
+    """Older and newer databases share only names of tables and columns with those of today."""
     vector = "[" + ",".join(["0.5"] * 384) + "]"
     make(
         copy,
@@ -227,7 +227,7 @@ async def test_columns_may_lack_be_more_and_be_of_other_types(copy):
     assert (found["Ada"].metadata, found["Ada"].embedding) == ({"name": "Ada", "properties": {"k": 5}}, None)
 
 
-async def test_where_both_are_the_newer_table_is_read(copy):
+async def test_the_newer_of_two_tables_is_read(copy):
     make(
         copy,
         "CREATE TABLE conversations(id VARCHAR, content VARCHAR)",
@@ -237,7 +237,7 @@ async def test_where_both_are_the_newer_table_is_read(copy):
     assert set(await seen_in(copy)) == {("conversation", "new")}
 
 
-async def test_what_is_no_embedding_counts_as_none(copy):
+async def test_an_invalid_embedding_counts_as_none(copy):
     lists = {
         "good": "range(384)",
         "short": "range(383)",
@@ -262,7 +262,7 @@ async def test_what_is_no_embedding_counts_as_none(copy):
     assert json.loads(found["good"].embedding) == list(range(384))
 
 
-async def test_rows_without_id_or_text_are_passed_over(copy):
+async def test_rows_without_id_or_text_are_skipped(copy):
     make(
         copy,
         "DROP TABLE reflections_v2",
@@ -273,7 +273,7 @@ async def test_rows_without_id_or_text_are_passed_over(copy):
     assert set(await seen_in(copy)) == {("conversation", "4")}
 
 
-async def test_a_named_graphs_rows_name_it_and_relationships_their_ends(tmp_path):
+async def test_rows_of_a_named_graph_have_its_name_and_relationships_name_their_entities(tmp_path):
     copy = tmp_path / "knowledge_graph_my own 'graph'.duckdb"
     plain = tmp_path / "knowledge_graph.duckdb"
     make(
@@ -294,7 +294,7 @@ async def test_a_named_graphs_rows_name_it_and_relationships_their_ends(tmp_path
 # --------------------------------------------------------------------------------------------------- large and many
 
 
-async def test_texts_arrive_as_they_are(copy):
+async def test_texts_are_read_unchanged(copy):
     texts = [
         "nul \x00 in it",
         "👩‍💻 \U0001d518 \U0010ffff",
@@ -315,7 +315,7 @@ async def test_texts_arrive_as_they_are(copy):
     assert found["e"].metadata["properties"] == {"x": "😀"}
 
 
-async def test_pages_miss_nothing_whatever_was_deleted(copy):
+async def test_pages_are_complete_after_deletions(copy):
     make(
         copy,
         "DROP TABLE reflections_v2",
@@ -329,9 +329,11 @@ async def test_pages_miss_nothing_whatever_was_deleted(copy):
 
 
 @pytest.mark.long
-async def test_many_texts_of_a_megabyte_among_small_ones_go_one_by_one(copy, monkeypatch):
-    """More than the engine and its process may hold at once, in one of the engine's vectors."""
-    monkeypatch.setenv(zygote.EXECUTE, "1")  # a child that shares nothing with this process, for its size counts
+async def test_many_large_texts_are_read_within_a_memory_limit(copy, monkeypatch):
+    """One vector of DuckDB has more data than the memory limit of the child allows."""
+    monkeypatch.setenv(
+        zygote.EXECUTE, "1"
+    )  # the child shares no memory with this process, because its size is measured
     make(
         copy,
         "SET memory_limit = '400MB'",
@@ -349,12 +351,12 @@ async def test_many_texts_of_a_megabyte_among_small_ones_go_one_by_one(copy, mon
         async for page in source.pages():
             async for memory in source.read(page):
                 lengths[memory.row.id] = len(memory.text)
-            most = max(most, the_child().memory_full_info().uss)
+            most = max(most, reading_child().memory_full_info().uss)
     assert lengths == {str(n): 4 if n < 100 else 2**20 + 3 if n < 250 else 60_000 for n in range(650)}
     assert most < 250 * 2**20
 
 
-async def test_rows_are_read_in_the_order_asked_for(copy):
+async def test_rows_are_read_in_the_requested_order(copy):
     make(
         copy,
         "DROP TABLE reflections_v2",
@@ -364,25 +366,25 @@ async def test_rows_are_read_in_the_order_asked_for(copy):
     async with source_of(copy) as source:
         pages = source.pages()
         first = await anext(pages)
-        for wanted in ([], first[::-7], [first[3]], first[::-1]):
-            assert [memory.row async for memory in source.read(wanted)] == list(wanted)
+        for requested in ([], first[::-7], [first[3]], first[::-1]):
+            assert [memory.row async for memory in source.read(requested)] == list(requested)
         async for _ in source.read(first):
-            break  # the rest of them is wanted no more
+            break  # the rest is not requested
         second = await anext(pages)
         assert [memory.row async for memory in source.read(second[5:8])] == list(second[5:8])
         with pytest.raises(KeyError):
             await anext(source.read(first))
 
 
-# --------------------------------------------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------------------------------------------------- failures
 
 
-async def test_what_the_engine_cannot_read_is_an_error_without_paths(copy):
+async def test_an_unreadable_copy_is_an_error_without_paths(copy):
     create(copy.parent, commits=1)
     data = bytearray(copy.read_bytes())
-    for what, words in ((b"x" * 100_000, "not a valid DuckDB"), (bytes(data[:8192]) + b"\0" * 8192, "")):
+    for what, message in ((b"x" * 100_000, "not a valid DuckDB"), (bytes(data[:8192]) + b"\0" * 8192, "")):
         copy.write_bytes(what)
-        with pytest.raises(SnapshotError, match=f"DuckDB cannot read it: .*{words}") as caught:
+        with pytest.raises(SnapshotError, match=f"DuckDB cannot read it: .*{message}") as caught:
             await seen_in(copy)
         assert str(copy.parent) not in str(caught.value)
         assert not caught.value.transient
@@ -390,10 +392,10 @@ async def test_what_the_engine_cannot_read_is_an_error_without_paths(copy):
     copy.write_bytes(data)
     with pytest.raises(SnapshotError, match="DuckDB cannot read it"):
         await seen_in(copy)
-    assert the_child() is None
+    assert reading_child() is None
 
 
-async def test_damage_further_on_is_reported_where_it_is_met(copy):
+async def test_damage_in_a_later_page_is_reported_when_it_is_read(copy):
     make(
         copy,
         "INSERT INTO conversations_v2(id, content, category) "
@@ -418,10 +420,10 @@ async def test_damage_further_on_is_reported_where_it_is_met(copy):
 
 
 @pytest.mark.parametrize(
-    ("number", "words", "transient"),
+    ("number", "message", "transient"),
     [(signal.SIGKILL, r"killed \(SIGKILL\)", True), (signal.SIGSEGV, r"crashed on it \(SIGSEGV\)", False)],
 )
-async def test_a_child_that_dies_in_the_middle_is_an_error(number, words, transient, copy):
+async def test_a_child_that_dies_while_reading_is_an_error(number, message, transient, copy):
     make(copy, "INSERT INTO conversations_v2(id, content, category) SELECT n::VARCHAR, 'x', 'c' FROM range(5000) r(n)")
     seen = []
 
@@ -429,44 +431,44 @@ async def test_a_child_that_dies_in_the_middle_is_an_error(number, words, transi
         async with source_of(copy) as source:
             async for page in source.pages():
                 seen.extend(page)
-                the_child().send_signal(number)
+                reading_child().send_signal(number)
 
-    with pytest.raises(SnapshotError, match=words) as caught:
+    with pytest.raises(SnapshotError, match=message) as caught:
         await read()
     assert 0 < len(seen) < 5000
     assert caught.value.transient == transient
-    assert the_child() is None
+    assert reading_child() is None
 
 
-async def test_a_child_that_is_silent_is_an_error_and_ended(copy):
+async def test_a_child_that_does_not_answer_is_an_error_and_is_killed(copy):
     make(copy, "INSERT INTO conversations_v2(id, content, category) SELECT n::VARCHAR, 'x', 'c' FROM range(5000) r(n)")
     async with source_of(copy, timeout_seconds=5) as source:
         pages = source.pages()
         first = await anext(pages)
-        the_child().send_signal(signal.SIGSTOP)
+        reading_child().send_signal(signal.SIGSTOP)
         with pytest.raises(SnapshotError, match="the reader was not done after 5 s") as caught:
             await anext(pages)
         assert caught.value.transient
         with pytest.raises(SnapshotError, match="was interrupted before"):
             await anext(source.read(first))
-    assert the_child() is None
+    assert reading_child() is None
 
 
-async def test_cancelled_in_the_middle_no_child_and_no_scratch_is_left(copy, monkeypatch):
+async def test_a_cancelled_reading_leaves_no_child_and_no_file(copy, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
     make(copy, f"INSERT INTO conversations_v2(id, content, category, embedding) "
                f"SELECT n::VARCHAR, repeat('text', 300), 'c', {EMBEDDING} FROM range(3000) r(n)")  # fmt: skip
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def read():
         async with source_of(copy) as source:
             async for page in source.pages():
                 async for _ in source.read(page):
-                    begun.set()
+                    started.set()
 
     reading = asyncio.create_task(read())
-    await begun.wait()
-    child = the_child()
+    await started.wait()
+    child = reading_child()
     assert not {"AWS_SECRET_ACCESS_KEY"} & child.environ().keys()
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -485,32 +487,32 @@ def test_the_child_ends_with_its_parent(copy):
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
 
-# --------------------------------------------------------------------------------------- the child that checked it
+# ------------------------------------------------------------------------------------------- reuse of the child
 
 
-async def test_who_checked_a_copy_reads_it_and_goes_with_it(tmp_path, copy):
+async def test_the_child_that_verified_a_copy_reads_it_and_ends_with_it(tmp_path, copy):
     create(tmp_path, commits=3)
     warm = WarmChildren()
     taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
     reader = DuckdbMemoryReader(warm=warm)
     snapshot = await taker.take("reflection")
-    checker = the_child()
+    checker = reading_child()
     async with reader.open(snapshot.folder / copy.name, "reflection", zone=UTC) as source:
         assert [len(page) async for page in source.pages()]
-        assert the_child() == checker
-    assert the_child() is None
+        assert reading_child() == checker
+    assert reading_child() is None
 
-    again = await taker.take("reflection")
-    assert the_child() is not None
-    await taker.discard(again)
-    assert the_child() is None
+    second_pass = await taker.take("reflection")
+    assert reading_child() is not None
+    await taker.discard(second_pass)
+    assert reading_child() is None
     async with reader.open(
         snapshot.folder / copy.name, "reflection", zone=UTC
-    ) as source:  # nobody waits: it starts one
+    ) as source:  # no child is waiting: a new one is started
         assert [len(page) async for page in source.pages()]
 
 
-async def test_one_that_was_killed_while_it_waited_is_not_missed(tmp_path, copy):
+async def test_a_waiting_child_that_was_killed_is_replaced(tmp_path, copy):
     create(tmp_path, commits=3)
     warm = WarmChildren()
     taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
@@ -522,7 +524,7 @@ async def test_one_that_was_killed_while_it_waited_is_not_missed(tmp_path, copy)
         assert [len(page) async for page in source.pages()]
 
 
-async def test_no_more_than_two_wait(tmp_path, copy):
+async def test_at_most_two_children_wait(tmp_path, copy):
     create(tmp_path, commits=3)
     warm = WarmChildren()
     taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
@@ -530,11 +532,11 @@ async def test_no_more_than_two_wait(tmp_path, copy):
         await taker.take("reflection")
     assert len([child for child in psutil.Process().children() if CHILD in child.cmdline()]) == 2
     await taker.sweep()
-    assert the_child() is None
+    assert reading_child() is None
 
 
-async def test_a_long_stretch_of_rows_that_are_no_memories_is_answered_in_parts(copy):
-    """Who reads may let others have their turn between two answers, though there is nothing to show."""
+async def test_many_rows_without_memories_are_returned_in_several_pages(copy):
+    """Between two responses of the child, the reader yields to other tasks even without memories to return."""
     make(
         copy,
         "INSERT INTO conversations_v2(id, content, category) SELECT n::VARCHAR, '', 'c' FROM range(150_000) rows(n)",

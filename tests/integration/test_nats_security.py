@@ -1,4 +1,4 @@
-"""Who is let in by NATS, and whom we let ourselves in to: no secret goes where it does not belong, or into a text."""
+"""Login and TLS for NATS: no secret is sent to an untrusted server or shown in a text."""
 
 import asyncio
 import itertools
@@ -35,7 +35,7 @@ from tests.support.servers.s3 import Authority
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 
-# nats-py 2.16 hands aiohttp a timeout that it has deprecated.
+# nats-py 2.16 passes a deprecated `timeout` to aiohttp.
 websocket = pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWarning")
 
 NUMBERS = itertools.count(1)
@@ -45,7 +45,7 @@ CREDENTIALS, EXPIRED, FOREIGN = OPERATOR.credentials(), OPERATOR.credentials(exp
 
 
 def secrets_of(credentials: str) -> list[str]:
-    """The JWT and the seed."""
+    """Return the JWT and the seed."""
     return [line for line in credentials.splitlines() if len(line) > 50]
 
 
@@ -60,8 +60,8 @@ def assert_no_secret(*texts: str) -> None:
         assert not [secret for secret in SECRETS if secret in text], text
 
 
-async def let_in(*urls: str, **how: object) -> None:
-    """Assert that the bus is let in there and carries an event, and that no text shows a secret."""
+async def assert_accepted(*urls: str, **how: object) -> None:
+    """Assert that the server accepts the login and delivers an event, and that no text shows a secret."""
     inbox = RecordingHandler()
     with capture_logs() as logs:
         async with opened_bus(*urls, **how) as bus:
@@ -74,7 +74,7 @@ async def let_in(*urls: str, **how: object) -> None:
 
 
 async def refusal(*urls: str, **how: object) -> str:
-    """Assert that the bus is not ready, and no text shows a secret; return what it says."""
+    """Assert that the bus is not ready and that no text shows a secret. Return the detail of its state."""
     with capture_logs() as logs:
         async with opened_bus(*urls, ready=False, **how) as bus:
             await bus._connection.first_attempt(SECONDS)
@@ -82,10 +82,10 @@ async def refusal(*urls: str, **how: object) -> str:
             with pytest.raises(BusError) as failure:
                 await bus.publish(ended(1))
             detail = bus.state.detail
-    whole = "".join(traceback.format_exception(failure.value)) + "".join(
+    tracebacks = "".join(traceback.format_exception(failure.value)) + "".join(
         traceback.format_exception(bus._connection.last_error)
     )
-    assert_no_secret(detail, whole, failure.value.hint, str(logs), repr(options(*urls, **how)))
+    assert_no_secret(detail, tracebacks, failure.value.hint, str(logs), repr(options(*urls, **how)))
     return detail
 
 
@@ -94,15 +94,13 @@ def tls_url(server) -> str:
 
 
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
-async def test_tls_with_a_ca_of_our_own(tmp_path, authority, scheme):
+async def test_a_private_ca_is_accepted(tmp_path, authority, scheme):
     with running_nats(tmp_path, config=tls_config(authority)) as server:
-        await let_in(f"{scheme}://127.0.0.1:{server.port}", tls=Tls(ca_file=authority.ca))
+        await assert_accepted(f"{scheme}://127.0.0.1:{server.port}", tls=Tls(ca_file=authority.ca))
 
 
 @pytest.mark.parametrize("ca", ["another", "the system's"])
-async def test_a_server_of_a_ca_that_is_not_ours_is_refused_with_the_cure_and_is_reported_no_secret(
-    tmp_path, authority, ca
-):
+async def test_a_server_with_an_untrusted_ca_is_refused_with_a_hint_and_gets_no_secret(tmp_path, authority, ca):
     tls = Tls(ca_file=Authority(tmp_path).ca) if ca == "another" else Tls()
     config = f"{tls_config(authority)}\n{token_config()}"
     with running_nats(tmp_path / "nats", config=config) as server:
@@ -122,7 +120,7 @@ async def test_a_certificate_of_another_host_is_refused(tmp_path):
     assert "IP address mismatch" in detail
 
 
-async def test_tls_that_was_asked_for_and_is_not_to_be_had_is_refused(tmp_path, authority):
+async def test_a_server_without_the_requested_tls_is_refused(tmp_path, authority):
     with running_nats(tmp_path, config=token_config()) as server:
         detail = await refusal(tls_url(server), tls=Tls(ca_file=authority.ca), login=Login(token=TOKEN))
     assert "speaks TLS" in detail
@@ -130,62 +128,60 @@ async def test_tls_that_was_asked_for_and_is_not_to_be_had_is_refused(tmp_path, 
 
 @pytest.mark.parametrize("first", [False, True], ids=["after-greeting", "first"])
 @pytest.mark.parametrize("required", ["", '"tls_required": false,', '"tls_available": true,'])
-async def test_where_tls_was_asked_for_no_secret_leaves_in_plain_text_whatever_the_greeting_says(
-    authority, required, first
-):
+async def test_with_tls_requested_no_secret_is_sent_in_plain_text_for_any_greeting(authority, required, first):
     greeting = b'INFO {%b"server_id":"x","version":"2.10.0","headers":true,"max_payload":1048576}\r\n'
-    async with recording_server(greeting % required.encode()) as (place, heard):
+    async with recording_server(greeting % required.encode()) as (place, received):
         tls = Tls(ca_file=authority.ca, first=first)
         url = f"tls://{quote(TOKEN, safe='')}@{place}"
         await refusal(url, tls=tls, patience={"connect": 0.1})
         await refusal(f"tls://{place}", tls=tls, login=Login(user=USER, password=PASSWORD), patience={"connect": 0.1})
-    assert heard.startswith(b"\x16\x03"), "it did not even begin a handshake"
+    assert received.startswith(b"\x16\x03"), "the client must start a TLS handshake"
     for secret in (b"CONNECT", b"canary", TOKEN.encode(), PASSWORD.encode(), USER.encode()):
-        assert secret not in heard
+        assert secret not in received
 
 
 @websocket
-async def test_a_websocket_that_is_to_be_secure_sends_no_secret_to_one_that_is_not(authority):
-    async with recording_server(b"HTTP/1.1 101 Switching Protocols\r\n\r\n") as (place, heard):
+async def test_a_secure_websocket_sends_no_secret_to_an_insecure_server(authority):
+    async with recording_server(b"HTTP/1.1 101 Switching Protocols\r\n\r\n") as (place, received):
         tls, login = Tls(ca_file=authority.ca), Login(token=TOKEN)
         await refusal(f"wss://{place}", tls=tls, login=login, patience={"connect": 0.1})
-    assert heard.startswith(b"\x16\x03")
-    assert TOKEN.encode() not in heard
+    assert received.startswith(b"\x16\x03")
+    assert TOKEN.encode() not in received
 
 
-async def test_the_handshake_comes_first_where_that_is_set(tmp_path, authority):
+async def test_the_tls_handshake_comes_first_if_configured(tmp_path, authority):
     with running_nats(tmp_path, config=tls_config(authority, handshake_first=True)) as server:
-        await let_in(tls_url(server), tls=Tls(ca_file=authority.ca, first=True))
+        await assert_accepted(tls_url(server), tls=Tls(ca_file=authority.ca, first=True))
         await refusal(tls_url(server), tls=Tls(ca_file=authority.ca), patience={"connect": 0.2})
 
 
-async def test_a_client_certificate_is_shown_to_who_asks_for_it(tmp_path, authority):
+async def test_a_client_certificate_is_presented_to_a_server_that_requires_it(tmp_path, authority):
     client = ClientCertificate(tmp_path)
     ours = Tls(ca_file=authority.ca, certificate_file=client.chain, key_file=client.key)
     with running_nats(tmp_path / "nats", config=tls_config(authority, clients=client)) as server:
-        await let_in(tls_url(server), tls=ours)
+        await assert_accepted(tls_url(server), tls=ours)
         assert "cannot be reached" in await refusal(tls_url(server), tls=Tls(ca_file=authority.ca))
 
 
 @websocket
 async def test_a_websocket_carries_events(tmp_path):
     with running_nats(tmp_path, websocket=PLAIN_WEBSOCKET) as server:
-        await let_in(server.websocket_url)
+        await assert_accepted(server.websocket_url)
 
 
 @websocket
 async def test_a_secure_websocket_carries_events_and_a_wrong_ca_is_refused(tmp_path, authority):
     with running_nats(tmp_path / "nats", websocket=tls_config(authority)) as server:
-        await let_in(server.websocket_url, tls=Tls(ca_file=authority.ca))
+        await assert_accepted(server.websocket_url, tls=Tls(ca_file=authority.ca))
         detail = await refusal(server.websocket_url, tls=Tls(ca_file=Authority(tmp_path).ca))
     assert "akosha_agent_nats_ca_file" in detail
 
 
 @websocket
-async def test_a_token_gets_in_over_a_websocket(tmp_path):
+async def test_a_token_is_accepted_over_a_websocket(tmp_path):
     with running_nats(tmp_path, websocket=PLAIN_WEBSOCKET, config=token_config()) as server:
-        await let_in(server.websocket_url, login=Login(token=TOKEN))
-        await let_in(server.websocket_url.replace("://", f"://{quote(TOKEN, safe='')}@"))
+        await assert_accepted(server.websocket_url, login=Login(token=TOKEN))
+        await assert_accepted(server.websocket_url.replace("://", f"://{quote(TOKEN, safe='')}@"))
         assert "akosha_agent_nats" in await refusal(server.websocket_url, login=Login(token="canary-guess"))
 
 
@@ -220,10 +216,10 @@ NAMES = {"password": "_user", "token": "_token", "nkey-file": "_nkey_file", "cre
 
 
 @pytest.mark.parametrize("way", LOGINS)
-async def test_the_right_secret_gets_in_and_a_wrong_one_is_reported_without_it(tmp_path, way):
-    config, right = LOGINS[way]
+async def test_a_correct_secret_is_accepted_and_a_wrong_one_is_reported_but_not_shown(tmp_path, way):
+    config, correct = LOGINS[way]
     with running_nats(tmp_path / "nats", config=config) as server:
-        await let_in(server.url, login=right(tmp_path))
+        await assert_accepted(server.url, login=correct(tmp_path))
         for wrong in [*WRONG[way], lambda _: Login()]:
             detail = await refusal(server.url, login=wrong(tmp_path))
             assert "authorization violation" in detail.lower()
@@ -232,38 +228,38 @@ async def test_the_right_secret_gets_in_and_a_wrong_one_is_reported_without_it(t
 
 
 @pytest.mark.parametrize(
-    ("config", "right", "wrong"),
+    ("config", "correct", "wrong"),
     [
         (password_config(), f"{USER}:{quote(PASSWORD, safe='')}", f"{USER}:canary-guess"),
         (token_config(), quote(TOKEN, safe=""), "canary-guess"),
     ],
     ids=["password", "token"],
 )
-async def test_a_secret_in_the_address_is_percent_decoded_and_shown_nowhere(tmp_path, config, right, wrong):
+async def test_a_secret_in_the_url_is_percent_decoded_and_not_shown(tmp_path, config, correct, wrong):
     with running_nats(tmp_path, config=config) as server:
-        await let_in(f"nats://{right}@127.0.0.1:{server.port}")
+        await assert_accepted(f"nats://{correct}@127.0.0.1:{server.port}")
         detail = await refusal(f"nats://{wrong}@127.0.0.1:{server.port}")
         assert f"nats://127.0.0.1:{server.port}" in detail
 
 
-async def test_a_secret_is_for_the_server_in_whose_address_it_stands(tmp_path, monkeypatch):
+async def test_a_secret_in_a_url_is_sent_only_to_the_server_of_that_url(tmp_path, monkeypatch):
     monkeypatch.setattr("random.sample", lambda servers, _: list(servers))
-    async with recording_server(b'INFO {"server_id":"x","max_payload":1048576}\r\n') as (place, heard):
+    async with recording_server(b'INFO {"server_id":"x","max_payload":1048576}\r\n') as (place, received):
         with running_nats(tmp_path, config=token_config()) as server:
             good = f"nats://{quote(TOKEN, safe='')}@127.0.0.1:{server.port}"
-            await let_in(f"nats://{place}", good, patience={"connect": 0.1})
-    assert heard.startswith(b"CONNECT")
-    assert TOKEN.encode() not in heard
+            await assert_accepted(f"nats://{place}", good, patience={"connect": 0.1})
+    assert received.startswith(b"CONNECT")
+    assert TOKEN.encode() not in received
 
 
-async def test_servers_that_the_greeting_recommends_are_reported_nothing():
-    async with recording_server() as (elsewhere, heard):
+async def test_servers_advertised_in_the_greeting_get_no_secret():
+    async with recording_server() as (elsewhere, received):
         greeting = b'INFO {"server_id":"x","max_payload":1048576,"connect_urls":["%b"]}\r\n' % elsewhere.encode()
         async with recording_server(greeting, then=b"-ERR 'Authorization Violation'\r\n") as (place, secret):
             login = Login(token=TOKEN)
             await refusal(f"nats://{place}", login=login, patience={"connect": 0.2})
         assert TOKEN.encode() in secret
-    assert not heard
+    assert not received
 
 
 def settings_with(**fields: object) -> Settings:
@@ -278,7 +274,7 @@ PRIVATE = {
 
 @pytest.mark.parametrize("key", PRIVATE)
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o602])
-async def test_a_secret_file_that_others_can_open_is_refused_at_the_start_with_the_cure(tmp_path, key, mode):
+async def test_a_secret_file_that_others_can_open_is_refused_at_the_start_with_a_hint(tmp_path, key, mode):
     file = file_with(tmp_path, "secret file", PRIVATE[key])
     file.chmod(mode)
     settings = settings_with(**{key: file})
@@ -301,7 +297,7 @@ async def test_a_certificates_key_that_others_can_open_is_refused_at_the_start(t
     assert failure.value.hint.startswith("chmod 600")
 
 
-async def test_a_secret_file_that_becomes_readable_for_others_is_not_used_any_more(tmp_path):
+async def test_a_secret_file_that_becomes_readable_for_others_is_no_longer_used(tmp_path):
     file = file_with(tmp_path, "creds", CREDENTIALS)
     settings = settings_with(agent_nats_credentials_file=file)
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
@@ -320,7 +316,7 @@ async def test_a_secret_file_that_becomes_readable_for_others_is_not_used_any_mo
                 await bus.wait_until_ready()
 
 
-USELESS = {
+INVALID = {
     "credentials": lambda folder: Login(credentials_file=file_with(folder, "creds", CREDENTIALS[:200])),
     "public-key": lambda _: Login(nkey_seed=KEY.public),
     "key-file": lambda folder: Login(nkey_file=file_with(folder, "nk", KEY.seed[:-1])),
@@ -330,9 +326,9 @@ USELESS = {
 }
 
 
-@pytest.mark.parametrize("what", USELESS)
-async def test_a_secret_useless_is_reported_by_its_setting_alone(tmp_path, what):
-    login = USELESS[what](tmp_path)
+@pytest.mark.parametrize("what", INVALID)
+async def test_an_invalid_secret_is_reported_with_its_setting_only(tmp_path, what):
+    login = INVALID[what](tmp_path)
     with pytest.raises(SettingsError) as failure:
         read(login)
     assert str(failure.value).startswith("akosha_agent_nats_")
@@ -356,11 +352,11 @@ async def ready(bus) -> None:
 
 
 def users(server) -> set[str]:
-    """The users that have a connection now."""
+    """Return the users that are connected."""
     return {one["authorized_user"] for one in server.monitor("/connz?auth=1")["connections"]}
 
 
-async def test_credentials_that_expire_are_followed_by_those_that_are_in_the_file_then(tmp_path):
+async def test_expired_credentials_are_read_again_from_the_file(tmp_path):
     file = tmp_path / "agent.creds"
     file.write_text(OPERATOR.credentials(expires=3))
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
@@ -376,7 +372,7 @@ async def test_credentials_that_expire_are_followed_by_those_that_are_in_the_fil
             await bus.publish(ended(next(NUMBERS)))
 
 
-async def test_a_client_that_is_reset_reads_the_credentials_again_though_the_old_ones_are_good(tmp_path):
+async def test_a_reset_client_reads_the_credentials_again_even_if_they_are_valid(tmp_path):
     file = tmp_path / "agent.creds"
     file.write_text(CREDENTIALS)
     inbox = RecordingHandler()
@@ -399,7 +395,7 @@ async def test_a_client_that_is_reset_reads_the_credentials_again_though_the_old
             assert await inbox.wait_for_event(event.id)
 
 
-async def test_a_ca_that_is_replaced_is_trusted_from_the_next_attempt_on(tmp_path):
+async def test_a_replaced_ca_is_trusted_from_the_next_attempt(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "new").mkdir()
     old, new, ca = Authority(tmp_path / "old"), Authority(tmp_path / "new"), tmp_path / "ca.pem"
@@ -417,7 +413,7 @@ async def test_a_ca_that_is_replaced_is_trusted_from_the_next_attempt_on(tmp_pat
             await bus.publish(ended(next(NUMBERS)))
 
 
-async def test_a_client_certificate_that_is_replaced_is_shown_from_the_next_attempt_on(tmp_path, authority):
+async def test_a_replaced_client_certificate_is_used_from_the_next_attempt(tmp_path, authority):
     (tmp_path / "old").mkdir()
     (tmp_path / "new").mkdir()
     old, new = ClientCertificate(tmp_path / "old"), ClientCertificate(tmp_path / "new")

@@ -1,4 +1,4 @@
-"""Credentials and certificates that change while a store lives, and sources of them that hang."""
+"""Credentials and certificates that change while a store is in use, and credential sources that hang."""
 
 import asyncio
 import contextlib
@@ -20,17 +20,17 @@ from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY, Authority
 pytest_plugins = ["tests.support.servers.fixtures"]
 
 BUILD_SECONDS = 600
-"""The limit in tests of what hangs: it is over when the test says so."""
+"""The timeout in tests with a hanging source. The test lets it expire."""
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
+def no_backoff(monkeypatch):
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
 
 @pytest.fixture
 def files(aws, tmp_path, monkeypatch):
-    """An AWS chain of files alone, in a directory that is returned; there are none yet."""
+    """Limit the AWS credential chain to files in the returned directory, which is empty."""
     folder = tmp_path / "aws"
     folder.mkdir()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -65,7 +65,7 @@ async def put(store) -> StoredObject:
 
 
 class Limits:
-    """The limits of building a client, and of credentials, that run: the longest first."""
+    """The running timeouts of building a client and reading credentials, the oldest first."""
 
     def __init__(self) -> None:
         self._running: list[tuple[asyncio.AbstractEventLoop, asyncio.Timeout]] = []
@@ -81,7 +81,7 @@ class Limits:
                 self._running.remove(running)
 
     def expire(self) -> None:
-        """Let the time be over that has run longest."""
+        """Expire the oldest timeout."""
         loop, timeout = self._running[0]
         loop.call_soon_threadsafe(timeout.reschedule, 0)
 
@@ -95,7 +95,7 @@ def limits(monkeypatch) -> Limits:
 
 
 async def refused_in(limits: Limits, store, hangs) -> StoreError:
-    """What a call is refused with whose time is over once its source hangs."""
+    """Return the error of a call whose timeout expires once its source hangs."""
     task = asyncio.create_task(refused(store))
     await until(hangs)
     limits.expire()
@@ -113,7 +113,7 @@ async def client_of(store):
     return await store._connection._client()
 
 
-async def test_keys_that_are_replaced_on_disk_are_used_by_the_next_attempt(files, rclone, stores):
+async def test_replaced_keys_are_used_by_the_next_attempt(files, rclone, stores):
     write_keys(files, "another secret")
     store = stores(rclone)
     error = await refused(store)
@@ -123,7 +123,7 @@ async def test_keys_that_are_replaced_on_disk_are_used_by_the_next_attempt(files
     assert (await put(store)).size == 1
 
 
-async def test_keys_that_are_added_after_a_start_without_any_are_used_by_the_next_attempt(files, moto, stores):
+async def test_added_keys_are_used_by_the_next_attempt(files, moto, stores):
     store = stores(moto)
     assert (await refused(store)).credentials_refused
     write_keys(files)
@@ -140,9 +140,7 @@ async def test_a_refusal_of_key_or_token_replaces_the_client(proxied, proxy, cod
     assert await client_of(store) is not before
 
 
-async def test_a_permission_that_is_missing_replaces_the_client_only_where_the_files_have_changed(
-    files, proxied, proxy
-):
+async def test_a_missing_permission_replaces_the_client_only_if_the_files_have_changed(files, proxied, proxy):
     write_keys(files)
     store = proxied()
     before = await client_of(store)
@@ -155,7 +153,7 @@ async def test_a_permission_that_is_missing_replaces_the_client_only_where_the_f
 
 
 @pytest.mark.parametrize("old", [False, True])
-async def test_a_head_refused_without_a_word_replaces_a_client_that_is_not_fresh(proxied, proxy, monkeypatch, old):
+async def test_a_head_refused_without_a_code_replaces_an_old_client(proxied, proxy, monkeypatch, old):
     store = proxied()
     before = await client_of(store)
     for operation in ("head_object", "get_object"):
@@ -167,10 +165,10 @@ async def test_a_head_refused_without_a_word_replaces_a_client_that_is_not_fresh
     assert (await client_of(store) is before) != old
 
 
-async def test_a_reset_lets_what_is_under_way_finish_and_closes_the_old_client_after_it(aws, moto, stores):
+async def test_a_reset_lets_running_calls_finish_and_then_closes_the_old_client(aws, moto, stores):
     store = stores(moto)
     assert isinstance(store, Reconnectable)
-    await store.reset_client()  # there is none yet
+    await store.reset_client()  # there is no client yet
     await put(store)
     old = await client_of(store)
     pieces = store.get("key")
@@ -185,9 +183,7 @@ async def test_a_reset_lets_what_is_under_way_finish_and_closes_the_old_client_a
     await store.reset_client()
 
 
-async def test_a_reset_while_a_client_is_built_keeps_nobody_waiting_and_the_next_call_builds_its_own(
-    files, moto, stores
-):
+async def test_a_reset_while_a_client_is_built_blocks_no_call(files, moto, stores):
     write_keys(files)
     store = stores(moto)
     first = asyncio.create_task(put(store))
@@ -198,7 +194,7 @@ async def test_a_reset_while_a_client_is_built_keeps_nobody_waiting_and_the_next
     assert await client_of(store) is second
 
 
-async def test_an_authority_that_is_replaced_on_disk_is_trusted_by_the_next_attempt(
+async def test_a_replaced_certificate_authority_is_trusted_by_the_next_attempt(
     aws, moto_tls, stores, tmp_path, monkeypatch
 ):
     bundle = tmp_path / "bundle.pem"
@@ -230,7 +226,7 @@ else:
 
 @pytest.fixture
 def helper(files, tmp_path, monkeypatch):
-    """A credential_process that hangs, with a child, where its folder (returned) has no `answer-N` for this run."""
+    """A credential_process with a child. It hangs unless the returned folder has an `answer-N` for this run."""
     (tmp_path / "helper.py").write_text(HELPER)
     folder = tmp_path / "helper"
     folder.mkdir()
@@ -251,8 +247,8 @@ def runs(folder: Path) -> list[list[int]]:
     return [[int(pid) for pid in line.split()] for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def lives(pid: int) -> bool:
-    """Whether a process is there, and no zombie."""
+def is_alive(pid: int) -> bool:
+    """Return whether a process exists and is not a zombie."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -264,20 +260,22 @@ async def until(condition) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_credential_process_that_hangs_is_named_killed_and_run_again_next_time(helper, moto, stores, limits):
+async def test_a_hanging_credential_process_is_named_killed_and_run_again_by_the_next_call(
+    helper, moto, stores, limits
+):
     store = stores(moto, build_seconds=BUILD_SECONDS)
     error = await refused_in(limits, store, lambda: runs(helper))
     assert "credential_process of profile work did not answer within 600 s" in error.message
     assert error.transient
     assert error.credentials_refused
     (first,) = runs(helper)
-    await until(lambda: not any(map(lives, first)))
+    await until(lambda: not any(map(is_alive, first)))
     answer(helper, 1)
     assert (await put(store)).size == 1
     assert len(runs(helper)) == 2
 
 
-async def test_closing_a_store_does_not_wait_for_a_helper_and_leaves_none_behind(helper, moto, stores):
+async def test_closing_a_store_kills_a_running_credential_process(helper, moto, stores):
     store = stores(moto, build_seconds=600)
     task = asyncio.create_task(put(store))
     await until(lambda: runs(helper))
@@ -285,21 +283,21 @@ async def test_closing_a_store_does_not_wait_for_a_helper_and_leaves_none_behind
         await store.aclose()
         with pytest.raises(StoreError, match="closed"):
             await task
-    await until(lambda: not any(map(lives, runs(helper)[0])))
+    await until(lambda: not any(map(is_alive, runs(helper)[0])))
 
 
-async def test_a_caller_that_gives_up_does_not_end_the_building_for_others(helper, moto, stores):
+async def test_a_cancelled_caller_does_not_stop_building_the_client_for_others(helper, moto, stores):
     store = stores(moto, build_seconds=600)
     tasks = [asyncio.create_task(put(store)) for _ in range(2)]
     await until(lambda: runs(helper))
     tasks[0].cancel()
     with pytest.raises(asyncio.CancelledError):
         await tasks[0]
-    assert all(map(lives, runs(helper)[0]))
+    assert all(map(is_alive, runs(helper)[0]))
     assert not tasks[1].done()
 
 
-async def test_a_refresh_that_hangs_during_a_request_is_bounded_and_the_next_attempt_starts_again(
+async def test_a_hanging_refresh_during_a_request_times_out_and_is_repeated_by_the_next_attempt(
     helper, moto, stores, limits
 ):
     soon = (datetime.now(UTC) + timedelta(seconds=30)).isoformat()
@@ -308,12 +306,12 @@ async def test_a_refresh_that_hangs_during_a_request_is_bounded_and_the_next_att
     error = await refused_in(limits, store, lambda: len(runs(helper)) == 2)
     assert "credential_process" in error.message
     assert "did not answer within 600 s" in error.message
-    await until(lambda: not any(map(lives, runs(helper)[1])))
+    await until(lambda: not any(map(is_alive, runs(helper)[1])))
     answer(helper, 2)
     assert (await put(store)).size == 1
 
 
-async def test_a_credential_process_that_prints_no_json_or_fails_is_named(helper, moto, stores):
+async def test_a_credential_process_without_json_output_is_named(helper, moto, stores):
     (helper / "answer-1").write_text("Enter MFA code:")
     store = stores(moto)
     error = await refused(store)
@@ -323,7 +321,7 @@ async def test_a_credential_process_that_prints_no_json_or_fails_is_named(helper
     assert (await put(store)).size == 1
 
 
-async def test_an_instance_metadata_service_that_hangs_is_named(files, moto, stores, monkeypatch, limits):
+async def test_a_hanging_instance_metadata_service_is_named(files, moto, stores, monkeypatch, limits):
     asked = asyncio.Event()
 
     async def silent(_reader, writer):
@@ -343,7 +341,7 @@ async def test_an_instance_metadata_service_that_hangs_is_named(files, moto, sto
         server.close()
 
 
-async def test_doctors_look_at_the_chain_is_fresh_and_bounded(helper, moto, stores, limits):
+async def test_the_credentials_for_doctor_are_read_anew_with_a_timeout(helper, moto, stores, limits):
     store = stores(moto, build_seconds=BUILD_SECONDS)
     task = asyncio.create_task(store.credentials())
     await until(lambda: runs(helper))
@@ -355,8 +353,8 @@ async def test_doctors_look_at_the_chain_is_fresh_and_bounded(helper, moto, stor
     assert (found.source, found.key_end) == ("custom-process", ACCESS_KEY[-4:])
 
 
-def test_the_library_still_has_what_bounds_its_sources():
-    """Private parts of aiobotocore that `sources` sets: a version without them must not be installed."""
+def test_aiobotocore_has_the_private_attributes_that_are_used():
+    """`credential_sources` sets private attributes of aiobotocore. A version without them must not be installed."""
     import inspect
 
     from aiobotocore import credentials

@@ -1,4 +1,4 @@
-"""The S3 store and the world around it: libraries, credentials, certificates, networks."""
+"""S3Store with its libraries, credentials, certificates and networks."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
+def no_backoff(monkeypatch):
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
 
@@ -52,7 +52,7 @@ async def failure_of(store):
 
 @pytest.fixture
 def silent_port():
-    """A port that takes connections and never says anything."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -80,8 +80,8 @@ print(json.dumps([name for name in sys.modules if name.split(".")[0] in heavy]))
     assert json.loads(done.stdout) == []
 
 
-def test_a_process_ends_cleanly_and_at_once_after_use(moto):
-    """No connection is left unclosed, no thread keeps it: warnings would be errors, and there are none."""
+def test_a_process_exits_cleanly_after_use(moto):
+    """No connection stays open and no thread blocks the exit. Unclosed resources would be warnings on stderr."""
     bucket = moto.new_bucket()
     code = f"""
 import asyncio
@@ -107,8 +107,8 @@ asyncio.run(main())
     assert "never" not in done.stderr
 
 
-async def test_the_client_is_made_once_who_asks_first(moto, aws):
-    """The first caller is cancelled while the client is made; the others get it all the same."""
+async def test_the_client_is_created_once_even_if_the_first_caller_is_cancelled(moto, aws):
+    """The first caller is cancelled while the client is created. The other callers get the client."""
     async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
         first, *others = (asyncio.create_task(put(store)) for _ in range(4))
         await asyncio.sleep(0)
@@ -120,8 +120,8 @@ async def test_the_client_is_made_once_who_asks_first(moto, aws):
         assert (await store._connection._client()).raw is client
 
 
-async def test_a_reader_that_stops_early_gives_the_client_back_at_once(moto, aws):
-    """A call that is closed late keeps a retired client open, for somebody who has left."""
+async def test_a_reader_that_stops_early_releases_the_client_at_once(moto, aws):
+    """A call that is closed late would keep a retired client open without need."""
     async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
         await put(store, data=bytes(2**20))
         pieces = store.get("key")
@@ -132,8 +132,8 @@ async def test_a_reader_that_stops_early_gives_the_client_back_at_once(moto, aws
         assert client.users == 0
 
 
-async def test_the_loop_does_not_make_the_client(moto, aws, monkeypatch):
-    """Import, models and credentials are a thread's work."""
+async def test_the_client_is_created_in_a_thread(moto, aws, monkeypatch):
+    """Importing botocore and loading models and credentials would block the event loop."""
     async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
         threads = []
         make = store._connection._client_builder._open
@@ -147,8 +147,8 @@ async def test_the_loop_does_not_make_the_client(moto, aws, monkeypatch):
     assert threads[0] is not threading.current_thread()
 
 
-async def test_closing_ends_a_connection_that_was_given_up_in_the_middle(authority, aws):
-    """Over TLS, what is cancelled would linger: the other side takes no more, and aiohttp wants to say goodbye."""
+async def test_closing_ends_the_connection_of_a_cancelled_upload(authority, aws):
+    """A cancelled TLS connection would stay open: the server reads no more, and aiohttp waits for the TLS shutdown."""
     reached, ended = asyncio.Event(), asyncio.Event()
 
     async def take_a_little(reader, writer):
@@ -179,12 +179,12 @@ async def test_closing_ends_a_connection_that_was_given_up_in_the_middle(authori
         ended.set()
 
 
-async def test_closing_before_any_use_and_twice_is_no_error(aws):
+async def test_closing_twice_and_before_any_use_is_not_an_error(aws):
     async with store_at("http://127.0.0.1:9") as store:
         await store.aclose()
 
 
-async def test_nothing_listens(closed_port, aws):
+async def test_a_closed_port_is_unavailable_and_a_transient_error(closed_port, aws):
     async with store_at(f"http://127.0.0.1:{closed_port}") as store:
         assert not await store.is_available()
         error = await failure_of(store)
@@ -192,20 +192,20 @@ async def test_nothing_listens(closed_port, aws):
     assert "127.0.0.1" in error.hint
 
 
-async def test_a_name_that_does_not_exist_is_no_store_and_transient(aws, monkeypatch):
-    looked_up(monkeypatch, socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+async def test_an_unknown_host_name_is_unavailable_and_a_transient_error(aws, monkeypatch):
+    patch_dns(monkeypatch, socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
     async with store_at("https://no-such-host.invalid") as store:
         assert not await store.is_available()
         assert (await failure_of(store)).transient
 
 
-async def test_an_answer_that_does_not_come_is_transient(silent_port, aws):
+async def test_a_missing_response_is_a_transient_error(silent_port, aws):
     async with store_at(f"http://127.0.0.1:{silent_port}", read_timeout=0.05) as store:
         assert (await failure_of(store)).transient
 
 
-def looked_up(monkeypatch, outcome):
-    """Have the name server answer so: an error, addresses, or whatever a coroutine function returns."""
+def patch_dns(monkeypatch, outcome):
+    """Replace the DNS lookup by an error, a list of addresses, or the result of a coroutine function."""
 
     async def getaddrinfo(host, port, **_):
         if isinstance(outcome, Exception):
@@ -220,29 +220,29 @@ async def never(*_, **__):
     await asyncio.Event().wait()
 
 
-async def test_a_look_up_that_failed_for_the_moment_proves_nothing(aws, monkeypatch):
-    looked_up(monkeypatch, socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"))
+async def test_a_temporary_dns_failure_counts_as_available(aws, monkeypatch):
+    patch_dns(monkeypatch, socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"))
     async with store_at("https://store.example.com") as store:
         assert await store.is_available()
 
 
-async def test_a_connection_that_never_stands_proves_nothing(aws, monkeypatch):
-    """As behind a firewall that drops packets."""
+async def test_a_connection_that_is_never_established_counts_as_available(aws, monkeypatch):
+    """A firewall that drops packets behaves like this."""
     monkeypatch.setattr("agent.adapters.s3.store.AVAILABLE_SECONDS", 0.05)
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", never)
     async with store_at("http://127.0.0.1:9") as store:
         assert await store.is_available()
 
 
-async def test_a_name_that_takes_longer_to_look_up_is_unknown_and_the_store_is_used(moto, aws, monkeypatch):
-    """A first name server that is dead costs 5 s, every time."""
+async def test_a_slow_dns_lookup_counts_as_available_and_the_store_is_used(moto, aws, monkeypatch):
+    """A dead first name server delays every lookup by 5 s."""
     answered, port = asyncio.Event(), moto.endpoint.rpartition(":")[2]
 
     async def late():
         await answered.wait()
         return ["127.0.0.1"]
 
-    looked_up(monkeypatch, late)
+    patch_dns(monkeypatch, late)
     monkeypatch.setattr("agent.adapters.s3.store.AVAILABLE_SECONDS", 0.05)
     async with store_at(f"http://localhost:{port}", bucket=moto.new_bucket()) as store:
         assert await store.is_available()
@@ -251,14 +251,14 @@ async def test_a_name_that_takes_longer_to_look_up_is_unknown_and_the_store_is_u
         assert (await putting).size == 1
 
 
-async def test_the_limit_for_a_connection_includes_the_look_up_and_is_one_for_all_tries(aws, monkeypatch):
+async def test_the_connect_timeout_includes_the_dns_lookup_and_all_tries(aws, monkeypatch):
     asked = []
 
     async def never_answered():
         asked.append(1)
         await asyncio.Event().wait()
 
-    looked_up(monkeypatch, never_answered)
+    patch_dns(monkeypatch, never_answered)
     async with store_at("http://store.example.com:9000", connect_timeout=0.05) as store:
         error = await failure_of(store)
     assert error.message.startswith("the connection to store.example.com:9000 timed out")
@@ -267,8 +267,8 @@ async def test_the_limit_for_a_connection_includes_the_look_up_and_is_one_for_al
 
 
 @pytest.mark.parametrize("first", ["refuses", "is silent"])
-async def test_one_of_two_addresses_that_answers_is_enough(first, aws, monkeypatch, silent_port):
-    looked_up(monkeypatch, ["127.0.0.2", "127.0.0.1"])
+async def test_a_store_is_available_if_one_of_two_addresses_answers(first, aws, monkeypatch, silent_port):
+    patch_dns(monkeypatch, ["127.0.0.2", "127.0.0.1"])
     loop = asyncio.get_running_loop()
     connect = loop.sock_connect
 
@@ -284,8 +284,8 @@ async def test_one_of_two_addresses_that_answers_is_enough(first, aws, monkeypat
 
 
 @pytest.mark.parametrize(("second", "available"), [("refuses", False), ("is silent", True)])
-async def test_only_where_each_address_refuses_nobody_is_there(second, available, aws, monkeypatch, closed_port):
-    looked_up(monkeypatch, ["127.0.0.2", "127.0.0.1"])
+async def test_a_store_is_unavailable_only_if_every_address_refuses(second, available, aws, monkeypatch, closed_port):
+    patch_dns(monkeypatch, ["127.0.0.2", "127.0.0.1"])
     loop = asyncio.get_running_loop()
     connect = loop.sock_connect
 
@@ -307,20 +307,20 @@ async def test_a_certificate_of_an_unknown_authority_is_permanent_and_names_the_
     assert "AWS_CA_BUNDLE" in error.hint
 
 
-async def test_the_authority_may_come_from_the_environment(moto_tls, aws, monkeypatch):
+async def test_the_certificate_authority_may_come_from_the_environment(moto_tls, aws, monkeypatch):
     monkeypatch.setenv("AWS_CA_BUNDLE", str(moto_tls.ca))
     async with store_at(moto_tls.endpoint, bucket=moto_tls.new_bucket()) as store:
         assert (await put(store)).size == 1
 
 
-async def test_tls_to_a_server_that_speaks_none_is_permanent(moto, aws):
+async def test_tls_to_a_server_without_tls_is_a_permanent_error(moto, aws):
     async with store_at(moto.endpoint.replace("http:", "https:")) as store:
         error = await failure_of(store)
     assert not error.transient
     assert "akosha_cloud_endpoint" in error.hint
 
 
-async def test_no_credentials_is_permanent_and_says_how_to_give_them(moto, aws, monkeypatch):
+async def test_missing_credentials_are_a_permanent_error_with_a_hint(moto, aws, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     async with store_at(moto.endpoint) as store:
@@ -331,17 +331,17 @@ async def test_no_credentials_is_permanent_and_says_how_to_give_them(moto, aws, 
             monkeypatch.setenv(name, value)
 
 
-async def test_a_profile_that_is_not_there_is_permanent(moto, aws, monkeypatch):
+async def test_a_missing_profile_is_a_permanent_error(moto, aws, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
         error = await failure_of(store)
         assert not error.transient
         assert "AWS_PROFILE" in error.hint
         monkeypatch.delenv("AWS_PROFILE")
-        assert (await put(store)).size == 1, "what failed to be made is made anew"
+        assert (await put(store)).size == 1, "a client that could not be created is created again"
 
 
-async def test_a_wrong_secret_is_reported_by_a_server_that_looks(rclone, aws, monkeypatch):
+async def test_a_wrong_secret_is_a_permanent_error_with_a_hint(rclone, aws, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     async with store_at(rclone.endpoint, bucket=rclone.new_bucket()) as store:
         error = await failure_of(store)
@@ -349,14 +349,14 @@ async def test_a_wrong_secret_is_reported_by_a_server_that_looks(rclone, aws, mo
     assert "AWS_SECRET_ACCESS_KEY" in error.hint
 
 
-async def test_an_endpoint_that_is_no_address_is_permanent(aws):
+async def test_an_invalid_endpoint_is_a_permanent_error(aws):
     async with store_at("https://") as store:
         error = await failure_of(store)
     assert not error.transient
     assert "akosha_cloud_endpoint" in error.hint
 
 
-async def test_no_trailing_checksums_and_no_encoding_over_tls(rclone_tls, aws):
+async def test_no_trailing_checksum_and_no_content_encoding_is_sent_over_tls(rclone_tls, aws):
     """R2 and B2 refuse them; botocore's default would send them over TLS only."""
     async with store_at(rclone_tls.endpoint, bucket=rclone_tls.new_bucket(), verify=str(rclone_tls.ca)) as store:
         client = (await store._connection._client()).raw

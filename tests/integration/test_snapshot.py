@@ -1,4 +1,4 @@
-"""Snapshots of databases that lie still: what is copied, what is said of it, and that nothing else is touched."""
+"""Snapshots of databases without a writer: the copy_state files, the result, and that nothing else changes."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ from agent.ports import NoMeter
 from tests.support.clock import ManualClock
 from tests.support.session_buddy import REAL, STATES, Writer, check, create
 
-needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the databases that Session-Buddy wrote are not here")
+needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the databases of Session-Buddy are missing")
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def taker(data_dir, staging):
     return DuckdbSnapshotTaker(data_dir, staging, clock=SystemClock())
 
 
-def copied(state, data_dir):
+def copy_state(state, data_dir):
     shutil.copytree(REAL / state, data_dir)
     for path in data_dir.iterdir():
         path.chmod(0o644)
 
 
-def looks(directory):
-    """All that can be seen of files without reading them."""
+def file_status(directory):
+    """Return inode, size, modification time and mode of each file."""
     return {
         path.name: (status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode)
         for path in directory.iterdir()
@@ -61,7 +61,7 @@ def sha256(path):
 
 
 def give_version(path, version):
-    """Patch the format version; the engine looks at the main header's checksum first, so that is made right too."""
+    """Patch the format version and the checksum of the main header, which DuckDB checks first."""
     data = bytearray(path.read_bytes())
     struct.pack_into("<Q", data, 12, version)
     checksum = 5381
@@ -73,10 +73,10 @@ def give_version(path, version):
 
 @needs_real_data
 @pytest.mark.parametrize("state", STATES)
-async def test_session_buddys_own_databases_arrive_whole_in_every_state(state, data_dir, taker):
+async def test_databases_of_session_buddy_are_copied_completely_in_every_state(state, data_dir, taker):
     conversations, reflections, entities, relationships = STATES[state].rows
-    copied(state, data_dir)
-    before = looks(data_dir)
+    copy_state(state, data_dir)
+    before = file_status(data_dir)
     survey = await taker.survey()
     assert set(survey) == {"reflection", "knowledge_graph"}
     rows = {}
@@ -84,7 +84,7 @@ async def test_session_buddys_own_databases_arrive_whole_in_every_state(state, d
         snapshot = await taker.take(database)
         assert (snapshot.verified, snapshot.unverified_reason) == (True, "")
         rows |= snapshot.rows
-        # Reading a WAL through leaves the copy's bytes alone, and nothing else lies beside them.
+        # Verifying a WAL does not change the copy and leaves no other file.
         assert {file.name: (file.size, file.sha256) for file in snapshot.files} == {
             path.name: (path.stat().st_size, sha256(path)) for path in snapshot.folder.iterdir()
         }
@@ -99,11 +99,11 @@ async def test_session_buddys_own_databases_arrive_whole_in_every_state(state, d
         "kg_entities": entities,
         "kg_relationships": relationships,
     }
-    assert looks(data_dir) == before
+    assert file_status(data_dir) == before
     assert await taker.survey() == survey
 
 
-async def test_a_copy_whose_check_hangs_is_given_unverified_and_the_child_is_killed(data_dir, staging, monkeypatch):
+async def test_a_copy_is_unverified_if_its_verification_hangs_and_the_child_is_killed(data_dir, staging, monkeypatch):
     create(data_dir, commits=3)
     started = []
     start = child_process.start
@@ -119,11 +119,11 @@ async def test_a_copy_whose_check_hangs_is_given_unverified_and_the_child_is_kil
     assert (snapshot.verified, snapshot.is_readable) == (False, False)
     assert snapshot.unverified_reason == "the verification made no progress for 0.5 s"
     assert started[0].returncode == -signal.SIGKILL
-    assert [file.name for file in snapshot.files] == ["reflection.duckdb"], "it is there to be uploaded all the same"
+    assert [file.name for file in snapshot.files] == ["reflection.duckdb"], "the copy can still be uploaded"
 
 
-async def test_a_check_that_takes_long_and_goes_on_is_waited_for(data_dir, staging):
-    """A child tells of its progress: silence is counted from one sign to the next, not from the question."""
+async def test_a_slow_verification_with_progress_is_awaited(data_dir, staging):
+    """The child reports progress. The stall timeout starts again with each report, not with the request."""
     program = (
         "import sys, time; from agent.adapters.duckdb.frames import BEAT, framed\n"
         "sys.stdin.readline()\n"
@@ -151,13 +151,13 @@ async def test_copies_are_private_and_are_removed(data_dir, staging, taker):
     assert list(staging.iterdir()) == []
 
 
-async def test_without_a_data_directory_the_survey_says_so_and_there_is_nothing_to_sweep(taker):
+async def test_a_missing_data_directory_fails_the_survey_and_not_the_sweep(taker):
     with pytest.raises(SnapshotError, match=r"does not exist \(start Session-Buddy once"):
         await taker.survey()
     await taker.sweep()
 
 
-async def test_the_survey_names_databases_and_what_pretends_to_be_one_but_nothing_else(data_dir, taker):
+async def test_the_survey_has_databases_and_invalid_files_with_their_names_only(data_dir, taker):
     create(data_dir, commits=1)
     (data_dir / "akosha_sync_state.json").write_text("{}")
     (data_dir / "knowledge_graph_gone.duckdb.wal").write_bytes(b"a sidecar without a main file")
@@ -171,7 +171,7 @@ async def test_the_survey_names_databases_and_what_pretends_to_be_one_but_nothin
     }  # fmt: skip
 
 
-async def test_a_commit_shows_in_the_survey_though_the_main_file_does_not_change(engine, data_dir, taker):
+async def test_a_commit_to_the_wal_changes_the_survey(engine, data_dir, taker):
     with Writer(data_dir, "--paused", engine=engine) as writer:
         writer.run("commit 2")
         before = (await taker.survey())["reflection"]
@@ -181,7 +181,7 @@ async def test_a_commit_shows_in_the_survey_though_the_main_file_does_not_change
     assert (before.files[0], before.header) == (after.files[0], after.header)
 
 
-async def test_taking_leaves_the_writers_lock_in_place(data_dir, taker):
+async def test_a_snapshot_leaves_the_lock_of_the_writer_in_place(data_dir, taker):
     attempt = f"import duckdb; duckdb.connect({str(data_dir / 'reflection.duckdb')!r}, read_only=True)"
     with Writer(data_dir, "--paused") as writer:
         writer.run("commit 3")
@@ -192,7 +192,7 @@ async def test_taking_leaves_the_writers_lock_in_place(data_dir, taker):
         assert writer.close() == 0
 
 
-async def test_the_only_copy_of_a_first_session_survives_its_writer(engine, data_dir, taker):
+async def test_a_database_with_all_rows_in_its_wal_is_copied_after_a_crash(engine, data_dir, taker):
     with Writer(data_dir, "--paused", engine=engine) as writer:
         writer.run("commit 20")
         writer.crash()
@@ -203,8 +203,8 @@ async def test_the_only_copy_of_a_first_session_survives_its_writer(engine, data
     assert not check(snapshot.folder / "reflection.duckdb").problems
 
 
-async def test_a_link_within_the_data_directory_is_followed_to_the_sidecar_of_the_file_behind_it(data_dir, taker):
-    """The engine resolves a link before it names the WAL."""
+async def test_a_symlink_within_the_data_directory_is_followed_including_the_wal_of_its_target(data_dir, taker):
+    """DuckDB resolves a symlink before it names the WAL."""
     create(data_dir, commits=3)
     (data_dir / "elsewhere").mkdir()
     (data_dir / "reflection.duckdb").rename(data_dir / "elsewhere" / "real.duckdb")
@@ -219,7 +219,7 @@ async def test_a_link_within_the_data_directory_is_followed_to_the_sidecar_of_th
 
 
 @pytest.mark.parametrize("name", ["reflection.duckdb", "reflection.duckdb.wal"])
-async def test_a_link_out_of_the_data_directory_is_refused_for_good(name, data_dir, tmp_path, staging, taker):
+async def test_a_symlink_out_of_the_data_directory_is_a_permanent_error(name, data_dir, tmp_path, staging, taker):
     create(data_dir, commits=3)
     secret = tmp_path / "secret"
     secret.write_bytes((data_dir / "reflection.duckdb").read_bytes())
@@ -233,7 +233,7 @@ async def test_a_link_out_of_the_data_directory_is_refused_for_good(name, data_d
     assert list(staging.iterdir()) == []
 
 
-async def test_every_table_is_read_whatever_it_is_called(data_dir, taker):
+async def test_tables_of_any_name_are_read(data_dir, taker):
     data_dir.mkdir()
     with duckdb.connect(str(data_dir / "knowledge_graph_a'b \"c.duckdb")) as base:
         base.execute('CREATE SCHEMA "odd ""one"""')
@@ -251,7 +251,7 @@ async def test_verification_can_be_switched_off(data_dir, staging):
     assert sha256(snapshot.folder / "reflection.duckdb") == snapshot.files[0].sha256
 
 
-async def test_a_file_newer_than_the_engine_is_copied_and_marked(data_dir, staging, taker):
+async def test_a_file_newer_than_duckdb_is_copied_and_unverified(data_dir, staging, taker):
     create(data_dir, commits=3)
     give_version(data_dir / "reflection.duckdb", 999)
     with capture_logs() as logs:
@@ -273,7 +273,7 @@ def cut(path):
 
 
 @pytest.mark.parametrize("damage", [overwritten, cut])
-async def test_a_damaged_database_is_looked_at_twice_then_copied_and_marked(damage, data_dir, staging, taker):
+async def test_a_damaged_database_is_verified_twice_and_copied_unverified(damage, data_dir, staging, taker):
     create(data_dir, commits=30)
     damage(data_dir / "reflection.duckdb")
     with capture_logs() as logs:
@@ -286,10 +286,10 @@ async def test_a_damaged_database_is_looked_at_twice_then_copied_and_marked(dama
     assert list(staging.iterdir()) == [snapshot.folder]
 
 
-async def test_cancelled_in_the_check_it_leaves_neither_child_nor_copy(data_dir, staging, taker):
+async def test_a_snapshot_cancelled_during_verification_leaves_no_child_and_no_copy(data_dir, staging, taker):
     create(data_dir, commits=3)
     taking = asyncio.create_task(taker.take("reflection"))
-    child = await asyncio.to_thread(checking)
+    child = await asyncio.to_thread(wait_for_child)
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking
@@ -297,8 +297,8 @@ async def test_cancelled_in_the_check_it_leaves_neither_child_nor_copy(data_dir,
     assert list(staging.iterdir()) == []
 
 
-def checking():
-    """Return the child once it is there."""
+def wait_for_child():
+    """Return the child once it exists."""
     while True:
         for child in psutil.Process().children():
             try:
@@ -309,7 +309,7 @@ def checking():
 
 
 def test_the_child_ends_with_its_parent(data_dir):
-    """The end of its standard input is the sign: it comes however the parent dies."""
+    """The child ends when its standard input ends, which happens however the parent dies."""
     create(data_dir, commits=3)
     child = subprocess.Popen(
         [sys.executable, "-m", CHILD, str(data_dir / "reflection.duckdb")],
@@ -320,7 +320,7 @@ def test_the_child_ends_with_its_parent(data_dir):
     assert (child.returncode, answer) == (3, b"")
 
 
-async def test_a_snapshot_is_measured_and_one_that_fails_is_not(data_dir, staging):
+async def test_only_successful_snapshots_are_measured(data_dir, staging):
     create(data_dir, commits=3)
     measured = []
 

@@ -1,4 +1,4 @@
-"""The state directory on a real disk, with real processes racing for it and killed in it."""
+"""The state directory on a real disk, with real processes that compete for its lock and are killed."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def state(tmp_path):
 
 
 def start(program: str, *args: object) -> subprocess.Popen[str]:
-    """A process whose first line of output has been read when this returns: what it does first is done."""
+    """Start a Python program with pipes for input and output."""
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, args)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -52,10 +52,10 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-# ------------------------------------------------------------------------------------------------------- the place
+# ----------------------------------------------------------------------------------------------------- preparation
 
 
-def test_what_is_missing_is_made_for_this_user_alone(tmp_path):
+def test_missing_directories_are_created_private(tmp_path):
     old = os.umask(0)
     try:
         state = StateDirectory(tmp_path / "a" / "b" / "state")
@@ -70,7 +70,7 @@ def test_what_is_missing_is_made_for_this_user_alone(tmp_path):
 
 
 @pytest.mark.parametrize("inner", ["", "staging", "spool"])
-def test_a_mode_that_lets_others_in_is_mended_with_a_warning(state, inner):
+def test_a_mode_that_lets_others_in_is_fixed_with_a_warning(state, inner):
     (state.path / inner).chmod(0o755)
     with capture_logs() as logs:
         state.prepare()
@@ -78,19 +78,19 @@ def test_a_mode_that_lets_others_in_is_mended_with_a_warning(state, inner):
     assert [(line["event"], line["mode_was"]) for line in logs] == [("state_directory_made_private", "0755")]
 
 
-def test_somebody_elses_directory_is_refused(state, monkeypatch):
+def test_a_directory_of_another_user_is_refused(state, monkeypatch):
     state.path.chmod(0o755)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(
         StateError, match=f"belongs to user {os.getuid()}, but this process runs as user {os.getuid() + 1}"
     ):
         state.prepare()
-    assert mode(state.path) == 0o755, "and not touched"
+    assert mode(state.path) == 0o755, "and is not changed"
 
 
 @pytest.mark.parametrize("inner", ["staging", "spool"])
 def test_a_link_in_place_of_an_inner_directory_is_refused(state, tmp_path, inner):
-    """What is swept must not lie elsewhere."""
+    """The agent deletes files in these directories, which must not be elsewhere."""
     (state.path / inner).rmdir()
     (tmp_path / "elsewhere").mkdir()
     (state.path / inner).symlink_to(tmp_path / "elsewhere")
@@ -105,7 +105,7 @@ def test_the_directory_itself_may_be_a_link(tmp_path):
     assert (tmp_path / "big-disk" / "spool").is_dir()
 
 
-def test_a_file_in_its_place_is_an_error_with_its_cure(tmp_path):
+def test_a_file_in_place_of_the_directory_is_an_error_with_a_hint(tmp_path):
     (tmp_path / "state").write_text("")
     with pytest.raises(StateError, match=r"cannot be used: File exists .*set akosha_agent_state_dir"):
         StateDirectory(tmp_path / "state").prepare()
@@ -121,7 +121,7 @@ def test_a_file_in_its_place_is_an_error_with_its_cure(tmp_path):
         ("link", "data"),
     ],
 )
-def test_state_and_data_within_each_other_are_refused(tmp_path, state, data):
+def test_overlapping_state_and_data_directories_are_refused(tmp_path, state, data):
     (tmp_path / "data" / "inner").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "data" / "inner")
     with pytest.raises(StateError, match="overlap"):
@@ -129,14 +129,14 @@ def test_state_and_data_within_each_other_are_refused(tmp_path, state, data):
     assert not list((tmp_path / "data" / "inner").iterdir())
 
 
-def test_neighbours_of_like_names_are_apart(tmp_path):
+def test_directories_with_a_common_name_prefix_do_not_overlap(tmp_path):
     StateDirectory(tmp_path / "data-state").prepare(tmp_path / "data")
 
 
 # -------------------------------------------------------------------------------------------------------- the lock
 
 
-def test_who_holds_it_is_reported_and_until_when(state):
+def test_the_holder_is_reported_while_the_lock_is_held(state):
     assert state.holder() is None
     with state.lock("run"):
         assert state.holder() == Holder(pid=os.getpid(), command="run", since=AT)
@@ -145,7 +145,7 @@ def test_who_holds_it_is_reported_and_until_when(state):
         assert state.holder().command == "sync"
 
 
-def test_nobody_holds_what_does_not_exist(tmp_path):
+def test_a_missing_directory_has_no_holder(tmp_path):
     state = StateDirectory(tmp_path / "state")
     assert state.holder() is None
     assert not state.path.exists()
@@ -153,7 +153,7 @@ def test_nobody_holds_what_does_not_exist(tmp_path):
         pass
 
 
-def test_the_second_is_reported_who_the_first_is(state):
+def test_a_second_locker_gets_an_error_that_names_the_holder(state):
     with holding(state.path) as first, pytest.raises(AlreadyRunning) as caught, state.lock("run"):
         pass
     assert caught.value.pid == first.pid
@@ -163,13 +163,13 @@ def test_the_second_is_reported_who_the_first_is(state):
     assert "choose another --state-dir" in text
 
 
-def test_an_error_inside_releases(state):
+def test_an_error_releases_the_lock(state):
     with pytest.raises(ZeroDivisionError), state.lock("run"):
         1 / 0  # noqa: B018
     assert state.holder() is None
 
 
-def test_who_comes_again_soon_is_refused_at_once_and_reported_who_holds_it(state, monkeypatch):
+def test_a_locker_without_retry_is_refused_at_once(state, monkeypatch):
     with state.lock("run"):
         monkeypatch.setattr(lock.time, "sleep", lambda _: pytest.fail("it slept"))
         with pytest.raises(AlreadyRunning, match=f"process {os.getpid()} \\(run\\)"), state.lock("sync", retry=False):
@@ -178,7 +178,7 @@ def test_who_comes_again_soon_is_refused_at_once_and_reported_who_holds_it(state
         assert state.holder() == Holder(os.getpid(), "sync", AT)
 
 
-def test_a_killed_holder_holds_nothing(state):
+def test_a_killed_process_releases_the_lock(state):
     with holding(state.path) as first:
         assert state.holder().pid == first.pid
         first.send_signal(signal.SIGKILL)
@@ -188,8 +188,8 @@ def test_a_killed_holder_holds_nothing(state):
             assert state.holder().pid == os.getpid()
 
 
-def test_a_child_of_a_killed_holder_holds_nothing(state):
-    """Even one that was started with every inheritable descriptor."""
+def test_a_child_of_a_killed_holder_does_not_hold_the_lock(state):
+    """Even a child that inherits every inheritable descriptor."""
     program = (
         "import subprocess, sys; from pathlib import Path; from agent.adapters.state_directory import StateDirectory\n"
         "with StateDirectory(Path(sys.argv[1])).lock('run'):\n"
@@ -200,12 +200,12 @@ def test_a_child_of_a_killed_holder_holds_nothing(state):
         assert state.holder().pid == first.pid
         first.send_signal(signal.SIGKILL)
         first.wait(30)
-        with state.lock("run"):  # the child still waits for its input's end
+        with state.lock("run"):  # the child still waits for the end of its input
             assert state.holder().pid == os.getpid()
 
 
-def test_looking_keeps_nobody_from_taking_it(state):
-    """One process looks all the time; taking the lock never fails for it."""
+def test_reading_the_holder_does_not_block_the_lock(state):
+    """One process reads the holder all the time. Taking the lock never fails because of it."""
     program = (
         "import sys; from pathlib import Path; from agent.adapters.state_directory import StateDirectory\n"
         "state = StateDirectory(Path(sys.argv[1])); state.holder(); print('held', flush=True)\n"
@@ -219,7 +219,7 @@ def test_looking_keeps_nobody_from_taking_it(state):
                 assert state.holder().pid == os.getpid()
 
 
-def test_of_many_at_once_one_gets_it(state):
+def test_one_of_many_concurrent_lockers_gets_the_lock(state):
     program = (
         "import sys; from pathlib import Path; from agent.adapters.state_directory import StateDirectory\n"
         "from agent.domain.errors import AlreadyRunning\n"
@@ -231,15 +231,15 @@ def test_of_many_at_once_one_gets_it(state):
     )
     processes = [start(program, state.path) for _ in range(4)]
     try:
-        said = [process.stdout.readline().strip() for process in processes]
-        winner = processes[said.index("held")]
-        assert sorted(said) == sorted([str(winner.pid)] * 3 + ["held"])
+        outputs = [process.stdout.readline().strip() for process in processes]
+        winner = processes[outputs.index("held")]
+        assert sorted(outputs) == sorted([str(winner.pid)] * 3 + ["held"])
     finally:
         for process in processes:
             process.communicate()
 
 
-def test_a_holder_that_has_not_signed_yet_is_still_a_holder(state):
+def test_a_holder_without_a_complete_lock_file_is_still_a_holder(state):
     lock = state.path / "agent.lock"
     with state.lock("run"):
         lock.write_text('{"pid": 1')
@@ -249,7 +249,7 @@ def test_a_holder_that_has_not_signed_yet_is_still_a_holder(state):
         assert caught.value.pid == 0
 
 
-def test_the_lock_file_is_never_followed_elsewhere(state, tmp_path):
+def test_a_lock_file_that_is_a_symlink_is_not_followed(state, tmp_path):
     (tmp_path / "precious").write_text("mine")
     (state.path / "agent.lock").symlink_to(tmp_path / "precious")
     with pytest.raises(StateError, match="cannot be used"), state.lock("run"):
@@ -262,7 +262,7 @@ def test_the_lock_file_is_never_followed_elsewhere(state, tmp_path):
 # ---------------------------------------------------------------------------------------------------- the identity
 
 
-def test_the_host_name_of_the_first_start_is_kept_when_it_roams(state):
+def test_the_host_name_of_the_first_start_is_kept_when_it_changes(state):
     first = state.identity("my.mac.local", "")
     assert first.system_id == "my-mac-local"
     assert len(first.agent_id) >= 16
@@ -271,14 +271,14 @@ def test_the_host_name_of_the_first_start_is_kept_when_it_roams(state):
     assert mode(state.path / "identity.json") == 0o600
 
 
-def test_a_setting_wins_and_what_was_kept_comes_back_without_it(state):
+def test_a_setting_overrides_the_stored_system_id_without_replacing_it(state):
     first = state.identity("laptop", "")
     assert state.identity("laptop", "My Mac!").system_id == "My-Mac"
     assert state.identity("laptop", "other").agent_id == first.agent_id
     assert state.identity("roaming", "") == first
 
 
-def test_a_first_start_with_a_setting_still_keeps_that_days_host_name(state):
+def test_a_first_start_with_a_setting_stores_the_host_name(state):
     first = state.identity("laptop", "work")
     assert first.system_id == "work"
     later = state.identity("roaming", "")
@@ -299,7 +299,7 @@ def test_a_host_name_that_cannot_be_an_id_needs_the_setting(state):
     assert state.identity("again", "").agent_id == first.agent_id
 
 
-def test_two_agents_are_two(tmp_path):
+def test_two_state_directories_have_different_agent_ids(tmp_path):
     ids = set()
     for name in ("a", "b"):
         state = StateDirectory(tmp_path / name)
@@ -320,9 +320,9 @@ def test_many_first_starts_at_once_agree_on_one_identity(state):
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = {process.communicate()[0] for process in processes}
-    assert len(said) == 1
-    assert said == {f"{state.identity('late', '')}\n"}
+    outputs = {process.communicate()[0] for process in processes}
+    assert len(outputs) == 1
+    assert outputs == {f"{state.identity('late', '')}\n"}
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_many_first_starts_at_once_agree_on_one_identity(state):
         b'{"agent_id": "0123456789abcdef", "system_id": 5}', b'{"agent_id": "0123456789abcdef"}',
     ],
 )  # fmt: skip
-def test_a_damaged_identity_is_an_error_with_its_cure_and_never_a_new_one(state, damage):
+def test_a_damaged_identity_is_an_error_with_a_hint_and_is_not_replaced(state, damage):
     file = state.path / "identity.json"
     file.write_bytes(damage)
     with pytest.raises(StateError, match=r"identity.json is damaged: .*restore it from a backup; or delete it"):
@@ -341,7 +341,7 @@ def test_a_damaged_identity_is_an_error_with_its_cure_and_never_a_new_one(state,
     assert file.read_bytes() == damage
 
 
-def test_what_a_killed_first_start_left_does_not_hinder(state):
+def test_a_draft_of_a_killed_first_start_is_ignored_and_removed(state):
     (state.path / ".identity.json.draft").write_bytes(b'{"agent')
     identity = state.identity("host", "")
     kept = json.loads((state.path / "identity.json").read_bytes())
@@ -356,6 +356,6 @@ def test_an_identity_from_a_newer_version_is_read(state):
     assert state.identity("host", "").system_id == "mac"
 
 
-def test_a_directory_that_is_gone_is_an_error_with_its_cure(tmp_path):
+def test_the_identity_of_a_missing_directory_is_an_error(tmp_path):
     with pytest.raises(StateError, match="cannot be used: No such file or directory"):
         StateDirectory(tmp_path / "gone").identity("host", "")

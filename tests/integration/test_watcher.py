@@ -1,4 +1,4 @@
-"""The watcher on real directories, native and polling alike: what changes is told, whatever happens to them."""
+"""The watcher on real directories, native and polling: it reports changes whatever happens to a directory."""
 
 import asyncio
 import mmap
@@ -20,13 +20,13 @@ from agent.domain.databases import database_of
 from tests.support.clock import ManualClock
 
 NEVER = 1e6
-"""A rescan so late that only the native watch can have told."""
+"""A rescan interval so long that only the native watch can report a change."""
 
 MAIN, WAL = "reflection.duckdb", "reflection.duckdb.wal"
 
 
 class Reader:
-    """Reads a watcher and keeps what it tells: names, and the modes that came without any."""
+    """Reads a watcher and records the reported names, and the modes reported without a name."""
 
     def __init__(self, watcher: DirectoryWatcher) -> None:
         self.watcher = watcher
@@ -40,8 +40,8 @@ class Reader:
             else:
                 self.modes.append(self.watcher.mode)
 
-    async def tells(self, *names: str) -> None:
-        """Return once all these names were told since the last such call."""
+    async def wait_for_names(self, *names: str) -> None:
+        """Return once all these names have been reported since the last call."""
         await until(lambda: set(names) <= set().union(*self.reported))
         self.reported.clear()
 
@@ -76,24 +76,24 @@ async def reading(watcher: DirectoryWatcher):
         assert task.cancelled()
 
 
-WAYS = {"native": {"rescan_seconds": NEVER}, "polling": {"force_polling": True, "rescan_seconds": 0.03}}
+MODES = {"native": {"rescan_seconds": NEVER}, "polling": {"force_polling": True, "rescan_seconds": 0.03}}
 
 
-@pytest.fixture(params=WAYS)
-def way(request):
+@pytest.fixture(params=MODES)
+def watch_mode(request):
     return request.param
 
 
 @pytest.fixture
-async def watched(tmp_path, way):
-    """(directory, reader, mode) of a directory in which a database and its sidecar lie, with the watch set up."""
+async def watched(tmp_path, watch_mode):
+    """Yield (directory, reader, mode) for a watched directory with a database and its sidecar."""
     directory = tmp_path / "data"
     directory.mkdir()
     (directory / MAIN).write_bytes(b"main")
     (directory / WAL).write_bytes(b"wal")
-    async with reading(watcher_of(directory, **WAYS[way])) as reader:
-        await reader.mode(way)
-        yield directory, reader, way
+    async with reading(watcher_of(directory, **MODES[watch_mode])) as reader:
+        await reader.mode(watch_mode)
+        yield directory, reader, watch_mode
 
 
 def rewrite(path: Path) -> None:
@@ -127,19 +127,19 @@ def rename_away(path: Path) -> None:
 async def test_every_kind_of_change_to_main_file_and_sidecar_is_reported(watched, change, name):
     directory, reader, _ = watched
     change(directory / name)
-    await reader.tells(name)
+    await reader.wait_for_names(name)
 
 
 @pytest.mark.parametrize(
     "name", ["knowledge_graph.duckdb", "knowledge_graph_work.duckdb.checkpoint.wal", "reflection.duckdb.recovery.wal"]
 )
-async def test_what_appears_is_reported(watched, name):
+async def test_a_new_file_is_reported(watched, name):
     directory, reader, _ = watched
     (directory / name).touch()
-    await reader.tells(name)
+    await reader.wait_for_names(name)
 
 
-async def test_only_wanted_names_are_reported_and_subdirectories_are_not_looked_into(watched):
+async def test_only_wanted_names_are_reported_and_subdirectories_are_not_watched(watched):
     directory, reader, _ = watched
     (directory / "akosha_sync_state.json").write_text("{}")
     (directory / "agent.log").write_text("line")
@@ -156,24 +156,24 @@ async def test_a_new_mode_is_reported_without_a_change(tmp_path):
         assert reader.reported == []
 
 
-async def test_what_is_there_at_the_start_is_not_reported(watched):
+async def test_existing_files_are_not_reported_at_the_start(watched):
     directory, reader, _ = watched
     append(directory / WAL)
     await until(lambda: reader.reported)
     assert set().union(*reader.reported) == {WAL}, "and not the main file"
 
 
-async def test_each_of_many_changes_is_followed_by_word_of_it(watched):
+async def test_each_of_several_changes_is_reported(watched):
     directory, reader, _ = watched
     for _ in range(5):
         append(directory / WAL)
-        await reader.tells(WAL)
+        await reader.wait_for_names(WAL)
 
 
-async def test_first_it_says_that_it_has_begun_and_every_change_from_then_on_is_reported(tmp_path, way):
-    """However soon: a reader that looks for itself when it is told so misses nothing."""
+async def test_the_watcher_reports_its_start_and_every_change_after_it(tmp_path, watch_mode):
+    """A reader that scans the directory when the watcher reports its start misses no change."""
     (tmp_path / MAIN).write_bytes(b"main")
-    async with aclosing(watcher_of(tmp_path, **WAYS[way]).changes()) as changes:
+    async with aclosing(watcher_of(tmp_path, **MODES[watch_mode]).changes()) as changes:
         async with asyncio.timeout(60):
             assert await anext(changes) == frozenset()
         append(tmp_path / MAIN)
@@ -184,7 +184,7 @@ async def test_first_it_says_that_it_has_begun_and_every_change_from_then_on_is_
                 reported |= await anext(changes)
 
 
-async def test_a_directory_that_does_not_answer_holds_up_its_reader_alone(tmp_path, monkeypatch):
+async def test_a_directory_that_hangs_does_not_block_the_event_loop(tmp_path, monkeypatch):
     answered, asked = threading.Event(), threading.Event()
 
     def hang(directory, wanted):
@@ -195,74 +195,74 @@ async def test_a_directory_that_does_not_answer_holds_up_its_reader_alone(tmp_pa
     really_look = watcher_module.read_directory
     monkeypatch.setattr(watcher_module, "read_directory", hang)
     watcher = watcher_of(tmp_path)
-    assert not asked.is_set(), "made, it looks at nothing"
+    assert not asked.is_set(), "creating the watcher does not read the directory"
     async with reading(watcher) as reader:
-        await until(asked.is_set)  # on this loop, which goes on
+        await until(asked.is_set)  # the event loop is not blocked
         assert watcher.mode == "starting"
         answered.set()
         await reader.mode("native")
 
 
-async def test_a_change_between_two_readings_is_reported(watched):
+async def test_a_change_between_two_readers_is_reported(watched):
     directory, _, _ = watched
     watcher = watcher_of(directory, rescan_seconds=NEVER)
     async with reading(watcher) as first:
         await first.mode("native")
     append(directory / MAIN)
     async with reading(watcher) as second:
-        await second.tells(MAIN)
+        await second.wait_for_names(MAIN)
 
 
-# --------------------------------------------------------------------------- what can happen to the directory itself
+# ---------------------------------------------------------------------------------- changes of the directory itself
 
 
 @pytest.mark.parametrize("above", ["", "deeper/and/deeper"])
-async def test_a_directory_missing_at_the_start_is_waited_for(tmp_path, way, above):
+async def test_a_directory_missing_at_the_start_is_waited_for(tmp_path, watch_mode, above):
     directory = tmp_path / above / "data"
-    async with reading(watcher_of(directory, **WAYS[way])) as reader:
+    async with reading(watcher_of(directory, **MODES[watch_mode])) as reader:
         await reader.mode(f"waiting for {directory}")
         directory.mkdir(parents=True)
         (directory / MAIN).touch()
-        await reader.tells(MAIN)
-        await reader.mode(way)
+        await reader.wait_for_names(MAIN)
+        await reader.mode(watch_mode)
         append(directory / MAIN)
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
 
 
-async def test_a_directory_that_appears_whole_counts_as_changed(tmp_path, way):
+async def test_the_files_of_a_directory_that_appears_are_reported(tmp_path, watch_mode):
     (tmp_path / "made").mkdir()
     for name in (MAIN, WAL):
         (tmp_path / "made" / name).touch()
-    async with reading(watcher_of(tmp_path / "data", **WAYS[way])) as reader:
+    async with reading(watcher_of(tmp_path / "data", **MODES[watch_mode])) as reader:
         await reader.mode("waiting")
         (tmp_path / "made").rename(tmp_path / "data")
-        await reader.tells(MAIN, WAL)
+        await reader.wait_for_names(MAIN, WAL)
 
 
-async def test_a_directory_deleted_and_made_again_at_once_is_followed_every_time(watched):
-    """The new one often has the old one's inode."""
-    directory, reader, way = watched
+async def test_a_directory_deleted_and_created_again_at_once_is_watched_every_time(watched):
+    """The new directory often has the inode of the old one."""
+    directory, reader, watch_mode = watched
     for _ in range(5):
         shutil.rmtree(directory)
         directory.mkdir()
         (directory / MAIN).touch()
-        await reader.tells(MAIN)
-        await reader.mode(way)
+        await reader.wait_for_names(MAIN)
+        await reader.mode(watch_mode)
         (directory / WAL).touch()
-        await reader.tells(WAL)
+        await reader.wait_for_names(WAL)
 
 
 async def test_a_deleted_directory_is_waited_for(watched):
-    directory, reader, way = watched
+    directory, reader, watch_mode = watched
     shutil.rmtree(directory)
-    await reader.tells(MAIN, WAL)
+    await reader.wait_for_names(MAIN, WAL)
     await reader.mode("waiting for")
     directory.mkdir()
     (directory / MAIN).touch()
-    await reader.tells(MAIN)
-    await reader.mode(way)
+    await reader.wait_for_names(MAIN)
+    await reader.mode(watch_mode)
     append(directory / MAIN)
-    await reader.tells(MAIN)
+    await reader.wait_for_names(MAIN)
 
 
 def swap_by_rename(directory: Path, other: Path) -> None:
@@ -271,80 +271,80 @@ def swap_by_rename(directory: Path, other: Path) -> None:
 
 
 def swap_the_parent(directory: Path, other: Path) -> None:
-    """Nothing happens to the directory itself, only to what it lies in."""
+    """Replace the parent; the watched directory itself does not change."""
     directory.parent.rename(directory.parent.parent / "old-parent")
     directory.parent.mkdir()
     (directory.parent.parent / "old-parent" / other.name).rename(directory)
 
 
 @pytest.mark.parametrize("swap", [swap_by_rename, swap_the_parent])
-async def test_a_directory_replaced_by_another_is_followed(tmp_path, way, swap):
+async def test_a_directory_replaced_by_another_is_watched(tmp_path, watch_mode, swap):
     directory, other = tmp_path / "parent" / "data", tmp_path / "parent" / "other"
-    for place in (directory, other):
-        place.mkdir(parents=True)
-        (place / MAIN).touch()
-    async with reading(watcher_of(directory, **WAYS[way])) as reader:
-        await reader.mode(way)
+    for folder in (directory, other):
+        folder.mkdir(parents=True)
+        (folder / MAIN).touch()
+    async with reading(watcher_of(directory, **MODES[watch_mode])) as reader:
+        await reader.mode(watch_mode)
         swap(directory, other)
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
         append(directory / MAIN)
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
 
 
-async def test_a_link_in_place_of_the_directory_is_followed_wherever_it_leads(tmp_path, way):
+async def test_a_symlink_as_directory_is_followed_to_a_new_target(tmp_path, watch_mode):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / MAIN).touch()
     link = tmp_path / "data"
     link.symlink_to("one")
-    async with reading(watcher_of(link, **WAYS[way])) as reader:
-        await reader.mode(way)
+    async with reading(watcher_of(link, **MODES[watch_mode])) as reader:
+        await reader.mode(watch_mode)
         append(tmp_path / "one" / MAIN)
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
         (tmp_path / "new-link").symlink_to("two")
         (tmp_path / "new-link").rename(link)
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
         append(tmp_path / "two" / MAIN)
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
 
 
-async def test_a_file_in_place_of_the_directory_is_waited_out(watched):
-    directory, reader, way = watched
+async def test_the_watcher_waits_while_a_file_is_in_place_of_the_directory(watched):
+    directory, reader, watch_mode = watched
     shutil.rmtree(directory)
-    directory.write_text("in the way")
+    directory.write_text("a file")
     await reader.mode(f"waiting for {directory} (Not a directory)")
     directory.unlink()
     directory.mkdir()
     (directory / MAIN).touch()
-    await reader.mode(way)
-    await reader.tells(MAIN)
+    await reader.mode(watch_mode)
+    await reader.wait_for_names(MAIN)
 
 
-# ----------------------------------------------------------------------------------------------- what goes unheard
+# -------------------------------------------------------------------------------------------------- missed changes
 
 
-def change_unheard(path: Path) -> None:
-    """Write through a memory map: inotify does not tell of it."""
+def change_without_inotify(path: Path) -> None:
+    """Write through a memory map, which inotify does not report."""
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
         view[0:1] = b"!"
         view.flush()
 
 
-async def test_what_the_native_watch_missed_is_reported_by_the_rescan(tmp_path):
+async def test_a_change_missed_by_the_native_watch_is_reported_by_the_rescan(tmp_path):
     (tmp_path / MAIN).write_bytes(b"main")
     clock = ManualClock()
     async with reading(watcher_of(tmp_path, rescan_seconds=60, clock=clock)) as reader:
         await reader.mode("native")
         await clock.until_asleep()
-        change_unheard(tmp_path / MAIN)
+        change_without_inotify(tmp_path / MAIN)
         await clock.advance(59)
         append(tmp_path / "akosha_sync_state.json")
         assert reader.reported == []
         await clock.advance(1)
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
 
 
-async def test_a_clock_that_jumps_changes_nothing(tmp_path):
+async def test_a_clock_jump_does_not_affect_the_watcher(tmp_path):
     (tmp_path / MAIN).write_bytes(b"main")
     clock = ManualClock()
     async with reading(watcher_of(tmp_path, rescan_seconds=60, clock=clock)) as reader:
@@ -352,20 +352,20 @@ async def test_a_clock_that_jumps_changes_nothing(tmp_path):
         for days in (-1, 400):
             clock.jump(timedelta(days=days))
             append(tmp_path / MAIN)
-            await reader.tells(MAIN)
+            await reader.wait_for_names(MAIN)
             await clock.until_asleep()
-            change_unheard(tmp_path / MAIN)
+            change_without_inotify(tmp_path / MAIN)
             await clock.advance(60)
-            await reader.tells(MAIN)
+            await reader.wait_for_names(MAIN)
 
 
-async def test_nothing_is_reported_twice_by_native_watch_and_rescan(tmp_path):
+async def test_native_watch_and_rescan_report_a_change_once(tmp_path):
     (tmp_path / MAIN).write_bytes(b"main")
     clock = ManualClock()
     async with reading(watcher_of(tmp_path, rescan_seconds=60, clock=clock)) as reader:
         await reader.mode("native")
         append(tmp_path / MAIN)
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
         await clock.until_asleep()
         await clock.advance(120)
         (tmp_path / WAL).touch()
@@ -373,7 +373,7 @@ async def test_nothing_is_reported_twice_by_native_watch_and_rescan(tmp_path):
         assert set().union(*reader.reported) == {WAL}
 
 
-async def test_what_a_link_leads_to_is_seen_by_the_rescan(tmp_path):
+async def test_a_change_of_a_symlinks_target_is_reported_by_the_rescan(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "elsewhere").write_bytes(b"main")
     (tmp_path / "data" / MAIN).symlink_to(tmp_path / "elsewhere")
@@ -381,24 +381,24 @@ async def test_what_a_link_leads_to_is_seen_by_the_rescan(tmp_path):
     async with reading(watcher_of(tmp_path / "data", rescan_seconds=0.05)) as reader:
         await reader.mode("native")
         append(tmp_path / "elsewhere")
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other file systems take no name that is not UTF-8")
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems reject names that are not UTF-8")
 async def test_a_file_name_that_is_not_utf_8_leaves_the_watch_native(tmp_path):
-    """watchfiles ends the watch for it, whoever's file it is: the watch starts again and misses nothing."""
+    """watchfiles ends the watch because of such a file. The watch starts again and misses no change."""
     with capture_logs() as logged:
         async with reading(watcher_of(tmp_path, wanted=lambda name: name.endswith(".duckdb"))) as reader:
             await reader.mode("native")
             for number in range(3):
                 (tmp_path / os.fsdecode(b"%d\xff\xfe.tmp" % number)).touch()
                 (tmp_path / f"{number}.duckdb").touch()
-                await reader.tells(f"{number}.duckdb")
+                await reader.wait_for_names(f"{number}.duckdb")
             odd = os.fsdecode(b"odd_\xff.duckdb")
             (tmp_path / odd).touch()
-            await reader.tells(odd)
+            await reader.wait_for_names(odd)
             append(tmp_path / odd)
-            await reader.tells(odd)
+            await reader.wait_for_names(odd)
             assert reader.watcher.mode == "native"
     assert set(reader.modes) == {"starting", "native"}
     (line,) = [line for line in logged if line["log_level"] == "warning"]
@@ -435,12 +435,12 @@ def test_the_file_system_is_that_of_the_innermost_mount(tmp_path, monkeypatch, d
     assert scan.silent(kind) is silent
 
 
-def test_where_mounts_are_not_reported_nothing_is_silent(tmp_path, monkeypatch):
+def test_without_a_mount_table_every_file_system_counts_as_reporting_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "_MOUNTS", tmp_path / "none")
     assert not scan.silent(scan.file_system(tmp_path))
 
 
-def test_the_file_system_of_this_test_is_known_where_the_system_tells(tmp_path):
+def test_the_file_system_is_known_if_the_system_has_a_mount_table(tmp_path):
     assert bool(scan.file_system(tmp_path)) is Path("/proc/self/mountinfo").exists()
 
 
@@ -451,19 +451,19 @@ async def test_a_network_file_system_is_polled(tmp_path, monkeypatch):
     async with reading(watcher_of(tmp_path / "data", rescan_seconds=0.05)) as reader:
         await reader.mode("polling (cifs does not report changes)")
         (tmp_path / "data" / MAIN).touch()
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
         change = tmp_path / "data" / MAIN
         change.write_bytes(b"main")
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
 
 
-async def test_native_can_be_insisted_on(tmp_path, monkeypatch):
+async def test_the_native_watch_can_be_forced(tmp_path, monkeypatch):
     (tmp_path / "mountinfo").write_text(f"1 0 0:30 / {tmp_path} rw - cifs //nas/share rw\n")
     monkeypatch.setattr(scan, "_MOUNTS", tmp_path / "mountinfo")
     async with reading(watcher_of(tmp_path, force_polling=False)) as reader:
         await reader.mode("native")
         (tmp_path / MAIN).touch()
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
 
 
 # ---------------------------------------------------------------------------------------------------------- the end
@@ -474,7 +474,7 @@ def watch_threads() -> list[str]:
 
 
 def inotify_descriptors() -> list[Path]:
-    """What this process holds open of the native watch, where the system tells."""
+    """Return the open inotify descriptors of this process; none without /proc."""
     held = []
     for link in Path("/proc/self/fd").glob("*"):
         with suppress(FileNotFoundError):
@@ -482,17 +482,17 @@ def inotify_descriptors() -> list[Path]:
     return held
 
 
-async def test_cancelled_it_leaves_no_thread_no_task_and_no_descriptor(tmp_path):
+async def test_a_cancelled_watcher_leaves_no_thread_no_task_and_no_descriptor(tmp_path):
     watcher = watcher_of(tmp_path)
     async with reading(watcher) as reader:
         await reader.mode("native")
         assert watch_threads() == [f"watch-{tmp_path.name}"]
     await until(lambda: not watch_threads())
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("watch-")]
-    await until(lambda: not inotify_descriptors())  # the native layer closes it on a thread of its own, a moment later
+    await until(lambda: not inotify_descriptors())  # watchfiles closes it in its own thread a moment later
 
 
-async def test_a_reader_that_turns_away_ends_it_too(tmp_path):
+async def test_closing_the_iterator_ends_the_watcher(tmp_path):
     changes = watcher_of(tmp_path).changes()
     assert await anext(changes) == frozenset()
     first = asyncio.ensure_future(anext(changes))
@@ -504,7 +504,7 @@ async def test_a_reader_that_turns_away_ends_it_too(tmp_path):
     await until(lambda: not watch_threads())
 
 
-async def test_a_loop_that_is_gone_ends_the_thread(tmp_path):
+async def test_a_closed_event_loop_ends_the_watch_thread(tmp_path):
     def abandoned() -> None:
         loop = asyncio.new_event_loop()
         changes = watcher_of(tmp_path).changes()
@@ -521,7 +521,7 @@ async def test_a_loop_that_is_gone_ends_the_thread(tmp_path):
     await until(lambda: not watch_threads())
 
 
-async def test_a_change_says_how_old_it_is_when_reported_but_never_older_than_the_telling_can_have_taken(tmp_path):
+async def test_the_lag_of_a_change_is_its_age_limited_to_the_rescan_interval(tmp_path):
     (tmp_path / MAIN).write_bytes(b"main")
     clock = ManualClock()
     watcher = watcher_of(tmp_path, force_polling=True, rescan_seconds=2, clock=clock)
@@ -529,23 +529,23 @@ async def test_a_change_says_how_old_it_is_when_reported_but_never_older_than_th
         await clock.until_asleep()
         for age, reported in ((0.75, 0.75), (3600, 2.0), (-3600, 0.0)):
             append(tmp_path / MAIN)
-            written = (clock.now().timestamp() + 2 - age) * 1e9  # it is told in two seconds
+            written = (clock.now().timestamp() + 2 - age) * 1e9  # it is reported in two seconds
             os.utime(tmp_path / MAIN, ns=(int(written), int(written)))
             await clock.advance(2)
-            await reader.tells(MAIN)
+            await reader.wait_for_names(MAIN)
             assert watcher.lag == pytest.approx(reported, abs=1e-3)
             await clock.until_asleep()
         (tmp_path / MAIN).unlink()
         await clock.advance(2)
-        await reader.tells(MAIN)
+        await reader.wait_for_names(MAIN)
         assert watcher.lag == 0
 
 
-async def test_it_says_when_it_looked_last_whatever_it_saw(tmp_path):
+async def test_the_time_of_the_last_scan_is_updated_without_a_change(tmp_path):
     clock = ManualClock()
     watcher = watcher_of(tmp_path, force_polling=True, rescan_seconds=2, clock=clock)
     async with reading(watcher):
         await clock.until_asleep()
-        begun = watcher.scanned_at
+        started_at = watcher.scanned_at
         await clock.advance(2)
-        await until(lambda: watcher.scanned_at == begun + 2)
+        await until(lambda: watcher.scanned_at == started_at + 2)
