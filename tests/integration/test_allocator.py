@@ -1,10 +1,10 @@
-"""Large blocks that are freed leave the process, whatever was freed before."""
+"""Freed large blocks are returned to the system, regardless of earlier frees."""
 
 import json
 import subprocess
 import sys
 
-# Of 64 blocks of 512 KiB every second is freed, between others that live; a far larger one was freed before.
+# Every second one of 64 blocks of 512 KiB is freed, after a much larger block was freed.
 FREED_BETWEEN = """
 import json, sys
 from agent.adapters.allocator import give_back_large_blocks
@@ -23,7 +23,7 @@ json.dump([limited, before - resident() if limited else 0], sys.stdout)
 """
 
 
-def test_large_blocks_freed_between_living_ones_leave_the_process():
+def test_freed_large_blocks_are_returned_to_the_system():
     done = subprocess.run([sys.executable, "-c", FREED_BETWEEN], check=True, capture_output=True, text=True)
     limited, freed = json.loads(done.stdout)
     assert limited or sys.platform != "linux"

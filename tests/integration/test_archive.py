@@ -1,4 +1,4 @@
-"""The agent's own look, all wired; and the MCP tool for restore points."""
+"""The agent's own verification, with all its parts, and the MCP tool for restore points."""
 
 import asyncio
 
@@ -41,20 +41,20 @@ async def synced(home: Home, identity: Identity) -> str:
 
 
 async def until(ledger, wanted):
-    """Wait for an event of the history that is wanted, and return it."""
-    news, after = asyncio.Event(), 0
-    ledger.on_history(news.set)
+    """Wait for an event of the history that `wanted` accepts, and return it."""
+    changed, after = asyncio.Event(), 0
+    ledger.on_history(changed.set)
     async with asyncio.timeout(60):
         while True:
-            news.clear()
+            changed.clear()
             for entry in await ledger.history(after=after):
                 after = entry.position
                 if wanted(entry.event):
                     return entry.event
-            await news.wait()
+            await changed.wait()
 
 
-async def test_what_is_missing_of_the_newest_upload_is_found_reported_and_uploaded_again(home, tmp_path):
+async def test_a_missing_object_of_the_newest_upload_is_reported_and_uploaded_again(home, tmp_path):
     identity = home.prepare()
     upload = await synced(home, identity)
     folder = tmp_path / "bucket" / "systems" / "laptop" / "uploads" / upload
@@ -64,24 +64,26 @@ async def test_what_is_missing_of_the_newest_upload_is_found_reported_and_upload
         event = await until(agent.ledger, lambda event: isinstance(event, UploadVerified))
         assert (event.upload_id, event.whole) == (upload, False)
         assert dict(event.problems) == {"reflection.duckdb": "is missing"}
-        mended = await until(agent.ledger, lambda event: isinstance(event, SyncSucceeded) and event.upload_id != upload)
+        repaired = await until(
+            agent.ledger, lambda event: isinstance(event, SyncSucceeded) and event.upload_id != upload
+        )
         again = await until(agent.ledger, lambda event: isinstance(event, UploadVerified) and event.whole)
-        assert again.upload_id == mended.upload_id
+        assert again.upload_id == repaired.upload_id
         running.cancel()
         await asyncio.wait({running})
     status = await gather_status(home.settings)
-    assert (status.verified.upload_id, status.verified.whole) == (mended.upload_id, True)
+    assert (status.verified.upload_id, status.verified.whole) == (repaired.upload_id, True)
     assert status.to_dict()["verified"]["problems"] == {}
 
 
-async def test_an_agent_that_is_not_to_look_does_not(home):
+async def test_the_agents_verification_can_be_switched_off(home):
     settings = home.settings.model_copy(update={"agent_verify_hours": 0.0})
     home = Home.of(settings)
     async with await agent_bootstrap.build(home, home.prepare()) as agent:
         assert agent.verify_loop is None
 
 
-async def test_news_of_the_archive_go_into_the_ledger_or_wait_for_who_holds_it(home):
+async def test_archive_events_are_recorded_in_the_ledger_or_left_for_its_holder(home):
     home.prepare()
     first, second = (
         UploadVerified(
@@ -106,7 +108,7 @@ async def test_news_of_the_archive_go_into_the_ledger_or_wait_for_who_holds_it(h
     assert [event for _, event in await spool.waiting()] == [second]
 
 
-async def test_the_tool_lists_restore_points_and_says_what_is_damaged(home, tmp_path):
+async def test_the_mcp_tool_lists_restore_points_with_their_problems(home, tmp_path):
     upload = await synced(home, home.prepare())
     loading = lambda: Loaded(home.settings, {}, ())  # noqa: E731
     document = await call_tool(RESTORE_POINTS, {}, loading)

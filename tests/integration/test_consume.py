@@ -1,4 +1,4 @@
-"""Results printed or handed to commands, in this process: what others sent, bad commands, and what is refused."""
+"""Results that are printed or passed to commands: hostile texts, failing commands and invalid options."""
 
 import asyncio
 import json
@@ -58,7 +58,7 @@ def untouched_logs():
 # ---------------------------------------------------------------------------------------------------- the ledger
 
 
-async def test_the_ledger_is_followed_from_now_on_and_results_alone(tmp_path, monkeypatch):
+async def test_only_new_results_of_the_ledger_are_followed(tmp_path, monkeypatch):
     home = Home.of(settings_of(tmp_path))
     await asyncio.to_thread(home.prepare)
     ledger = await home.open_ledger()
@@ -79,7 +79,7 @@ async def test_the_ledger_is_followed_from_now_on_and_results_alone(tmp_path, mo
     await ledger.aclose()
 
 
-async def test_a_ledger_that_is_made_meanwhile_is_followed_from_its_beginning(tmp_path, monkeypatch):
+async def test_a_ledger_created_later_is_followed_from_its_beginning(tmp_path, monkeypatch):
     home = Home.of(settings_of(tmp_path))
     await asyncio.to_thread(home.prepare)
     waiting = asyncio.Event()
@@ -98,10 +98,10 @@ async def test_a_ledger_that_is_made_meanwhile_is_followed_from_its_beginning(tm
         await ledger.aclose()
 
 
-# ---------------------------------------------------------------------------------------------------- what is printed
+# ------------------------------------------------------------------------------------------------------------ output
 
 
-async def test_what_others_sent_is_one_line_that_does_nothing_to_a_terminal(tmp_path, capsys):
+async def test_a_result_is_printed_as_one_line_without_control_characters(tmp_path, capsys):
     bad = replace(values.failed(), error="one\r\ntwo \x1b[31mred \x9b2J\x07 größer")
     home = Home.of(settings_of(tmp_path))
     await events._printing(home, system=True, as_json=False)(bad)
@@ -114,7 +114,7 @@ async def test_what_others_sent_is_one_line_that_does_nothing_to_a_terminal(tmp_
 # ----------------------------------------------------------------------------------------------------------- commands
 
 
-async def test_a_command_has_the_event_on_its_stdin_and_the_gist_in_its_environment(folder):
+async def test_a_command_gets_the_event_on_stdin_and_its_main_fields_in_the_environment(folder):
     reported = replace(values.succeeded(values.manifest(reflection=1)), id="with a \0 in it")
     variables = "$AKOSHA_EVENT_SYSTEM_ID,$AKOSHA_EVENT_OUTCOME,$AKOSHA_EVENT_UPLOAD_ID,$AKOSHA_EVENT_ID"
     await execution(f'cat > event; echo "{variables}" > gist').handle(reported)
@@ -122,15 +122,15 @@ async def test_a_command_has_the_event_on_its_stdin_and_the_gist_in_its_environm
     assert (folder / "event").read_bytes() == CloudEventsCodec().encode(reported) + b"\n"
 
 
-async def test_a_command_need_not_read(folder):
-    large = replace(SKIPPED, files_uploaded=tuple("x" * 100 for _ in range(10_000)))  # more than a pipe holds
+async def test_a_command_need_not_read_its_stdin(folder):
+    large = replace(SKIPPED, files_uploaded=tuple("x" * 100 for _ in range(10_000)))  # more than a pipe buffers
     for command in ("true", "exec <&-", "sleep 60 >/dev/null 2>&1 & echo $! > left"):
         async with asyncio.timeout(SECONDS):
             await execution(command).handle(large)
     os.kill(int((folder / "left").read_text()), signal.SIGKILL)
 
 
-async def test_a_command_that_fails_is_run_again_later_and_later_up_to_a_minute(folder):
+async def test_a_failed_command_is_repeated_with_a_backoff_of_up_to_a_minute(folder):
     clock = ManualClock()
     command = "echo x >> runs; [ $(wc -l < runs) -ge 9 ] || kill -9 $$"
     with capture_logs() as logs:
@@ -146,7 +146,7 @@ async def test_a_command_that_fails_is_run_again_later_and_later_up_to_a_minute(
     assert {one["exit_code"] for one in failures} == {-signal.SIGKILL}
 
 
-async def test_a_command_that_cannot_be_started_is_tried_again(monkeypatch):
+async def test_a_command_that_cannot_be_started_is_retried(monkeypatch):
     clock, begin = ManualClock(), asyncio.create_subprocess_exec
 
     async def refuse(*_, **__):
@@ -164,7 +164,7 @@ async def test_a_command_that_cannot_be_started_is_tried_again(monkeypatch):
 
 
 @pytest.mark.parametrize("does_not", ["trap '' TERM; ", ""], ids=["does not end", "leaves one that does not"])
-async def test_whatever_does_not_end_in_time_is_killed_with_all_it_has_started(folder, monkeypatch, does_not):
+async def test_a_command_that_does_not_end_in_time_is_killed_with_its_children(folder, monkeypatch, does_not):
     monkeypatch.setattr(events, "END_SECONDS", 0.3)
     command = f"{does_not}(trap '' TERM; echo begun > begun; while :; do sleep 60; done) & wait; wait"
     running = asyncio.create_task(execution(f"echo $$ > group; {command}").handle(SKIPPED), name="running")
@@ -174,33 +174,33 @@ async def test_whatever_does_not_end_in_time_is_killed_with_all_it_has_started(f
     with pytest.raises(asyncio.CancelledError):
         await running
     async with asyncio.timeout(SECONDS):
-        while events._is_alive(group):  # until whoever inherits them has buried them
+        while events._is_alive(group):  # until their new parent has reaped them
             await asyncio.sleep(0.005)
 
 
-async def test_who_is_reported_to_stop_while_the_command_is_being_started_ends_it_all_the_same(folder, monkeypatch):
-    begin, begun, goes_on = asyncio.create_subprocess_exec, asyncio.Event(), asyncio.Event()
+async def test_a_cancellation_during_the_start_of_a_command_ends_the_command(folder, monkeypatch):
+    begin, begun, proceed = asyncio.create_subprocess_exec, asyncio.Event(), asyncio.Event()
 
     async def slow(*words, **how):
         process = await begin(*words, **how)
         begun.set()
-        await goes_on.wait()
+        await proceed.wait()
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
-    command = "trap 'echo told > told; exit' TERM; echo $$ > group; while :; do sleep 0.05; done"
+    command = "trap 'echo terminated > terminated; exit' TERM; echo $$ > group; while :; do sleep 0.05; done"
     running = asyncio.create_task(execution(command).handle(SKIPPED), name="running")
     await begun.wait()
     await appears(folder / "group")
     running.cancel()
     await asyncio.sleep(0)
-    goes_on.set()
+    proceed.set()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert (folder / "told").read_text() == "told\n"
+    assert (folder / "terminated").read_text() == "terminated\n"
 
 
-async def test_a_command_that_ends_when_reported_has_its_time_for_it(folder):
+async def test_a_terminated_command_gets_time_to_end(folder):
     command = "(trap 'sleep 0.2; echo done > done; exit' TERM; echo begun > begun; while :; do sleep 0.05; done) & wait"
     running = asyncio.create_task(execution(command).handle(SKIPPED), name="running")
     await appears(folder / "begun")
@@ -210,13 +210,13 @@ async def test_a_command_that_ends_when_reported_has_its_time_for_it(folder):
     assert (folder / "done").read_text() == "done\n"
 
 
-# ---------------------------------------------------------------------------------------------------- what is refused
+# ----------------------------------------------------------------------------------------------------- invalid options
 
 NATS = {"agent_nats_url": "nats://127.0.0.1:9"}
 
 
 @pytest.mark.parametrize(
-    ("asked", "keys", "cure"),
+    ("asked", "keys", "hint"),
     [
         ({"system": "*"}, {}, "akosha_agent_nats_url"),
         ({"durable": "mine"}, {}, "akosha_agent_nats_url"),
@@ -233,10 +233,10 @@ NATS = {"agent_nats_url": "nats://127.0.0.1:9"}
     ],
     ids=str,
 )
-async def test_what_cannot_be_followed_is_refused_with_the_cure(tmp_path, asked, keys, cure):
+async def test_invalid_options_are_refused_with_a_hint(tmp_path, asked, keys, hint):
     with pytest.raises(SettingsError) as failure:
         await consume_results(
             settings_of(tmp_path, **keys),
             **{"system": None, "durable": None, "command": None, "as_json": False} | asked,
         )
-    assert cure in str(failure.value)
+    assert hint in str(failure.value)

@@ -1,4 +1,4 @@
-"""The commands' faces on a real state directory: what they show of what is in it."""
+"""The output of commands for a real state directory."""
 
 import asyncio
 import io
@@ -30,34 +30,34 @@ AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
 def settings_of(tmp_path: Path, **keys: object):
-    places = {"agent_data_dir": tmp_path / "data", "agent_state_dir": tmp_path / "state"}
-    given = {"system_id": "laptop", "cloud_endpoint": (tmp_path / "bucket").as_uri()} | places | keys
+    directories = {"agent_data_dir": tmp_path / "data", "agent_state_dir": tmp_path / "state"}
+    given = {"system_id": "laptop", "cloud_endpoint": (tmp_path / "bucket").as_uri()} | directories | keys
     text = {key: str(value) for key, value in given.items()}
     return load(command_line=text, settings_file=None, environ={}, cwd=tmp_path, home=tmp_path).settings
 
 
 @pytest.fixture
 async def home(tmp_path):
-    """A home in whose ledger COUNT events are: more than one reading of it brings."""
+    """A home whose ledger has COUNT events, more than one query returns."""
     home = Home.of(settings_of(tmp_path))
     await asyncio.to_thread(home.prepare)
     ledger = await home.open_ledger()
     found = [
         SessionEnded(id=f"s{number}", time=AT, system_id="laptop", session_id=f"{number}") for number in range(COUNT)
     ]
-    # In one transaction: one by one they would be synced to the disk one by one.
+    # In one transaction, because each transaction is synced to the disk.
     await ledger._transactions.write(lambda: [ledger._history.add(event, published_at=AT) for event in found])
     await ledger.aclose()
     return home
 
 
-async def test_all_events_are_shown_however_many_there_are(home, capsys):
+async def test_all_of_many_events_are_shown(home, capsys):
     assert await events.show_history(home.settings, follow=False, as_json=True) == 0
     shown = [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
     assert shown == [f"s{number}" for number in range(COUNT)]
 
 
-async def test_who_follows_sees_all_events_that_were_and_then_those_that_come(home, capsys, monkeypatch):
+async def test_following_shows_all_past_events_first(home, capsys, monkeypatch):
     class CaughtUpError(Exception):
         pass
 
@@ -70,8 +70,8 @@ async def test_who_follows_sees_all_events_that_were_and_then_those_that_come(ho
     assert len(capsys.readouterr().out.splitlines()) == COUNT
 
 
-def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, capsys):
-    """Markup of rich in a text is printed as it is."""
+def test_the_status_shows_names_paths_and_errors_without_markup(tmp_path, capsys):
+    """Rich markup in a text is printed unchanged."""
     odd = tmp_path / "[red]old :smile: [/]"
     database = DatabaseStatus(name="knowledge_graph_[bold]", state="owed", pending=True, size=1, problem="bad [y]")
     target = TargetStatus(
@@ -118,7 +118,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_what_a_sync_says_under_way_stands_on_a_line_of_its_own_above_the_bar(monkeypatch):
+def test_a_message_during_a_sync_has_its_own_line_above_the_progress_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     with progress_bar() as bar:
@@ -127,7 +127,7 @@ def test_what_a_sync_says_under_way_stands_on_a_line_of_its_own_above_the_bar(mo
     assert "\r\x1b[2Kstopped: nothing\n" in terminal.getvalue()
 
 
-def test_every_event_has_a_line_for_people():
+def test_events_have_a_readable_line():
     pushed = replace(
         values.succeeded(values.manifest(reflection=1)), method="http", files_uploaded=(), manifest_key="",
         location="http://localhost:8682/mcp", memories=1_305, incomplete={"reflection": "15 wait: no embedding"},
@@ -162,7 +162,7 @@ def test_every_event_has_a_line_for_people():
 
 
 @pytest.mark.parametrize("screen", [Terminal, io.StringIO], ids=["terminal", "pipe"])
-def test_a_progress_bar_is_shown_on_a_terminal_alone(monkeypatch, screen):
+def test_a_progress_bar_is_shown_only_on_a_terminal(monkeypatch, screen):
     monkeypatch.setattr("sys.stderr", shown := screen())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
@@ -179,13 +179,13 @@ def test_a_progress_bar_is_shown_on_a_terminal_alone(monkeypatch, screen):
     assert bool(text) == shown.isatty()
 
 
-def test_config_shows_values_as_they_are(tmp_path):
+def test_config_shows_values_without_markup(tmp_path):
     machine = Machine(tmp_path)
     machine.set(agent_data_dir=tmp_path / "[red]old :smile:")
     assert f"{tmp_path}/[red]old :smile:" in machine.call("config", directories=False).out
 
 
-async def test_who_is_reported_to_stop_while_waiting_for_the_agent_takes_the_note_back(tmp_path, monkeypatch):
+async def test_a_sync_cancelled_while_it_waits_for_the_agent_removes_its_note(tmp_path, monkeypatch):
     home = Home.of(settings_of(tmp_path))
     await asyncio.to_thread(home.prepare)
     monkeypatch.setattr(lock.time, "sleep", lambda _: pytest.fail("the event loop slept"))
@@ -204,7 +204,7 @@ async def test_who_is_reported_to_stop_while_waiting_for_the_agent_takes_the_not
     assert list(home.state.spool.iterdir()) == []
 
 
-async def test_reported_to_stop_while_the_note_is_being_written_it_takes_it_back_all_the_same(tmp_path, monkeypatch):
+async def test_a_sync_cancelled_while_it_writes_its_note_removes_the_note(tmp_path, monkeypatch):
     home = Home.of(settings_of(tmp_path))
     await asyncio.to_thread(home.prepare)
     begun, write = asyncio.Event(), Home.leave_note
@@ -224,7 +224,7 @@ async def test_reported_to_stop_while_the_note_is_being_written_it_takes_it_back
     assert list(home.state.spool.iterdir()) == []
 
 
-def test_ctrl_c_while_modules_are_loaded_ends_a_command_with_status_130_and_no_traceback(monkeypatch):
+def test_ctrl_c_during_imports_exits_with_130_without_a_traceback(monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 

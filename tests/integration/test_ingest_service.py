@@ -1,4 +1,4 @@
-"""The reactor as it is wired, on a directory and a server that answers as Akosha does."""
+"""The ingest service as bootstrap builds it, with a directory and a fake Akosha server."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -47,9 +47,7 @@ async def wired(home, *systems):
         yield reactor
 
 
-async def test_two_systems_with_the_same_rows_both_arrive_and_a_second_look_sends_nothing(
-    home, akosha, bucket, tmp_path
-):
+async def test_two_systems_with_the_same_rows_are_ingested_once_each(home, akosha, bucket, tmp_path):
     for system in ("laptop", "laptop-2"):
         await Sender(bucket, tmp_path / "scratch", system=system).upload(0, range(1, 6))
     async with wired(home) as reactor:
@@ -65,7 +63,7 @@ async def test_two_systems_with_the_same_rows_both_arrive_and_a_second_look_send
     )
 
 
-async def test_akosha_may_go_in_the_middle_of_many_systems_and_come_back(home, akosha, bucket, tmp_path):
+async def test_an_akosha_restart_during_ingest_loses_nothing(home, akosha, bucket, tmp_path):
     systems = [f"s-{number}" for number in range(6)]
     for system in systems:
         sender = Sender(bucket, tmp_path / "scratch", system=system)
@@ -75,7 +73,7 @@ async def test_akosha_may_go_in_the_middle_of_many_systems_and_come_back(home, a
     loop = asyncio.get_running_loop()
 
     def go(_tool, _arguments):
-        if len(akosha.calls) >= 5:  # several come at once
+        if len(akosha.calls) >= 5:  # several calls run concurrently
             loop.call_soon_threadsafe(gone.set)
 
     akosha.interfere = go
@@ -93,7 +91,7 @@ async def test_akosha_may_go_in_the_middle_of_many_systems_and_come_back(home, a
 
 
 @pytest.mark.parametrize("kind", ["directory", "memory"])
-async def test_systems_are_found_among_names_that_begin_alike_and_things_that_are_no_systems(kind, bucket, tmp_path):
+async def test_systems_are_found_despite_similar_names_and_other_objects(kind, bucket, tmp_path):
     store = bucket if kind == "directory" else MemoryStore()
     names = ["S", "S-1", "S0", "S_1", "a", "aa"]
     for name in names:

@@ -1,4 +1,4 @@
-"""What Akosha's own ingestion looks for lies beside an upload, or its refusal is logged: the upload stays whole."""
+"""Markers for Akosha's own IngestionWorker: they are written, or their refusal is logged; the upload stays complete."""
 
 import hashlib
 from dataclasses import replace
@@ -28,9 +28,9 @@ def upload(second: int = 20) -> Manifest:
 
 
 def keys_of(of: Manifest) -> list[str]:
-    """The markers in the order of their writing."""
-    place = f"{naming.uploads_prefix(SYSTEM)}{of.upload_id}/"
-    return [f"systems/{SYSTEM}/", f"{place}/memories.json", place]
+    """Return the keys of the markers in the order in which they are written."""
+    prefix = f"{naming.uploads_prefix(SYSTEM)}{of.upload_id}/"
+    return [f"systems/{SYSTEM}/", f"{prefix}/memories.json", prefix]
 
 
 async def put(store, key: str, data: bytes, metadata) -> None:
@@ -41,7 +41,7 @@ async def put(store, key: str, data: bytes, metadata) -> None:
 
 
 async def upload_to(store, of: Manifest, *, standstill_seconds: float = 30) -> list[str]:
-    """Put an upload and its markers; return what was logged."""
+    """Put an upload and its markers. Return the names of the log events."""
     await put(store, of.memories.key, BODY, of.memories.metadata)
     await put(store, of.key, of.encode(), {})
     return await mark(store, of, standstill_seconds=standstill_seconds)
@@ -57,41 +57,41 @@ async def content(store, key: str) -> bytes:
     return b"".join([piece async for piece in store.get(key)])
 
 
-async def test_they_are_empty_but_for_the_copy_and_the_one_that_it_is_found_by_comes_last():
-    kept = MemoryStore()
-    store = FaultyStore(kept)
+async def test_markers_are_empty_except_the_copy_and_the_one_for_discovery_is_written_last():
+    raw_store = MemoryStore()
+    store = FaultyStore(raw_store)
     assert await upload_to(store, upload()) == []
     system, copy, last = keys_of(upload())
-    assert kept.objects[copy] == (BODY, upload().memories.metadata)
-    assert (kept.objects[system], kept.objects[last]) == ((b"", {}), (b"", {}))
+    assert raw_store.objects[copy] == (BODY, upload().memories.metadata)
+    assert (raw_store.objects[system], raw_store.objects[last]) == ((b"", {}), (b"", {}))
     assert [key for call, key in store.calls if call in ("put", "copy")][2:] == [system, copy, last]
 
 
-async def test_a_store_that_cannot_copy_gets_the_bytes_once_more():
-    kept = MemoryStore()
-    store = FaultyStore(kept)
+async def test_a_store_that_cannot_copy_gets_the_bytes_again():
+    raw_store = MemoryStore()
+    store = FaultyStore(raw_store)
     store.fail("copy", CopyUnsupported("not here"))
     assert await upload_to(store, upload()) == []
-    assert kept.objects[keys_of(upload())[1]] == (BODY, upload().memories.metadata)
+    assert raw_store.objects[keys_of(upload())[1]] == (BODY, upload().memories.metadata)
 
 
 async def test_without_memories_there_is_nothing_to_copy():
-    kept = MemoryStore()
+    raw_store = MemoryStore()
     without = replace(upload(), memories=None)
-    await put(kept, without.key, without.encode(), {})
-    assert await mark(kept, without) == []
-    assert kept.objects.keys() == {without.key, *keys_of(without)[::2]}
+    await put(raw_store, without.key, without.encode(), {})
+    assert await mark(raw_store, without) == []
+    assert raw_store.objects.keys() == {without.key, *keys_of(without)[::2]}
 
 
-async def test_where_one_is_refused_none_follows_and_it_costs_one_line():
-    kept = MemoryStore()
-    store = FaultyStore(kept)
+async def test_a_refused_marker_stops_the_others_and_is_logged_once():
+    raw_store = MemoryStore()
+    store = FaultyStore(raw_store)
     store.fail("copy", NotPermitted("403"))
     assert await upload_to(store, upload()) == ["ingestion_markers_refused"]
-    assert keys_of(upload())[2] not in kept.objects
+    assert keys_of(upload())[2] not in raw_store.objects
 
 
-async def test_a_store_that_hangs_is_not_waited_for():
+async def test_a_store_that_hangs_delays_the_markers_up_to_a_timeout():
     store = FaultyStore(MemoryStore())
     store.stall("copy")
     store.stall("head", key="manifest.json")
@@ -99,15 +99,15 @@ async def test_a_store_that_hangs_is_not_waited_for():
     assert events == ["ingestion_markers_refused", "manifest_hidden"]
 
 
-async def test_a_store_that_loses_sight_of_the_upload_gets_its_manifest_again():
-    kept = MemoryStore()
-    store = FaultyStore(kept)
+async def test_a_store_that_hides_the_manifest_gets_it_again():
+    raw_store = MemoryStore()
+    store = FaultyStore(raw_store)
     store.fail("head", NoSuchObject("gone"), key="manifest.json")
     assert await upload_to(store, upload()) == ["manifest_hidden"]
     assert store.keys("put")[-1] == upload().key
 
 
-async def test_in_a_directory_there_can_be_no_such_keys(tmp_path):
+async def test_a_directory_refuses_the_keys_of_markers(tmp_path):
     store = DirectoryStore(tmp_path / "bucket")
     assert await upload_to(store, upload()) == ["ingestion_markers_refused"]
     assert await content(store, upload().memories.key) == BODY
@@ -123,7 +123,7 @@ def bucket_of(aws, monkeypatch):
     return make
 
 
-async def test_in_s3_they_are_there_for_one_upload_after_the_other(bucket_of, moto):
+async def test_s3_has_markers_for_each_upload(bucket_of, moto):
     store = bucket_of(moto)
     try:
         for of in (upload(20), upload(30)):
@@ -137,7 +137,7 @@ async def test_in_s3_they_are_there_for_one_upload_after_the_other(bucket_of, mo
         await store.aclose()
 
 
-async def test_on_rclone_which_does_not_bear_them_both_uploads_can_be_read_nevertheless(bucket_of, rclone):
+async def test_rclone_refuses_markers_and_both_uploads_can_be_read(bucket_of, rclone):
     store = bucket_of(rclone)
     try:
         for of in (upload(20), upload(30)):

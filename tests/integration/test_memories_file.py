@@ -1,4 +1,4 @@
-"""memories.json: what goes in comes out, it is the JSON that Akosha reads, and nothing else is taken for it."""
+"""memories.json: it is the JSON that Akosha reads, memories survive a round trip, and invalid files are refused."""
 
 import asyncio
 import hashlib
@@ -26,10 +26,10 @@ def file(tmp_path) -> JsonMemoriesFile:
 
 
 async def written(file: JsonMemoriesFile, memories, path=None):
-    """Write memories; return the file's bytes and what was said of them."""
+    """Write memories. Return the bytes of the file and the result of `finish`."""
     async with file.write(SYSTEM) as draft:
-        for each in memories:
-            await draft.add(each)
+        for item in memories:
+            await draft.add(item)
         said = await draft.finish()
         data = b"".join([piece async for piece in draft.stream()])
     if path is not None:
@@ -42,11 +42,11 @@ async def read(path, system=SYSTEM) -> list[Memory]:
     found = []
     async with aclosing(source.pages()) as pages:
         async for page in pages:
-            found += [each async for each in source.read(page)]
+            found += [item async for item in source.read(page)]
     return found
 
 
-async def test_it_is_the_json_that_akoshas_ingestion_reads(file):
+async def test_the_file_is_the_json_that_akosha_ingests(file):
     one, other = memory(1, project="akosha"), memory(2, kind="entity", embedded=False, created_at=None)
     data, said = await written(file, [one, other])
     assert (said.size, said.sha256, said.count) == (len(data), hashlib.sha256(data).hexdigest(), 2)
@@ -66,11 +66,11 @@ async def test_it_is_the_json_that_akoshas_ingestion_reads(file):
         "embedding": json.loads(one.embedding),
     }
     assert second["metadata"]["type"] == "entity"
-    assert {"embedding", "timestamp"}.isdisjoint(second), "its ingestion takes absent ones, null is an error"
+    assert {"embedding", "timestamp"}.isdisjoint(second), "Akosha's ingestion accepts missing keys; null is an error"
     assert len(data.splitlines()) == 4
 
 
-async def test_an_empty_one_is_valid_too(file, tmp_path):
+async def test_an_empty_memories_file_is_valid(file, tmp_path):
     data, said = await written(file, [], tmp_path / "m.json")
     assert json.loads(data) == {"conversations": []}
     assert said.count == 0
@@ -104,16 +104,16 @@ some_memories = st.builds(
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(memories=st.lists(some_memories, max_size=6, unique_by=lambda each: each.row), page=st.integers(1, 4))
-def test_what_goes_in_comes_out(memories, page, tmp_path, monkeypatch):
+@given(memories=st.lists(some_memories, max_size=6, unique_by=lambda item: item.row), page=st.integers(1, 4))
+def test_memories_are_read_as_they_were_written(memories, page, tmp_path, monkeypatch):
     monkeypatch.setattr(memories_file, "PAGE_ROWS", page)
     monkeypatch.setattr(memories_file, "_MOST_WAITING", page)
 
     async def round_trip():
         data, said = await written(JsonMemoriesFile(tmp_path), memories, tmp_path / "m.json")
         assert (await read(tmp_path / "m.json"), said.count) == (memories, len(memories))
-        assert [each["id"] for each in json.loads(data)["conversations"]] == [
-            memory_id(SYSTEM, each.row) for each in memories
+        assert [item["id"] for item in json.loads(data)["conversations"]] == [
+            memory_id(SYSTEM, item.row) for item in memories
         ]
 
     asyncio.run(round_trip())
@@ -124,7 +124,7 @@ async def test_the_same_memories_give_the_same_bytes(file):
     assert await written(file, memories) == await written(file, memories)
 
 
-async def test_in_the_making_it_is_private_and_gone_afterwards(file, tmp_path):
+async def test_a_draft_is_private_and_deleted_at_the_end(file, tmp_path):
     async with file.write(SYSTEM) as draft:
         await draft.add(memory())
         await draft.finish()
@@ -133,17 +133,17 @@ async def test_in_the_making_it_is_private_and_gone_afterwards(file, tmp_path):
     assert list((tmp_path / "staging").iterdir()) == []
 
 
-async def test_cancelled_in_the_making_nothing_stays(file, tmp_path):
-    begun = asyncio.Event()
+async def test_a_cancelled_draft_is_deleted(file, tmp_path):
+    started = asyncio.Event()
 
     async def write():
         async with file.write(SYSTEM) as draft:
-            begun.set()
+            started.set()
             while True:
                 await draft.add(memory(text="x" * memories_file.PIECE_BYTES))
 
     task = asyncio.create_task(write())
-    await begun.wait()
+    await started.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert list((tmp_path / "staging").iterdir()) == []
@@ -152,16 +152,16 @@ async def test_cancelled_in_the_making_nothing_stays(file, tmp_path):
 @pytest.mark.parametrize(
     "bad",
     [memory(weight=float("nan")), memory(half="\ud800"), memory(digest="x"), replace(memory(), embedding="[½]")],
-    ids=["no number", "half a character", "a name of ours", "an embedding of other letters"],
+    ids=["not a number", "half a character", "a reserved name", "an embedding with other characters"],
 )
-async def test_what_cannot_be_written_is_refused_by_name(file, bad):
+async def test_an_invalid_memory_is_refused_by_name(file, bad):
     async with file.write(SYSTEM) as draft:
         await draft.add(bad)
         with pytest.raises(SnapshotError, match=f"reflection: the conversation {bad.row.id} cannot be written"):
             await draft.flush()
 
 
-async def test_no_room_says_so_without_naming_a_place(file, monkeypatch):
+async def test_a_full_disk_is_an_error_without_a_path(file, monkeypatch):
     def full(*_):
         raise OSError(28, os.strerror(28))
 
@@ -181,7 +181,7 @@ async def test_a_folder_that_cannot_be_written_to_is_reported(tmp_path):
             pass
 
 
-async def test_one_that_was_taken_away_cannot_be_streamed(file, tmp_path):
+async def test_a_deleted_draft_cannot_be_streamed(file, tmp_path):
     async with file.write(SYSTEM) as draft:
         await draft.finish()
         for path in (tmp_path / "staging").iterdir():
@@ -190,7 +190,7 @@ async def test_one_that_was_taken_away_cannot_be_streamed(file, tmp_path):
             _ = [piece async for piece in draft.stream()]
 
 
-async def test_one_that_is_not_there_cannot_be_read(tmp_path):
+async def test_a_missing_memories_file_cannot_be_read(tmp_path):
     with pytest.raises(SnapshotError, match=r"m\.json cannot be read: No such file"):
         await read(tmp_path / "m.json")
 
@@ -232,7 +232,7 @@ def about(**changes: object) -> dict:
     return other(metadata=GOOD["metadata"] | changes)
 
 
-WRONG = {
+INVALID = {
     b"": "line 1: it is incomplete",
     b"{}\n": 'line 1: it is not {"conversations":[',
     one()[:-3]: "line 3: it is incomplete",
@@ -274,21 +274,21 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("data", "why"), WRONG.items(), ids=WRONG.values())
-async def test_what_is_no_memories_file_of_the_system_is_refused_with_its_line(tmp_path, data, why):
+@pytest.mark.parametrize(("data", "reason"), INVALID.items(), ids=INVALID.values())
+async def test_an_invalid_memories_file_is_refused_with_the_line(tmp_path, data, reason):
     (tmp_path / "m.json").write_bytes(data)
     with pytest.raises(WireError, match=r"memories\.json, line ") as caught:
         await read(tmp_path / "m.json")
-    assert why in caught.value.message
+    assert reason in caught.value.message
 
 
-async def test_what_it_is_measured_against_is_accepted_and_fields_that_we_do_not_know_are_tolerated(tmp_path):
+async def test_a_valid_file_with_unknown_fields_is_accepted(tmp_path):
     (tmp_path / "m.json").write_bytes(one({"future": {}, **GOOD}))
     (found,) = await read(tmp_path / "m.json")
     assert (found.text, found.row) == ("text", memory().row)
 
 
-async def test_of_another_system_nothing_is_taken(file, tmp_path):
+async def test_memories_of_another_system_are_refused(file, tmp_path):
     await written(file, [memory()], tmp_path / "m.json")
     with pytest.raises(WireError, match="is not that of conversation"):
         await read(tmp_path / "m.json", "laptop-2")
@@ -302,14 +302,14 @@ async def test_a_line_has_a_limit(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("cut", range(0, 2000, 97))
-async def test_cut_short_anywhere_it_is_refused(file, tmp_path, cut):
+async def test_a_truncated_memories_file_is_refused(file, tmp_path, cut):
     data, _ = await written(file, [memory(), memory(2, embedded=False)])
     (tmp_path / "m.json").write_bytes(data[: cut * len(data) // 2000])
     with pytest.raises(WireError):
         await read(tmp_path / "m.json")
 
 
-async def test_a_page_ends_by_its_bytes_and_what_is_in_the_making_waits_for_no_more_than_a_piece(tmp_path, monkeypatch):
+async def test_pages_and_pieces_are_limited_in_bytes(tmp_path, monkeypatch):
     """Memory is bounded by pages and pieces, not by the file: 60 rows of 20 kB in pages and pieces of 64 kB."""
     monkeypatch.setattr(memories_file, "PAGE_BYTES", 2**16)
     monkeypatch.setattr(memories_file, "PIECE_BYTES", 2**16)

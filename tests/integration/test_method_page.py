@@ -1,4 +1,4 @@
-"""The method in docs/methods.md works as it stands there."""
+"""The sync method in docs/methods.md works as printed."""
 
 import asyncio
 import re
@@ -20,7 +20,7 @@ IDENTITY = Identity("agent-1", "laptop")
 
 
 class Rig:
-    """One machine whose only method is the page's."""
+    """One machine whose only method is the documented one."""
 
     def __init__(self, tmp_path, monkeypatch):
         names = {"__name__": "page"}
@@ -54,7 +54,7 @@ def rig(tmp_path, monkeypatch):
     return Rig(tmp_path, monkeypatch)
 
 
-async def test_it_delivers_what_is_new_and_skips_what_is_not(rig):
+async def test_the_documented_method_delivers_changes_and_skips_unchanged_databases(rig):
     done = await rig.sync()
     assert isinstance(done, SyncSucceeded)
     assert (done.method, done.location) == ("folder", str(rig.folder))
@@ -67,7 +67,7 @@ async def test_it_delivers_what_is_new_and_skips_what_is_not(rig):
     assert (rig.folder / "reflection.duckdb").read_bytes() == (rig.data / "reflection.duckdb").read_bytes()
 
 
-async def test_a_place_that_is_closed_is_a_failure_with_the_cure_and_what_follows_goes_on_from_there(rig):
+async def test_the_documented_method_fails_with_a_hint_and_recovers(rig):
     (rig.folder / "reflection.duckdb").mkdir()
     failed = await rig.sync()
     assert isinstance(failed, SyncFailed)

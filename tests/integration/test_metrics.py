@@ -1,4 +1,4 @@
-"""The metrics of a real agent; the reference, the queries and the alert rules name what it exports, and no others."""
+"""The metrics of a real agent, and that the reference, queries and alert rules use exactly these."""
 
 import asyncio
 import re
@@ -40,8 +40,8 @@ def value(page, name, **labels):
 
 
 @pytest.fixture
-async def at_work(tmp_path, monkeypatch):
-    """Ask an agent for syncs; it has a directory as its bucket, and no Akosha."""
+async def sync_and_scrape(tmp_path, monkeypatch):
+    """Return a function that syncs to a directory, without Akosha, and returns the metrics page."""
     create(tmp_path / "data", commits=3)
     taker = home_bootstrap.DuckdbSnapshotTaker
     monkeypatch.setattr(home_bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, **how | {"verify": False}))
@@ -68,8 +68,8 @@ async def at_work(tmp_path, monkeypatch):
     return sync
 
 
-async def test_an_agent_at_work_shows_what_it_did_and_how_it_stands(at_work):
-    page = await at_work()
+async def test_a_running_agent_exports_its_syncs_and_state(sync_and_scrape):
+    page = await sync_and_scrape()
     assert value(page, "syncs_total", method="cloud", outcome="succeeded", triggered_by="manual") == 1
     assert value(page, "sync_duration_seconds_count", method="cloud") == 1
     raw, sent = (value(page, f"sync_{name}_bytes_total", method="cloud") for name in ("raw", "sent"))
@@ -81,38 +81,38 @@ async def test_an_agent_at_work_shows_what_it_did_and_how_it_stands(at_work):
     assert value(page, "ledger_bytes") > 0
     assert value(page, "scrape_error") == 0
 
-    page = await at_work()  # nothing has changed
+    page = await sync_and_scrape()  # nothing has changed
     assert value(page, "syncs_total", method="cloud", outcome="skipped", triggered_by="manual") == 1
     assert value(page, "sync_raw_bytes_total", method="cloud") == raw
-    page = await at_work(method="http", enable_fallback=False)
+    page = await sync_and_scrape(method="http", enable_fallback=False)
     assert value(page, "syncs_total", method="http", outcome="failed", triggered_by="manual") == 1
 
 
-async def test_a_retry_is_counted_apart_and_its_request_once(at_work, monkeypatch):
+async def test_a_retry_is_counted_separately_and_its_request_once(sync_and_scrape, monkeypatch):
     store = FaultyStore(MemoryStore())
     monkeypatch.setattr(methods, "object_store", lambda *_: store)
     store.fail("put", StoreError("503", transient=True), key="manifest.json")
-    page = await at_work()
+    page = await sync_and_scrape()
     assert value(page, "retries_total", method="cloud") == 1
     assert value(page, "syncs_total", method="cloud", outcome="succeeded", triggered_by="manual") == 1
     assert value(page, "syncs_total", method="cloud", outcome="failed", triggered_by="manual") == 0
 
 
-async def test_an_upload_whose_answer_was_lost_is_counted_once(at_work, monkeypatch):
+async def test_an_upload_with_a_lost_response_is_counted_once(sync_and_scrape, monkeypatch):
     store = FaultyStore(MemoryStore())
     monkeypatch.setattr(methods, "object_store", lambda *_: store)
     store.fail("put", StoreError("the answer was lost", transient=True), key="manifest.json", after=True)
-    page = await at_work()
+    page = await sync_and_scrape()
     outcomes = [value(page, "syncs_total", method="cloud", outcome=o, triggered_by="manual") for o in OUTCOMES]
     assert outcomes == [1, 0, 0]
 
 
-async def test_what_is_refused_at_once_is_counted_as_a_failure_of_no_method(at_work):
-    page = await at_work(enabled=False)
+async def test_a_request_refused_at_once_is_counted_as_a_failure_without_a_method(sync_and_scrape):
+    page = await sync_and_scrape(enabled=False)
     assert value(page, "syncs_total", method="none", outcome="failed", triggered_by="manual") == 1
 
 
-async def test_a_ledger_that_cannot_be_read_leaves_the_rest_of_the_answer():
+async def test_an_unreadable_ledger_does_not_hide_the_other_metrics():
     agent_service, counts = FakeAgentService(), metering()
     agent_service.stuck = {"watch": "it has not looked for 300 s"}
     agent_service.error = StateError("the ledger is damaged")
@@ -123,7 +123,7 @@ async def test_a_ledger_that_cannot_be_read_leaves_the_rest_of_the_answer():
 
 @pytest.fixture
 async def exported():
-    """name -> (type, labels), of a desk that knows a target."""
+    """Return name -> (type, labels) of the exported metrics, for a service with one target."""
     counts = metering()
 
     async def size():
@@ -141,11 +141,11 @@ async def exported():
     }
 
 
-async def test_the_reference_has_each_metric_with_its_type_and_labels_and_no_other(exported):
+async def test_the_reference_has_exactly_the_exported_metrics_with_types_and_labels(exported):
     assert {name: (kind, set(labels)) for name, kind, labels, _ in documented_metrics()} == exported
 
 
-def test_what_is_exported_keeps_prometheus_conventions(exported):
+def test_exported_metrics_follow_the_conventions_of_prometheus(exported):
     for name, (kind, labels) in exported.items():
         assert re.fullmatch(r"akosha_agent(_[a-z]+)+", name)
         assert name.endswith("_total") == (kind == "counter"), name
@@ -157,11 +157,11 @@ def _named(text):
     return {re.sub(r"_(bucket|count|sum)$", "", name) for name in re.findall(r"\bakosha_agent_\w+", text)}
 
 
-def test_the_queries_in_the_page_name_metrics_that_are_exported(exported):
+def test_the_documented_queries_use_exported_metrics(exported):
     assert _named((ROOT / "docs" / "metrics.md").read_text().partition("PromQL")[2]) <= set(exported)
 
 
-def test_the_alert_rules_are_well_formed_and_name_metrics_that_are_exported(exported):
+def test_the_alert_rules_are_valid_and_use_exported_metrics(exported):
     document = yaml.safe_load((DEPLOY / "alerts.yml").read_text())
     (group,) = document["groups"]
     rules = group["rules"]
@@ -178,7 +178,7 @@ def test_the_alert_rules_are_well_formed_and_name_metrics_that_are_exported(expo
         assert rule["alert"] in readme
 
 
-def test_the_scrape_configuration_asks_on_loopback_under_the_name_that_the_rules_know():
+def test_the_scrape_configuration_uses_loopback_and_the_job_name_of_the_rules():
     document = yaml.safe_load((DEPLOY / "scrape.yml").read_text())
     (job,) = document["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["127.0.0.1:8688"]}]

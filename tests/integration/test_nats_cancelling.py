@@ -1,4 +1,4 @@
-"""Who is told to end while NATS answers ends: the library below loses a cancellation that meets an answer."""
+"""Cancellation during a reply of NATS: nats-py loses a cancellation that coincides with a reply."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ ROUNDS = 300
 SECONDS = 60.0
 
 
-async def test_a_publisher_that_is_cancelled_at_any_moment_ends(fresh_nats):
+async def test_a_publisher_cancelled_at_any_moment_ends(fresh_nats):
     bus = await NatsBus.open(nats_options(fresh_nats.url), CloudEventsCodec(), clock=SystemClock())
     dice, published = random.Random(1), []
 
@@ -28,9 +28,9 @@ async def test_a_publisher_that_is_cancelled_at_any_moment_ends(fresh_nats):
         async with asyncio.timeout(SECONDS):
             while len(published) < moment:
                 await asyncio.sleep(0)
-            for _ in range(dice.randrange(60)):  # turns of the loop: somewhere in the next publish
+            for _ in range(dice.randrange(60)):  # turns of the event loop, to reach a random point of the next publish
                 await asyncio.sleep(0)
         publisher.cancel()
         done, _ = await asyncio.wait({publisher}, timeout=SECONDS)
-        assert done, "it goes on as if nobody had told it"
+        assert done, "the cancellation was lost"
     await bus.aclose()

@@ -1,4 +1,4 @@
-"""The link to NATS under misfortune: whatever ends a connection, another one follows; nothing is left of the old."""
+"""Failures of the NATS connection: each one is followed by a new connection, and the old one is not leaked."""
 
 import asyncio
 import gc
@@ -20,7 +20,7 @@ websocket = pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWa
 
 
 @pytest.mark.parametrize("text", ["", "garbage", KEY.seed[:-4]], ids=["empty", "garbage", "cut"])
-async def test_an_nkey_file_that_is_useless_is_reported_and_its_mending_is_noticed(tmp_path, text):
+async def test_an_invalid_nkey_file_is_reported_until_it_is_corrected(tmp_path, text):
     file = tmp_path / "agent.nk"
     file.write_text(text)
     with running_nats(tmp_path / "nats", config=nkey_config(KEY)) as server:
@@ -43,7 +43,7 @@ SEED_FIRST = GOOD[GOOD.index("-----BEGIN USER") :]
     ["", "garbage", GOOD[:200], SEED_FIRST],
     ids=["empty", "garbage", "cut", "without-jwt"],
 )
-async def test_a_credentials_file_that_is_useless_is_reported_and_its_mending_is_noticed(tmp_path, text):
+async def test_an_invalid_credentials_file_is_reported_until_it_is_corrected(tmp_path, text):
     file = tmp_path / "agent.creds"
     file.write_text(text)
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
@@ -60,7 +60,7 @@ async def test_a_credentials_file_that_is_useless_is_reported_and_its_mending_is
     "greeting",
     [b"INFO []\r\n", b"INFO 5\r\n", b'INFO {"max_payload": "x"}\r\n', b'INFO {"nonce": 5}\r\n'],
 )
-async def test_a_greeting_that_makes_no_sense_is_one_more_failure(greeting):
+async def test_an_invalid_greeting_is_a_connection_failure(greeting):
     async with recording_server(greeting, then=b"PONG\r\n") as (place, _):
         login = Login(nkey_seed=KEY.seed)
         async with opened_bus(f"nats://{place}", ready=False, patience={"connect": 0.2}, login=login) as bus:
@@ -70,7 +70,7 @@ async def test_a_greeting_that_makes_no_sense_is_one_more_failure(greeting):
             assert ": connecting" not in bus.state.detail
 
 
-async def test_a_subscription_stopped_while_it_begins_does_not_deafen_the_bus(fresh_nats):
+async def test_a_subscription_stopped_while_it_starts_does_not_stop_others(fresh_nats):
     async with opened_bus(fresh_nats.url, patience={"connect": 0.3, "ping": 0.2, "ping_timeout": 2}) as bus:
         fresh_nats.pause()
         beginning = asyncio.create_task(bus.subscribe("akosha.progress.*", RecordingHandler()))
@@ -85,7 +85,7 @@ async def test_a_subscription_stopped_while_it_begins_does_not_deafen_the_bus(fr
         assert await inbox.wait_for_count(1) == ["e-1"]
 
 
-async def test_what_was_naked_before_the_connection_was_lost_comes_again_without_a_durable_name(fresh_nats):
+async def test_an_ephemeral_subscription_gets_a_nacked_event_again_after_a_reconnection(fresh_nats):
     async def nak(message) -> None:
         await message.nak(2)
 
@@ -100,7 +100,7 @@ async def test_what_was_naked_before_the_connection_was_lost_comes_again_without
         assert await inbox.wait_for_count(2) == ["e-1", "e-1"]
 
 
-async def test_a_stream_that_was_set_back_is_followed_from_where_it_is(fresh_nats, tmp_path):
+async def test_a_subscription_continues_after_the_stream_is_restored_from_a_backup(fresh_nats, tmp_path):
     inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus:
         subscription = await bus.subscribe("akosha.session.>", inbox)
@@ -126,7 +126,7 @@ async def test_a_stream_that_was_set_back_is_followed_from_where_it_is(fresh_nat
         assert await inbox.wait_for_event("e-6")
 
 
-async def test_an_answer_that_is_too_long_is_not_the_last_one(fresh_nats):
+async def test_requests_are_answered_after_a_reply_that_is_too_long(fresh_nats):
     answers = [b"x" * 2**21, b"fine"]
 
     async def answer(question: bytes) -> bytes:
@@ -140,7 +140,7 @@ async def test_an_answer_that_is_too_long_is_not_the_last_one(fresh_nats):
         assert (await other.request("akosha.agent.mac.status", b"?", timeout=60)).data == b"fine"
 
 
-async def test_who_has_stopped_answering_is_not_asked_any_more(fresh_nats):
+async def test_a_stopped_responder_gets_no_request(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         answering = await bus.respond("akosha.agent.mac.status", lambda question: asyncio.sleep(0, b""))
         await answering.stop()
@@ -149,7 +149,7 @@ async def test_who_has_stopped_answering_is_not_asked_any_more(fresh_nats):
             await other.request("akosha.agent.mac.status", b"?", timeout=60)
 
 
-async def test_who_waits_to_publish_is_reported_that_the_bus_was_closed():
+async def test_closing_the_bus_ends_a_waiting_publish_with_an_error():
     async with opened_bus("nats://127.0.0.1:9", wait_for_connection=True, ready=False) as bus:
         publishing = asyncio.create_task(bus.publish(ended(1)))
         await asyncio.sleep(0)
@@ -171,7 +171,7 @@ async def test_a_websocket_to_a_server_that_hangs_leaves_no_socket(tmp_path):
             server.pause()
             await client.lost.wait()
         assert sockets() <= before
-    gc.collect()  # aiohttp complains here of the connection that was broken, and not in the next test
+    gc.collect()  # aiohttp warns about the broken connection here, not in the next test
 
 
 async def test_a_server_that_hangs_leaves_no_task(fresh_nats):

@@ -1,4 +1,4 @@
-"""What others may put on the bus by malice or mistake: it is refused, and nothing stops for it."""
+"""Invalid or malicious messages of other clients: they are refused and stop nothing."""
 
 import asyncio
 from dataclasses import replace
@@ -18,7 +18,7 @@ pytest_plugins = ["tests.support.servers.fixtures"]
 
 @pytest.mark.parametrize("data", [CODEC.encode(progress(1)), b"no event"], ids=["event", "garbage"])
 @pytest.mark.parametrize("reply", [b"some.where", b"$JS.ACK.a.b.c.d.e.f.g"])
-async def test_progress_that_wants_a_reply_ends_no_subscription(fresh_nats, data, reply):
+async def test_progress_with_a_reply_subject_does_not_end_a_subscription(fresh_nats, data, reply):
     inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus:
         subscription = await bus.subscribe("akosha.progress.*", inbox)
@@ -36,7 +36,7 @@ NO_UTF8 = {
 
 
 @pytest.mark.parametrize("where", NO_UTF8)
-async def test_what_is_no_utf8_does_not_deafen_the_bus(fresh_nats, where):
+async def test_invalid_utf8_does_not_stop_subscriptions(fresh_nats, where):
     inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url, patience={"ping": 0.2, "ping_timeout": 0.2}) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
@@ -48,7 +48,7 @@ async def test_what_is_no_utf8_does_not_deafen_the_bus(fresh_nats, where):
 
 
 @pytest.mark.parametrize("status", [b"100", b"404", b"408", b"409"])
-async def test_an_event_that_bears_a_status_is_an_event(fresh_nats, status):
+async def test_an_event_with_a_status_header_is_delivered(fresh_nats, status):
     inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
@@ -59,27 +59,27 @@ async def test_an_event_that_bears_a_status_is_an_event(fresh_nats, status):
 
 
 @pytest.mark.parametrize("answer", [b"ok", b"{}", b"[]", b'{"stream": 5}', b'{"error": 5}'])
-async def test_a_stranger_that_answers_in_the_streams_stead_is_a_bus_error_or_overcome(fresh_nats, answer):
-    async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as stranger:
-        await stranger.jsm().delete_stream("AKOSHA_SYNC")
+async def test_a_reply_of_another_client_instead_of_the_stream_is_a_bus_error_or_ignored(fresh_nats, answer):
+    async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other_client:
+        await other_client.jsm().delete_stream("AKOSHA_SYNC")
 
         async def reply(message) -> None:
             await message.respond(answer)
 
-        await stranger.subscribe("akosha.session.>", cb=reply)
-        await stranger.flush()
+        await other_client.subscribe("akosha.session.>", cb=reply)
+        await other_client.flush()
         (failure,) = await asyncio.gather(bus.publish(ended(1)), return_exceptions=True)
         if failure is None:
-            assert (await stranger.jetstream().stream_info("AKOSHA_SYNC")).state.messages == 1
+            assert (await other_client.jetstream().stream_info("AKOSHA_SYNC")).state.messages == 1
         else:
             assert isinstance(failure, BusError)
             assert failure.transient
 
 
-async def test_a_stream_deleted_while_others_only_listen_is_made_again_by_publishing(fresh_nats):
-    async with opened_bus(fresh_nats.url, patience={"connect": 0.5}) as bus, connected(fresh_nats.url) as stranger:
-        await stranger.subscribe("akosha.>", cb=ignore)
-        await stranger.jsm().delete_stream("AKOSHA_SYNC")
+async def test_a_stream_deleted_while_another_client_listens_is_created_again_by_publishing(fresh_nats):
+    async with opened_bus(fresh_nats.url, patience={"connect": 0.5}) as bus, connected(fresh_nats.url) as other_client:
+        await other_client.subscribe("akosha.>", cb=ignore)
+        await other_client.jsm().delete_stream("AKOSHA_SYNC")
         for _ in range(3):
             try:
                 await bus.publish(ended(1))
@@ -87,26 +87,26 @@ async def test_a_stream_deleted_while_others_only_listen_is_made_again_by_publis
                 continue
             break
         else:
-            pytest.fail("it never came back")
+            pytest.fail("the stream was not created again")
 
 
 async def ignore(message) -> None:
     pass
 
 
-async def test_a_stream_that_would_keep_what_passes_by_is_not_used_and_the_cure_is_reported(fresh_nats):
+async def test_a_stream_with_too_many_subjects_is_not_used_and_the_fix_is_reported(fresh_nats):
     async with connected(fresh_nats.url) as other:
         await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=["akosha.>"])
         async with opened_bus(fresh_nats.url, ready=False) as bus:
             assert not bus.state.ready
-            cure = f"nats stream edit AKOSHA_SYNC --subjects {','.join(STREAM_SUBJECTS)}"
-            assert cure in bus.state.detail
+            hint = f"nats stream edit AKOSHA_SYNC --subjects {','.join(STREAM_SUBJECTS)}"
+            assert hint in bus.state.detail
             with pytest.raises(BusError, match="stores subjects that must not be stored"):
                 await bus.publish(ended(1))
             assert (await other.jetstream().stream_info("AKOSHA_SYNC")).state.messages == 0
 
 
-async def test_a_stream_that_an_earlier_version_made_takes_what_that_did_not_know_of(fresh_nats):
+async def test_a_stream_of_an_earlier_version_gets_the_new_subjects(fresh_nats):
     async with connected(fresh_nats.url) as other:
         async with opened_bus(fresh_nats.url):
             pass
@@ -119,7 +119,7 @@ async def test_a_stream_that_an_earlier_version_made_takes_what_that_did_not_kno
         assert (sorted(kept.subjects), kept.max_age) == (sorted(STREAM_SUBJECTS), config.max_age)
 
 
-async def test_a_stream_that_was_cured_is_used_and_neither_progress_nor_answers_come_twice(fresh_nats):
+async def test_a_fixed_stream_is_used_and_delivers_progress_and_replies_once(fresh_nats):
     inbox = RecordingHandler()
 
     async def answer(question: bytes) -> bytes:
@@ -141,7 +141,7 @@ async def test_a_stream_that_was_cured_is_used_and_neither_progress_nor_answers_
             assert sorted(await inbox.wait_for_count(3)) == ["e-1", "e-2", "p-1"]
 
 
-async def test_a_result_that_the_server_does_not_take_whole_holds_up_no_other(tmp_path):
+async def test_a_result_larger_than_the_server_accepts_does_not_block_others(tmp_path):
     ledger = await SqliteLedger.open(tmp_path / "ledger", CODEC, clock=CLOCK)
     with running_nats(tmp_path / "nats", max_payload=8192) as server:
         async with opened_bus(server.url) as bus:

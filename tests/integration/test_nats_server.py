@@ -1,4 +1,4 @@
-"""The nats-server that other tests lean on: it can be mistreated, and lets in only whom it should."""
+"""The nats-server of other tests: it can be killed, paused and wiped, and accepts only valid logins."""
 
 import asyncio
 import socket
@@ -26,12 +26,12 @@ from tests.support.servers.nats_credentials import (
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 
-# nats-py 2.16 hands aiohttp a timeout that it has deprecated.
+# nats-py 2.16 passes a deprecated `timeout` to aiohttp.
 websocket = pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWarning")
 
 
 async def store_one(url, **options):
-    """Have JetStream keep a message, and return how many it has."""
+    """Store a message in JetStream and return the number of stored messages."""
     async with connected(url, **options) as client:
         stream = client.jetstream()
         await stream.add_stream(name="kept", subjects=["kept.>"])
@@ -51,7 +51,7 @@ def trusting(authority):
 
 
 @pytest.mark.parametrize("end", [NatsServer.kill, NatsServer.stop])
-async def test_a_restarted_server_has_its_port_and_its_messages(fresh_nats, end):
+async def test_a_restarted_server_keeps_its_port_and_messages(fresh_nats, end):
     before = fresh_nats.url
     assert await store_one(before) == 1
     end(fresh_nats)
@@ -66,17 +66,17 @@ async def test_a_wiped_server_has_no_messages(fresh_nats):
     assert await store_one(fresh_nats.url) == 1
 
 
-async def test_a_dead_server_refuses_connections_and_its_port_is_given_to_nobody(fresh_nats):
+async def test_a_killed_server_refuses_connections_and_keeps_its_port_reserved(fresh_nats):
     fresh_nats.kill()
     assert isinstance(await refusal(fresh_nats.url, reconnect_time_wait=0), NoServersError)
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("127.0.0.1", fresh_nats.port))
 
 
-async def test_a_paused_server_answers_when_it_goes_on(fresh_nats):
+async def test_a_paused_server_answers_after_it_resumes(fresh_nats):
     async with connected(fresh_nats.url) as client:
         fresh_nats.pause()
-        # Not `flush` with a timeout: the answer that came too late would end nats-py's reading for good.
+        # Not `flush` with a timeout: a late reply would end the read loop of nats-py permanently.
         flushed = asyncio.create_task(client.flush())
         assert not (await asyncio.wait([flushed], timeout=0.05))[0]
         fresh_nats.resume()
@@ -90,12 +90,12 @@ def test_a_paused_server_ends_with_its_context(tmp_path):
     assert process.returncode == -9
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path):
+def test_a_server_that_cannot_start_reports_the_reason(tmp_path):
     with pytest.raises(AssertionError, match="unknown field"), running_nats(tmp_path, config="nonsense: 1"):
         pass
 
 
-async def test_the_monitor_and_the_log_tell_of_connections(tmp_path):
+async def test_the_monitor_and_the_log_show_connections(tmp_path):
     with running_nats(tmp_path, config="debug: true") as server:
         async with connected(server.url, name="somebody"):
             assert [one["name"] for one in server.monitor("/connz")["connections"]] == ["somebody"]
@@ -103,13 +103,13 @@ async def test_the_monitor_and_the_log_tell_of_connections(tmp_path):
 
 
 @pytest.fixture
-async def mistreated(nats_server):
+async def killed_server(nats_server):
     nats_server.revive()
     await store_one(nats_server.url)
     nats_server.kill()
 
 
-def test_fresh_is_running_and_empty_for_blocking_tests_too(mistreated, fresh_nats):
+def test_a_fresh_server_is_running_and_empty(killed_server, fresh_nats):
     assert fresh_nats.monitor("/jsz")["streams"] == 0
 
 
@@ -127,13 +127,13 @@ async def test_tls_with_client_certificates(tmp_path, authority, trusting):
         assert await store_one(server.url, tls=trusting) == 1
 
 
-async def test_tls_before_anything_is_said(tmp_path, authority, trusting):
+async def test_tls_with_handshake_first(tmp_path, authority, trusting):
     with running_nats(tmp_path, config=tls_config(authority, handshake_first=True)) as server:
         assert await store_one(server.url, tls=trusting, tls_handshake_first=True) == 1
 
 
 @websocket
-async def test_a_websocket_on_a_port_that_stays(tmp_path):
+async def test_a_websocket_keeps_its_port(tmp_path):
     with running_nats(tmp_path, websocket=PLAIN_WEBSOCKET) as server:
         before = server.websocket_url
         assert await store_one(before) == 1
@@ -153,7 +153,7 @@ KEY = NKey()
 
 
 @pytest.mark.parametrize(
-    ("config", "right", "wrong"),
+    ("config", "correct", "wrong"),
     [
         (password_config(), {"user": USER, "password": PASSWORD}, {"user": USER, "password": "guess"}),
         (token_config(), {"token": TOKEN}, {"token": "guess"}),
@@ -161,14 +161,14 @@ KEY = NKey()
     ],
     ids=["password", "token", "nkey"],
 )
-async def test_only_the_right_secret_gets_in(tmp_path, config, right, wrong):
+async def test_only_the_correct_secret_is_accepted(tmp_path, config, correct, wrong):
     with running_nats(tmp_path, config=config) as server:
-        assert await store_one(server.url, **right) == 1
+        assert await store_one(server.url, **correct) == 1
         for refused in (wrong, {}):
             assert "Authorization Violation" in str(await refusal(server.url, **refused))
 
 
-async def test_only_credentials_that_the_account_signed_get_in(tmp_path):
+async def test_only_credentials_signed_by_the_account_are_accepted(tmp_path):
     operator, file = Operator(), tmp_path / "user.creds"
     with running_nats(tmp_path, config=operator.config) as server:
         file.write_text(operator.credentials())
@@ -179,7 +179,7 @@ async def test_only_credentials_that_the_account_signed_get_in(tmp_path):
 
 
 @pytest.mark.parametrize("by", ["password", "nkey", "credentials"])
-async def test_a_user_who_may_not_ask_jetstream(tmp_path, by):
+async def test_a_user_without_permission_for_jetstream(tmp_path, by):
     operator, file = Operator(), tmp_path / "user.creds"
     file.write_text(operator.credentials(permissions=NO_JETSTREAM))
     config, secret = {
@@ -192,7 +192,7 @@ async def test_a_user_who_may_not_ask_jetstream(tmp_path, by):
         async with connected(server.url, error_cb=reported.put, **secret) as client:
             await client.publish("anything.else")
             await client.publish("$JS.API.INFO")
-            # nats-py writes the server's words in small letters.
+            # nats-py converts the server's message to lower case.
             assert str(await reported.get()) == 'nats: permissions violation for publish to "$js.api.info"'
 
 
@@ -212,7 +212,7 @@ async def test_a_full_jetstream(tmp_path):
     with running_nats(tmp_path, limits="max_file_store: 64KB") as server:
         assert await store_one(server.url) == 1
         async with connected(server.url) as client:
-            # The message that passes the limit is kept, and none after it.
+            # The message that exceeds the limit is stored, and no later one.
             await client.jetstream().publish("kept.much", bytes(100_000))
             with pytest.raises(ServiceUnavailableError) as failure:
                 await client.jetstream().publish("kept.more", b"x")

@@ -1,4 +1,4 @@
-"""Whatever nats-py raises, and whatever answers where NATS is looked for, is a BusError, and the bus goes on."""
+"""Any exception of nats-py and any answer of a server becomes a BusError, and the bus continues."""
 
 import asyncio
 from contextlib import suppress
@@ -52,12 +52,12 @@ CALLS = {
 }
 
 
-class Odd(Exception):  # noqa: N818 - as odd as its name
-    """No library's error."""
+class Odd(Exception):  # noqa: N818 - deliberately unconventional
+    """An exception that no library raises."""
 
 
 async def insist(bus, event) -> None:
-    """Publish until the bus takes it. Anything but a BusError that may pass fails the test."""
+    """Publish until the bus accepts the event. Any error except a transient BusError fails the test."""
     async with asyncio.timeout(4 * SECONDS):
         while True:
             try:
@@ -78,8 +78,8 @@ async def insist(bus, event) -> None:
     ],
     ids=str,
 )
-async def test_whatever_a_call_of_the_library_raises_the_bus_goes_on(fresh_nats, monkeypatch, call, error):
-    """From the first connection on, three times each; and once more on the next connection."""
+async def test_the_bus_survives_any_exception_of_the_library(fresh_nats, monkeypatch, call, error):
+    """The call fails three times from the first connection on, and once on the next connection."""
     cls, name = CALLS[call]
     original, left = getattr(cls, name), 3
 
@@ -95,11 +95,11 @@ async def test_whatever_a_call_of_the_library_raises_the_bus_goes_on(fresh_nats,
 
     monkeypatch.setattr(cls, name, raising)
     monkeypatch.setattr(subscription_module, "FIRST_PAUSE_SECONDS", 0.01)
-    kept, passing = RecordingHandler(refuse), RecordingHandler()
+    kept, ephemeral = RecordingHandler(refuse), RecordingHandler()
     patience = {"ack_wait": 0.3, "ping": 0.05}
     async with opened_bus(fresh_nats.url, ready=False, own_durables=True, patience=patience) as bus:
         await bus.subscribe("akosha.session.>", kept, durable="d")
-        await bus.subscribe("akosha.progress.*", passing)
+        await bus.subscribe("akosha.progress.*", ephemeral)
         await insist(bus, ended(1))
         await send_lines(fresh_nats, pub(b"akosha.session.mac.ended", b"junk"))
         assert await kept.wait_for_event("e-1")
@@ -141,15 +141,15 @@ async def test_an_unknown_error_of_publishing_is_described_and_logged_once(fresh
         await insist(bus, ended(2))
 
 
-async def test_what_is_no_exception_and_errors_of_ours_pass_as_they_are():
+async def test_base_exceptions_and_errors_of_the_agent_are_not_translated():
     for error in (KeyboardInterrupt(), SystemExit(1), asyncio.CancelledError(), StateError("x"), BusError("y")):
         with pytest.raises(type(error)) as caught, translated("anything"):
             raise error
         assert caught.value is error
 
 
-async def test_a_connection_that_nobody_writes_to_any_more_is_replaced(fresh_nats):
-    """nats-py answers a ping itself then."""
+async def test_a_connection_whose_flusher_has_ended_is_replaced(fresh_nats):
+    """Pings do not detect this, because nats-py answers them itself."""
     async with opened_bus(fresh_nats.url, patience={"ping": 0.05}) as bus:
         client = bus._connection.client()
         client._flusher_task.cancel()
@@ -161,7 +161,7 @@ async def test_a_connection_that_nobody_writes_to_any_more_is_replaced(fresh_nat
 
 INFO = b'INFO {"server_id":"x","version":"2.10.0","headers":true,"max_payload":%b}\r\n'
 GOOD = INFO % b"1048576"
-RUBBISH = {
+INVALID_SERVERS = {
     "nothing": (b"", b""),
     "http": (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", b""),
     "ssh": (b"SSH-2.0-OpenSSH_9.6\r\n", b""),
@@ -183,9 +183,9 @@ RUBBISH = {
 
 
 @pytest.mark.parametrize("login", [False, True], ids=["anonymous", "nkey"])
-@pytest.mark.parametrize("what", RUBBISH)
-async def test_what_is_no_nats_server_is_said_and_tried_again(what, login):
-    greeting, then = RUBBISH[what]
+@pytest.mark.parametrize("what", INVALID_SERVERS)
+async def test_a_server_that_does_not_speak_nats_is_a_transient_error(what, login):
+    greeting, then = INVALID_SERVERS[what]
     async with recording_server(greeting, then=then) as (place, _):
         how = {"patience": {"connect": 0.2, "ping": 0.1, "ping_timeout": 0.1}}
         async with opened_bus(f"nats://{place}", ready=False, **how) as bus:
@@ -201,7 +201,7 @@ async def test_what_is_no_nats_server_is_said_and_tried_again(what, login):
             assert facts.refused or facts.jetstream
 
 
-async def test_a_server_that_closes_each_connection_at_once_is_said_and_tried_again():
+async def test_a_server_that_closes_each_connection_at_once_is_a_bus_error_and_retried():
     count = 0
 
     async def close(_reader, writer) -> None:

@@ -1,4 +1,4 @@
-"""The kernel's own word on where the machine would send from, and how long it slept; a look costs next to nothing."""
+"""The machine's source addresses and its time asleep, as the kernel reports them, and the cost of reading them."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ASK = (
 WATCH = f"import sys\nfor _ in sys.stdin:\n    {ASK}"
 
 
-def test_the_answer_is_an_address_of_this_machine_or_none_for_each_family():
+def test_each_source_address_is_empty_or_an_address_of_this_machine():
     found = source_addresses()
     assert found is not None
     for family, address in zip((socket.AF_INET, socket.AF_INET6), found, strict=True):
@@ -28,13 +28,13 @@ def test_the_answer_is_an_address_of_this_machine_or_none_for_each_family():
                 ours.bind((address, 0))
 
 
-def test_a_machine_that_runs_does_not_sleep():
+def test_the_seconds_asleep_do_not_grow_on_a_running_machine():
     before = seconds_asleep()
     assert before > -0.01
     assert abs(seconds_asleep() - before) < 0.01
 
 
-def test_where_no_socket_can_be_had_nothing_is_said(monkeypatch):
+def test_source_addresses_are_none_without_a_free_descriptor(monkeypatch):
     def exhausted(*_: object) -> None:
         raise OSError(24, "Too many open files")
 
@@ -42,19 +42,19 @@ def test_where_no_socket_can_be_had_nothing_is_said(monkeypatch):
     assert source_addresses() is None
 
 
-def test_a_look_takes_less_than_a_millisecond_and_leaves_nothing_open():
-    begun = time.process_time()
+def test_a_check_of_the_network_takes_less_than_a_millisecond():
+    started = time.process_time()
     for _ in range(100):
         source_addresses()
         seconds_asleep()
-    assert (time.process_time() - begun) / 100 < 0.001
+    assert (time.process_time() - started) / 100 < 0.001
 
 
 @pytest.fixture
 def namespace():
-    """A network of our own, in which there is nothing but a loopback device, which does as a way out."""
+    """A network namespace with only a loopback device, which also serves as the default route."""
     if not (sys.platform == "linux" and os.geteuid() == 0 and shutil.which("ip") and shutil.which("unshare")):
-        pytest.skip("it takes root and iproute2 to make a network of one's own")
+        pytest.skip("a network namespace needs root and iproute2")
     process = subprocess.Popen(
         ["unshare", "--net", sys.executable, "-c", WATCH],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -63,9 +63,9 @@ def namespace():
     process.stdin.flush()
     if not process.stdout.readline():
         process.wait()
-        pytest.skip("no network namespace may be made here")
+        pytest.skip("creating a network namespace is not permitted")
 
-    def do(*words: str) -> None:
+    def ip(*words: str) -> None:
         subprocess.run(["nsenter", "--net", f"--target={process.pid}", "ip", *words], check=True, capture_output=True)
 
     def ask() -> list[str]:
@@ -75,25 +75,25 @@ def namespace():
 
     try:
         try:
-            do("link", "set", "lo", "up")
+            ip("link", "set", "lo", "up")
         except (subprocess.CalledProcessError, FileNotFoundError):
             pytest.skip("the network namespace cannot be entered")
-        yield do, ask
+        yield ip, ask
     finally:
         process.stdin.close()
         process.wait(10)
         process.stdout.close()
 
 
-def test_a_real_network_that_comes_changes_and_goes_is_seen(namespace):
-    do, ask = namespace
+def test_changes_of_a_real_network_are_detected(namespace):
+    ip, ask = namespace
     assert ask() == ["", ""]
-    do("address", "add", "10.9.8.7/24", "dev", "lo")
-    assert ask() == ["", ""]  # an address, and no way out
-    do("route", "add", "default", "dev", "lo", "src", "10.9.8.7")
+    ip("address", "add", "10.9.8.7/24", "dev", "lo")
+    assert ask() == ["", ""]  # an address without a route
+    ip("route", "add", "default", "dev", "lo", "src", "10.9.8.7")
     assert ask() == ["10.9.8.7", ""]
-    do("address", "add", "10.9.8.9/24", "dev", "lo")
-    do("route", "change", "default", "dev", "lo", "src", "10.9.8.9")
+    ip("address", "add", "10.9.8.9/24", "dev", "lo")
+    ip("route", "change", "default", "dev", "lo", "src", "10.9.8.9")
     assert ask() == ["10.9.8.9", ""]
-    do("route", "del", "default")
+    ip("route", "del", "default")
     assert ask() == ["", ""]

@@ -1,4 +1,4 @@
-"""Pruning by itself, after uploads: over a real ledger; it harms no sync, and says once what it must not do."""
+"""PruneLoop after uploads with a real ledger: it does not disturb syncs and reports missing permissions once."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -45,7 +45,7 @@ class World:
     bus: MemoryBus
     target: Target = values.TARGET
 
-    def rounds(self):
+    def prune_loop(self):
         pruning = Pruner(Catalog(self.store, values.SYSTEM), LAST_TWO, self.clock)
         return PruneLoop(
             pruning,
@@ -57,7 +57,7 @@ class World:
         )
 
     async def upload(self, second=0):
-        """An upload is made, and written down."""
+        """Put an upload and record it in the ledger."""
         manifest = values.manifest(second, f"r{second}", reflection=second)
         await uploads.put(self.store, manifest.upload_id)
         await self.ledger.mark_owed(self.target, ["reflection"])
@@ -83,58 +83,58 @@ async def world(tmp_path):
     await bus.aclose()
 
 
-async def old_ones(world, count=4):
+async def old_uploads(world, count=4):
     ids = uploads.days(count, newest=values.NOON - timedelta(days=1))
     for upload in ids:
         await uploads.put(world.store, upload)
     return ids
 
 
-async def test_after_an_upload_the_old_ones_go_and_an_event_tells_of_it(world):
-    ids = await old_ones(world)
-    rounds = world.rounds()
-    await rounds.after_sync(10)
-    assert (await uploads.uploads_in(world.store))[0] == ids, "nothing was uploaded yet"
+async def test_after_an_upload_old_ones_are_deleted_and_an_event_is_published(world):
+    ids = await old_uploads(world)
+    prune_loop = world.prune_loop()
+    await prune_loop.after_sync(10)
+    assert (await uploads.uploads_in(world.store))[0] == ids, "nothing is uploaded yet"
     await world.upload()
-    await rounds.after_sync(10)
+    await prune_loop.after_sync(10)
     assert await uploads.uploads_in(world.store) == ([values.upload_id(0), ids[0]], [])
     (event,) = await world.pruned()
     assert (event.upload_ids, event.kept, event.error) == (tuple(ids[1:]), 2, None)
     assert event in await world.ledger.outbox()
-    await rounds.after_sync(10)
+    await prune_loop.after_sync(10)
     assert len(await world.pruned()) == 1
 
 
-async def test_while_the_newest_upload_is_damaged_nothing_goes_and_a_warning_says_so(world):
-    ids = await old_ones(world)
+async def test_nothing_is_deleted_while_the_newest_upload_is_damaged(world):
+    ids = await old_uploads(world)
     await world.upload()
-    rounds = world.rounds()
+    prune_loop = world.prune_loop()
     damaged = naming.object_key(values.SYSTEM, values.upload_id(0), "reflection.duckdb")
     (kept, metadata) = world.store._store.objects[damaged]
     world.store._store.objects[damaged] = kept.swapcase(), metadata
     with capture_logs() as logs:
         for _ in range(2):
-            rounds._signal.set()
-            await rounds.after_sync(10)
+            prune_loop._signal.set()
+            await prune_loop.after_sync(10)
     assert (await uploads.uploads_in(world.store))[0] == [values.upload_id(0), *ids]
     (warning,) = warnings_in(await world.ledger.notes())
     assert (warning.code, values.upload_id(0) in warning.message) == ("pruning_held", True)
-    assert [line["event"] for line in logs] == ["pruning_held"], "said once"
+    assert [line["event"] for line in logs] == ["pruning_held"], "logged once"
     world.store._store.objects[damaged] = kept, metadata
-    rounds._signal.set()
-    await rounds.after_sync(10)
+    prune_loop._signal.set()
+    await prune_loop.after_sync(10)
     assert (await uploads.uploads_in(world.store))[0] == [values.upload_id(0), ids[0]]
     assert warnings_in(await world.ledger.notes()) == ()
 
 
-async def test_the_parts_that_the_ledger_names_are_there_after_a_prune(world):
-    await old_ones(world)
+async def test_the_parts_in_the_ledger_exist_after_a_prune(world):
+    await old_uploads(world)
     await world.upload()
     await world.upload(second=60)
-    await world.rounds().after_sync(10)
-    rounds = world.rounds()
+    await world.prune_loop().after_sync(10)
+    prune_loop = world.prune_loop()
     await world.upload(second=120)
-    await rounds.after_sync(10)
+    await prune_loop.after_sync(10)
     record = await world.ledger.record(world.target)
     keys = {item.key async for item in world.store.list(naming.uploads_prefix(values.SYSTEM))}
     named = {naming.upload_of(part.key) for known in record.databases.values() for part in known.parts}
@@ -142,20 +142,22 @@ async def test_the_parts_that_the_ledger_names_are_there_after_a_prune(world):
     assert naming.manifest_key(values.SYSTEM, record.newest_upload_id) in keys
 
 
-async def test_where_deleting_is_not_permitted_that_is_said_once_and_tried_again_a_day_later(world):
-    ids = await old_ones(world)
+async def test_a_missing_permission_to_delete_is_logged_once_and_deleting_retried_a_day_later(world):
+    ids = await old_uploads(world)
     world.store.fail("delete", NotPermitted("AccessDenied", hint="allow s3:DeleteObject"), times=100)
     with capture_logs() as logs:
         for second in range(0, 180, 60):
-            rounds = world.rounds()  # as many agents, one after the other: the ledger remembers
+            prune_loop = world.prune_loop()  # a new agent each time: the ledger stores what was reported
             await world.upload(second)
-            await rounds.after_sync(10)
+            await prune_loop.after_sync(10)
         assert len(world.store.keys("delete")) == 1
-        (said,) = [line for line in logs if line["event"] == "pruning_not_permitted" and line["log_level"] == "warning"]
-        assert '"Prefix": "systems/laptop-7/uploads/"' in said["rule"]
+        (warning,) = [
+            line for line in logs if line["event"] == "pruning_not_permitted" and line["log_level"] == "warning"
+        ]
+        assert '"Prefix": "systems/laptop-7/uploads/"' in warning["rule"]
         await world.clock.advance(25 * 3600)
         await world.upload(second=240)
-        await rounds.after_sync(10)
+        await prune_loop.after_sync(10)
         assert len(world.store.keys("delete")) == 2
         assert len([line for line in logs if line.get("log_level") == "warning"]) == 1
     assert set(ids) <= set((await uploads.uploads_in(world.store))[0])
@@ -163,26 +165,26 @@ async def test_where_deleting_is_not_permitted_that_is_said_once_and_tried_again
     world.store._faults.clear()
     await world.clock.advance(25 * 3600)
     await world.upload(second=300)
-    await rounds.after_sync(10)
+    await prune_loop.after_sync(10)
     assert len((await uploads.uploads_in(world.store))[0]) == 2
     assert (await world.ledger.notes())[NOTE] == ""
 
 
-async def test_a_store_that_fails_is_reported_once_and_the_next_upload_prunes(world):
-    await old_ones(world)
-    rounds = world.rounds()
+async def test_a_store_failure_is_reported_once_and_the_next_upload_prunes(world):
+    await old_uploads(world)
+    prune_loop = world.prune_loop()
     world.store.fail("list", StoreError("503", transient=True), times=2)
     with capture_logs() as logs:
         for second in (0, 60, 120):
             await world.upload(second)
-            await rounds.after_sync(10)
+            await prune_loop.after_sync(10)
     assert [line["log_level"] for line in logs if line["event"] == "pruning_failed"] == ["warning", "debug"]
     assert len((await uploads.uploads_in(world.store))[0]) == 2
 
 
 @asynccontextmanager
-async def running(rounds):
-    task = asyncio.create_task(rounds.run(), name="prune")
+async def running(prune_loop):
+    task = asyncio.create_task(prune_loop.run(), name="prune")
     try:
         yield task
     finally:
@@ -190,10 +192,10 @@ async def running(rounds):
         await asyncio.wait({task})
 
 
-async def test_uploads_during_a_round_are_one_more_round_and_the_recorder_waits_for_none(world):
-    await old_ones(world)
+async def test_uploads_during_a_prune_cause_one_more_and_do_not_wait_for_it(world):
+    await old_uploads(world)
     reached = world.store.stall("delete")
-    async with running(world.rounds()) as task, asyncio.timeout(60):
+    async with running(world.prune_loop()) as task, asyncio.timeout(60):
         await world.upload()
         await reached.wait()
         await world.upload(second=60)
@@ -203,16 +205,16 @@ async def test_uploads_during_a_round_are_one_more_round_and_the_recorder_waits_
     assert len(world.store.keys("delete")) == 1
 
 
-async def test_a_single_sync_does_not_wait_long_for_it(world):
-    await old_ones(world)
-    rounds = world.rounds()
+async def test_a_single_sync_waits_for_a_prune_only_up_to_a_timeout(world):
+    await old_uploads(world)
+    prune_loop = world.prune_loop()
     world.store.stall("delete")
     await world.upload()
     async with asyncio.timeout(60):
-        await rounds.after_sync(0.01)
+        await prune_loop.after_sync(0.01)
     world.store._faults.clear()
     await world.upload(second=60)
-    await rounds.after_sync(10)
+    await prune_loop.after_sync(10)
     assert len((await uploads.uploads_in(world.store))[0]) == 2
 
 
@@ -228,7 +230,7 @@ async def real(request, tmp_path):
     await made.aclose()
 
 
-async def test_many_keys_are_deleted_and_a_listing_tells_when_an_object_came(real):
+async def test_many_keys_are_deleted_and_a_listing_has_modification_times(real):
     for number in range(12):
         await uploads.put_object(real, f"many/{number}/object")
     await uploads.put_object(real, "other")

@@ -1,4 +1,4 @@
-"""The upload limit as it is wired: nothing in between without one; with one, all that uploads shares it."""
+"""The upload limit as bootstrap builds it: all uploads share one limiter; without a limit there is none."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,15 +23,15 @@ KIB = 1024
 
 
 @pytest.fixture
-async def wired(tmp_path) -> AsyncIterator:
-    """A function that wires the methods for a limit, and returns the cloud's store, the server's sink, the clock."""
+async def build_methods(tmp_path) -> AsyncIterator:
+    """A function that builds the methods with a limit and returns the store, the sink and the clock."""
     ledgers = []
 
     async def wire(limit: int, stall_monitor: StallMonitor | None = None, **how: str):
         clock, codec = ManualClock(), CloudEventsCodec()
-        where = how or {"cloud_endpoint": f"file://{tmp_path}/bucket"}
+        target = how or {"cloud_endpoint": f"file://{tmp_path}/bucket"}
         settings = Settings(
-            agent_data_dir=tmp_path, agent_state_dir=tmp_path, agent_max_upload_kib_per_s=limit, **where
+            agent_data_dir=tmp_path, agent_state_dir=tmp_path, agent_max_upload_kib_per_s=limit, **target
         )
         home = Home.of(settings)
         ledgers.append(ledger := await SqliteLedger.open(tmp_path / "ledger", codec, clock=clock))
@@ -54,20 +54,20 @@ async def wired(tmp_path) -> AsyncIterator:
         await ledger.aclose()
 
 
-async def test_without_a_limit_nothing_waits(wired):
-    store, sink, _ = await wired(0)
+async def test_without_a_limit_there_is_no_rate_limiter(build_methods):
+    store, sink, _ = await build_methods(0)
     assert (type(store), type(sink)) == (DirectoryStore, AkoshaSink)
     assert store._rate_limiter is sink._rate_limiter is None
 
 
-async def test_with_one_it_is_shared_by_objects_and_memories(wired):
-    store, sink, _ = await wired(100)
+async def test_the_limit_is_shared_by_objects_and_memories(build_methods):
+    store, sink, _ = await build_methods(100)
     assert store._rate_limiter is sink._rate_limiter
     assert sink._rate_limiter.bytes_per_second == 100 * KIB
 
 
-async def test_what_is_no_upload_is_not_limited(wired):
-    store, _, clock = await wired(1)
+async def test_calls_that_upload_nothing_are_not_limited(build_methods):
+    store, _, clock = await build_methods(1)
     await store.create("a", bytes(100 * KIB))
     assert len(b"".join([piece async for piece in store.get("a")])) == 100 * KIB
     await store.copy("a", "b", expected=await store.head("a"))
@@ -78,32 +78,32 @@ async def test_what_is_no_upload_is_not_limited(wired):
     assert clock.monotonic() == 0
 
 
-async def test_a_bucket_limits_its_bytes_as_they_leave(wired):
-    """It gathers parts: paid for before, they would go out in bursts; paid for twice, at half the limit."""
+async def test_s3_uploads_are_limited_when_bytes_are_sent(build_methods):
+    """Before the buffering of parts, the limit would cause bursts; twice, it would halve the rate."""
     bucket = {"cloud_bucket": "bucket", "cloud_endpoint": "http://127.0.0.1:9"}
-    store, sink, _ = await wired(100, **bucket)
+    store, sink, _ = await build_methods(100, **bucket)
     assert type(store) is S3Store
     assert store._writer._rate_limiter is sink._rate_limiter
-    store, sink, _ = await wired(0, **bucket)
+    store, sink, _ = await build_methods(0, **bucket)
     assert (type(store), store._writer._rate_limiter, type(sink)) == (S3Store, None, AkoshaSink)
 
 
-async def test_who_is_held_back_with_memories_does_not_count_as_standing_still(wired):
+async def test_a_push_delayed_by_the_limit_does_not_count_as_stalled(build_methods):
     stall_monitor = StallMonitor()
-    _, sink, _ = await wired(100, stall_monitor)
+    _, sink, _ = await build_methods(100, stall_monitor)
     assert sink._waiting == stall_monitor.restart_limits
 
 
 @pytest.mark.parametrize("limit", [0, 100], ids=["no-limit", "limit"])
-async def test_who_keeps_connections_is_known_to_the_footing(wired, limit):
+async def test_stores_and_sinks_with_connections_are_registered_with_the_stall_monitor(build_methods, limit):
     stall_monitor = StallMonitor()
-    await wired(limit, stall_monitor, cloud_bucket="bucket", cloud_endpoint="http://127.0.0.1:9")
+    await build_methods(limit, stall_monitor, cloud_bucket="bucket", cloud_endpoint="http://127.0.0.1:9")
     assert sorted(type(one).__name__ for one in stall_monitor._connected) == ["AkoshaSink", "S3Store"]
-    await stall_monitor.tighten()  # before the first request: there is nothing to let go of
+    await stall_monitor.tighten()  # before the first request there is no connection to drop
 
 
-async def test_a_real_object_takes_the_time_that_the_limit_gives_it(wired, tmp_path):
-    store, _, clock = await wired(64)
+async def test_an_upload_takes_the_time_that_the_limit_implies(build_methods, tmp_path):
+    store, _, clock = await build_methods(64)
 
     async def body() -> AsyncIterator[bytes]:
         for _ in range(5):
@@ -112,7 +112,7 @@ async def test_a_real_object_takes_the_time_that_the_limit_gives_it(wired, tmp_p
     put = store.put("systems/mac/a", body(), metadata={}, part_bytes=2**23, progress=lambda _: None)
     work = asyncio.create_task(put)
     while not work.done():
-        await asyncio.wait({work}, timeout=0.001)  # what it does in threads is done
+        await asyncio.wait({work}, timeout=0.001)  # let the work in threads finish
         await clock.advance(clock.next_due or 0)
     assert work.result().size == 640 * KIB
     assert abs(clock.monotonic() - 10) < 0.3

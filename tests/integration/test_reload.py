@@ -1,4 +1,4 @@
-"""SIGHUP: the agent is built anew with other settings, in the same process, and nothing is lost, doubled or left."""
+"""SIGHUP: the agent is built again with other settings in the same process. Nothing is lost, repeated or leaked."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ SYNCED = "nothing pending; last upload 2"
 
 
 class World:
-    """An agent in this process, its settings, and what its supervisor hears."""
+    """An agent in this process, its settings, and the notifications to its supervisor."""
 
     def __init__(self, tmp_path: Path, notify) -> None:
         self.tmp_path, self.notify = tmp_path, notify
@@ -51,7 +51,7 @@ class World:
         return Loaded(self.settings, {}, ())
 
     async def wait_for_notification(self, key: str, text: str = "1") -> None:
-        """Wait for the next datagram that says so."""
+        """Wait for the next datagram whose `key` starts with this text."""
 
         def wait() -> None:
             reported = self.notify.wait(lambda reported: reported.get(key, "").startswith(text), since=self.seen)
@@ -60,7 +60,7 @@ class World:
         await asyncio.to_thread(wait)
 
     async def reload(self, **changes: object) -> None:
-        """Change settings and hang up; return when the agent has said that it is ready again."""
+        """Change settings, send SIGHUP, and return when the agent has notified that it is ready again."""
         self.settings = Settings(**{**self.settings.model_dump(), **changes})
         os.kill(os.getpid(), signal.SIGHUP)
         await self.wait_for_notification("RELOADING")
@@ -70,7 +70,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path, monkeypatch):
     create(tmp_path / "data", commits=2, entities=0)
-    (tmp_path / "data" / GRAPH).unlink()  # one is enough
+    (tmp_path / "data" / GRAPH).unlink()  # one database is enough
     with notified() as notify:
         monkeypatch.setenv("NOTIFY_SOCKET", notify.address)
         monkeypatch.setattr(logs, "configure", lambda *_: None)
@@ -99,7 +99,7 @@ async def running(world: World):
             task.result()
 
 
-async def test_another_bucket_is_in_force_after_a_hangup(world):
+async def test_a_reload_changes_the_bucket(world):
     async with running(world):
         await world.wait_for_notification("STATUS", SYNCED)
         await world.reload(cloud_endpoint=world.bucket("second"))
@@ -107,21 +107,19 @@ async def test_another_bucket_is_in_force_after_a_hangup(world):
     assert (len(world.uploads("first")), len(world.uploads("second"))) == (1, 1)
 
 
-async def test_a_sync_that_runs_during_a_reload_is_neither_lost_nor_done_twice_and_who_asked_is_answered(
-    world, monkeypatch
-):
-    put, begun, held = DirectoryStore.put, asyncio.Event(), asyncio.Event()
+async def test_a_sync_during_a_reload_is_done_once_and_its_requester_gets_the_result(world, monkeypatch):
+    put, started, held = DirectoryStore.put, asyncio.Event(), asyncio.Event()
 
     async def gated(self, *args, **how):
-        if not begun.is_set():
-            begun.set()
+        if not started.is_set():
+            started.set()
             await held.wait()
         return await put(self, *args, **how)
 
     monkeypatch.setattr(DirectoryStore, "put", gated)
     ask = SyncAsked(id="ask-1", time=values.NOON, system_id="laptop")
     async with running(world):
-        await begun.wait()
+        await started.wait()
         assert await world.agents[0].agent_service.accept(ask)
         await world.reload(agent_quiet_seconds=0.2)
         await world.wait_for_notification("STATUS", SYNCED)
@@ -137,7 +135,7 @@ async def test_a_sync_that_runs_during_a_reload_is_neither_lost_nor_done_twice_a
     assert list((world.tmp_path / "state" / "staging").iterdir()) == []
 
 
-async def test_where_no_agent_can_be_built_with_the_new_settings_the_old_ones_go_on(world, monkeypatch):
+async def test_the_old_settings_stay_in_use_if_no_agent_can_be_built_with_the_new_ones(world, monkeypatch):
     build, holders = agent_bootstrap.build, []
 
     async def failing(home, *args, **how):
@@ -155,10 +153,10 @@ async def test_where_no_agent_can_be_built_with_the_new_settings_the_old_ones_go
             assert world.agents[-1].file_changes.rules.quiet == 0.3
     (refused,) = [line for line in reported if line["event"] == "settings_refused"]
     assert (refused["reason"], refused["hint"]) == ("the credentials file cannot be read", "chmod 600 it")
-    assert holders == [os.getpid()] * 4, "the state directory is held all the while"
+    assert holders == [os.getpid()] * 4, "the lock of the state directory is held throughout"
 
 
-async def test_a_changed_state_directory_is_refused_with_the_command_that_does_it(world):
+async def test_a_changed_state_directory_is_refused_with_the_restart_command(world):
     with capture_logs() as reported:
         async with running(world):
             await world.reload(agent_state_dir=world.tmp_path / "elsewhere", agent_quiet_seconds=5)
@@ -168,7 +166,7 @@ async def test_a_changed_state_directory_is_refused_with_the_command_that_does_i
     assert (len(world.agents), (world.tmp_path / "elsewhere").exists()) == (1, False)
 
 
-async def test_settings_that_are_the_same_or_the_logs_alone_leave_the_agent_as_it_is(world):
+async def test_unchanged_settings_and_log_settings_do_not_rebuild_the_agent(world):
     with capture_logs() as reported:
         async with running(world):
             await world.reload()
@@ -180,7 +178,7 @@ async def test_settings_that_are_the_same_or_the_logs_alone_leave_the_agent_as_i
 
 
 @pytest.mark.parametrize("refused", [False, True])
-async def test_a_hangup_resets_clients_whatever_the_settings_say(world, refused):
+async def test_a_reload_always_resets_clients(world, refused):
     class Client:
         resets = 0
 
@@ -196,7 +194,7 @@ async def test_a_hangup_resets_clients_whatever_the_settings_say(world, refused)
     assert (len(world.agents), client.resets) == (1, 1)
 
 
-async def test_changed_keys_are_reported_and_no_value(world):
+async def test_changed_keys_are_logged_without_values(world):
     with capture_logs() as reported:
         async with running(world):
             await world.reload(http_token="canary-1234", agent_quiet_seconds=0.4)
@@ -206,7 +204,7 @@ async def test_changed_keys_are_reported_and_no_value(world):
 
 
 @pytest.mark.long
-async def test_twenty_reloads_leave_no_task_thread_or_descriptor(world):
+async def test_twenty_reloads_leak_no_task_thread_or_descriptor(world):
     def held() -> tuple[int, int, int]:
         threads = [one for one in threading.enumerate() if not one.name.startswith("asyncio_")]
         return len(asyncio.all_tasks()), len(threads), len(list(Path("/dev/fd").iterdir()))

@@ -1,4 +1,4 @@
-"""What an error of the S3 store blames: a key, a bucket, a file of this machine, the proxy, the AWS configuration."""
+"""The cause named in an error of S3Store: key, bucket, local file, proxy or AWS configuration."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ pytest_plugins = ["tests.support.servers.fixtures"]
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
+def no_backoff(monkeypatch):
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
 
@@ -32,7 +32,7 @@ async def head_fails(store):
 
 @contextlib.asynccontextmanager
 async def proxy_that(answer):
-    """A proxy that answers each request with these bytes; or, with none, tunnels to where it is asked."""
+    """A proxy that answers each request with these bytes or, if they are empty, opens the requested tunnel."""
 
     async def pump(reader, writer):
         with contextlib.suppress(OSError):
@@ -48,9 +48,9 @@ async def proxy_that(answer):
             writer.close()
             return
         host, _, port = asked.split()[1].decode().rpartition(":")
-        there_reader, there_writer = await asyncio.open_connection(host, int(port))
+        target_reader, target_writer = await asyncio.open_connection(host, int(port))
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
+        await asyncio.gather(pump(reader, target_writer), pump(target_reader, writer))
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
@@ -60,7 +60,7 @@ async def proxy_that(answer):
 
 
 @pytest.mark.parametrize(
-    ("head_status", "status", "code", "begins", "cure"),
+    ("head_status", "status", "code", "begins", "hint"),
     [
         (400, 400, "ExpiredToken", "expired token", "AWS_SESSION_TOKEN"),
         (403, 403, "InvalidAccessKeyId", "wrong key", "AWS_ACCESS_KEY_ID"),
@@ -69,8 +69,8 @@ async def proxy_that(answer):
         (403, 403, "AccessDenied", "no permission to read from s3://", "s3:GetObject"),
     ],
 )
-async def test_a_head_that_is_refused_without_a_word_is_asked_again_with_a_get(
-    proxied, proxy, head_status, status, code, begins, cure
+async def test_a_head_refused_without_a_code_is_repeated_as_a_get(
+    proxied, proxy, head_status, status, code, begins, hint
 ):
     store = proxied()
     proxy.on("head_object", refuse(head_status, ""))
@@ -78,20 +78,20 @@ async def test_a_head_that_is_refused_without_a_word_is_asked_again_with_a_get(
     error = await head_fails(store)
     assert error.message.startswith(begins)
     assert code in error.message
-    assert cure in error.hint
+    assert hint in error.hint
     assert not error.transient
     assert proxy.seen[-1] == "get_object"
     assert proxy.requests[-1].headers["Range"] == "bytes=0-0"
 
 
-async def test_a_bare_refusal_that_a_get_does_not_explain_stays_one(proxied, proxy):
+async def test_a_refusal_without_a_code_stays_one_if_a_get_does_not_explain_it(proxied, proxy):
     store = proxied()
     proxy.on("head_object", refuse(403, ""))
-    error = await head_fails(store)  # the object is not there: a GET answers 404
+    error = await head_fails(store)  # the object does not exist: a GET answers 404
     assert isinstance(error, NotPermitted | NoSuchObject)
 
 
-async def test_a_bucket_that_is_not_there_is_what_the_error_begins_with(moto, aws):
+async def test_a_missing_bucket_is_named_first_in_the_error(moto, aws):
     async with store_at(moto.endpoint, bucket="no-such-bucket") as store:
         with pytest.raises(StoreError) as failure:
             [item async for item in store.list("")]
@@ -102,7 +102,7 @@ async def test_a_bucket_that_is_not_there_is_what_the_error_begins_with(moto, aw
 
 
 @pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "ca_bundle in ~/.aws/config"])
-async def test_a_ca_bundle_that_cannot_be_read_is_named_with_what_names_it(name, moto_tls, aws, monkeypatch, tmp_path):
+async def test_an_unreadable_ca_bundle_is_named_with_its_setting(name, moto_tls, aws, monkeypatch, tmp_path):
     missing = tmp_path / "no-such.pem"
     if name.startswith("ca_bundle"):
         (tmp_path / "config").write_text(f"[default]\nca_bundle = {missing}\n")
@@ -118,7 +118,7 @@ async def test_a_ca_bundle_that_cannot_be_read_is_named_with_what_names_it(name,
         assert (await head_fails(store)).message == f"the CA bundle {missing} has no usable certificate"
 
 
-async def test_a_web_identity_token_that_cannot_be_read_is_named_with_its_variable(moto, aws, monkeypatch, tmp_path):
+async def test_an_unreadable_web_identity_token_is_named_with_its_variable(moto, aws, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     missing = tmp_path / "token"
@@ -132,7 +132,7 @@ async def test_a_web_identity_token_that_cannot_be_read_is_named_with_its_variab
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_a_proxy_that_wants_a_password_is_blamed_and_not_the_store(scheme, aws, monkeypatch):
+async def test_a_proxy_that_requires_a_password_is_named_in_the_error(scheme, aws, monkeypatch):
     refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
     async with proxy_that(refusal) as proxy:
         monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://user:canary@{proxy}")
@@ -144,7 +144,7 @@ async def test_a_proxy_that_wants_a_password_is_blamed_and_not_the_store(scheme,
     assert "canary" not in str(error)
 
 
-async def test_a_proxy_that_is_not_there_is_blamed_and_transient(aws, monkeypatch):
+async def test_an_unreachable_proxy_is_a_transient_error_that_names_it(aws, monkeypatch):
     async with proxy_that(b"x") as proxy:
         pass
     monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy}")
@@ -155,7 +155,7 @@ async def test_a_proxy_that_is_not_there_is_blamed_and_transient(aws, monkeypatc
     assert error.transient
 
 
-async def test_a_kind_of_proxy_that_is_not_supported_is_named(aws, monkeypatch):
+async def test_an_unsupported_kind_of_proxy_is_named(aws, monkeypatch):
     monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1080")
     async with store_at("https://store.invalid") as store:
         error = await head_fails(store)
@@ -164,7 +164,7 @@ async def test_a_kind_of_proxy_that_is_not_supported_is_named(aws, monkeypatch):
     assert not error.transient
 
 
-async def test_through_a_proxy_the_certificate_of_the_store_is_checked(moto_tls, aws, monkeypatch):
+async def test_the_certificate_of_the_store_is_checked_through_a_proxy(moto_tls, aws, monkeypatch):
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     async with proxy_that(b"") as proxy:
@@ -186,7 +186,7 @@ async def test_through_a_proxy_the_certificate_of_the_store_is_checked(moto_tls,
         ("use_fips_endpoint = true", "use_fips_endpoint in ~/.aws/config"),
     ],
 )
-async def test_keys_for_aws_addresses_alone_are_a_configuration_error_that_names_them(
+async def test_configuration_keys_for_aws_endpoints_only_are_an_error_that_names_them(
     config, named, moto, aws, monkeypatch, tmp_path
 ):
     (tmp_path / "config").write_text(f"[default]\n{config}\n")
@@ -197,9 +197,7 @@ async def test_keys_for_aws_addresses_alone_are_a_configuration_error_that_names
     assert not error.transient
 
 
-async def test_what_the_library_itself_finds_wrong_with_the_configuration_is_no_fault_of_the_network(
-    aws, monkeypatch, tmp_path
-):
+async def test_an_invalid_aws_configuration_is_a_permanent_error(aws, monkeypatch, tmp_path):
     (tmp_path / "config").write_text("[default]\ns3 =\n    use_accelerate_endpoint = true\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     async with store_at("", bucket="a.bucket.with.dots") as store:

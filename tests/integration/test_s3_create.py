@@ -1,4 +1,4 @@
-"""Creating an object on stores that know `If-None-Match` and on those that refuse or ignore it."""
+"""Creating an object on stores that support `If-None-Match` and on those that refuse or ignore it."""
 
 import pytest
 
@@ -13,7 +13,7 @@ KEY = "systems/laptop/owner.json"
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
+def no_backoff(monkeypatch):
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
 
@@ -22,7 +22,7 @@ async def fetch(store):
 
 
 @pytest.mark.parametrize("answer", [(501, "NotImplemented"), (400, "InvalidArgument")])
-async def test_a_store_that_refuses_the_condition_gets_a_plain_put_and_proves_nothing(proxied, proxy, answer):
+async def test_a_store_that_refuses_the_condition_gets_a_plain_put_and_the_creation_is_unproven(proxied, proxy, answer):
     store = proxied()
     proxy.on("put_object", refuse(*answer), times=1)
     assert await store.create(KEY, b"claim") is Creation.UNPROVEN
@@ -32,7 +32,7 @@ async def test_a_store_that_refuses_the_condition_gets_a_plain_put_and_proves_no
     assert await fetch(store) == b"claim"
 
 
-async def test_the_condition_decides_where_another_create_came_in_between(proxied, proxy):
+async def test_the_condition_detects_a_concurrent_create(proxied, proxy):
     store = proxied()
     other = proxied(bucket=store._address.bucket)
 
@@ -45,7 +45,7 @@ async def test_the_condition_decides_where_another_create_came_in_between(proxie
     assert await fetch(store) == b"theirs"
 
 
-async def test_a_create_whose_answer_was_lost_is_found_by_reading(proxied, proxy):
+async def test_a_create_with_a_lost_response_reports_an_existing_object(proxied, proxy):
     async def lost(request, forward):
         await forward()
         request.transport.close()
@@ -65,7 +65,7 @@ async def test_a_conflict_with_another_create_is_transient(proxied, proxy):
     assert caught.value.transient
 
 
-async def test_it_needs_no_permission_but_put_get_and_list(proxied, proxy):
+async def test_a_create_needs_only_permission_for_put_get_and_list(proxied, proxy):
     store = proxied()
     for operation in ("delete_object", "delete_objects", "list_multipart_uploads", "abort_multipart_upload"):
         proxy.on(operation, refuse(403, "AccessDenied"))
@@ -75,7 +75,7 @@ async def test_it_needs_no_permission_but_put_get_and_list(proxied, proxy):
     assert set(proxy.seen) <= {"head_object", "put_object", "get_object"}
 
 
-async def test_it_is_encrypted_as_asked_and_in_no_storage_class(proxied):
+async def test_a_created_object_is_encrypted_and_in_the_default_storage_class(proxied):
     store = proxied(object_options=ObjectOptions(encryption="AES256", storage_class="GLACIER"))
     await store.create(KEY, b"claim")
     reported = await store._connection.call("head_object", KEY)

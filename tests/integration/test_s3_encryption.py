@@ -1,4 +1,4 @@
-"""Encryption and storage class: asked for on everything that makes an object, and nowhere else; only where set."""
+"""Encryption and storage class: their headers are sent with every request that creates an object, if they are set."""
 
 import random
 
@@ -15,32 +15,32 @@ pytest_plugins = ["tests.support.servers.fixtures"]
 
 MIB = 2**20
 PART = MIB // 2
-WHOLE = b"one part" * 1000
-SEVERAL = random.Random(2).randbytes(2 * PART + 77)
+SMALL = b"one part" * 1000
+LARGE = random.Random(2).randbytes(2 * PART + 77)
 KEY_ID = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd"
-WAYS = {
+OPTIONS = {
     "AES256": ObjectOptions(encryption="AES256"),
     "kms": ObjectOptions(encryption="aws:kms"),
     "kms-key-class": ObjectOptions(encryption="aws:kms", kms_key_id=KEY_ID, storage_class="STANDARD_IA"),
     "class": ObjectOptions(storage_class="STANDARD_IA"),
 }
-MAKING = {"put_object", "copy_object", "create_multipart_upload"}
+CREATING = {"put_object", "copy_object", "create_multipart_upload"}
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
+def no_backoff(monkeypatch):
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
 
-async def put(store, key, data=WHOLE):
+async def put(store, key, data=SMALL):
     async def body():
         yield data
 
     return await store.put(key, body(), metadata={"sha256": "ab"}, part_bytes=PART, progress=lambda _: None)
 
 
-async def lies(store, key):
-    """Return how the server says that an object lies."""
+async def stored_options(store, key):
+    """Return encryption and storage class of an object as the server reports them."""
     reported = await store._connection.call("head_object", key)
     return ObjectOptions(
         encryption=reported.get("ServerSideEncryption", ""),
@@ -51,54 +51,54 @@ async def lies(store, key):
 
 async def made_in_every_way(store):
     """Put a small object and one in parts, and copy both; return the keys."""
-    for key, data in (("small", WHOLE), ("large", SEVERAL)):
+    for key, data in (("small", SMALL), ("large", LARGE)):
         source = await put(store, key, data)
         assert (await store.copy(key, f"{key}-copy", expected=source)).size == len(data)
     return "small", "large", "small-copy", "large-copy"
 
 
-@pytest.mark.parametrize("wanted", WAYS.values(), ids=WAYS)
-async def test_whatever_makes_an_object_asks_for_it_and_parts_do_not(proxied, proxy, wanted):
+@pytest.mark.parametrize("wanted", OPTIONS.values(), ids=OPTIONS)
+async def test_every_request_that_creates_an_object_has_the_headers_and_parts_do_not(proxied, proxy, wanted):
     store = proxied(object_options=wanted, single_copy_bytes=PART)
     with structlog.testing.capture_logs() as logs:
         keys = await made_in_every_way(store)
     assert logs == []
     expected = dict.fromkeys(keys, wanted)
-    assert {key: await lies(store, key) for key in keys} == expected
+    assert {key: await stored_options(store, key) for key in keys} == expected
     for operation, request in zip(proxy.seen, proxy.requests, strict=True):
         names = {name.lower() for name in request.headers}
         asked = {name for name in names if "encryption" in name or name == "x-amz-storage-class"}
-        assert bool(asked) == (operation in MAKING), (operation, asked)
-    assert set(proxy.seen) >= MAKING | {"upload_part", "upload_part_copy"}
+        assert bool(asked) == (operation in CREATING), (operation, asked)
+    assert set(proxy.seen) >= CREATING | {"upload_part", "upload_part_copy"}
 
 
-async def test_a_copy_is_encrypted_whatever_its_source_was(proxied):
+async def test_a_copy_is_encrypted_independently_of_its_source(proxied):
     plain = proxied()
     source = await put(plain, "plain")
-    assert await lies(plain, "plain") == ObjectOptions()
-    dressed = proxied(bucket=plain._address.bucket, object_options=WAYS["kms-key-class"])
-    await dressed.copy("plain", "copy", expected=source)
-    assert await lies(dressed, "copy") == WAYS["kms-key-class"]
+    assert await stored_options(plain, "plain") == ObjectOptions()
+    encrypting = proxied(bucket=plain._address.bucket, object_options=OPTIONS["kms-key-class"])
+    await encrypting.copy("plain", "copy", expected=source)
+    assert await stored_options(encrypting, "copy") == OPTIONS["kms-key-class"]
     await plain.copy("copy", "plain-again", expected=source)
-    assert await lies(plain, "plain-again") == ObjectOptions()
+    assert await stored_options(plain, "plain-again") == ObjectOptions()
 
 
 @pytest.mark.parametrize("server", ["moto", "rclone"])
 async def test_without_a_setting_no_header_is_sent(request, server, aws):
-    """R2 and B2 refuse those that they do not know."""
+    """R2 and B2 refuse unknown headers."""
     server = request.getfixturevalue(server)
     store = object_store(Settings(cloud_bucket=server.new_bucket(), cloud_endpoint=server.endpoint))
     seen = set()
     client = (await store._connection._client()).raw
     client.meta.events.register("before-send.s3", lambda request, **_: seen.update(map(str.lower, request.headers)))
     await put(store, "small")
-    await put(store, "large", SEVERAL)
+    await put(store, "large", LARGE)
     await store.aclose()
     assert "content-md5" in seen
     assert not [name for name in seen if "encryption" in name or "storage-class" in name]
 
 
-async def test_the_settings_say_how_everything_lies(moto, aws):
+async def test_the_settings_choose_encryption_and_storage_class(moto, aws):
     store = object_store(
         Settings(
             cloud_bucket=moto.new_bucket(),
@@ -109,16 +109,18 @@ async def test_the_settings_say_how_everything_lies(moto, aws):
         )
     )
     await put(store, "systems/mac/uploads/x/manifest.json")
-    assert await lies(store, "systems/mac/uploads/x/manifest.json") == WAYS["kms-key-class"]
+    assert await stored_options(store, "systems/mac/uploads/x/manifest.json") == OPTIONS["kms-key-class"]
     await store.aclose()
 
 
-async def test_a_store_that_says_nothing_about_encryption_is_doubted_once(rclone, aws):
-    """rclone takes the header, and stores as ever."""
-    store = S3Store(bucket=rclone.new_bucket(), endpoint=rclone.endpoint, region="auto", object_options=WAYS["AES256"])
+async def test_a_store_that_does_not_confirm_encryption_causes_one_warning(rclone, aws):
+    """rclone accepts the header and ignores it."""
+    store = S3Store(
+        bucket=rclone.new_bucket(), endpoint=rclone.endpoint, region="auto", object_options=OPTIONS["AES256"]
+    )
     with structlog.testing.capture_logs() as logs:
         await put(store, "small")
-        await put(store, "large", SEVERAL)
+        await put(store, "large", LARGE)
     await store.aclose()
     assert [(entry["event"], entry["log_level"]) for entry in logs] == [("encryption_unconfirmed", "warning")]
 
@@ -140,11 +142,11 @@ REFUSALS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize(("status", "code", "said", "way", "named"), REFUSALS.values(), ids=REFUSALS)
 async def test_a_refusal_is_permanent_and_names_the_setting(proxied, proxy, status, code, said, way, named, data):
-    store = proxied(object_options=WAYS[way])
-    proxy.on("put_object" if data is WHOLE else "create_multipart_upload", refuse(status, code, secret=said))
+    store = proxied(object_options=OPTIONS[way])
+    proxy.on("put_object" if data is SMALL else "create_multipart_upload", refuse(status, code, secret=said))
     with pytest.raises(StoreError) as failure:
         await put(store, "key", data)
     error = failure.value
@@ -156,15 +158,15 @@ async def test_a_refusal_is_permanent_and_names_the_setting(proxied, proxy, stat
     assert [item async for item in store.list("")] == []
 
 
-async def test_a_key_service_that_is_busy_is_transient(proxied, proxy):
+async def test_a_throttled_key_service_is_a_transient_error(proxied, proxy):
     proxy.on("put_object", refuse(400, "KMS.ThrottlingException"))
     with pytest.raises(StoreError, match="KMS") as failure:
-        await put(proxied(object_options=WAYS["kms"]), "key")
+        await put(proxied(object_options=OPTIONS["kms"]), "key")
     assert failure.value.transient
 
 
-async def test_a_read_that_lacks_the_key_says_so(proxied, proxy):
-    """Also where the bucket encrypts by itself, and no setting asks for it."""
+async def test_a_read_without_permission_for_the_key_names_it(proxied, proxy):
+    """This includes a bucket that encrypts by default, without a setting."""
     store = proxied()
     proxy.on("get_object", refuse(403, "AccessDenied", secret="not authorized to perform: kms:Decrypt"))
     with pytest.raises(NotPermitted, match="kms:Decrypt on the KMS key"):
@@ -172,16 +174,16 @@ async def test_a_read_that_lacks_the_key_says_so(proxied, proxy):
 
 
 @pytest.mark.parametrize("status", [400, 501])
-async def test_without_a_setting_none_is_blamed(proxied, proxy, status):
+async def test_without_a_setting_the_error_names_none(proxied, proxy, status):
     proxy.on("put_object", refuse(status, "NotImplemented"))
     with pytest.raises(StoreError) as failure:
         await put(proxied(), "key")
     assert "akosha_cloud" not in failure.value.hint
 
 
-async def test_a_copy_that_is_refused_is_sent_instead(proxied, proxy):
-    """What the put then meets names the setting, if it is that."""
-    store = proxied(object_options=WAYS["kms"])
+async def test_a_refused_copy_is_reported_as_unsupported(proxied, proxy):
+    """The upload then sends the object instead. If the setting is the cause, the error of that put names it."""
+    store = proxied(object_options=OPTIONS["kms"])
     source = await put(store, "source")
     proxy.on("copy_object", refuse(400, "KMS.NotFoundException"))
     with pytest.raises(CopyUnsupported):

@@ -1,4 +1,4 @@
-"""A file that a secret stands in is refused where it is none, cannot be read, or others can open it."""
+"""A file with a secret is refused if it is not a regular file, cannot be read, or can be opened by others."""
 
 import os
 import socket
@@ -36,13 +36,13 @@ def refused(path):
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o700])
-def test_a_file_of_ones_own_is_taken(secret, mode):
+def test_a_private_file_is_accepted(secret, mode):
     secret.chmod(mode)
     check_private(secret, KEY)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o440, 0o444, 0o602, 0o620, 0o610, 0o777])
-def test_a_file_that_group_or_others_can_open_is_refused_with_the_command_that_mends_it(secret, mode):
+def test_a_file_that_group_or_others_can_open_is_refused_with_the_command_that_fixes_it(secret, mode):
     secret.chmod(mode)
     error = refused(secret)
     assert f"(mode {mode:04o})" in error.message
@@ -51,14 +51,14 @@ def test_a_file_that_group_or_others_can_open_is_refused_with_the_command_that_m
     check_private(secret, KEY)
 
 
-def test_a_link_counts_as_what_it_leads_to(secret, tmp_path):
+def test_a_symlink_is_judged_by_its_target(secret, tmp_path):
     (tmp_path / "link").symlink_to(secret)
     check_private(tmp_path / "link", KEY)
     secret.chmod(0o640)
     assert "mode 0640" in refused(tmp_path / "link").message
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_secret_file_is_refused(tmp_path):
     (tmp_path / "dangling").symlink_to("nothing")
     for path in (tmp_path / "no.creds", tmp_path / "dangling"):
         error = refused(path)
@@ -66,7 +66,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         assert error.hint == "set akosha_agent_nats_nkey_file to the path of a file"
 
 
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+def test_a_file_that_is_not_regular_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe", 0o600)
     (tmp_path / "folder").mkdir(mode=0o700)
     (tmp_path / "zero").symlink_to("/dev/zero")
@@ -74,7 +74,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
         assert "is not a regular file" in refused(tmp_path / name).message
 
 
-def test_what_cannot_be_opened_is_refused_with_the_reason(tmp_path, secret):
+def test_a_file_that_cannot_be_opened_is_refused_with_the_reason(tmp_path, secret):
     (tmp_path / "loop").symlink_to("loop")
     assert "symbolic links" in refused(tmp_path / "loop").message
     assert "cannot be opened: Not a directory" in refused(secret / "below").message
@@ -87,8 +87,8 @@ def test_a_socket_is_refused(tmp_path, monkeypatch):
         assert "cannot be opened" in refused(Path("socket")).message
 
 
-@pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root's rights can be given up on Linux only")
-def test_a_file_that_we_may_not_read_is_refused(secret):
+@pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root can drop its privileges only on Linux")
+def test_a_file_without_read_permission_is_refused(secret):
     secret.chmod(0)
     code = (
         "import runpy, sys; from pathlib import Path; from agent.settings import check_private\n"

@@ -1,4 +1,4 @@
-"""A settings file is read for our keys alone, and a broken one is named with its line; nothing of it is quoted."""
+"""Reading settings files: only the agent's keys are read, and errors name the line without quoting the file."""
 
 import os
 
@@ -15,7 +15,7 @@ def read(path, text):
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# only a comment\n", "---\n", "~\n", "null"])
-def test_an_empty_file_says_nothing(tmp_path, text):
+def test_an_empty_file_has_no_values(tmp_path, text):
     assert read(tmp_path / "f.yaml", text).values == {}
 
 
@@ -26,7 +26,7 @@ def test_only_wanted_keys_of_the_top_level_are_read(tmp_path):
     assert found.values == {"akosha_max_retries": 5}
 
 
-def test_values_have_yamls_types(tmp_path):
+def test_values_have_the_types_of_yaml(tmp_path):
     found = read(
         tmp_path / "f.yaml",
         "akosha_a: yes\nakosha_b: 1.5\nakosha_c: '1.5'\nakosha_d:\nakosha_e: [1]\nakosha_f: {x: 1}\nakosha_g: ''\n",
@@ -37,7 +37,7 @@ def test_values_have_yamls_types(tmp_path):
 @pytest.mark.parametrize(
     "number", ["9" * 5000, "0x" + "f" * 5000, "0" + "7" * 9000, "1:" * 3000 + "1", "1." + "0" * 99]
 )
-def test_a_number_of_thousands_of_digits_is_refused_with_its_place(tmp_path, number):
+def test_a_number_of_thousands_of_digits_is_refused_with_its_position(tmp_path, number):
     with pytest.raises(
         SettingsError, match=r"the file has a number of [\d,]+ characters at line 2, column 11"
     ) as caught:
@@ -50,7 +50,7 @@ def test_anchors_and_merge_keys_are_followed(tmp_path):
     assert found.values == {"akosha_a": 3, "akosha_b": 2, "akosha_c": 2}
 
 
-def test_what_other_keys_hold_cannot_hurt(tmp_path):
+def test_values_of_other_keys_are_not_constructed(tmp_path):
     """Tags of other programs, impossible dates and exponential nesting are not constructed."""
     bomb = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]\n" for n in range(1, 40))
     found = read(tmp_path / "f.yaml", f"x: !vault abc\ny: 2024-99-99\nk0: &k0 lol\n{bomb}akosha_a: 1\nakosha_b: *k39\n")
@@ -81,18 +81,18 @@ def test_a_broken_file_is_named_with_line_and_column_and_never_quoted(tmp_path, 
     assert "c4n4ry" not in str(caught.value)
 
 
-def test_bottomless_nesting_is_an_error_and_no_crash(tmp_path):
+def test_very_deep_nesting_is_an_error_not_a_crash(tmp_path):
     with pytest.raises(SettingsError, match="not valid YAML"):
         read(tmp_path / "f.yaml", "[" * 3_000)
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just a text\n", "5\n"])
-def test_a_file_that_is_no_mapping_is_an_error(tmp_path, text):
+def test_a_file_without_a_mapping_is_an_error(tmp_path, text):
     with pytest.raises(SettingsError, match="the file is not a mapping"):
         read(tmp_path / "f.yaml", text)
 
 
-def test_a_file_that_is_not_there_is_none(tmp_path):
+def test_a_missing_file_is_none(tmp_path):
     assert read_settings_file(tmp_path / "no.yaml", name="no", wanted=bool) is None
     (tmp_path / "plain").touch()
     assert read_settings_file(tmp_path / "plain" / "no.yaml", name="no", wanted=bool) is None
@@ -120,7 +120,7 @@ def test_a_huge_file_is_refused(tmp_path):
         read(tmp_path / "f.yaml", b"#" * (MAX_BYTES + 1))
 
 
-def test_a_file_is_the_same_whatever_it_is_called(tmp_path):
+def test_a_file_has_the_same_identity_under_any_name(tmp_path):
     (tmp_path / "link.yaml").symlink_to("f.yaml")
     assert read(tmp_path / "f.yaml", "akosha_a: 1").identity == identity_of(tmp_path / "link.yaml")
 
@@ -141,12 +141,12 @@ def test_a_file_is_the_same_whatever_it_is_called(tmp_path):
         ("${URL:-http://localhost:9000}", "http://localhost:9000", ()),
     ],
 )
-def test_variables_are_put_in_as_a_shell_would(text, result, unset):
+def test_variables_are_expanded_as_in_a_shell(text, result, unset):
     found = expand(text, {"SET": "value", "EMPTY": "", "NESTED": "${SET}"})
     assert (found.text, found.unset) == (result, unset)
 
 
 @given(st.text(), st.text())
-def test_what_a_variable_holds_comes_through_as_it_is(before, held):
+def test_the_value_of_a_variable_is_not_expanded_again(before, held):
     before = before.replace("$", "")
     assert expand(before + "${X}", {"X": held}).text == before + held

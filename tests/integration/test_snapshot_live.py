@@ -1,4 +1,4 @@
-"""Snapshots of databases that another process is writing all the time."""
+"""Snapshots of databases that another process writes continuously."""
 
 import asyncio
 import os
@@ -34,8 +34,10 @@ def taker_of(data_dir, staging, *, verify=False, **options):
 
 
 @pytest.mark.long
-async def test_of_many_snapshots_none_is_torn_none_is_old_and_the_writer_never_fails(engine, data_dir, staging):
-    """Commits go on during checkpoints (into another sidecar); each copy holds what was committed before it began."""
+async def test_many_snapshots_of_a_busy_database_are_consistent_and_current_and_the_writer_never_fails(
+    engine, data_dir, staging
+):
+    """Commits continue during checkpoints, in another sidecar. Each copy has all rows committed before it started."""
     fast, thorough = taker_of(data_dir, staging), taker_of(data_dir, staging, verify=True)
     sidecars: set[tuple[str, ...]] = set()
     with Writer(data_dir, *BUSY, engine=engine) as writer, Checker() as checker:
@@ -46,7 +48,7 @@ async def test_of_many_snapshots_none_is_torn_none_is_old_and_the_writer_never_f
                 snapshot = await (thorough if number % 25 == 0 else fast).take(database)
                 found = await asyncio.to_thread(checker.check, snapshot.folder / f"{database}.duckdb")
                 if found.problems and not snapshot.verified:
-                    # The metadata block was written while it was copied: the check of a verified snapshot finds that.
+                    # The metadata block was written during the copy. A verified snapshot detects that.
                     await fast.discard(snapshot)
                     snapshot = await thorough.take(database)
                     found = await asyncio.to_thread(checker.check, snapshot.folder / f"{database}.duckdb")
@@ -61,8 +63,8 @@ async def test_of_many_snapshots_none_is_torn_none_is_old_and_the_writer_never_f
         assert writer.events[-1]["event"] == "closed"
 
 
-def test_a_copy_without_a_bracket_is_seen_to_be_wrong(data_dir, tmp_path):
-    """The proof above can fail: main file and sidecar of two states are told apart."""
+def test_the_checker_detects_a_copy_taken_without_a_bracket(data_dir, tmp_path):
+    """The previous test can fail: the checker detects main file and sidecar of different states."""
     naive = tmp_path / "naive"
     naive.mkdir()
     with Writer(data_dir, "--paused") as writer:
@@ -77,7 +79,7 @@ def test_a_copy_without_a_bracket_is_seen_to_be_wrong(data_dir, tmp_path):
 
 
 def after_copying(monkeypatch, name, act, *, times=1):
-    """Do something real each time a file of that name has been copied."""
+    """Call `act` after each of the first `times` copies of the file `name`."""
     copy, left = bracketed_copy.FileCopy.run, [times]
 
     def run(self, hashing):
@@ -90,7 +92,7 @@ def after_copying(monkeypatch, name, act, *, times=1):
 
 
 @pytest.mark.parametrize("name", ["reflection.duckdb", "reflection.duckdb.wal"])
-async def test_a_checkpoint_while_a_file_is_copied_is_noticed_and_copied_again(
+async def test_a_checkpoint_during_a_copy_is_detected_and_the_copy_repeated(
     name, engine, data_dir, staging, monkeypatch
 ):
     with Writer(data_dir, "--paused", engine=engine) as writer:
@@ -110,7 +112,7 @@ async def test_a_checkpoint_while_a_file_is_copied_is_noticed_and_copied_again(
     assert sum(file.size for file in snapshot.files) == sum(f.stat().st_size for f in snapshot.folder.iterdir())
 
 
-async def test_a_sidecar_that_appears_while_the_main_file_is_copied_is_in_the_copy(data_dir, staging, monkeypatch):
+async def test_a_sidecar_created_during_the_copy_of_the_main_file_is_copied(data_dir, staging, monkeypatch):
     create(data_dir, commits=5)
     with Writer(data_dir, "--paused") as writer:
         assert not (data_dir / "reflection.duckdb.wal").exists()
@@ -120,7 +122,7 @@ async def test_a_sidecar_that_appears_while_the_main_file_is_copied_is_in_the_co
     assert check(snapshot.folder / "reflection.duckdb").last == 5
 
 
-async def test_commits_after_the_copy_of_the_sidecar_cost_no_second_copy(data_dir, staging, monkeypatch):
+async def test_commits_after_the_copy_of_the_sidecar_do_not_repeat_the_copy(data_dir, staging, monkeypatch):
     with Writer(data_dir, "--paused") as writer:
         writer.run("commit 5")
         after_copying(monkeypatch, "reflection.duckdb.wal", lambda: writer.run("commit 2"))
@@ -131,7 +133,7 @@ async def test_commits_after_the_copy_of_the_sidecar_cost_no_second_copy(data_di
         assert (await taker_of(data_dir, staging).survey())["reflection"] != snapshot.fingerprint
 
 
-async def test_a_database_replaced_while_it_is_copied_is_copied_again(data_dir, staging, tmp_path, monkeypatch):
+async def test_a_database_replaced_during_the_copy_is_copied_again(data_dir, staging, tmp_path, monkeypatch):
     create(data_dir, commits=5)
     create(tmp_path / "other", commits=9)
     other = tmp_path / "other" / "reflection.duckdb"
@@ -140,9 +142,7 @@ async def test_a_database_replaced_while_it_is_copied_is_copied_again(data_dir, 
     assert check(snapshot.folder / "reflection.duckdb").last == 8
 
 
-async def test_a_database_that_vanishes_while_it_is_copied_is_an_error_that_waits_for_a_change(
-    data_dir, staging, monkeypatch
-):
+async def test_a_database_deleted_during_the_copy_is_a_permanent_error(data_dir, staging, monkeypatch):
     create(data_dir, commits=5)
     after_copying(monkeypatch, "reflection.duckdb", (data_dir / "reflection.duckdb").unlink)
     with pytest.raises(SnapshotError, match=r"there is no reflection\.duckdb") as caught:
@@ -151,12 +151,12 @@ async def test_a_database_that_vanishes_while_it_is_copied_is_an_error_that_wait
 
 
 @pytest.mark.parametrize("listing", [2, 3, 4])
-async def test_a_sidecar_on_the_way_from_one_name_to_another_is_not_lost(listing, data_dir, staging, monkeypatch):
+async def test_a_sidecar_renamed_during_the_copy_is_not_lost(listing, data_dir, staging, monkeypatch):
     """
     A checkpoint ends in two steps: the header is flipped, then `.wal.checkpoint` is renamed to `.wal`.
 
-    The steps are made here at the worst moments: after the files were listed and before the header is read; and in
-    the midst of a later listing, after one of the two names was looked at and before the other.
+    This test does the steps at the worst moments: the flip after the files are listed and before the header is read;
+    the rename during a later listing, after one of the two names is read and before the other.
     """
     create(data_dir, commits=3)
     main = data_dir / "reflection.duckdb"
@@ -189,7 +189,7 @@ async def test_a_sidecar_on_the_way_from_one_name_to_another_is_not_lost(listing
     assert b"committed meanwhile" in {path.read_bytes() for path in snapshot.folder.iterdir()}
 
 
-async def test_a_writer_that_is_always_quicker_is_a_transient_error_after_the_time_given(
+async def test_a_writer_that_changes_the_database_during_every_copy_is_a_transient_error(
     data_dir, staging, monkeypatch
 ):
     with Writer(data_dir, "--paused") as writer:
@@ -205,8 +205,8 @@ async def test_a_writer_that_is_always_quicker_is_a_transient_error_after_the_ti
     assert list(staging.iterdir()) == []
 
 
-async def test_a_database_in_the_making_is_waited_for(data_dir, staging, tmp_path, monkeypatch):
-    """A file that is empty when it is first seen, and a database a moment later."""
+async def test_the_copy_waits_for_an_empty_file_to_become_a_database(data_dir, staging, tmp_path, monkeypatch):
+    """The file is empty at the first attempt and a database at the second."""
     create(tmp_path / "made", commits=4)
     data_dir.mkdir()
     main = data_dir / "reflection.duckdb"
@@ -214,7 +214,7 @@ async def test_a_database_in_the_making_is_waited_for(data_dir, staging, tmp_pat
     waits = threading.Event.wait
 
     def wait(self, timeout=None):
-        if timeout is not None:  # the pause between two attempts: a thread that starts waits, too, beside the copying
+        if timeout is not None:  # the pause between two attempts; a starting thread waits without a timeout
             main.write_bytes((tmp_path / "made" / "reflection.duckdb").read_bytes())
         return waits(self, timeout)
 
@@ -224,18 +224,18 @@ async def test_a_database_in_the_making_is_waited_for(data_dir, staging, tmp_pat
     assert check(snapshot.folder / "reflection.duckdb").last == 3
 
 
-async def test_cancelled_while_copying_it_stops_and_leaves_nothing(data_dir, staging, monkeypatch):
+async def test_a_cancelled_copy_stops_and_leaves_no_file(data_dir, staging, monkeypatch):
     data_dir.mkdir()
     create(data_dir, commits=5)
     os.truncate(data_dir / "reflection.duckdb", 2**30)
     taking = asyncio.create_task(taker_of(data_dir, staging).take("reflection"))
     write, loop, writing = bracketed_copy.FileCopy._write, asyncio.get_running_loop(), asyncio.Event()
 
-    def tell(self, chunk):
+    def write_and_signal(self, chunk):
         loop.call_soon_threadsafe(writing.set)
         write(self, chunk)
 
-    monkeypatch.setattr(bracketed_copy.FileCopy, "_write", tell)
+    monkeypatch.setattr(bracketed_copy.FileCopy, "_write", write_and_signal)
     async with asyncio.timeout(60):
         await writing.wait()
         taking.cancel()
@@ -244,7 +244,7 @@ async def test_cancelled_while_copying_it_stops_and_leaves_nothing(data_dir, sta
     assert list(staging.iterdir()) == []
 
 
-async def test_a_copy_with_a_torn_block_of_metadata_is_found_and_taken_again(engine, data_dir, staging, monkeypatch):
+async def test_a_torn_metadata_block_is_detected_and_the_copy_repeated(engine, data_dir, staging, monkeypatch):
     with Writer(data_dir, "--paused", engine=engine) as writer:
         for command in ("commit 10", "checkpoint"):
             writer.run(command)

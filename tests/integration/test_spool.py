@@ -1,4 +1,4 @@
-"""The spool on a real directory: what is written is read, in order; what is no note is set aside, once."""
+"""The spool on a real directory: notes are read in order, and invalid ones are set aside once."""
 
 import asyncio
 import errno
@@ -38,18 +38,18 @@ def spool(directory):
     return SpoolDirectory(directory, CODEC)
 
 
-async def test_what_is_written_is_read_and_gone_when_removed(spool, directory):
+async def test_a_written_note_is_read_until_it_is_removed(spool, directory):
     ended = SessionEnded(id="e-1", time=AT, system_id="mac", session_id="s", reason="clear")
     note = await spool.write(ended)
     assert await spool.waiting() == [(note, ended)]
-    assert await spool.waiting() == [(note, ended)], "reading takes nothing away"
+    assert await spool.waiting() == [(note, ended)], "reading removes nothing"
     await spool.remove(note)
     assert await spool.waiting() == []
     await spool.remove(note)
     assert list(directory.iterdir()) == []
 
 
-async def test_notes_come_oldest_first_who_wrote_them(directory):
+async def test_notes_of_several_writers_are_read_oldest_first(directory):
     writers = [SpoolDirectory(directory, CODEC) for _ in range(3)]
     for number, seconds in enumerate([5, 0.25, 3, 0.1, 0, 4]):
         await writers[number % 3].write(asked(number, seconds))
@@ -58,7 +58,7 @@ async def test_notes_come_oldest_first_who_wrote_them(directory):
     assert [name for name, _ in notes] == sorted(name for name, _ in notes)
 
 
-async def test_notes_of_one_moment_keep_the_order_of_their_writer_and_none_is_lost(spool):
+async def test_notes_with_the_same_time_keep_the_order_of_their_writer(spool):
     await asyncio.gather(*(spool.write(asked(0)) for _ in range(20)))
     for number in range(1, 11):
         await spool.write(asked(number))
@@ -67,7 +67,7 @@ async def test_notes_of_one_moment_keep_the_order_of_their_writer_and_none_is_lo
     assert ids[20:] == [f"r-{number}" for number in range(1, 11)]
 
 
-async def test_a_note_is_for_its_user_alone(spool, directory):
+async def test_a_note_is_private(spool, directory):
     old = os.umask(0)
     try:
         note = await spool.write(asked(1))
@@ -77,7 +77,7 @@ async def test_a_note_is_for_its_user_alone(spool, directory):
     assert is_note(note)
 
 
-async def test_the_directory_is_made_by_the_first_writer(tmp_path):
+async def test_the_first_writer_creates_the_directory(tmp_path):
     spool = SpoolDirectory(tmp_path / "state" / "spool", CODEC)
     assert await spool.waiting() == []
     await spool.write(asked(1))
@@ -85,8 +85,8 @@ async def test_the_directory_is_made_by_the_first_writer(tmp_path):
     assert [event.id for _, event in await spool.waiting()] == ["r-1"]
 
 
-async def test_a_reader_sees_a_note_whole_or_not_at_all(spool, directory):
-    """Another process writes as fast as it can, the reader reads as fast as it can: nothing is ever rejected."""
+async def test_a_reader_never_sees_a_partial_note(spool, directory):
+    """Another process writes and this one reads as fast as possible. No note is rejected."""
     program = (
         "import asyncio, sys; from datetime import datetime, UTC; from pathlib import Path\n"
         "from agent.adapters.spool import SpoolDirectory; from agent.adapters.wire import CloudEventsCodec\n"
@@ -160,14 +160,14 @@ def plant_foreign_event(path: Path) -> None:
     path.write_bytes(CODEC.encode(asked(7)).replace(b"akosha.sync.asked.v1", b"akosha.sync.asked.v9"))
 
 
-PLANTS = [
+INVALID_NOTES = [
     plant_garbage, plant_empty, plant_large, plant_link, plant_broken_link, plant_directory, plant_pipe, plant_socket,
     plant_foreign_event,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__.removeprefix("plant_"))
-async def test_what_is_no_note_is_set_aside_and_said_once(spool, directory, plant):
+@pytest.mark.parametrize("plant", INVALID_NOTES, ids=lambda plant: plant.__name__.removeprefix("plant_"))
+async def test_an_invalid_note_is_set_aside_and_logged_once(spool, directory, plant):
     good = await spool.write(asked(1))
     plant(directory / "00-bad.json")
     with capture_logs() as logs:
@@ -178,7 +178,7 @@ async def test_what_is_no_note_is_set_aside_and_said_once(spool, directory, plan
     assert [path.name for path in (directory / "rejected").iterdir()] == ["00-bad.json"]
 
 
-async def test_a_link_is_not_followed_and_its_target_stays(spool, directory, tmp_path):
+async def test_a_symlink_is_not_followed_and_its_target_stays(spool, directory, tmp_path):
     plant_link(directory / "00-bad.json")
     assert await spool.waiting() == []
     assert (tmp_path / "outside").read_bytes() == CODEC.encode(asked(7))
@@ -192,7 +192,7 @@ async def test_a_note_of_another_user_is_set_aside(spool, directory, monkeypatch
     assert logs[0]["reason"] == f"it belongs to user {os.getuid()}"
 
 
-async def test_only_the_last_few_rejected_are_kept(spool, directory):
+async def test_only_the_newest_rejected_notes_are_kept(spool, directory):
     for number in range(KEPT_REJECTED + 5):
         (plant_directory if number % 2 else plant_garbage)(directory / f"{number:03d}.json")
         assert await spool.waiting() == []
@@ -200,7 +200,7 @@ async def test_only_the_last_few_rejected_are_kept(spool, directory):
     assert kept == [f"{number:03d}.json" for number in range(5, KEPT_REJECTED + 5)]
 
 
-async def test_what_cannot_be_moved_away_is_said_once_and_passed_over(spool, directory):
+async def test_an_invalid_note_that_cannot_be_moved_is_logged_once_and_skipped(spool, directory):
     (directory / "rejected").write_text("a file where the directory should be")
     plant_garbage(directory / "00-bad.json")
     good = await spool.write(asked(1))
@@ -211,10 +211,10 @@ async def test_what_cannot_be_moved_away_is_said_once_and_passed_over(spool, dir
     (directory / "00-bad.json").unlink()
     await spool.waiting()
     (directory / "00-bad.json").write_bytes(CODEC.encode(asked(9)))
-    assert [event.id for _, event in await spool.waiting()] == ["r-9", "r-1"], "a later one of that name is read"
+    assert [event.id for _, event in await spool.waiting()] == ["r-9", "r-1"], "a later note with that name is read"
 
 
-async def test_what_is_being_written_is_no_note_and_what_a_killed_writer_left_is_swept(spool, directory):
+async def test_a_draft_is_not_a_note_and_an_old_draft_is_deleted(spool, directory):
     note = await spool.write(asked(1))
     fresh, stale = directory / f".{note}.draft", directory / ".old.json.draft"
     fresh.write_bytes(b"{")
@@ -227,7 +227,7 @@ async def test_what_is_being_written_is_no_note_and_what_a_killed_writer_left_is
     assert not is_note("rejected")
 
 
-async def test_a_note_that_vanishes_while_reading_is_nobodys_error(spool, directory, monkeypatch):
+async def test_a_note_deleted_during_reading_is_not_an_error(spool, directory, monkeypatch):
     await spool.write(asked(1))
     keep = await spool.write(asked(2))
     read = SpoolDirectory._read
@@ -244,7 +244,7 @@ async def test_a_note_that_vanishes_while_reading_is_nobodys_error(spool, direct
 
 
 @pytest.mark.parametrize(("code", "kept"), [(errno.EIO, True), (errno.EMFILE, True), (errno.EACCES, False)])
-async def test_a_passing_failure_to_read_leaves_the_note_where_it_is(spool, directory, monkeypatch, code, kept):
+async def test_a_transient_read_error_keeps_the_note(spool, directory, monkeypatch, code, kept):
     note = await spool.write(asked(1))
     really_open = os.open
 
@@ -261,7 +261,7 @@ async def test_a_passing_failure_to_read_leaves_the_note_where_it_is(spool, dire
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ESTALE])
-async def test_a_directory_that_cannot_be_used_for_now_is_a_passing_failure(spool, directory, monkeypatch, code):
+async def test_a_directory_that_is_temporarily_unusable_is_a_transient_error(spool, directory, monkeypatch, code):
     note = await spool.write(asked(1))
 
     def failing(self, *_args, **_how):
@@ -277,14 +277,14 @@ async def test_a_directory_that_cannot_be_used_for_now_is_a_passing_failure(spoo
     assert [name for name, _ in await spool.waiting()] == [note]
 
 
-async def test_a_note_too_large_to_be_read_is_refused_at_the_writer(spool, directory):
+async def test_a_note_that_is_too_large_is_refused_by_the_writer(spool, directory):
     with pytest.raises(WireError, match="is larger than the 65536 allowed"):
         await spool.write(SyncAsked(id="r", time=AT, system_id="mac", reason="x" * MAX_NOTE_BYTES))
     assert list(directory.iterdir()) == []
 
 
-async def test_a_full_disk_leaves_nothing_and_is_an_error_with_its_cure(spool, directory, tmp_path):
-    """A file-size limit of one kilobyte stands for the disk: the kernel refuses the write in the middle."""
+async def test_a_full_disk_leaves_no_note_and_is_an_error_with_a_hint(spool, directory, tmp_path):
+    """A file-size limit of 1 KiB simulates the full disk: the kernel refuses a write in the middle."""
     program = (
         "import asyncio, resource, signal, sys; from datetime import datetime, UTC; from pathlib import Path\n"
         "from agent.adapters.spool import SpoolDirectory; from agent.adapters.wire import CloudEventsCodec\n"
@@ -306,12 +306,12 @@ async def test_a_full_disk_leaves_nothing_and_is_an_error_with_its_cure(spool, d
     assert list(directory.iterdir()) == []
 
 
-async def test_a_spool_that_is_no_directory_is_an_error_with_its_cure(tmp_path):
+async def test_a_spool_that_is_not_a_directory_is_a_transient_error(tmp_path):
     (tmp_path / "spool").write_text("")
     spool = SpoolDirectory(tmp_path / "spool", CODEC)
     with pytest.raises(StateError, match="cannot be used: Not a directory") as reported:
         await spool.waiting()
-    assert reported.value.transient, "whoever put it there may take it away: no reason to end"
+    assert reported.value.transient, "the user may move the file away, so the agent continues"
     with pytest.raises(StateError, match="cannot be used"):
         await spool.write(asked(1))
 

@@ -1,4 +1,4 @@
-"""The protocol of sd_notify, spoken to a real socket."""
+"""The sd_notify protocol over a real socket."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ def test_each_call_is_one_datagram_of_the_protocol():
     assert stopping["STOPPING"] == "1"
 
 
-def test_what_the_supervisor_has_reported_is_taken_out_of_the_environment():
+def test_the_variables_of_the_supervisor_are_removed_from_the_environment():
     environ = {"NOTIFY_SOCKET": "/run/notify", "WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1", "HOME": "/home/x"}
     SystemdSupervisor.of(environ)
     assert environ == {"HOME": "/home/x"}
@@ -43,11 +43,11 @@ def test_what_the_supervisor_has_reported_is_taken_out_of_the_environment():
         pytest.param({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 15.0, id="for this process"),
         pytest.param({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None, id="for another process"),
         pytest.param({"WATCHDOG_USEC": "0"}, None, id="zero"),
-        pytest.param({"WATCHDOG_USEC": "soon"}, None, id="no number"),
+        pytest.param({"WATCHDOG_USEC": "soon"}, None, id="not a number"),
         pytest.param({}, None, id="no watchdog"),
     ],
 )
-def test_how_often_it_wants_a_sign_of_life(variables, every):
+def test_the_keep_alive_interval_is_half_of_the_watchdog_timeout(variables, every):
     assert SystemdSupervisor.of({"NOTIFY_SOCKET": "/run/notify", **variables}).keep_alive_seconds == every
 
 
@@ -59,7 +59,7 @@ def test_how_often_it_wants_a_sign_of_life(variables, every):
         pytest.param({"NOTIFY_SOCKET": "@", "WATCHDOG_USEC": "30000000"}, id="no name"),
     ],
 )
-def test_without_a_socket_it_is_silent(environ, capsys):
+def test_without_a_socket_nothing_is_sent(environ, capsys):
     supervisor = SystemdSupervisor.of(environ)
     assert supervisor.keep_alive_seconds is None
     supervisor.ready()
@@ -68,7 +68,7 @@ def test_without_a_socket_it_is_silent(environ, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract addresses are Linux's")
-def test_an_abstract_address_begins_with_an_at_sign():
+def test_an_at_sign_marks_an_abstract_address():
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         name = f"akosha-test-{os.getpid()}"
         listening.bind(f"\0{name}")
@@ -77,7 +77,7 @@ def test_an_abstract_address_begins_with_an_at_sign():
         assert listening.recv(100) == b"WATCHDOG=1"
 
 
-def test_a_supervisor_that_is_gone_is_said_once_and_harms_nobody(capsys):
+def test_a_missing_supervisor_is_logged_once(capsys):
     with notified() as notify:
         supervisor = SystemdSupervisor(notify.address)
     for _ in range(3):
@@ -85,7 +85,7 @@ def test_a_supervisor_that_is_gone_is_said_once_and_harms_nobody(capsys):
     assert capsys.readouterr().out.count("supervisor_not_notified") == 1
 
 
-def test_a_supervisor_that_does_not_read_blocks_nobody():
+def test_a_supervisor_that_does_not_read_does_not_block():
     with notified() as notify:
         supervisor = SystemdSupervisor(notify.address)
         for _ in range(10_000):
@@ -93,7 +93,7 @@ def test_a_supervisor_that_does_not_read_blocks_nobody():
         assert 0 < len(notify.gather()) < 10_000
 
 
-async def test_signs_of_life_come_from_the_event_loop_so_a_blocked_one_gives_none():
+async def test_a_blocked_event_loop_sends_no_keep_alive():
     with notified() as notify:
         supervisor = SystemdSupervisor(notify.address, keep_alive_seconds=0.01)
 

@@ -1,4 +1,4 @@
-"""The units, looked at by systemd itself."""
+"""The systemd units, checked with systemd-analyze."""
 
 import os
 import re
@@ -15,12 +15,12 @@ DEPLOY = Path(__file__).parents[2] / "deploy" / "systemd"
 ANALYZE = shutil.which("systemd-analyze")
 NOTHING = "/bin/true"
 
-pytestmark = pytest.mark.skipif(ANALYZE is None, reason="there is no systemd-analyze on this machine")
+pytestmark = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
 
 
 @pytest.fixture
 def analyze(tmp_path):
-    """Run systemd-analyze as a user's manager would look at things."""
+    """Return a function that runs systemd-analyze with the environment of a user manager."""
     runtime = tmp_path / "runtime"
     runtime.mkdir(mode=0o700)
 
@@ -38,7 +38,7 @@ def knows_offline() -> bool:
 
 
 def made(tmp_path: Path) -> Path:
-    """The user's unit, as it is really installed."""
+    """Write the user's unit as the agent installs it, and return its path."""
     keeper = Systemd(tmp_path, Runner({}, say=lambda _: None))
     text = keeper.render(ServiceSpec((NOTHING, "run", "--data-dir", '/a b/$HOME/%h/"q"')))
     unit = tmp_path / UNIT
@@ -46,12 +46,12 @@ def made(tmp_path: Path) -> Path:
     return unit
 
 
-def test_systemd_finds_nothing_wrong_with_the_users_unit(analyze, tmp_path):
+def test_systemd_verifies_the_unit_of_the_user(analyze, tmp_path):
     done = analyze("--user", "--man=no", "verify", made(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_systemd_finds_nothing_wrong_with_the_reactors_unit(analyze, tmp_path):
+def test_systemd_verifies_the_unit_of_react(analyze, tmp_path):
     text = (DEPLOY / "akosha-agent-react.service").read_text()
     unit = tmp_path / "akosha-agent-react.service"
     unit.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={NOTHING}", text))
@@ -63,28 +63,28 @@ def test_systemd_finds_nothing_wrong_with_the_reactors_unit(analyze, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "threshold"),
     [
-        # 2.5 of these 6.1 are capabilities: offline, it takes the service for one of root. A user has none to drop.
+        # 2.5 of these 6.1 are for capabilities: offline, it treats the service as one of root. A user has none to drop.
         pytest.param("user", 62, id="user"),
         pytest.param("react", 20, id="react"),
     ],
 )
-def test_the_units_are_shut_in(analyze, tmp_path, kind, threshold):
+def test_the_units_meet_the_exposure_limit(analyze, tmp_path, kind, threshold):
     if not knows_offline():
-        pytest.skip("this systemd-analyze cannot look at a file alone")
+        pytest.skip("this systemd-analyze cannot check a file offline")
     unit = made(tmp_path) if kind == "user" else DEPLOY / "akosha-agent-react.service"
     done = analyze("security", "--offline=true", f"--threshold={threshold}", unit)
     assert done.returncode == 0, done.stdout[-200:] + done.stderr
 
 
-def test_the_users_unit_has_no_line_that_needs_privileges(tmp_path):
-    """Such a line keeps it from starting (status 218), or does nothing, or needs user namespaces."""
+def test_the_unit_of_the_user_has_no_key_that_needs_privileges(tmp_path):
+    """Such a key prevents the start (status 218), has no effect, or needs user namespaces."""
     keys = {line.partition("=")[0] for line in made(tmp_path).read_text().splitlines() if re.match(r"\w+=", line)}
     stopping = {"CapabilityBoundingSet", "PrivateDevices", "ProtectClock", "ProtectKernelLogs", "ProtectKernelModules"}
     silent = {"ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateNetwork", "PrivateUsers", "ReadWritePaths", "User"}
     assert keys & (stopping | silent) == set()
 
 
-def test_the_users_unit_needs_no_systemd_newer_than_252(tmp_path):
+def test_the_unit_of_the_user_works_with_systemd_252(tmp_path):
     text = made(tmp_path).read_text()
     assert re.search(r"(?m)^Type=notify$", text)
     assert not re.search(r"(?m)^(RestartSteps|RestartMaxDelaySec|RestartMode|MemoryZSwapMax)=", text)

@@ -1,4 +1,4 @@
-"""Requests over a Unix socket: paths of any length, and servers that answer badly or not at all."""
+"""Requests over a Unix socket: paths of any length, and servers with invalid or no responses."""
 
 import contextlib
 import os
@@ -53,7 +53,7 @@ def test_a_response_has_status_headers_and_body(tmp_path, monkeypatch):
     assert (response.status, response.headers["server"], response.body) == (200, "akosha-agent/1.2", b"body")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no address for it")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reach a socket through a descriptor")
 def test_a_path_longer_than_an_address_is_reached(tmp_path):
     path = tmp_path / ("d" * 100) / CONTROL_SOCKET
     path.parent.mkdir()
@@ -64,7 +64,7 @@ def test_a_path_longer_than_an_address_is_reached(tmp_path):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_the_longest_address_is_one_and_no_longer_one(tmp_path, monkeypatch):
+def test_the_longest_socket_address_is_usable_and_a_longer_one_is_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for length, works in ((LONGEST_ADDRESS_BYTES, True), (LONGEST_ADDRESS_BYTES + 1, False)):
         with socket.socket(socket.AF_UNIX) as server:
@@ -86,13 +86,13 @@ def test_the_longest_address_is_one_and_no_longer_one(tmp_path, monkeypatch):
     ],
     ids=["no HTTP", "nothing", "too large", "silent", "dribbling"],
 )
-def test_a_server_that_answers_badly_is_an_error(tmp_path, pieces, limits, error, message):
+def test_an_invalid_or_late_response_is_an_error(tmp_path, pieces, limits, error, message):
     pause = limits.pop("pause", 0.0)
     with answering(tmp_path / CONTROL_SOCKET, *pieces, pause=pause), pytest.raises(error, match=message):
         get(tmp_path / CONTROL_SOCKET, **limits)
 
 
-def test_what_is_no_socket_of_this_user_is_none(tmp_path, monkeypatch):
+def test_only_a_socket_of_this_user_is_accepted(tmp_path, monkeypatch):
     path = tmp_path / CONTROL_SOCKET
     assert not is_own_socket(path)
     path.touch()
