@@ -20,9 +20,9 @@ _log = logging.getLogger("agent.api")
 
 
 class HybridAkoshaSync:
-    """Syncs by the first of `methods` that succeeds: cloud, if it is configured, then http.
+    """Syncs with the first method that succeeds: cloud, if it is configured, then http.
 
-    Callers may change the list, for example insert a method of their own. Directories default to those of the agent's
+    Callers may change `methods`, for example insert a method of their own. Directories default to those of the agent's
     settings. Raises ValueError if the cloud is configured and the config is invalid.
     """
 

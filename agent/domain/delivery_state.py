@@ -1,15 +1,19 @@
 """The ledger's records of targets and databases, and the state machine of a database at a target.
 
-    state      step         next       written first
+    state      step         next       written with it
     clean      changed      owed       -
-    owed       staged       intent     the intent: request, upload id, digests; before the first PUT
+    owed       changed      owed       -
+    owed       staged       intent     the intent: request, upload ID, digests; before the first PUT
+    owed       unchanged    clean      the new fingerprint: the bytes are those delivered
+    intent     changed      intent     -
     intent     committed    delivered  what was delivered (parts, memories) and the result, in one transaction
     intent     retry        intent     attempts and retry_at
-    intent     abandoned    owed       the error; the intent itself is kept, so that the next request resumes it
+    intent     abandoned    owed       `abandon`: the intent is cleared
+                                       `give_up`: the error; the intent is kept, so that the next request can resume
     delivered  confirmed    clean      -
     delivered  changed      owed       - (the outbox keeps the result that is not confirmed yet)
-    owed       unchanged    clean      the new fingerprint: the bytes are those delivered
 
+`mark_unchanged` also accepts a database that is clean or delivered, and records its fingerprint.
 Any other transition is a bug in the agent and raises StateError.
 """
 
@@ -207,5 +211,8 @@ def _waits(record: DatabaseRecord | None, seen: Fingerprint, now: datetime) -> b
 
 
 def _ahead(at: datetime | None, now: datetime) -> bool:
-    """Return whether a time is in the future. One beyond any back-off means that the clock was set back since."""
+    """Return whether a time is in the future.
+
+    A time later than the longest back-off means that the clock was set back since; it counts as past.
+    """
     return at is not None and now < at <= now + LAST_TARGET_BACKOFF

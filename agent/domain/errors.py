@@ -25,7 +25,8 @@
         └── HybridSyncError    all methods failed
 
 `transient`: a retry may succeed. `hint`: the command or setting that fixes the problem.
-Only adapters catch every exception of a library; one that they do not know becomes their own error, transient.
+Only adapters catch every exception of a library; an unknown one is raised as the adapter's own error class, with
+`transient=True`.
 Texts contain no secrets or control characters: `AkoshaError` passes each message and hint through `plain_text`.
 """
 

@@ -100,9 +100,10 @@ class MethodError:
 class SyncRequested(Event):
     """Sync what the target lacks. `route` is the routing slip: the methods still to try, the current one first.
 
-    Every trigger publishes this event; only `reason` differs (manual, session_end, file_change, startup, retry,
+    Every trigger publishes this event. `reason` names the trigger (manual, session_end, file_change, startup, retry,
     remote). `errors` are those of the methods that failed before. `caused_by` are the ids of the session ends that the
-    request answers. `take_over` and `new_target` are copied from the SyncAsked.
+    request answers. The fields `upload_*`, `take_over` and
+    `new_target` are copied from the SyncAsked, if there is one.
     """
 
     type: ClassVar[str] = "akosha.sync.requested.v1"

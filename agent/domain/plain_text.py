@@ -121,4 +121,4 @@ _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
     (("eyj",), re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), MASK),
     (tuple(f"s{kind}" for kind in "uaocnx"), re.compile(r"\bS[UAOCNX][A-Z2-7]{56}\b"), MASK),
 )
-"""Lower-case words of which a match contains at least one (a fast pre-check), the pattern, and its replacement."""
+"""Words, pattern, replacement. Every match contains at least one of these words in lower case (a fast pre-check)."""

@@ -128,7 +128,9 @@ def deliver_memories(
 
 
 def adopt(record: TargetRecord, manifest: Manifest, *, result_id: str) -> TargetRecord:
-    """Record a manifest in the bucket as delivered: of a target that was not `known`, or of the upload in progress.
+    """Record a manifest in the bucket as delivered.
+
+    The target was unknown, or the manifest is that of the upload in progress.
 
     The files' fingerprints at that time are unknown, so every file is compared again; databases that were only carried
     over become owed.

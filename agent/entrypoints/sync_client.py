@@ -112,7 +112,9 @@ class SyncClient:
         on_wait: WaitCallback = _ignore,
         on_message: MessageCallback = _ignore,
     ) -> SyncResult:
-        """Sync here, or have the holder of the state directory do it. If it exits without a result, sync here.
+        """Sync in this process, or ask the process that holds the state directory.
+
+        If that process exits without a result, sync in this process.
 
         Concurrent calls, in one process or several, take turns. When cancelled, the note is withdrawn, and a sync in
         this process cleans up. Raises SettingsError, StateError, and errors that leave a sync without a result.
@@ -233,7 +235,10 @@ class SyncClient:
             return await agent.once(self.ask)
 
     async def outcome(self) -> tuple[SyncResult | None, int]:
-        """Return the result in the ledger, and the end of the history as of before that. Raises StateError."""
+        """Return the result in the ledger, and the position of the newest history entry, read before the result.
+
+        Raises StateError.
+        """
         if not await self.home.has_ledger():
             return None, 0  # the process that holds the directory is still creating it
         ledger = await self.home.read_ledger()

@@ -1,4 +1,7 @@
-"""Hands results from the bus, which pushes, to a loop, which pulls: one at a time, acked when the loop continues."""
+"""Passes results that the bus delivers to a loop that requests them one at a time.
+
+A result is acked when the loop requests the next one.
+"""
 
 import asyncio
 from collections.abc import Collection
@@ -16,7 +19,7 @@ _Key = tuple[str, str]
 
 
 class PendingResult:
-    """A result handed to the loop. `finished` is set when the loop requests the next one."""
+    """A result passed to the loop. `finished` is set when the loop requests the next one."""
 
     def __init__(self, result: Result) -> None:
         self.result, self.finished = result, asyncio.Event()

@@ -106,7 +106,7 @@ class Ledger(Protocol):
 
         Either the ledger has no record of the target, and `manifest` is the newest. Or it is the manifest of the upload
         in progress: then its memories become delivered as by `deliver`. It is unknown which memories any other upload
-        has: it becomes no base, and nothing stays staged.
+        has. It is not used as a base; staged memories are dropped.
         """
         ...
 

@@ -41,7 +41,8 @@ class SnapshotTaker(Protocol):
     async def survey(self) -> Survey:
         """Return the fingerprints of all databases in the data directory; reads at most 12,288 bytes of each.
 
-        Empty if the directory does not exist. Includes databases that are not regular files, for which `take` raises.
+        Includes databases that are not regular files, for which `take` raises. Raises SnapshotError if the directory
+        does not exist or cannot be read.
         """
         ...
 

@@ -39,7 +39,7 @@ class SettingsFile:
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """A text with expanded variables, the names of these, and of those that are neither set nor have a default."""
+    """A text with expanded variables. `used`: the variables in it. `unset`: those not set and without a default."""
 
     text: str = field(repr=False)
     used: tuple[str, ...]

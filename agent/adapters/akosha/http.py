@@ -189,7 +189,7 @@ class McpHttpClient:
     async def post(
         self, body: Sequence[bytes], headers: Mapping[str, str], *, request_id: int | None, silence_seconds: float
     ) -> Reply:
-        """Send a message and return the reply to the request `request_id`; None expects no reply (an empty message).
+        """Send a message and return the reply to `request_id`. With None, expect no reply and return an empty message.
 
         `silence_seconds` is the maximum time in which no piece of the body is sent and no event arrives.
         """

@@ -27,10 +27,11 @@ log = structlog.get_logger()
 class DuckdbSnapshotTaker:
     """Takes snapshots of the databases in `data_dir`, into private folders under `staging_dir`.
 
-    The originals are only read, never locked or opened with DuckDB. The process that takes snapshots must not be the
-    one that writes the databases: closing a file that it has read would drop the writer's lock. `verify` is False in
-    measurements only. The child that has verified a copy is kept in `warm`, if given, for the reader of its memories
-    until the copy is removed.
+    The originals are only read, never locked or opened with DuckDB. Do not use it in the process that writes
+    the databases: POSIX drops all of a process's locks on a file when it closes any descriptor of that file.
+
+    `verify` is False in measurements only. The child that has verified a copy is kept in `warm`, if given, for the
+    reader of its memories until the copy is removed.
     """
 
     def __init__(

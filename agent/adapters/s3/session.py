@@ -20,7 +20,7 @@ from aiohttp import ConnectionTimeoutError
 from botocore.exceptions import ConnectTimeoutError
 
 CLEANUP_SECONDS = 600
-"""Interval of that clean-up; it is long, because the clean-up wakes an idle process."""
+"""Interval of aiohttp's clean-up of closed TLS connections; long, because the clean-up wakes an idle process."""
 
 
 class _NoRedirects:
@@ -32,7 +32,7 @@ class DirectSession(AIOHTTPSession):  # type: ignore[misc] # the library has no 
     """The session with which aiobotocore sends its requests."""
 
     def _create_connector(self, proxy_url: str | None) -> Any:  # noqa: ARG002 - the library's signature
-        # Given the proxy's address, the library would make a connector that trusts every certificate.
+        # Pass None: with the proxy's address, aiobotocore disables certificate verification.
         connector = super()._create_connector(None)
         connect, limit = connector._create_connection, self._timeout.sock_connect  # noqa: SLF001 - no public way
 

@@ -18,9 +18,9 @@ _log = structlog.get_logger()
 
 
 async def run_to_end(thread: Executor, work: Callable[[], T], *, discard: Callable[[T], None] | None = None) -> T:
-    """Run the work on the thread to its end; if the caller is cancelled, wait for the end first.
+    """Run the work on the thread. If the caller is cancelled, finish the work first.
 
-    In that case the result is passed to `discard` on the same thread, and an error is logged.
+    After a cancellation, the result is passed to `discard` on the same thread, and an error is logged.
     """
     future = asyncio.get_running_loop().run_in_executor(thread, work)
     try:

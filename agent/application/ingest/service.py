@@ -1,4 +1,6 @@
-"""The Akosha side: ingest every upload of every system in a bucket into Akosha. A result on the bus starts its system.
+"""The Akosha side: ingest every upload of every system in a bucket into Akosha.
+
+A result on the bus starts the ingest of its system.
 
 The work to do follows from the bucket and the ledger alone. At the start, and at an interval, all systems are checked,
 so a missed result only causes a delay. Each system has its own task, and fails alone.
@@ -26,7 +28,7 @@ ROLE = "react"
 """Role in the name of the durable NATS consumer."""
 
 PASSES = 15
-"""With NATS, all systems are checked once in this many passes."""
+"""With NATS, the bucket is listed on every 15th pass of the rescan loop."""
 
 READY_SECONDS = 5.0
 """Maximum time that `once` waits for the bus."""
@@ -38,7 +40,10 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class IngestSummary:
-    """The result of `IngestService.once`. `failures` maps systems to their error, or to the fact that none exists."""
+    """The result of `IngestService.once`.
+
+    `failures` maps systems to the error, or to a message that the bucket has no such system.
+    """
 
     outcomes: Mapping[str, SystemOutcome]
     failures: Mapping[str, str]
@@ -176,7 +181,7 @@ class IngestService:
         return not self.systems or system_id in self.systems
 
     def _running(self, system_id: str) -> SystemIngester:
-        """Return the system's running ingester. It ends if the system has no uploads, so that no task is left over."""
+        """Return the system's running ingester; start one if none runs. It ends by itself if there are no uploads."""
         if system_id in self._ingesters:
             return self._ingesters[system_id]
         ingester = self._ingesters[system_id] = self._ingester(system_id)

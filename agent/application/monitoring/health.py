@@ -14,7 +14,7 @@ from agent.domain.errors import AkoshaError
 from agent.ports import BusState, Clock, Ledger, Watch
 
 OBSERVE_SECONDS = 30.0
-"""Interval of the checks. After twice this time without one, the machine or process was suspended: limits restart."""
+"""Interval of the checks. If no check ran for twice this time, the machine was suspended, and all limits start over."""
 
 PERIODS = 3.0
 SLACK_SECONDS = 30.0

@@ -1,12 +1,15 @@
 """The cloud method: uploads the databases that changed. This module decides, `upload` executes, the subscriber records.
 
-claim      check that the target belongs to this agent; otherwise nothing in it is touched
+claim      check that the target belongs to this agent; otherwise nothing in it is changed
 recall     find an upload that a killed process finished or left; if the ledger was lost, read the bucket
-survey     compare stat fingerprints with the ledger; if nothing differs, no database is read
-stage      take snapshots of the databases that differ; compare digests with the ledger: the same bytes are not a change
+survey     compare fingerprints with the ledger; if nothing differs, no database is read
+snapshot   copy the databases that differ; compare digests with the ledger: the same bytes are not a change
+settle     record unchanged databases and problems; remove an unfinished upload of other bytes
 intent     record the upload's ID and digests, on disk before the first PUT
-memories   write the rows that the bucket lacks to memories.json
-upload     send, copy and carry over the files, then memories.json, and the manifest last
+memories   write the rows that the bucket lacks to a draft of memories.json
+upload     send, copy and carry over the files, then memories.json
+confirm    check that the store has every object that it accepted
+manifest   put the manifest and confirm it
 """
 
 import json

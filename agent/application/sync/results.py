@@ -7,6 +7,7 @@ between, it is published again with the same ID.
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 
 import structlog
@@ -39,7 +40,10 @@ _log = structlog.get_logger()
 
 
 class ResultRecorder:
-    """Writes outcomes to the ledger, counts them with `meter`, and publishes them. Nothing else does."""
+    """Writes the outcome of each attempt to the ledger, counts it with `meter`, and publishes it.
+
+    Only the result of an upload that was finished before a crash is written elsewhere: by `Ledger.adopt`.
+    """
 
     def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock, meter: Meter | None = None) -> None:
         self._ledger, self._bus, self._clock, self._meter = ledger, bus, clock, meter or NoMeter()
@@ -106,8 +110,32 @@ class ResultRecorder:
             "sync_skipped", request_id=request.request_id, method=method, system_id=request.system_id, reason=reason
         )
 
-    def failure(self, request: SyncRequested, errors: tuple[MethodError, ...]) -> SyncFailed:
-        """Return the result of a failed request. The caller records it."""
+    async def failed(
+        self,
+        target: Target,
+        request: SyncRequested,
+        errors: tuple[MethodError, ...],
+        *,
+        error: str,
+        failures: int,
+        retry_at: datetime | None,
+        next_retry: datetime | None,
+    ) -> None:
+        """Record that a request failed at its last method, in one transaction. `retry_at`: end of the back-off.
+
+        `next_retry`: time of the next retry of anything, for the result; None if none is scheduled.
+        """
+        result = replace(self._failure(request, errors), retry_at=next_retry)
+        await self._ledger.give_up(target, error=error, failures=failures, retry_at=retry_at, result=result)
+        self._meter.outcome(result)
+
+    async def refused(self, request: SyncRequested, error: MethodError) -> None:
+        """Record the failure of a request that cannot be carried out."""
+        result = self._failure(request, (error,))
+        await self._ledger.settle(None, result)
+        self._meter.outcome(result)
+
+    def _failure(self, request: SyncRequested, errors: tuple[MethodError, ...]) -> SyncFailed:
         return SyncFailed(
             id=outcome_event_id(request.request_id, "failed"),
             time=self._clock.now(),
@@ -120,12 +148,6 @@ class ResultRecorder:
             caused_by=request.caused_by,
             errors=errors,
         )
-
-    async def refused(self, request: SyncRequested, error: MethodError) -> None:
-        """Record the failure of a request that cannot be carried out."""
-        result = self.failure(request, (error,))
-        await self._ledger.settle(None, result)
-        self._meter.outcome(result)
 
     def flush_soon(self) -> None:
         """Wake the outbox loop."""

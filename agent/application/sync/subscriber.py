@@ -39,7 +39,7 @@ REFUSED_HINT = "renew the credentials; the next attempt reads them again"
 UNEXPECTED_HINT = "the log has the traceback as unexpected_error; update akosha-agent, or report it"
 
 FAULT_SECONDS = 30.0
-"""Delay before a message is redelivered whose handling raised an unexpected error."""
+"""Delay before redelivery of a message whose handler raised an unexpected error."""
 
 _log = structlog.get_logger()
 
@@ -204,17 +204,21 @@ class SyncSubscriber:
         if step is None or step.blames_target:
             failures += 1
             retry_at = self._clock.now() + target_backoff(failures)
-        result = None
-        if step is not None:
-            waiting = (entry.problem for entry in record.databases.values() if entry.problem)
-            times = [at for at in (retry_at, *(problem.retry_at for problem in waiting)) if at is not None]
-            next_retry = min(times, default=None)
-            result = replace(self._recorder.failure(request, step.errors), retry_at=next_retry)
-        await self._ledger.give_up(
-            self.method.target, error=str(error), failures=failures, retry_at=retry_at, result=result
+        target = self.method.target
+        if step is None:  # the next method decides the outcome
+            await self._ledger.give_up(target, error=str(error), failures=failures, retry_at=retry_at, result=None)
+            return
+        waiting = (entry.problem for entry in record.databases.values() if entry.problem)
+        times = [at for at in (retry_at, *(problem.retry_at for problem in waiting)) if at is not None]
+        await self._recorder.failed(
+            target,
+            request,
+            step.errors,
+            error=str(error),
+            failures=failures,
+            retry_at=retry_at,
+            next_retry=min(times, default=None),
         )
-        if result is not None:
-            self._meter.outcome(result)
 
     @asynccontextmanager
     async def _keep_in_progress(self, message: Message) -> AsyncIterator[None]:

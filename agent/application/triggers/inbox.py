@@ -65,7 +65,7 @@ class Inbox:
             raise WireError(f"the event is for the system {event.system_id}", hint=hint)
 
     def readdressed(self, event: SessionEnded) -> SessionEnded:
-        """Return a session's end with this system's ID; the same object if it has it already. The event's ID stays."""
+        """Return a session's end with this system's ID, unchanged if it already has it. The event's own ID stays."""
         return event if event.system_id == self._system_id else replace(event, system_id=self._system_id)
 
     async def submit(self, ask: SyncAsked) -> Received:

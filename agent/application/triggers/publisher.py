@@ -1,4 +1,8 @@
-"""Turns every trigger into the same event, SyncRequested. Only `reason` and the route differ."""
+"""Publishes a SyncRequested for every trigger.
+
+`trigger` and `trigger_session_end` first compare the files with the ledger, and publish nothing if nothing is due.
+`submit`, for requests of people and programs, publishes without comparing; the attempt compares.
+"""
 
 import uuid
 from collections.abc import Mapping
