@@ -1,4 +1,4 @@
-"""The operating system's machine id; if there is none, a random id that is kept in the state directory."""
+"""The operating system's machine ID; if there is none, a random ID that is kept in the state directory."""
 
 import platform
 import re
@@ -22,10 +22,10 @@ _IOREG_SECONDS = 5.0
 
 
 def machine_id(state_dir: Path, *, files: Sequence[Path] = FILES) -> str:
-    """Return the machine's id. Blocks. Raises StateError if a random id cannot be read or written.
+    """Return the machine's ID. Blocks. Raises StateError if a random ID cannot be read or written.
 
-    Before the first start, the state directory does not exist and is not created: each call returns another random id.
-    No system id can have been claimed with it yet.
+    Before the first start, the state directory does not exist and is not created: each call returns another random ID.
+    No system ID can have been claimed with it yet.
     """
     for path in files:
         with suppress(OSError, UnicodeDecodeError):
@@ -45,7 +45,7 @@ def _of_macos() -> str:
 
 
 def _own(path: Path) -> str:
-    """Return the random id in the state directory; create it once. If several processes create it, one of them wins."""
+    """Return the random ID in the state directory; create it once. If several processes create it, one of them wins."""
     if not path.parent.exists():
         return secrets.token_hex(16)
     try:

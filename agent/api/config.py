@@ -87,7 +87,7 @@ class AkoshaSyncConfig:
     def system_id_resolved(self) -> str:
         """The name of this machine in the bucket, as an agent on this machine uses it.
 
-        It is the field `system_id`; else the id of this user's agent, from its setting or its first start; else the
+        It is the field `system_id`; else the ID of this user's agent, from its setting or its first start; else the
         host name. It consists of letters, digits, - and _. Raises NamingError (a ValueError) if the name has none of
         these.
         """
@@ -107,7 +107,7 @@ class AkoshaSyncConfig:
 
 
 def _agents_system_id() -> str:
-    """Return the system id of this user's agent; "" if no agent has run, or its file is damaged."""
+    """Return the system ID of this user's agent; "" if no agent has run, or its file is damaged."""
     from agent.bootstrap.home import Home  # noqa: PLC0415
     from agent.settings import load  # noqa: PLC0415 - as above
 

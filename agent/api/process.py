@@ -60,7 +60,7 @@ class Request:
     def load(self) -> "Loaded":
         """Load the agent's settings; the 13 of `config` override all other sources.
 
-        An empty system id overrides nothing. Raises SettingsError.
+        An empty system ID overrides nothing. Raises SettingsError.
         """
         from agent.settings import load  # noqa: PLC0415 - importing it takes 0.3 s
 

@@ -77,7 +77,7 @@ class Home:
         return Home.of(self.settings.model_copy(update={"system_id": stored}))
 
     def rename(self, taken: SystemIdTaken) -> Identity:
-        """Change the default system id, because another machine owns it. Blocks. Raises StateError."""
+        """Change the default system ID, because another machine owns it. Blocks. Raises StateError."""
         self.state.rename(taken.instead)
         _log.warning("system_id_suffixed", system_id=taken.instead, reason=taken.message, hint=taken.hint)
         return self.prepare()

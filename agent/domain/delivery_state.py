@@ -105,7 +105,7 @@ class Problem:
 class Intent:
     """A started upload. Written before the first PUT, so that a restart knows what may be in the bucket.
 
-    A delivery of memories makes no upload: then `upload_id` is the request's id.
+    A delivery of memories makes no upload: then `upload_id` is the request's ID.
     """
 
     request_id: str
@@ -118,7 +118,7 @@ class Intent:
 class DatabaseRecord:
     """One database at one target. `parts` and `fingerprint` are those of the last delivered state.
 
-    A target that receives memories instead of files has no parts. `delivered_by` is the id of the result that reports
+    A target that receives memories instead of files has no parts. `delivered_by` is the ID of the result that reports
     the delivery: its confirmation makes the database clean.
     """
 

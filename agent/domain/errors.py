@@ -2,19 +2,19 @@
 
     AkoshaError
     ├── SettingsError          a setting is missing, wrong or unsafe; commands exit with 2
-    ├── NamingError            a text that is invalid in a key, a subject or an id
+    ├── NamingError            a text that is invalid in a key, a subject or an ID
     ├── WireError              bytes that are not valid: an event, a manifest, a note
     ├── StateError             the state directory or the ledger in it cannot be used
     │   ├── AlreadyRunning     another process holds the state directory
     │   └── LedgerDamaged      the ledger's content is damaged
-    ├── SystemIdTaken          another machine owns the default system id: this one uses another id
+    ├── SystemIdTaken          another machine owns the default system ID: this one uses another ID
     ├── SnapshotError          a database cannot be copied now
     │   └── StagingFull        not enough disk space for the copy
     ├── StoreError             the bucket or directory cannot be reached, refused or failed
     │   ├── NoSuchObject       there is no object with this key
     │   ├── CopyUnsupported    the store cannot copy an object itself, or reported a copy that it did not make
     │   ├── NotPermitted       the credentials do not allow the operation
-    │   └── NotOwner           the system id in the target belongs to another machine or agent, or its objects are gone
+    │   └── NotOwner           the system ID in the target belongs to another machine or agent, or its objects are gone
     ├── RestoreError           an upload cannot be restored to the directory
     ├── SinkError              Akosha cannot be reached, refused or failed
     ├── BusError               an event bus cannot be reached, refused or failed
@@ -66,7 +66,7 @@ class SettingsError(AkoshaError):
 
 
 class NamingError(AkoshaError, ValueError):
-    """A text is invalid in a key, a subject or an id."""
+    """A text is invalid in a key, a subject or an ID."""
 
 
 class WireError(AkoshaError, ValueError):
@@ -95,13 +95,13 @@ class AgentUnavailable(AkoshaError):  # noqa: N818
 
 
 class SystemIdTaken(AkoshaError):  # noqa: N818
-    """Another machine owns the default system id `taken` in the target; `instead` is the id that this machine uses.
+    """Another machine owns the default system ID `taken` in the target; `instead` is the ID that this machine uses.
 
     Nothing was sent. The caller writes `instead` to the identity file and builds a new agent.
     """
 
     def __init__(self, message: str, *, taken: str, instead: str) -> None:
-        super().__init__(message, hint="set akosha_system_id to choose an id yourself")
+        super().__init__(message, hint="set akosha_system_id to choose an ID yourself")
         self.taken = taken
         self.instead = instead
 
@@ -135,7 +135,7 @@ class NotPermitted(StoreError):  # noqa: N818
 
 
 class NotOwner(StoreError):  # noqa: N818
-    """The uploads of this system id in the target do not belong to this agent. Permanent: a person must decide."""
+    """The uploads of this system ID in the target do not belong to this agent. Permanent: a person must decide."""
 
 
 class RestoreError(AkoshaError):

@@ -1,7 +1,7 @@
 """The events, one frozen dataclass each. `type` is the CloudEvents type; the codec is `adapters/wire.py`.
 
-Event ids are derived, never generated when an event is sent: an event that is sent again after a crash has the same
-id, so that consumers can drop duplicates. A request's id contains the method that it is sent to; a result's id derives
+Event IDs are derived, never generated when an event is sent: an event that is sent again after a crash has the same
+ID, so that consumers can drop duplicates. A request's ID contains the method that it is sent to; a result's ID derives
 from the upload and the agent.
 """
 
@@ -22,12 +22,12 @@ may take 8 bytes) the result fits into an event.
 """
 
 CAUSED_BY_BYTES = 16 * 1024
-"""Maximum size of the ids in `caused_by`, in bytes of JSON: about 400 UUIDs."""
+"""Maximum size of the IDs in `caused_by`, in bytes of JSON: about 400 UUIDs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event(ABC):
-    """Base class of events: an id (unique per source), an aware time, and the system that the event is about."""
+    """Base class of events: an ID (unique per source), an aware time, and the system that the event is about."""
 
     type: ClassVar[str]
 
@@ -46,7 +46,7 @@ class SessionEnded(Event):
     """A coding assistant's session has ended; the agent syncs its memories. Sent by Session-Buddy and the hook.
 
     `sender` is the CloudEvents source of the program that sent it: a URI reference, or "" for an agent's own,
-    `urn:akosha-agent:SYSTEM`. The id is unique per source.
+    `urn:akosha-agent:SYSTEM`. The ID is unique per source.
     """
 
     type: ClassVar[str] = "akosha.session.ended.v1"
@@ -64,8 +64,8 @@ class SessionEnded(Event):
 class SyncAsked(Event):
     """A program on this machine asks the running agent for a sync. Passed through the spool, never over a bus.
 
-    `id` becomes the request's id, so that a client can wait for the result. `method` is auto, cloud or http.
-    `take_over`: this agent replaces the owner of its system id in the cloud target. `new_target`: the disk or bucket
+    `id` becomes the request's ID, so that a client can wait for the result. `method` is auto, cloud or http.
+    `take_over`: this agent replaces the owner of its system ID in the cloud target. `new_target`: the disk or bucket
     was replaced on purpose.
     """
 
@@ -101,7 +101,7 @@ class SyncRequested(Event):
     """Sync what the target lacks. `route` is the routing slip: the methods still to try, the current one first.
 
     Every trigger publishes this event. `reason` names the trigger (manual, session_end, file_change, startup, retry,
-    remote). `errors` are those of the methods that failed before. `caused_by` are the ids of the session ends that the
+    remote). `errors` are those of the methods that failed before. `caused_by` are the IDs of the session ends that the
     request answers. The fields `upload_*`, `take_over` and
     `new_target` are copied from the SyncAsked, if there is one.
     """
@@ -130,7 +130,7 @@ class SyncResult(Event):
 
     `files_uploaded` are the keys of all objects of the upload, whether sent, copied or carried over;
     `bytes_transferred` counts the bytes that were sent. `error` is null, or the error with its hint. `caused_by` are
-    the ids of the session ends that the result answers, empty if the request has another reason.
+    the IDs of the session ends that the result answers, empty if the request has another reason.
     """
 
     request_id: str
@@ -324,25 +324,25 @@ ALL: tuple[type[Event], ...] = (
 
 
 def request_event_id(request_id: str, method: str) -> str:
-    """Return the event id of a request to one method: a forwarded request is a new event, a repeated one is not."""
+    """Return the event ID of a request to one method: a forwarded request is a new event, a repeated one is not."""
     return f"{request_id}.{method}"
 
 
 def upload_event_id(upload_id: str, agent_id: str) -> str:
-    """Return the event id of an upload's result.
+    """Return the event ID of an upload's result.
 
-    It contains the agent id because two agents of one system may start uploads in the same second.
+    It contains the agent ID because two agents of one system may start uploads in the same second.
     """
     return f"{upload_id}.{agent_id[:8]}.succeeded"
 
 
 def ingest_event_id(upload_id: str, agent_id: str, outcome: str) -> str:
-    """Return the event id of an ingester's event about an upload; `agent_id` is the ingester's."""
+    """Return the event ID of an ingester's event about an upload; `agent_id` is the ingester's."""
     return f"{upload_id}.{agent_id[:8]}.ingest.{outcome}"
 
 
 def limit_caused_by(ids: Iterable[str]) -> tuple[str, ...]:
-    """Return the first of the ids, each once, up to the number that fits into `caused_by` of one event.
+    """Return the first of the IDs, each once, up to the number that fits into `caused_by` of one event.
 
     The others belong to further results: an event must fit into 64 KiB.
     """
@@ -358,7 +358,7 @@ def limit_caused_by(ids: Iterable[str]) -> tuple[str, ...]:
 
 
 def caused_by_bytes(event_id: str) -> int:
-    """Return the maximum number of bytes that an id takes in `caused_by`: as JSON, with a comma."""
+    """Return the maximum number of bytes that an ID takes in `caused_by`: as JSON, with a comma."""
     return len(json.dumps(event_id)) + 1
 
 
@@ -371,12 +371,12 @@ def is_for_single_sync(event: Event) -> bool:
 
 
 def archive_event_id(about: str, agent_id: str, outcome: str, at: datetime) -> str:
-    """Return the event id of an agent's event about an upload or a system, which differs for each `at`."""
+    """Return the event ID of an agent's event about an upload or a system, which differs for each `at`."""
     return f"{about}.{agent_id[:8]}.{outcome}.{at:%Y%m%dT%H%M%S.%f}"
 
 
 def outcome_event_id(request_id: str, outcome: str) -> str:
-    """Return the event id of a result without an upload, derived from the request."""
+    """Return the event ID of a result without an upload, derived from the request."""
     return f"{request_id}.{outcome}"
 
 

@@ -1,7 +1,7 @@
-"""The agent's identity, and the ownership of a system id's uploads: `systems/{id}/owner.json`.
+"""The agent's identity, and the ownership of a system ID's uploads: `systems/{id}/owner.json`.
 
-One agent owns a system id in a target. It creates owner.json before its first upload, and its ledger keeps the claim.
-No other agent adopts, carries over, prunes or overwrites uploads of that system id. In a directory owner.json is also
+One agent owns a system ID in a target. It creates owner.json before its first upload, and its ledger keeps the claim.
+No other agent adopts, carries over, prunes or overwrites uploads of that system ID. In a directory owner.json is also
 the mount marker: if the ledger has a claim and the directory has no owner.json, another file system is mounted.
 """
 
@@ -23,9 +23,9 @@ from agent.domain.errors import WireError
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Created at the first start and kept. No two agents share an agent id.
+    """Created at the first start and kept. No two agents share an agent ID.
 
-    `is_default`: the system id is the host name. If another machine owns it in the cloud target, the agent adds a
+    `is_default`: the system ID is the host name. If another machine owns it in the cloud target, the agent adds a
     suffix before its first upload.
     """
 
@@ -55,14 +55,14 @@ _LONGEST_HOST = 64
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine that owns uploads: `digest` of its id and the data directory; `host` is its name, a label."""
+    """A machine that owns uploads: `digest` of its ID and the data directory; `host` is its name, a label."""
 
     digest: str
     host: str = ""
 
     @classmethod
     def of(cls, machine_id: str, data_dir: Path, host: str) -> Self:
-        """Hash the machine's id and the data directory, because the users of one machine have a directory each.
+        """Hash the machine's ID and the data directory, because the users of one machine have a directory each.
 
         `data_dir` is absolute, with symbolic links resolved, so that one directory has one hash.
         """
@@ -83,7 +83,7 @@ class Owner:
 
     @classmethod
     def new(cls, system_id: str, machine: Machine, agent_id: str, at: datetime) -> Self:
-        """Return a new claim with a random id."""
+        """Return a new claim with a random ID."""
         return cls(
             system_id=system_id,
             machine=machine.digest,
@@ -184,7 +184,7 @@ class Refusal(StrEnum):
 
 
 NOTE = "owner "
-"""Prefix of the keys of claims' notes; the target's id follows."""
+"""Prefix of the keys of claims' notes; the target's ID follows."""
 
 
 def note_key(target: Target) -> str:
@@ -193,7 +193,7 @@ def note_key(target: Target) -> str:
 
 
 def suffixed(system_id: str, machine: Machine) -> str | None:
-    """Return a default system id with digits of the machine's hash appended, None if both lengths were tried.
+    """Return a default system ID with digits of the machine's hash appended, None if both lengths were tried.
 
     The digits depend only on the machine and the data directory.
     """
@@ -205,7 +205,7 @@ def suffixed(system_id: str, machine: Machine) -> str | None:
 
 
 def is_decided(notes: Mapping[str, str], system_id: str) -> bool:
-    """Return whether a ledger's notes have a confirmed claim of this system id on any target."""
+    """Return whether a ledger's notes have a confirmed claim of this system ID on any target."""
     kept = (
         Claim.from_notes(text) for key, text in notes.items() if key.startswith(NOTE) and key.endswith(f" {system_id}")
     )

@@ -1,7 +1,7 @@
 """Memories: rows of the databases in the form that Akosha stores.
 
-Akosha's key is the memory's id alone, across all systems, and a stored memory never changes. So the id is a pure
-function of the content: the system, the row's id, and eight digits of the digest of the rest. A changed row is a new
+Akosha's key is the memory's ID alone, across all systems, and a stored memory never changes. So the ID is a pure
+function of the content: the system, the row's ID, and eight digits of the digest of the rest. A changed row is a new
 memory; a row that is sent twice is the same memory.
 """
 
@@ -34,7 +34,7 @@ CONFIRMED = "the server still has what was delivered"
 class RowState:
     """The identity and digest of a row in a snapshot, with which the agent decides whether a target lacks it.
 
-    `id` is the row's own. `digest` (32 hex digits) covers what is sent: kind, id, text, metadata, the naive time as in
+    `id` is the row's own. `digest` (32 hex digits) covers what is sent: kind, ID, text, metadata, the naive time as in
     the row (so that another time zone of the machine is not a change), and whether the row has an embedding
     (`embedded`). It does not cover the embedding's numbers, nor columns that change when a memory is read.
     """
@@ -67,7 +67,7 @@ class Memory:
 
 
 def memory_id(system_id: str, row: RowState) -> str:
-    """Return the id under which Akosha stores this state of the row."""
+    """Return the ID under which Akosha stores this state of the row."""
     return f"{system_id}:{row.id}:{row.digest[:HASH_DIGITS]}"
 
 

@@ -1,6 +1,6 @@
-"""Names that outlive a process: system ids, upload ids, object keys, subjects, event ids.
+"""Names that outlive a process: system IDs, upload IDs, object keys, subjects, event IDs.
 
-Akosha accepts system ids of `[A-Za-z0-9_-]{1,100}`, upload ids that may also contain dots, and plain file names of
+Akosha accepts system IDs of `[A-Za-z0-9_-]{1,100}`, upload IDs that may also contain dots, and plain file names of
 `[A-Za-z0-9_.-]+` without `..`. Every component of a key or subject is validated here, so that input from outside cannot
 address anything beyond its prefix.
 """
@@ -16,7 +16,7 @@ MANIFEST_NAME = "manifest.json"
 MEMORIES_NAME = "memories.json"
 OWNER_NAME = "owner.json"
 MAX_GENERATED_ID = 84
-"""Maximum length of a generated system id: Akosha accepts upload ids of 100 characters, including the time."""
+"""Maximum length of a generated system ID: Akosha accepts upload IDs of 100 characters, including the time."""
 
 SUBJECT_PREFIX = "akosha"
 STREAM_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("session", "sync", "ingest", "archive"))
@@ -36,24 +36,24 @@ _STAMP = "%Y%m%d_%H%M%S"
 
 
 def sanitise_system_id(text: str) -> str:
-    """Return `text` as a system id: other characters become `-`, truncated to 84. Raises NamingError if it is empty."""
+    """Return `text` as a system ID: other characters become `-`, truncated to 84. Raises NamingError if it is empty."""
     cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:MAX_GENERATED_ID].rstrip("-")
     if not cleaned:
         raise NamingError(
-            f"{text!r} cannot be made into a system id", hint="set akosha_system_id to letters, digits, - or _"
+            f"{text!r} cannot be made into a system ID", hint="set akosha_system_id to letters, digits, - or _"
         )
     return cleaned
 
 
 def check_system_id(text: str) -> str:
-    """Return `text` if it is a system id, else raise NamingError."""
+    """Return `text` if it is a system ID, else raise NamingError."""
     if not _SYSTEM_ID.fullmatch(text):
-        raise NamingError(f"{text!r} is not a system id", hint="1 to 100 letters, digits, - or _")
+        raise NamingError(f"{text!r} is not a system ID", hint="1 to 100 letters, digits, - or _")
     return text
 
 
 def session_system(subject: str) -> str:
-    """Return the system id in the subject of a SessionEnded. Raises NamingError for any other subject."""
+    """Return the system ID in the subject of a SessionEnded. Raises NamingError for any other subject."""
     prefix, _, rest = subject.partition(".session.")
     system, _, kind = rest.rpartition(".")
     if prefix != SUBJECT_PREFIX or kind != "ended":
@@ -74,24 +74,24 @@ def upload_id(at: datetime, system_id: str) -> str:
 
 
 def upload_time(upload: str) -> datetime:
-    """Return the time in an upload id (UTC, whole seconds). Raises NamingError."""
+    """Return the time in an upload ID (UTC, whole seconds). Raises NamingError."""
     match = _UPLOAD_ID.fullmatch(upload)
     try:
         if match:
             return datetime.fromisoformat(match[1].replace("_", "T")).replace(tzinfo=UTC)
     except ValueError:
         pass
-    raise NamingError(f"{upload!r} is not an upload id", hint="YYYYMMDD_HHMMSS_systemid")
+    raise NamingError(f"{upload!r} is not an upload ID", hint="YYYYMMDD_HHMMSS_systemid")
 
 
 def next_upload_id(now: datetime, newest: str | None, system_id: str) -> str:
-    """Return an id later than `newest`, the newest known id, even if the clock was set back: max(now, newest + 1 s)."""
+    """Return an ID later than `newest`, the newest known ID, even if the clock was set back: max(now, newest + 1 s)."""
     at = now.astimezone(UTC).replace(microsecond=0)
     if newest is not None:
         try:
             at = max(at, upload_time(newest) + timedelta(seconds=1))
         except OverflowError as error:
-            raise NamingError(f"no upload id can follow {newest}", hint="delete that upload") from error
+            raise NamingError(f"no upload ID can follow {newest}", hint="delete that upload") from error
     return upload_id(at, system_id)
 
 
@@ -129,7 +129,7 @@ def object_key(system_id: str, upload: str, name: str) -> str:
 
 
 def upload_of(key: str) -> str:
-    """Return the id of the upload that a key belongs to. Raises NamingError if it belongs to none."""
+    """Return the ID of the upload that a key belongs to. Raises NamingError if it belongs to none."""
     pieces = key.split("/")
     if len(pieces) < 5 or pieces[0] != "systems" or pieces[2] != "uploads":  # noqa: PLR2004 - systems/S/uploads/U/name
         raise NamingError(f"{key!r} is not in an upload")
@@ -214,21 +214,21 @@ def subject_matches(pattern: str, subject: str) -> bool:
 
 
 MAX_CLOCK_SKEW = timedelta(minutes=5)
-"""How far an id may be ahead of the store's clock, since clocks differ slightly."""
+"""How far an ID may be ahead of the store's clock, since clocks differ slightly."""
 
 MAX_COMPLETION_DELAY = timedelta(hours=1)
-"""Maximum time between an upload's id and its manifest for which the time in the id is trusted."""
+"""Maximum time between an upload's ID and its manifest for which the time in the ID is trusted."""
 
 
 def is_in_future(upload: str, now: datetime) -> bool:
-    """Return whether the time in an upload id is ahead of `now` by more than `MAX_CLOCK_SKEW`. Raises NamingError."""
+    """Return whether the time in an upload ID is ahead of `now` by more than `MAX_CLOCK_SKEW`. Raises NamingError."""
     return upload_time(upload) - now > MAX_CLOCK_SKEW
 
 
 def needs_manifest(upload: str, modified: datetime | None) -> bool:
     """Return whether the manifest must be read to determine when an upload was made. Raises NamingError.
 
-    `modified` is the time of the manifest's object; if it is unknown, only the id's time can be used.
+    `modified` is the time of the manifest's object; if it is unknown, only the ID's time can be used.
     """
     return (
         modified is not None
@@ -237,10 +237,10 @@ def needs_manifest(upload: str, modified: datetime | None) -> bool:
 
 
 def made_at(upload: str, modified: datetime | None, uploaded_at: datetime | None = None) -> datetime:
-    """Return when an upload was made: the time in its id if the object's time agrees, else the earliest known time.
+    """Return when an upload was made: the time in its ID if the object's time agrees, else the earliest known time.
 
-    Ids increase from upload to upload whatever the clock does: after a clock was ahead once, each id is one second
-    after the one before. So the id tells which upload is the newest, but not always when it was made. `uploaded_at`,
+    Ids increase from upload to upload whatever the clock does: after a clock was ahead once, each ID is one second
+    after the one before. So the ID tells which upload is the newest, but not always when it was made. `uploaded_at`,
     from the manifest, is the agent's time, and too late if its clock was ahead. `modified`, of the manifest's object,
     is the store's time, and too late in a copy of the bucket.
 

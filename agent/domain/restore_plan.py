@@ -16,7 +16,7 @@ from agent.domain.manifest import Manifest, Part, Rows
 
 ASIDE = ".before-restore-"
 SCRATCH = ".akosha-restore-"
-"""Prefix of the name of the scratch directory in the destination; the upload's id follows."""
+"""Prefix of the name of the scratch directory in the destination; the upload's ID follows."""
 
 
 @dataclass(frozen=True, slots=True)

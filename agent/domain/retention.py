@@ -1,6 +1,6 @@
 """Selects the uploads to keep: the last few, and the newest of each of the last days, weeks and months with uploads.
 
-Days are in UTC, as in upload ids; weeks begin on Monday. Nothing is deleted here.
+Days are in UTC, as in upload IDs; weeks begin on Monday. Nothing is deleted here.
 """
 
 import json
@@ -41,8 +41,8 @@ def keep(
 
     `needs` maps an upload to those that it cannot be read without: they are kept with it (`needed by ...`), and those
     that they need in turn. `spared` maps uploads that are kept regardless of the rules to the reason. `times` has the
-    uploads that were made at another time than that in their id; the order is by id in any case. Raises NamingError for
-    an invalid upload id.
+    uploads that were made at another time than that in their ID; the order is by ID in any case. Raises NamingError for
+    an invalid upload ID.
     """
     made = {upload: upload_time(upload) for upload in uploads} | dict(times or {})
     newest_first = sorted(set(uploads), key=lambda upload: (upload_time(upload), upload), reverse=True)

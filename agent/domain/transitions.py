@@ -70,7 +70,7 @@ def give_up(record: TargetRecord, *, error: str, failures: int, retry_at: dateti
     """Record that the request failed at this target; the next one counts its attempts from 0.
 
     The databases of an upload in progress become owed again. The intent is kept: if the next request finds the same
-    bytes, it resumes under the same upload id, and does not send again what is already in the bucket.
+    bytes, it resumes under the same upload ID, and does not send again what is already in the bucket.
     """
     owed = _halted(record)
     return replace(owed, attempts=0, attempt_request="", failures=failures, retry_at=retry_at, error=error)

@@ -12,7 +12,7 @@ from agent.settings import Settings
 
 
 async def system_of(settings: Settings, system: str | None) -> str:
-    """Return the system id that `--system` names, or this machine's if it is None. Raises SettingsError, StateError."""
+    """Return the system ID that `--system` names, or this machine's if it is None. Raises SettingsError, StateError."""
     if system is None:
         return (await asyncio.to_thread(Home.of(settings).prepare)).system_id
     try:

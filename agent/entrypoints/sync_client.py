@@ -2,7 +2,7 @@
 
 A running agent gets the request over its control socket, and reports progress and result there. If the socket is not
 available, or the connection breaks, the request is left as a note in the spool, and the result is read from the ledger.
-Both carry the same request id, so the sync is done once.
+Both carry the same request ID, so the sync is done once.
 """
 
 import asyncio
@@ -183,11 +183,11 @@ class SyncClient:
         except StateError:  # it must not replace the cancellation
             return "stopped: the next sync sends what is pending"
         if upload:
-            return f"stopped: the next sync resumes the upload {upload} under the same id"
+            return f"stopped: the next sync resumes the upload {upload} under the same ID"
         return "stopped before an upload began: the next sync sends what is pending"
 
     async def _unfinished_upload(self) -> str:
-        """Return the id of an upload in progress, "" if there is none. Raises StateError."""
+        """Return the ID of an upload in progress, "" if there is none. Raises StateError."""
         if not await self.home.has_ledger():
             return ""
         ledger = await self.home.read_ledger()
@@ -215,7 +215,7 @@ class SyncClient:
         return ""
 
     async def _sync_here(self, on_progress: ProgressCallback) -> SyncResult:
-        """Sync; if another machine owns the default system id, sync under another one."""
+        """Sync; if another machine owns the default system ID, sync under another one."""
         client = self
         while True:
             try:

@@ -53,7 +53,7 @@ def results(
             async for result in found:
                 break
 
-    Delivery is at least once. Within one run, an acked result is not yielded again (the last 10,000 ids are
+    Delivery is at least once. Within one run, an acked result is not yielded again (the last 10,000 IDs are
     remembered). After a restart, the program must itself ignore results whose `system_id` and `id` it knows.
 
     Raises NamingError for an invalid system, durable name or outcome, and SettingsError for an invalid address, both

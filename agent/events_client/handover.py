@@ -11,7 +11,7 @@ from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
 from agent.ports import Message
 
 MOST_REMEMBERED = 10_000
-"""Number of ids of acked results that are remembered, because the bus may deliver those results again."""
+"""Number of IDs of acked results that are remembered, because the bus may deliver those results again."""
 
 Result = SyncSucceeded | SyncSkipped | SyncFailed
 
@@ -26,7 +26,7 @@ class PendingResult:
 
     @property
     def key(self) -> _Key:
-        """System id and event id: ids are unique only within a system."""
+        """System ID and event ID: IDs are unique only within a system."""
         return self.result.system_id, self.result.id
 
 

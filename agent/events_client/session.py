@@ -14,7 +14,7 @@ from agent.events_client.address import options_of
 from agent.events_client.logs import log_by_default
 
 RETRY_SECONDS = 0.2
-"""Delay of a retry after the connection was lost. The stream drops a second event with the same id."""
+"""Delay of a retry after the connection was lost. The stream drops a second event with the same ID."""
 
 
 async def publish_session_ended(
@@ -28,7 +28,7 @@ async def publish_session_ended(
     login: Login | None = None,
     tls: Tls | None = None,
 ) -> str:
-    """Publish that a session has ended; return the event's id once the stream has confirmed it.
+    """Publish that a session has ended; return the event's ID once the stream has confirmed it.
 
     The agent of that system then syncs what its target lacks; if it is not running, at its next start. Raises BusError
     if the stream has not confirmed the event within `timeout` seconds; it may have arrived nevertheless. It is safe to

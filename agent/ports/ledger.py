@@ -147,14 +147,14 @@ class Ledger(Protocol):
         ...
 
     async def accept(self, event: SessionEnded) -> bool:
-        """Record a session's end. Return False if one with the same system, sender and id was recorded before.
+        """Record a session's end. Return False if one with the same system, sender and ID was recorded before.
 
-        A new one stays open until a result with its id in `caused_by` is written.
+        A new one stays open until a result with its ID in `caused_by` is written.
         """
         ...
 
     async def open_session_ends(self) -> Sequence[str]:
-        """Return the ids of the open session ends, which no result has answered yet, oldest first."""
+        """Return the IDs of the open session ends, which no result has answered yet, oldest first."""
         ...
 
     async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:

@@ -42,7 +42,7 @@ SYSTEM, METHOD = "SYSTEM", "a-method"
 
 ENVELOPE = {
     "specversion": "The version of CloudEvents.",
-    "id": "Unique for each source. An event that is sent again has the same id.",
+    "id": "Unique for each source. An event that is sent again has the same ID.",
     "source": "The sender: the agent of the system that the event is about.",
     "type": "The type of the event. A minor version at its end (`.1`, `.2`) only adds fields.",
     "subject": "The NATS subject of the event.",
@@ -163,7 +163,7 @@ def asyncapi() -> dict[str, Any]:
             "description": (
                 f"CloudEvents 1.0 in structured JSON mode over NATS, at most {MAX_EVENT_BYTES // 1024} KiB each, "
                 "delivered at least once and in order for each subject. Ignore a result whose source and id you know: "
-                "the agent sends it again with the same id until the stream has confirmed it. A channel's x-stream is "
+                "the agent sends it again with the same ID until the stream has confirmed it. A channel's x-stream is "
                 "the JetStream stream that keeps its events (limits retention: the oldest are discarded); events of a "
                 "channel without x-stream are not kept. Operations are described from the agent's side."
             ),

@@ -168,7 +168,7 @@ def test_a_stopped_upload_leaves_nothing_behind(machine, bucket, proxy, command,
         done = working.end()
     assert "Traceback" not in done.err
     reported = re.findall(
-        r"^akosha-agent: stopped: the next sync resumes the upload (\S+) under the same id$", done.err, re.MULTILINE
+        r"^akosha-agent: stopped: the next sync resumes the upload (\S+) under the same ID$", done.err, re.MULTILINE
     )
     assert len(reported) == (command == "sync")
     assert (bucket.pending_uploads, bucket.keys, machine.staged) == (0, [], [])

@@ -123,7 +123,7 @@ def test_valid_configs_have_no_problems(fields):
         ({"cloud_endpoint": "http://s3.example.com"}, "unencrypted"),
         ({"cloud_endpoint": "ftp://s3.example.com"}, "https://"),
         ({"cloud_region": "eu west"}, "region"),
-        ({"system_id": "..."}, "system id"),
+        ({"system_id": "..."}, "system ID"),
         ({"enable_fallback": "perhaps"}, "true or false"),
         ({"force_method": "ftp"}, "auto, cloud or http"),
         ({"force_method": "cloud"}, "akosha_cloud_bucket"),

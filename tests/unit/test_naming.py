@@ -98,7 +98,7 @@ def test_the_next_id_is_now_or_one_second_after_the_newest():
 
 
 def test_no_id_follows_the_last_possible_time():
-    with pytest.raises(NamingError, match="no upload id can follow"):
+    with pytest.raises(NamingError, match="no upload ID can follow"):
         naming.next_upload_id(datetime(2026, 1, 1, tzinfo=UTC), "99991231_235959_a", "a")
 
 

@@ -224,7 +224,7 @@ class Client:
     async def _request(
         self, method: str, params: Sequence[bytes], headers: Mapping[str, str], silence_seconds: float
     ) -> tuple[Message, str]:
-        """Return the result of a request, and the session id of the response."""
+        """Return the result of a request, and the session ID of the response."""
         number = next(self._ids)
         head = b'{"jsonrpc":"2.0","id":%d,"method":"%s","params":' % (number, method.encode())
         reply = await self._post([head, *params, b"}"], headers, request_id=number, silence_seconds=silence_seconds)

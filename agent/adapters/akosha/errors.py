@@ -176,7 +176,7 @@ def is_transient(reason: str) -> bool:
 
 
 def is_duplicate(reason: str, memory_id: str) -> bool:
-    """Return whether the memory is already stored. Its id is derived from its content, so it is the same memory."""
+    """Return whether the memory is already stored. Its ID is derived from its content, so it is the same memory."""
     return bool(_DUPLICATE.search(reason)) and memory_id.lower() in reason.lower()
 
 

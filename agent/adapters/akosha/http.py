@@ -97,7 +97,7 @@ def parse_object(data: bytes, address: ServerAddress) -> Message:
 
 
 def _check_message(message: Message, address: ServerAddress, request_id: int) -> Message:
-    # A server that could not read the request answers without its id.
+    # A server that could not read the request answers without its ID.
     is_error = isinstance(message.get("error"), dict)
     given = message.get("id")
     if (isinstance(given, bool) or given != request_id) and not (is_error and given in (None, "server-error")):
@@ -130,7 +130,7 @@ _LONGEST_VERSION = 100
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The session id of the response's headers ("" if there is none), and the response message."""
+    """The session ID of the response's headers ("" if there is none), and the response message."""
 
     session_id: str
     message: Message

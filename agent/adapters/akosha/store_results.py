@@ -15,7 +15,7 @@ _FAILING_WORDS = ("error", "failed", "failure", "\N{CROSS MARK}")
 
 
 def of_batch(result: ToolResult, ids: Sequence[str], address: ServerAddress) -> StoreResult:
-    """Return the result for the memories with these ids.
+    """Return the result for the memories with these IDs.
 
     Raises SinkError if the response does not cover each memory, or if it reports a fault of the server.
     """
@@ -106,5 +106,5 @@ def _failure_reason(result: ToolResult) -> str:
 
 
 def _reason_without_id(reason: str, memory_id: str, address: ServerAddress) -> str:
-    """Return the server's reason without the id, so that equal reasons are equal."""
+    """Return the server's reason without the ID, so that equal reasons are equal."""
     return address.quote(reason.replace(memory_id, "ID")) or "no reason given"

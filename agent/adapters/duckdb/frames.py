@@ -7,7 +7,7 @@ of that length.
                     or {"verdict": {"error": text, "damaged": bool}}
     open "graph"    {"tables": n}                   opens the copy for the three commands that follow
     begin           {"started": true}               the next page is the first
-    page            {"page": [[kind, id, digest, embedded, bytes], ...]}, which may be empty; null is the end, and
+    page            {"page": [[kind, ID, digest, embedded, bytes], ...]}, which may be empty; null is the end, and
                     so is an error that names the tables DuckDB cannot read: all other rows were sent before
     read [p, ...]   {"rows": [[text, embedding, time, metadata], ...]}   of the last page, by position
     fold            {"folded": {"rows": {table: count}}}, or {"folded": {"error": text}}

@@ -18,7 +18,7 @@ BLOCK_BYTES = 4 * 2**20
 
 
 SCANNED_ROWS = 50_000
-"""After this many rows that are not memories (no id, no text) a page is returned even if it is empty."""
+"""After this many rows that are not memories (no ID, no text) a page is returned even if it is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class Reading:
         return None
 
     def _names(self, table: Table, rows: Sequence[Values]) -> Mapping[str, str]:
-        """Return the names of the entities in the rows of relationships, by id."""
+        """Return the names of the entities in the rows of relationships, by ID."""
         if table.kind != "relationship":
             return {}
         ids = {values[end] for values in rows for end in ("from_entity", "to_entity") if end in values}

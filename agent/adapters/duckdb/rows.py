@@ -37,9 +37,9 @@ class Row:
 
 
 def row_of(kind: Kind, values: Values, *, graph: str = "", names: Mapping[str, str] | None = None) -> Row | None:
-    """Return the content of a row, None if it has no id or no text.
+    """Return the content of a row, None if it has no ID or no text.
 
-    `graph` is the name of the knowledge graph, if it has one; `names` maps entity ids to names.
+    `graph` is the name of the knowledge graph, if it has one; `names` maps entity IDs to names.
     """
     row_id = values.get("id", "")
     if not row_id.strip():
@@ -67,7 +67,7 @@ def digest(row: Row, *, embedded: bool) -> str:
 
     The JSON is an object with `embedded`, `id`, `kind`, `metadata`, `text` and `time`, as Python's `json.dumps` writes
     it: keys sorted at every level, no blanks, only `"`, `\` and control characters escaped, in UTF-8. The digest is
-    part of a memory's id in Akosha, so neither its computation nor its input may ever change.
+    part of a memory's ID in Akosha, so neither its computation nor its input may ever change.
     """
     document: dict[str, Json] = {
         "embedded": embedded,

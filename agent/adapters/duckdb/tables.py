@@ -126,7 +126,7 @@ def _drop_unreadable(engine: Engine, shape: _Shape, found: "_Found") -> dict[str
 
 
 def entity_names(engine: Engine, ids: Sequence[str]) -> Mapping[str, str]:
-    """Return entity id -> name. Entities without a name, or that do not exist, are left out."""
+    """Return entity ID -> name. Entities without a name, or that do not exist, are left out."""
     entities = _columns(engine).get(_NAMES)
     if not ids or entities is None or not {"id", "name"} <= entities.types.keys():
         return {}

@@ -26,9 +26,9 @@ def encoded(event: Event, codec: Codec, *, max_bytes: int) -> bytes:
 
 
 def message_id(event: Event) -> str:
-    """Return an event's unique id within the stream, for the header `Nats-Msg-Id`.
+    """Return an event's unique ID within the stream, for the header `Nats-Msg-Id`.
 
-    Event ids are unique per source only: the agent of a system, or the sender.
+    Event IDs are unique per source only: the agent of a system, or the sender.
     """
     sender = event.sender if isinstance(event, SessionEnded) else ""
     source = f"{hashlib.sha256(sender.encode()).hexdigest()[:16]}." if sender else ""

@@ -45,7 +45,7 @@ BUILD_SECONDS = 30.0
 
 SHOWN_CHARACTERS = 4
 MIN_KEY_CHARACTERS = 16
-"""The last four characters of a key id are shown if it is as long as AWS's key ids; shorter ones are not shown."""
+"""The last four characters of a key ID are shown if it is as long as AWS's key IDs; shorter ones are not shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The part of the AWS chain that has credentials, and the end of the key id ("" if it is too short to show)."""
+    """The part of the AWS chain that has credentials, and the end of the key ID ("" if it is too short to show)."""
 
     source: str
     key_end: str

@@ -94,7 +94,7 @@ def damaged(address: BucketAddress, key: str, problem: str) -> StoreError:
 
 
 class Multipart:
-    """One upload. `async with` aborts it unless it was completed. `active` has the ids of the uploads in progress."""
+    """One upload. `async with` aborts it unless it was completed. `active` has the IDs of the uploads in progress."""
 
     def __init__(
         self,

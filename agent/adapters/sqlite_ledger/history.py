@@ -30,7 +30,7 @@ class History:
         self._connection, self._codec = connection, codec
 
     def add(self, event: Event, *, published_at: datetime | None) -> None:
-        """Add an event, unless its id exists. `published_at` None puts it into the outbox.
+        """Add an event, unless its ID exists. `published_at` None puts it into the outbox.
 
         A result closes the session ends in its `caused_by`.
         """
@@ -52,7 +52,7 @@ class History:
             )
 
     def publish(self, event_id: str, at: datetime) -> None:
-        """Remove an event from the outbox; keep the first time of publishing. Raises StateError for an unknown id."""
+        """Remove an event from the outbox; keep the first time of publishing. Raises StateError for an unknown ID."""
         self._connection.execute(
             "UPDATE events SET published_at = ? WHERE event_id = ? AND published_at IS NULL", (time_text(at), event_id)
         )
@@ -67,7 +67,7 @@ class History:
         return found.fetchone() is not None
 
     def outbox(self) -> tuple[Sequence[Event], Mapping[str, str]]:
-        """Return the events of the outbox, oldest first, and the unreadable ones: event id -> reason."""
+        """Return the events of the outbox, oldest first, and the unreadable ones: event ID -> reason."""
         found = self._connection.execute(
             "SELECT event_id, payload FROM events WHERE published_at IS NULL ORDER BY position"
         )
@@ -105,7 +105,7 @@ class History:
         return found.rowcount == 1
 
     def open_session_ends(self) -> Sequence[str]:
-        """Return the ids of the open session ends, oldest first."""
+        """Return the IDs of the open session ends, oldest first."""
         found = self._connection.execute("SELECT event_id FROM open_ends ORDER BY position")
         return [event_id for (event_id,) in found]
 

@@ -22,7 +22,7 @@ from agent.ports import HeldMemory, MemoryCounts
 
 Group = tuple[str, Kind]
 Row = tuple[int, bytes, bytes]
-"""The number of a group (column `place`), a row's own id, its digest."""
+"""The number of a group (column `place`), a row's own ID, its digest."""
 
 HeldState = Literal["waiting", "refused"]
 HELD: Mapping[HeldState, int] = {state: number for number, state in enumerate(get_args(HeldState), 1)}
@@ -170,11 +170,11 @@ class Memories:
         return int(number)
 
     def _found(self, group: int, ids: list[bytes]) -> Iterator[tuple[bytes, bytes, int | None]]:
-        """Yield id, digest and `held` of the rows that are in the table."""
+        """Yield ID, digest and `held` of the rows that are in the table."""
         for start in range(0, len(ids), _IDS_PER_QUERY):
             some = ids[start : start + _IDS_PER_QUERY]
-            # Pad to a power of two by repeating an id, which changes nothing: sqlite3 caches 128 prepared statements,
-            # and one for each number of ids would take 10 MB.
+            # Pad to a power of two by repeating an ID, which changes nothing: sqlite3 caches 128 prepared statements,
+            # and one for each number of IDs would take 10 MB.
             some += some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
             marks = ", ".join("?" * len(some))
             query = f"SELECT id, digest, held FROM memories WHERE place = ? AND id IN ({marks})"  # noqa: S608 - marks

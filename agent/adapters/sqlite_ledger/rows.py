@@ -46,7 +46,7 @@ def read_microseconds(number: int) -> datetime:
 
 
 def id_bytes(row_id: str) -> bytes:
-    """Return a row's id as bytes. Ids may come from other programs, so lone surrogates are allowed."""
+    """Return a row's ID as bytes. Ids may come from other programs, so lone surrogates are allowed."""
     return row_id.encode("utf-8", "surrogatepass")
 
 

@@ -59,7 +59,7 @@ _FIRST = (
 # Rows are never deleted, so they are small: 16 bytes of a digest for each handled event of other programs.
 _SECOND = ("CREATE TABLE handled (digest BLOB PRIMARY KEY) WITHOUT ROWID",)
 
-# A few dozen bytes per row, for a million rows: `place` is the group number of a target, database and kind; ids are
+# A few dozen bytes per row, for a million rows: `place` is the group number of a target, database and kind; IDs are
 # UTF-8; digests have 16 bytes. `held` NULL: delivered; 1: waiting; 2: refused. `since` is in microseconds since 1970.
 _THIRD = (
     """CREATE TABLE memory_places (

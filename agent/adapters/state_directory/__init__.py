@@ -1,7 +1,7 @@
 """The agent's state directory: its lock, the agent's identity, and the paths of ledger, staging and spool. Mode 0700.
 
     agent.lock       locked by the one process that runs
-    identity.json    agent id and system id, created at the first start
+    identity.json    agent ID and system ID, created at the first start
     identity.lock    locked while the identity is read or created
     system-id        the last akosha_system_id that `run` used
     ledger.sqlite  staging/  spool/
@@ -89,7 +89,7 @@ class StateDirectory:
     def identity(self, host_name: str, system_id_setting: str) -> Identity:
         """Return the identity of this agent; the first call creates and stores it.
 
-        The system id is the sanitised setting, or without one the host name at the first start. Raises NamingError if
+        The system ID is the sanitised setting, or without one the host name at the first start. Raises NamingError if
         it cannot be sanitised, StateError if the stored identity is damaged.
         """
         return IdentityFile(self.path).identity(host_name, system_id_setting)
@@ -97,7 +97,7 @@ class StateDirectory:
     def remember_setting(self, system_id: str) -> None:
         """Store the `akosha_system_id` that the agent runs with ("" is the default). Raises StateError.
 
-        Programs that use `agent.api` without a system id use this one, because they may not see the agent's settings.
+        Programs that use `agent.api` without a system ID use this one, because they may not see the agent's settings.
         """
         if self.remembered_setting() == system_id:
             return
@@ -115,7 +115,7 @@ class StateDirectory:
             return None
 
     def rename(self, system_id: str) -> None:
-        """Store another default system id. Raises StateError."""
+        """Store another default system ID. Raises StateError."""
         IdentityFile(self.path).rename(system_id)
 
     def _check_apart(self, data_dir: Path) -> None:

@@ -25,7 +25,7 @@ class IdentityFile:
     def identity(self, host_name: str, system_id_setting: str) -> Identity:
         """Return the identity; create and store it if it does not exist.
 
-        The system id is the sanitised setting. Without one it is the host name at the first start, because host names
+        The system ID is the sanitised setting. Without one it is the host name at the first start, because host names
         of laptops change. Raises NamingError if it cannot be sanitised, StateError if the file is damaged.
         """
         chosen = sanitise_system_id(system_id_setting) if system_id_setting else None
@@ -36,7 +36,7 @@ class IdentityFile:
         return Identity(agent_id=agent_id, system_id=chosen or stored, is_default=chosen is None)
 
     def rename(self, system_id: str) -> None:
-        """Store another default system id. Raises StateError."""
+        """Store another default system ID. Raises StateError."""
         try:
             with fs.locked(self._directory / "identity.lock"):
                 stored = self._load()
@@ -45,9 +45,9 @@ class IdentityFile:
             raise unusable(self._directory, error) from error
 
     def _load_or_create(self, host_name: str, *, optional: bool) -> tuple[str, str]:
-        """Return the stored (agent id, system id).
+        """Return the stored (agent ID, system ID).
 
-        If the system id is `optional` and the host name cannot be sanitised, it is "".
+        If the system ID is `optional` and the host name cannot be sanitised, it is "".
         """
         with fs.locked(self._directory / "identity.lock"):
             agent_id, system_id = self._load() or (secrets.token_hex(16), "")
@@ -61,7 +61,7 @@ class IdentityFile:
             return agent_id, system_id
 
     def _load(self) -> tuple[str, str] | None:
-        """Return the stored (agent id, system id), None if the file does not exist. Raises StateError if damaged."""
+        """Return the stored (agent ID, system ID), None if the file does not exist. Raises StateError if damaged."""
         try:
             document = orjson.loads(self._file.read_bytes())
             agent_id, system_id = document["agent_id"], document["system_id"]
@@ -73,8 +73,8 @@ class IdentityFile:
         except (ValueError, KeyError, TypeError) as error:
             raise StateError(
                 f"{self._file} is damaged: {error!r}",
-                hint="restore it from a backup; or delete it: the agent then creates a new agent id, and uses the "
-                "host name as its system id unless akosha_system_id is set to the old system id",
+                hint="restore it from a backup; or delete it: the agent then creates a new agent ID, and uses the "
+                "host name as its system ID unless akosha_system_id is set to the old system ID",
             ) from error
 
     def _store(self, agent_id: str, system_id: str) -> None:

@@ -1,4 +1,4 @@
-"""The uploads of one system in a bucket: list them, find one by id or by time, read its manifest.
+"""The uploads of one system in a bucket: list them, find one by ID or by time, read its manifest.
 
 Every call reads the bucket; nothing is cached. An upload exists if its manifest exists. An upload whose manifest cannot
 be read is listed with the problem.
@@ -81,7 +81,7 @@ class CatalogEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogListing:
-    """Uploads, newest first. `unfinished` are the ids of uploads that have objects but no manifest."""
+    """Uploads, newest first. `unfinished` are the IDs of uploads that have objects but no manifest."""
 
     uploads: tuple[CatalogEntry, ...]
     unfinished: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ class Catalog:
     async def listing(self, *, manifests: int | None = MANIFESTS, exact: bool = False) -> CatalogListing:
         """Return the uploads, newest first. Read the manifests of the newest `manifests` uploads; None: of all.
 
-        Manifests of uploads whose id is ahead of their object are read, too. With `exact`, so are all manifests without
+        Manifests of uploads whose ID is ahead of their object are read, too. With `exact`, so are all manifests without
         which it is not known when the upload was made; in a copied bucket these are all manifests.
         """
         async with self.stall_limit() as record_progress:
@@ -143,13 +143,13 @@ class Catalog:
         return CatalogListing(uploads=uploads, unfinished=tuple(objects.unfinished))
 
     async def ids(self) -> Sequence[str]:
-        """Return the ids of the uploads, newest first."""
+        """Return the IDs of the uploads, newest first."""
         async with self.stall_limit() as record_progress:
             objects = await self._list_objects(record_progress)
         return _newest_first(objects.sizes)
 
     async def resolve(self, which: str = LATEST) -> str:
-        """Return the id of the upload with this id or unique prefix; `latest`: of the newest.
+        """Return the ID of the upload with this ID or unique prefix; `latest`: of the newest.
 
         Raises NoSuchObject if no upload matches, SettingsError if several match.
         """
@@ -167,7 +167,7 @@ class Catalog:
         return found[0]
 
     async def _latest(self) -> str:
-        """Return the newest upload. Skip ids ahead of their object's time whose manifest is not one of ours."""
+        """Return the newest upload. Skip IDs ahead of their object's time whose manifest is not one of ours."""
         async with self.stall_limit() as record_progress:
             objects = await self._list_objects(record_progress)
             for upload in _newest_first(objects.sizes):
@@ -185,7 +185,7 @@ class Catalog:
             return False
 
     async def resolve_at(self, time: datetime) -> str:
-        """Return the id of the newest upload made at or before an aware time (see `naming.made_at`).
+        """Return the ID of the newest upload made at or before an aware time (see `naming.made_at`).
 
         Raises NoSuchObject if there is none.
         """
@@ -254,7 +254,7 @@ class Catalog:
         return _ObjectListing(complete, times, unfinished)
 
     def _is_upload(self, name: str) -> bool:
-        """Return whether a folder's name is an upload id of this system. Other folders were not made by the agent."""
+        """Return whether a folder's name is an upload ID of this system. Other folders were not made by the agent."""
         try:
             return name == naming.upload_id(naming.upload_time(name), self.system_id)
         except NamingError:

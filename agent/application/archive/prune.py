@@ -93,7 +93,7 @@ class BucketContents:
     def left_over(self, complete: Collection[str], spared: Mapping[str, str]) -> list[str]:
         """Return the uploads that have no manifest and have not changed for a day.
 
-        If an id is ahead of the store's clock, the times of the objects decide.
+        If an ID is ahead of the store's clock, the times of the objects decide.
         """
         long_ago = self.started_before
         return [
@@ -253,7 +253,7 @@ class Pruner:
     async def _times(self, contents: BucketContents, complete: Sequence[str]) -> dict[str, datetime]:
         """Return when each upload was made.
 
-        The manifest is read if the times of id and object disagree, and its time is cached for the next prune: in a
+        The manifest is read if the times of ID and object disagree, and its time is cached for the next prune: in a
         copied bucket all of them disagree, and the agent prunes after each upload.
         """
         dated = [(upload, contents.manifest_time(upload)) for upload in complete]
@@ -276,7 +276,7 @@ class Pruner:
     async def _damage_of_newest(self, kept: Iterable[str], contents: BucketContents) -> str:
         """Return the damage of the newest upload, found by listing, ETags and metadata; "" if there is none.
 
-        Skip uploads whose id is ahead of their object's time and whose manifest is not one of ours.
+        Skip uploads whose ID is ahead of their object's time and whose manifest is not one of ours.
         """
         verifier = Verifier(self._catalog, self._clock)
         for upload in kept:

@@ -271,7 +271,7 @@ class Verifier:
         )
 
     async def uploads(self) -> Sequence[str]:
-        """Return the ids of the uploads, newest first."""
+        """Return the IDs of the uploads, newest first."""
         return await self._catalog.ids()
 
     async def deep(

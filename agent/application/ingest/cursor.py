@@ -1,7 +1,7 @@
 """The cursor of a system: which of its uploads Akosha has, and what it lacks of the next upload.
 
 Akosha has a database's rows up to the upload in the database's cursor. A delta whose base is that upload, or an earlier
-one, contains everything that is missing; otherwise the database itself is read. Two agents may share a system id, so
+one, contains everything that is missing; otherwise the database itself is read. Two agents may share a system ID, so
 each database of each agent has its own cursor.
 """
 
@@ -27,7 +27,7 @@ class DatabaseCursor:
 class Cursor:
     """`through` is the last finished upload, ingested or refused. The keys of `databases` are `agent/database`.
 
-    `unpublished` are the ids of events in the ledger that no bus has confirmed yet.
+    `unpublished` are the IDs of events in the ledger that no bus has confirmed yet.
     """
 
     through: str | None = None

@@ -84,7 +84,7 @@ class IngestJournal:
     async def write(self, cursor: Cursor, event: IngestCompleted | IngestFailed) -> Cursor:
         """Store an event, then the cursor; return the cursor with the event marked as unpublished.
 
-        If the process is killed in between, the upload is ingested again, and the event keeps its id.
+        If the process is killed in between, the upload is ingested again, and the event keeps its ID.
         """
         await self._ledger.add_to_history(event)
         if self._bus is not None and event.id not in cursor.unpublished:

@@ -207,7 +207,7 @@ class IngestService:
 
 
 def _upload(event: SyncSucceeded) -> str:
-    """Return the upload of a result, "" if it is not an upload id."""
+    """Return the upload of a result, "" if it is not an upload ID."""
     try:
         naming.upload_time(event.upload_id or "")
     except NamingError:
@@ -219,9 +219,9 @@ PREFIX = "systems/"
 
 
 async def systems_in(store: ObjectStore) -> list[str]:
-    """Return the ids of the systems that have any object, in the order of their keys.
+    """Return the IDs of the systems that have any object, in the order of their keys.
 
-    Makes one short listing per system, and one more. Skips folders whose name is not a system id. Raises StoreError.
+    Makes one short listing per system, and one more. Skips folders whose name is not a system ID. Raises StoreError.
     """
     found: list[str] = []
     start = PREFIX

@@ -30,7 +30,7 @@ MOST_NOTIFIED = 10_000
 """Maximum number of notified uploads that are remembered."""
 
 _AKOSHA = "akosha "
-"""Key of an outage of Akosha, which all systems share. It is not a valid system id."""
+"""Key of an outage of Akosha, which all systems share. It is not a valid system ID."""
 
 _log = structlog.get_logger()
 
@@ -83,7 +83,7 @@ class SystemOutcome:
 
 @dataclass(slots=True)
 class _Ingestion:
-    """An upload that is being ingested. `later` are the ids of the uploads after it."""
+    """An upload that is being ingested. `later` are the IDs of the uploads after it."""
 
     manifest: Manifest
     later: Sequence[str]
@@ -129,7 +129,7 @@ class SystemIngester:
     def notify(self, upload: str = "") -> None:
         """Catch up now. Ingest `upload` even if newer uploads are finished.
 
-        If two agents of one system upload at the same time, the upload with the older id may be completed later.
+        If two agents of one system upload at the same time, the upload with the older ID may be completed later.
         """
         if upload and len(self._notified_uploads) < MOST_NOTIFIED:
             self._notified_uploads.add(upload)
@@ -194,7 +194,7 @@ class SystemIngester:
     async def _new_uploads(self) -> list[str]:
         """Return the uploads that are newer than the last finished one.
 
-        Skip ids ahead of the clock whose manifest is not of this system: if the cursor moved past such an id, all
+        Skip IDs ahead of the clock whose manifest is not of this system: if the cursor moved past such an ID, all
         later uploads would be missed.
         """
         _, complete = await self._uploads.ids_after(self._cursor.through)

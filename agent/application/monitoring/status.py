@@ -117,7 +117,7 @@ class Status:
     verified: VerifyStatus | None = None
     warnings: tuple[StatusWarning, ...] = ()
     system_id_undecided: bool = False
-    """The system id is the host name, and the cloud target may still make this machine take another one."""
+    """The system ID is the host name, and the cloud target may still make this machine take another one."""
 
 
 def describe(

@@ -94,7 +94,7 @@ class SessionEnds:
 async def accept(ledger: Ledger, event: SessionEnded) -> bool:
     """Accept a session end, so that a result answers it. Return False if it is refused. Raises StateError."""
     if caused_by_bytes(event.id) > CAUSED_BY_BYTES:
-        reason = f"its id is longer than the {CAUSED_BY_BYTES} bytes that a result can name"
+        reason = f"its ID is longer than the {CAUSED_BY_BYTES} bytes that a result can name"
         _log.warning("event_refused", id=event.id[:80], type=event.type, reason=reason)
         return False
     if not await ledger.accept(event):

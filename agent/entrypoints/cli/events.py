@@ -111,7 +111,7 @@ async def show_history(settings: Settings, *, follow: bool, as_json: bool) -> in
 
 
 def line(event: Event, *, system: bool = False) -> str:
-    """Return an event as one line, with its system id if `system` is set.
+    """Return an event as one line, with its system ID if `system` is set.
 
     Control characters are escaped: the line may quote names and texts from a bucket or a bus.
     """

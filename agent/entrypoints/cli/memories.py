@@ -26,7 +26,7 @@ from agent.settings import Settings
 
 MOST_SHOWN = 1000
 LONGEST_SHOWN = 200
-"""Length limit of an id or a reason in the table; JSON has the full text."""
+"""Length limit of an ID or a reason in the table; JSON has the full text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ System = Annotated[
     typer.Option(
         "--system",
         metavar="SYSTEM",
-        help="Use the uploads of this system id instead of this machine's.",
+        help="Use the uploads of this system ID instead of this machine's.",
         show_default=False,
     ),
 ]

@@ -123,7 +123,7 @@ class AgentInstance:
 
 
 class ReloadLoop:
-    """Runs the agent, and replaces it when the settings or the default system id have changed."""
+    """Runs the agent, and replaces it when the settings or the default system ID have changed."""
 
     def __init__(self, load: Callable[[], Loaded], supervisor: Supervisor) -> None:
         self._load, self._supervisor, self._metering = load, supervisor, metering()

@@ -36,7 +36,7 @@ async def sync(
         bool,
         typer.Option(
             "--take-over",
-            help="Take over the uploads of this system id from the machine or state directory that owns them.",
+            help="Take over the uploads of this system ID from the machine or state directory that owns them.",
         ),
     ] = False,
     new_target: Annotated[

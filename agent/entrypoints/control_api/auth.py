@@ -37,7 +37,7 @@ _log = structlog.get_logger()
 
 
 def peer_uid(connection: socket.socket | TransportSocket) -> int | None:
-    """Return the user id of the peer of a Unix socket; None if the system does not report it.
+    """Return the user ID of the peer of a Unix socket; None if the system does not report it.
 
     Raises OSError if the peer has disconnected.
     """

@@ -306,7 +306,7 @@ def _schema_of(cls: type, components: dict[str, Schema]) -> dict[str, object]:
 
 
 def _cloud_event_schema(cls: type[Event], schema: Schema) -> Schema:
-    """Return the schema of a structured CloudEvent: id and time are attributes, all other fields are in `data`."""
+    """Return the schema of a structured CloudEvent: ID and time are attributes, all other fields are in `data`."""
     fields, required = _mapping(schema["properties"]), schema["required"]
     assert isinstance(required, list)
     source = {"minLength": 1} if cls is SessionEnded else {"pattern": f"^{re.escape(_AGENT_SOURCE)}"}

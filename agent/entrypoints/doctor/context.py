@@ -85,7 +85,7 @@ class DoctorContext:
         return self._store
 
     async def identity(self) -> Identity:
-        """Return the agent's identity; before its first start, the future one with an agent id of zeros.
+        """Return the agent's identity; before its first start, the future one with an agent ID of zeros.
 
         Raises NamingError.
         """

@@ -197,7 +197,7 @@ async def _delivered_memories(context: DoctorContext) -> list[Finding]:
 async def _probe_key(context: DoctorContext) -> str:
     """Return the key of the probe object: outside of `uploads/`, so that neither Akosha nor the agent reads it.
 
-    Raises StoreError if the store cannot be reached, another machine owns the system id, or the directory's disk is not
+    Raises StoreError if the store cannot be reached, another machine owns the system ID, or the directory's disk is not
     mounted.
     """
     store, settings = context.store(), context.settings

@@ -34,7 +34,7 @@ ClaudeSettings = Annotated[
 def session_end(
     state_dir: StateDir = None,
     system_id: Annotated[
-        str | None, typer.Option("--system-id", help="The system id, like akosha_system_id.", show_default=False)
+        str | None, typer.Option("--system-id", help="The system ID, like akosha_system_id.", show_default=False)
     ] = None,
 ) -> None:
     """Notify the agent that a session has ended. The hook runs this, with Claude Code's JSON on standard input.
@@ -51,7 +51,7 @@ def install(settings: Settings, claude_settings: ClaudeSettings = None) -> None:
     """Add the hook to Claude Code's settings. It notifies the agent when a session ends."""
     path = _path(claude_settings)
     home = Home.of(settings)
-    home.prepare()  # the hook may run before the agent's first start, and its notes contain the system id
+    home.prepare()  # the hook may run before the agent's first start, and its notes contain the system ID
     with_args = runs_args(os.environ)
     if with_args is None:  # the version is unknown: keep the installed form
         with_args = any(one.with_args for one in installed_hook(path).commands)

@@ -1,6 +1,6 @@
-"""The spool note of a session's end: state directory, system id, text, and file.
+"""The spool note of a session's end: state directory, system ID, text, and file.
 
-Without slow imports; `session_end` explains why. The state directory, system ids, and the format of events and notes
+Without slow imports; `session_end` explains why. The state directory, system IDs, and the format of events and notes
 are implemented a second time here; tests compare them with the originals.
 """
 # ruff: noqa: PTH103, PTH104, PTH108, PTH109, PTH111 - pathlib costs more than all of this
@@ -41,7 +41,7 @@ def state_directory(given: str, environ: "os._Environ[str] | dict[str, str]") ->
 
 
 def system_id(state: str, given: str, environ: "os._Environ[str] | dict[str, str]") -> str:
-    """Return the system id of the agent with this state directory, or the one that it will choose at its first start.
+    """Return the system ID of the agent with this state directory, or the one that it will choose at its first start.
 
     Sources in order: the option, the variable (akosha_system_id), the agent's identity.json, the host name, from which
     the agent creates identity.json at its first start.
@@ -64,14 +64,14 @@ def system_id(state: str, given: str, environ: "os._Environ[str] | dict[str, str
 
 
 def sanitise(text: str) -> str:
-    """Return a text as a system id; "" if it has no valid character."""
+    """Return a text as a system ID; "" if it has no valid character."""
     plain = "".join(character if character in _PLAIN else " " for character in text)
     # A run of invalid characters becomes one hyphen; hyphens in the text are not merged.
     return "-".join(plain.split()).strip("-")[:84].rstrip("-")
 
 
 def session_ended(system: str, session_id: object, reason: object) -> tuple[str, bytes]:
-    """Return the name of the note and the text of the event, with a new id and the current time."""
+    """Return the name of the note and the text of the event, with a new ID and the current time."""
     nanoseconds = time.time_ns()
     now, micros = time.gmtime(nanoseconds // 10**9), f"{nanoseconds // 1000 % 10**6:06d}"
     event = (
