@@ -128,7 +128,7 @@ def line(event: Event, *, system: bool = False) -> str:
     elif isinstance(event, UploadsPruned):
         text = prune_summary(event)
     system_id = f"{event.system_id}  " if system else ""
-    return printable(f"{local_time(event.time)}  {kind:<15}  {system_id}{text}".rstrip())
+    return printable(f"{local_time(event.time)}  {kind:<16}  {system_id}{text}".rstrip())
 
 
 async def _open_ledger(home: Home, *, wait: bool) -> Ledger | None:
