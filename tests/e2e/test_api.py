@@ -1,4 +1,4 @@
-"""The documented Python API with its real process: with the databases open, beside an agent, in need."""
+"""The documented Python API with its real process: with open databases, with a running agent, and when it fails."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 HEAVY = {"pydantic", "structlog", "yaml", "duckdb", "aioboto3", "sqlite3", "orjson", "httpx2", "typer", "rich"}
 
 HOST = """
-    '''A program that has a database open and commits all the time, as Session-Buddy does, and syncs meanwhile.'''
+    '''A program that syncs while it has a database open and commits continuously, like Session-Buddy.'''
     import asyncio, json, sys, threading
     from pathlib import Path
     from agent.api import AkoshaSyncConfig, HybridAkoshaSync
@@ -88,7 +88,7 @@ HOST = """
         sys.stdin.readline()
 """
 INTRUDER = """
-    '''Another process that tries to open the database read-write, again and again, until its stdin is closed.'''
+    '''Another process that repeatedly tries to open the database read-write, until its stdin is closed.'''
     import sys, threading
     import duckdb
 
@@ -110,7 +110,7 @@ INTRUDER = """
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine on which this process itself is the program that syncs."""
+    """A machine on which this process is the program that syncs."""
     machine = Machine(tmp_path)
     monkeypatch.chdir(machine.home)
     with patch.dict(os.environ, machine.environ, clear=True):
@@ -123,7 +123,7 @@ def hybrid(machine, **fields):
 
 
 def children(pid=None):
-    """Processes of the agent that this one, or another, has started. Servers of other tests are not meant."""
+    """Return the agent's processes that this process or `pid` started, without the servers of other tests."""
     return [one for one in psutil.Process(pid).children(recursive=True) if "agent." in " ".join(one.cmdline())]
 
 
@@ -149,7 +149,7 @@ def python(tmp_path, name, text, *arguments):
 
 @pytest.mark.long
 def test_a_program_keeps_its_database_lock_while_it_syncs(machine, tmp_path):
-    """And what arrives is what it had committed. That the proof can fail: one reading by hand, and the lock is gone."""
+    """And the upload has what was committed. Reading the file in the program drops its lock, so the check can fail."""
     file = machine.data / REFLECTION
     with python(tmp_path, "host", HOST, machine.data, machine.state, machine.bucket) as host:
 
@@ -158,22 +158,22 @@ def test_a_program_keeps_its_database_lock_while_it_syncs(machine, tmp_path):
             assert line["event"] == event
             return line
 
-        def tell():
+        def send_line():
             host.stdin.write("\n")
             host.stdin.flush()
 
         reported("open")
         with python(tmp_path, "intruder", INTRUDER, file) as intruder:
             assert intruder.stdout.readline() == "refused\n"
-            tell()
+            send_line()
             synced = reported("synced")
             out, _ = intruder.communicate(timeout=TIMEOUT)
         refused, admitted = map(int, out.split())
-        tell()
+        send_line()
         reported("read")
         without_lock = "import sys, duckdb; duckdb.connect(sys.argv[1]).close()"
         again = subprocess.run([sys.executable, "-c", without_lock, file], capture_output=True, timeout=TIMEOUT)
-        tell()
+        send_line()
     assert admitted == 0
     assert refused > 20
     assert again.returncode == 0, again.stderr
@@ -189,8 +189,9 @@ def test_a_program_keeps_its_database_lock_while_it_syncs(machine, tmp_path):
 def test_importing_the_api_imports_no_heavy_package():
     code = "import sys, agent.api; print(*{name.partition('.')[0] for name in sys.modules})"
     plain = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-    how = {"capture_output": True, "text": True, "timeout": TIMEOUT, "check": True}
-    done = subprocess.run([sys.executable, "-c", code], env=plain, **how)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=plain, capture_output=True, text=True, timeout=TIMEOUT, check=True
+    )
     assert set(done.stdout.split()) & HEAVY == set()
 
 
@@ -198,7 +199,7 @@ def test_importing_the_api_imports_no_heavy_package():
 
 
 async def test_the_result_has_the_documented_fields(machine, capfd, caplog):
-    """What is to be told goes to `logging`; a loop in a thread does as well; what is not wanted stays behind."""
+    """Nothing is printed, log lines go to `logging`, a loop in a thread works, and an unwanted database is left out."""
     caplog.set_level(logging.INFO, "agent.api")
     machine.write(commits=3, entities=2)
     made = hybrid(machine)
@@ -245,14 +246,14 @@ async def test_a_running_agent_does_the_sync_with_its_own_settings(machine, tmp_
 
 
 async def test_an_empty_system_id_means_that_of_the_agent(machine):
-    """Beside the agent, and when it has ended: there is one system in the bucket, and no second whole upload."""
+    """While the agent runs and after it has ended: the bucket has one system, and nothing is uploaded twice."""
     os.environ.pop(variable("system_id"))
     machine.set(system_id="desk", agent_upload_on_change=False)
     made = hybrid(machine, system_id="")
     with machine.run() as agent:
         machine.write(commits=1, entities=1)
         result = await made.sync_memories()
-        # Its first look at the directory may have found them already.
+        # The sync at start may have uploaded them already.
         ends = ("sync_succeeded", "sync_skipped")
         agent.log.wait(lambda line: line.get("request_id") == result["request_id"] and line["event"] in ends)
     assert [manifest["upload_id"][-5:] for manifest in machine.manifests] == ["_desk"]
@@ -262,7 +263,7 @@ async def test_an_empty_system_id_means_that_of_the_agent(machine):
     assert [path.name for path in (machine.bucket / "systems").iterdir()] == ["desk"]
 
 
-# ---------------------------------------------------------------------------------------------------------- in need
+# ---------------------------------------------------------------------------------------------------------- errors
 
 
 async def test_a_forced_method_raises_its_own_error_with_a_hint(machine):
@@ -300,10 +301,10 @@ async def test_an_invalid_config_raises_the_message_of_the_settings(machine):
 
 
 @contextlib.contextmanager
-def held(machine):
-    """The state directory, held by this process: who syncs leaves a note in the spool, and waits."""
-    places = {"agent_data_dir": str(machine.data), "agent_state_dir": str(machine.state)}
-    home = Home.of(load(command_line=places, environ={}, cwd=machine.home, home=machine.home).settings)
+def locked_state(machine):
+    """Lock the state directory in this process: a sync leaves a note in the spool and waits. Yields the spool."""
+    directories = {"agent_data_dir": str(machine.data), "agent_state_dir": str(machine.state)}
+    home = Home.of(load(command_line=directories, environ={}, cwd=machine.home, home=machine.home).settings)
     home.prepare()
     with home.lock("run"):
         yield home.state.spool
@@ -311,8 +312,8 @@ def held(machine):
 
 @contextlib.asynccontextmanager
 async def waiting_sync(machine):
-    """A sync whose process waits for another that holds the state directory: the task, and that process."""
-    with held(machine) as spool:
+    """A sync that waits for the lock of the state directory: its task and its process."""
+    with locked_state(machine) as spool:
         syncing = asyncio.create_task(hybrid(machine).sync_memories(force_method="cloud"))
         async with asyncio.timeout(TIMEOUT):
             while not list(spool.glob("*.json")):
@@ -365,11 +366,11 @@ def test_the_sync_of_a_killed_program_completes(machine, tmp_path):
         import asyncio
         from agent.api import AkoshaSyncConfig, HybridAkoshaSync
         config = AkoshaSyncConfig(cloud_endpoint={machine.bucket.as_uri()!r})
-        places = {{"data_dir": {str(machine.data)!r}, "state_dir": {str(machine.state)!r}}}
-        asyncio.run(HybridAkoshaSync(config, **places).sync_memories())
+        directories = {{"data_dir": {str(machine.data)!r}, "state_dir": {str(machine.state)!r}}}
+        asyncio.run(HybridAkoshaSync(config, **directories).sync_memories())
     """
     machine.write(commits=1, entities=1)
-    with held(machine) as spool, python(tmp_path, "host", code) as host:
+    with locked_state(machine) as spool, python(tmp_path, "host", code) as host:
         while not list(spool.glob("*.json")):
             time.sleep(0.01)
         (process,) = children(host.pid)
@@ -394,9 +395,9 @@ async def test_a_process_that_fails_at_start_raises_an_error_with_its_last_line(
 
 
 @pytest.mark.parametrize(
-    ("status", "location", "there"), [(200, "", True), (404, "", False), (500, "", False), (302, "/else", False)]
+    ("status", "location", "available"), [(200, "", True), (404, "", False), (500, "", False), (302, "/else", False)]
 )
-def test_akosha_is_available_if_its_health_check_answers_200(machine, monkeypatch, status, location, there):
+def test_akosha_is_available_if_its_health_check_answers_200(machine, monkeypatch, status, location, available):
     asked = []
 
     class Server(http.server.BaseHTTPRequestHandler):
@@ -413,10 +414,10 @@ def test_akosha_is_available_if_its_health_check_answers_200(machine, monkeypatc
     with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         serving.start()
-        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # what is on this machine is asked without one
-        lent = f"http://127.0.0.1:{server.server_port}/mcp"
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # not used for loopback addresses
+        endpoint = f"http://127.0.0.1:{server.server_port}/mcp"
         os.environ["SESSION_BUDDY_AKOSHA_HTTP_ENDPOINT"] = ""
-        assert HttpSyncMethod(AkoshaSyncConfig(cloud_endpoint=lent)).is_available() is there
+        assert HttpSyncMethod(AkoshaSyncConfig(cloud_endpoint=endpoint)).is_available() is available
         server.shutdown()
         serving.join()
     assert asked == ["/health"]
@@ -428,8 +429,8 @@ async def test_a_silent_server_counts_as_available_and_a_closed_port_does_not(ma
         os.environ["SESSION_BUDDY_AKOSHA_HTTP_ENDPOINT"] = f"http://127.0.0.1:{port}/mcp"
         store = AkoshaSyncConfig(cloud_bucket="memories", cloud_endpoint=f"http://127.0.0.1:{port}")
         assert CloudSyncMethod(store).is_available()
-        begun = asyncio.get_running_loop().time()
+        started = asyncio.get_running_loop().time()
         assert HttpSyncMethod(store).is_available()
-        assert asyncio.get_running_loop().time() - begun < 1.5  # a second, and a slow machine's share
+        assert asyncio.get_running_loop().time() - started < 1.5  # one second, and a margin for a slow machine
     assert not CloudSyncMethod(store).is_available()
     assert not HttpSyncMethod(store).is_available()

@@ -1,4 +1,4 @@
-"""`uploads` and `verify` as a user types them, without an agent and beside one."""
+"""`uploads` and `verify` on the command line, with and without a running agent."""
 
 import json
 
@@ -18,7 +18,7 @@ def machine(tmp_path):
     return made
 
 
-def reported(machine):
+def verifications(machine):
     return [event["data"] for event in machine.events() if event["type"] == VERIFIED]
 
 
@@ -49,21 +49,21 @@ def test_uploads_lists_newest_first_and_shows_one_in_detail(machine):
 
 
 def test_verify_finds_a_flipped_bit_in_a_directory_with_and_without_deep(machine):
-    whole = machine.call("verify")
-    assert (whole.code, whole.err) == (0, "")
-    assert "intact, 4 objects" in whole.out
+    intact = machine.call("verify")
+    assert (intact.code, intact.err) == (0, "")
+    assert "intact, 4 objects" in intact.out
     damage(machine)
     every = machine.call("verify", "--all")
     assert (every.code, "DAMAGED\n  reflection.duckdb: was modified after the upload" in every.err) == (1, True)
     deep = machine.call("verify", "latest", "--deep")
     assert (deep.code, deep.out) == (1, "")
     assert "DAMAGED\n  reflection.duckdb: " in deep.err
-    assert [(event["deep"], event["whole"]) for event in reported(machine)] == [
+    assert [(event["deep"], event["whole"]) for event in verifications(machine)] == [
         (False, True),
         (False, False),
         (True, False),
     ]
-    assert list(reported(machine)[-1]["problems"]) == ["reflection.duckdb"]
+    assert list(verifications(machine)[-1]["problems"]) == ["reflection.duckdb"]
     assert not [path for path in (machine.state / "verifying").iterdir() if path.is_dir()]
 
 
@@ -74,7 +74,7 @@ def test_a_usage_error_exits_2_and_an_unknown_upload_exits_1(machine):
     assert (missing.code, missing.out) == (1, "")
     assert "akosha-agent uploads" in missing.err
     for words in (("verify", ""), ("restore", "", "--to", str(machine.home / "to"))):
-        unset = machine.call(*words)  # a variable that was not set is not the latest
+        unset = machine.call(*words)  # an unset shell variable does not mean the latest
         assert (unset.code, unset.out) == (1, "")
         assert "there is no upload ''" in unset.err
     machine.set(cloud_endpoint=None)
@@ -89,14 +89,14 @@ def test_verify_publishes_its_result_through_the_running_agent(machine):
         (event,) = following.printed.wait(lambda line: line.get("type") == VERIFIED)
         assert event["data"]["upload_id"] == machine.manifests[0]["upload_id"]
         assert not [line for line in agent.log.seen if line.get("event") == "note_refused"]
-    assert len(reported(machine)) == 1
+    assert len(verifications(machine)) == 1
 
 
 def test_verifying_another_systems_uploads_records_no_event(machine):
     machine.set(system_id="tablet")
     found = machine.call("verify", "--system", "laptop", "--json")
     assert (found.code, json.loads(found.out)["system_id"]) == (0, "laptop")
-    assert reported(machine) == []
+    assert verifications(machine) == []
 
 
 @pytest.mark.parametrize("words", [("list",), ("show", "latest")], ids=["list", "show"])

@@ -1,4 +1,4 @@
-"""The commands as a user types them: what they print, where, and how they exit."""
+"""The commands on the command line: their output, its stream, and the exit status."""
 
 import json
 import os
@@ -42,12 +42,12 @@ def machine(tmp_path):
 
 def test_shell_completion_lists_the_matching_commands(machine):
     machine.environ |= {"_AKOSHA_AGENT_COMPLETE": "complete_bash", "COMP_WORDS": "akosha-agent se", "COMP_CWORD": "1"}
-    reported = machine.call(prefix=[COMMAND], directories=False)
-    assert (reported.code, reported.out.split()) == (0, ["service"])
+    done = machine.call(prefix=[COMMAND], directories=False)
+    assert (done.code, done.out.split()) == (0, ["service"])
 
 
 def test_sync_runs_without_standard_streams(machine):
-    """As some starters leave a process: a ledger opened on descriptor 2 would be what errors are printed to."""
+    """Some launchers start a process so: a ledger opened as descriptor 2 would receive the error messages."""
     machine.write(commits=1)
     bare = 'exec "$0" "$@" <&- >&- 2>&-'
     done = machine.call("sync", prefix=["sh", "-c", bare, COMMAND])
@@ -55,10 +55,10 @@ def test_sync_runs_without_standard_streams(machine):
 
 
 def test_every_command_has_help(machine):
-    reported = machine.call(prefix=[COMMAND, "--version"], directories=False)
-    assert (reported.code, reported.out) == (0, f"akosha-agent {__version__}\n")
-    whole = machine.call("--help", directories=False)
-    assert whole.code == 0
+    done = machine.call(prefix=[COMMAND, "--version"], directories=False)
+    assert (done.code, done.out) == (0, f"akosha-agent {__version__}\n")
+    overview = machine.call("--help", directories=False)
+    assert overview.code == 0
     commands = {
         "run": (),
         "sync": ("--method", "--no-fallback", "--json"),
@@ -68,14 +68,14 @@ def test_every_command_has_help(machine):
         "mcp": (),
         "config": ("--json",),
     }
-    asked = {command: machine.start(command, "--help", directories=False) for command in commands}
+    running = {command: machine.start(command, "--help", directories=False) for command in commands}
     for command, words in commands.items():
-        assert re.search(rf"\b{command}\b", whole.out)
-        reported = asked[command].end()
-        assert (reported.code, reported.err) == (0, "")
+        assert re.search(rf"\b{command}\b", overview.out)
+        done = running[command].end()
+        assert (done.code, done.err) == (0, "")
         for word in (*words, "--data-dir", "--state-dir", "--settings"):
-            assert word in reported.out, (command, word)
-    assert re.search(r"\bdemo\b", whole.out)
+            assert word in done.out, (command, word)
+    assert re.search(r"\bdemo\b", overview.out)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_config_shows_each_value_with_its_source_and_masks_the_token(machine):
         assert re.search(rf"^{key} .*{re.escape(row['origin'])}", table.out, re.MULTILINE), key
 
 
-# ------------------------------------------------------------------------------------------------------ no way to go
+# ------------------------------------------------------------------------------------------------------ no target
 
 
 def test_sync_without_a_target_names_the_setting(machine):
@@ -129,9 +129,9 @@ def test_sync_without_a_target_names_the_setting(machine):
     assert_contract(result)
     assert (result["success"], result["upload_id"]) == (False, None)
     assert "akosha_cloud_bucket" in result["error"]
-    reported = machine.call("sync")
-    assert (reported.code, reported.out) == (1, "")
-    assert "akosha_cloud_bucket" in reported.err
+    done = machine.call("sync")
+    assert (done.code, done.out) == (1, "")
+    assert "akosha_cloud_bucket" in done.err
     assert machine.status()["pending"] == ["knowledge_graph", "reflection"]
 
 
@@ -206,8 +206,8 @@ def test_only_changed_databases_are_uploaded_again(machine, tmp_path):
     assert_contract(again)
     assert (again["success"], again["outcome"], again["files_uploaded"]) == (True, "skipped", [])
     assert (again["bytes_transferred"], again["upload_id"]) == (0, None)
-    reported = machine.call("sync")
-    assert (reported.code, reported.out, reported.err) == (0, "nothing has changed since the last upload\n", "")
+    done = machine.call("sync")
+    assert (done.code, done.out, done.err) == (0, "nothing has changed since the last upload\n", "")
     assert len(machine.manifests) == 1
     machine.write(commits=25)
     second = machine.sync()
@@ -242,7 +242,7 @@ def test_only_changed_databases_are_uploaded_again(machine, tmp_path):
 
 
 def test_an_upload_id_is_later_than_all_in_the_bucket(machine):
-    """The clock was set back by a day, and the ledger is lost or not."""
+    """The clock was set back by a day; with the ledger and without it."""
     machine.write(commits=1, entities=1)
     first = machine.sync()["upload_id"]
     tomorrow = "20991231_235958_laptop"

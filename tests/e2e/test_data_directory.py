@@ -1,4 +1,4 @@
-"""A data directory that is not there, or has no databases: each command says so, and what mends it."""
+"""A data directory that does not exist or has no databases: each command reports it and names the setting."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from agent.settings import variable
 from tests.support.machine import Machine
 from tests.support.servers.akosha import Akosha
 
-CURE = "akosha_agent_data_dir"
+SETTING = "akosha_agent_data_dir"
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def test_a_missing_data_directory_fails_sync_and_run_waits_for_it(machine):
     command = machine.call("sync")
     assert command.code == 1
     assert f"the data directory {machine.data} does not exist" in command.err
-    assert CURE in command.err
+    assert SETTING in command.err
     result = machine.sync(code=1)
-    assert (result["success"], CURE in result["hint"]) == (False, True)
+    assert (result["success"], SETTING in result["hint"]) == (False, True)
     status = machine.call("status").out
     assert f"pending    the data directory {machine.data} does not exist" in status
     with machine.run() as agent:
@@ -47,18 +47,18 @@ async def test_a_missing_data_directory_raises_an_error_from_the_api(machine, mo
         method = HttpSyncMethod(AkoshaSyncConfig(), data_dir=machine.data, state_dir=machine.state)
         with pytest.raises(HTTPSyncError, match="does not exist") as raised:
             await method.sync()
-    assert CURE in raised.value.hint
+    assert SETTING in raised.value.hint
 
 
 def test_an_empty_data_directory_is_reported(machine):
     command = machine.call("sync")
     assert command.code == 0
     assert "there are no databases in the data directory yet" in command.out
-    assert CURE in command.out
+    assert SETTING in command.out
     assert "pending    there are no databases in the data directory yet" in machine.call("status").out
     with machine.run():
-        assert CURE in machine.status()["problem"]
-        assert CURE in machine.sync()["why"]
+        assert SETTING in machine.status()["problem"]
+        assert SETTING in machine.sync()["why"]
 
 
 def test_the_data_directory_comes_from_session_buddys_settings(machine):

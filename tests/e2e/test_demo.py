@@ -1,4 +1,4 @@
-"""The demo as a user runs it, undisturbed, damaged, and stopped; and its checks on what is wrong."""
+"""The demo: undisturbed, with a damaged object, with a killed agent, and stopped; and its checks of wrong values."""
 
 import os
 import re
@@ -33,7 +33,7 @@ STAGES = (
 
 @dataclass(slots=True)
 class Running:
-    """A demo at work."""
+    """A running demo, and its output so far."""
 
     process: subprocess.Popen[str]
     output: str = ""
@@ -62,7 +62,7 @@ class Running:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Running]:
-    """Start the demo in a user's environment that would spoil everything if the demo took it over."""
+    """Start the demo with settings and variables of a user that would break it if it used them."""
     settings, temporary = folder / "home" / ".claude" / "settings", folder / "tmp"
     settings.mkdir(parents=True)
     temporary.mkdir()
@@ -88,7 +88,7 @@ def running(folder: Path) -> Iterator[Running]:
 
 
 def assert_ended(processes: list[psutil.Process]) -> None:
-    """Wait until none of them runs; an orphan that has ended may be waiting to be reaped."""
+    """Wait until none of them runs. A zombie counts as ended: nobody may reap an orphan."""
     deadline = time.monotonic() + TIMEOUT
     while left := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
         assert time.monotonic() < deadline, left

@@ -1,4 +1,4 @@
-"""`akosha-agent doctor`, as people and programs run it."""
+"""`akosha-agent doctor` and its JSON output."""
 
 import pytest
 
@@ -9,7 +9,7 @@ SECRETS = ("canary-http-token", "AKIACANARYCANARYCANA", "canary+aws/secret")
 
 @pytest.fixture
 def machine(tmp_path):
-    """One whose every secret is a canary: no command of it may print one."""
+    """A machine whose secrets are canaries, which no command may print."""
     machine = Machine(tmp_path, http_token=SECRETS[0], enable_fallback=False, sync_enabled="false")
     machine.environ |= {"AWS_ACCESS_KEY_ID": SECRETS[1], "AWS_SECRET_ACCESS_KEY": SECRETS[2]}
     machine.secrets = SECRETS
@@ -25,12 +25,21 @@ def test_doctor_checks_everything_while_an_agent_runs_and_changes_nothing(machin
         assert {path: path.stat().st_mtime_ns for path in machine.data.iterdir()} == before
     assert done.err == ""
     found = {check["name"]: check for check in done.json["checks"]}
-    well = {"settings", "data directory", "state directory", "free space", "ledger", "bucket", "leftovers", "versions"}
-    well |= {"database reflection", "agent", "Session-Buddy's own sync"}
-    assert {name: found[name] for name in well if found[name]["level"] != "ok"} == {}
+    expected_ok = {
+        "settings",
+        "data directory",
+        "state directory",
+        "free space",
+        "ledger",
+        "bucket",
+        "leftovers",
+        "versions",
+    }
+    expected_ok |= {"database reflection", "agent", "Session-Buddy's own sync"}
+    assert {name: found[name] for name in expected_ok if found[name]["level"] != "ok"} == {}
     assert f"process {agent.pid} (run)" in found["agent"]["found"]
     assert {name for name, check in found.items() if check["level"] == "skipped"} >= {"credentials", "Akosha", "NATS"}
     assert found["session-end hook"]["cure"] == f"akosha-agent hook install --state-dir {machine.state}"
     assert all(check["cure"] for check in found.values() if check["level"] in ("warning", "error"))
-    assert (done.code, done.json["healthy"]) == (1, False)  # neither hook nor service are installed here
+    assert (done.code, done.json["healthy"]) == (1, False)  # neither the hook nor the service is installed here
     assert not list(machine.bucket.rglob(".probe*"))

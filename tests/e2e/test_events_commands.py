@@ -1,4 +1,4 @@
-"""`events` of any system, over NATS, as a user types it; what is refused; and what the status says of the bus."""
+"""`events` over NATS, for one or all systems; its errors; and the bus in `status`."""
 
 import signal
 
@@ -17,7 +17,7 @@ def machine(fresh_nats, tmp_path):
 
 
 def words(running, count: int) -> list[list[str]]:
-    """Wait for so many lines, and return what is in them but their time."""
+    """Wait for `count` lines and return the words of each, without the time."""
     return [line["text"].split()[2:] for line in running.printed.wait(lambda _: True, count)]
 
 
@@ -73,15 +73,15 @@ def test_status_shows_the_bus_and_the_unpublished_results(machine, fresh_nats):
     with machine.run() as agent:
         agent.logged("bus_in_use", bus="memory")
         assert machine.status(lambda status: status["results_waiting"])["results_waiting"] == 1
-        reported = machine.call("status").out
-        assert f"\nbus        in this process: NATS at {fresh_nats.url} cannot be reached" in reported
-        assert "\nresults    1 wait to be published\n" in reported
+        done = machine.call("status").out
+        assert f"\nbus        in this process: NATS at {fresh_nats.url} cannot be reached" in done
+        assert "\nresults    1 wait to be published\n" in done
         fresh_nats.start()
         status = machine.status(lambda status: status["bus"]["text"] == fresh_nats.url)
         assert status["bus"]["since"] > status["running"]["since"][:10]
         assert machine.status(lambda status: status["results_waiting"] == 0)["notes"]["stream"]
-        reported = machine.call("status").out
-        assert f"\nbus        {fresh_nats.url}  (since 20" in reported
+        done = machine.call("status").out
+        assert f"\nbus        {fresh_nats.url}  (since 20" in done
         for text in ("\nresults ", "stream"):
-            assert text not in reported
+            assert text not in done
     assert machine.status()["bus"] is None

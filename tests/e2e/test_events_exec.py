@@ -1,4 +1,4 @@
-"""`events --exec`: a command for each result, over NATS or from the ledger, until it succeeds."""
+"""`events --exec`: runs a command for each result, from NATS or the ledger, until it succeeds."""
 
 import json
 import signal
@@ -20,7 +20,7 @@ cat > event-$number.json
 echo "run $number: $AKOSHA_EVENT_SYSTEM_ID $AKOSHA_EVENT_OUTCOME $AKOSHA_EVENT_ID ($AKOSHA_EVENT_UPLOAD_ID)"
 [ $number -ge 3 ] || exit $((number + 40))
 """
-ENDS_WHEN_TOLD = "trap 'echo told; exit 1' TERM; sleep 30 & echo $! > pid; echo begun $AKOSHA_EVENT_ID; wait"
+ENDS_ON_SIGTERM = "trap 'echo stopped; exit 1' TERM; sleep 30 & echo $! > pid; echo started $AKOSHA_EVENT_ID; wait"
 
 
 @pytest.fixture
@@ -33,13 +33,13 @@ def results(machine: Machine) -> list[dict]:
 
 
 def printed(running: Running, text: str, count: int = 1) -> list[str]:
-    """Wait for lines that begin so, and return them."""
+    """Wait for `count` lines that start with `text`, and return them."""
     found = running.printed.wait(lambda line: line.get("text", "").startswith(text), count)
     return [line["text"].rstrip("\n") for line in found]
 
 
 def until_settled(server, name: str, count: int) -> None:
-    """Wait until the server says of a durable consumer that so many events are acked, and none is in hand."""
+    """Wait until a durable consumer has `count` acknowledged events and no pending one."""
     deadline = time.monotonic() + TIMEOUT
     while True:
         (account,) = server.monitor("/jsz?consumers=true")["account_details"]
@@ -51,7 +51,7 @@ def until_settled(server, name: str, count: int) -> None:
         threading.Event().wait(0.005)
 
 
-def lives(process: int) -> bool:
+def is_running(process: int) -> bool:
     stat = Path(f"/proc/{process}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
@@ -84,13 +84,13 @@ def test_a_signal_stops_the_command_and_its_result_is_delivered_again(machine):
     machine.write(commits=1)
     machine.sync()
     (result,) = results(machine)
-    with machine.started("events", "--exec", ENDS_WHEN_TOLD, "--durable", "hook") as following:
-        assert printed(following, "begun") == [f"begun {result['id']}"]
+    with machine.started("events", "--exec", ENDS_ON_SIGTERM, "--durable", "hook") as following:
+        assert printed(following, "started") == [f"started {result['id']}"]
         child = int((machine.home / "pid").read_text())
-        assert lives(child)
+        assert is_running(child)
         assert following.stop(signal.SIGTERM) == 128 + signal.SIGTERM, "".join(following.log.raw)
-        assert not lives(child)
-    assert following.printed.raw[-1] == "told\n"
+        assert not is_running(child)
+    assert following.printed.raw[-1] == "stopped\n"
     with machine.started("events", "--exec", "echo again $AKOSHA_EVENT_ID", "--durable", "hook") as following:
         assert printed(following, "again") == [f"again {result['id']}"]
 

@@ -20,7 +20,7 @@ TARGET = "file:///mnt/nas/memories"
 
 
 def block_with(page: str, text: str, language: str = "console") -> str:
-    """The code block of a page that contains a text."""
+    """Return the code block of a page that contains a text."""
     blocks = re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
     (found,) = [block for block in blocks if text in block]
     return found
@@ -28,7 +28,7 @@ def block_with(page: str, text: str, language: str = "console") -> str:
 
 @pytest.fixture
 def machine(tmp_path):
-    """A home with databases where Session-Buddy has them, and none of the settings that other tests make."""
+    """A home with databases in Session-Buddy's directory, and without the settings of other tests."""
     made = Machine(tmp_path)
     for name in [name for name in made.environ if name.startswith(("AKOSHA_", "SESSION_BUDDY_"))]:
         del made.environ[name]
@@ -37,7 +37,7 @@ def machine(tmp_path):
 
 
 def steps_of(page: str) -> dict[str, list[str]]:
-    """The arguments of each command in a page's console blocks, with the output that the page shows."""
+    """Return the arguments of each command in a page's console blocks, with the output that the page shows."""
     found: dict[str, list[str]] = {}
     for block in re.findall(r"^```console\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         for line in block.splitlines():
@@ -49,7 +49,7 @@ def steps_of(page: str) -> dict[str, list[str]]:
 
 
 def skeleton(line: str, home: Path) -> str:
-    """An output line without its figures, paths and column widths."""
+    """Return an output line without its figures, paths and column widths."""
     without_paths = re.sub(r"(file://)?/\S+", "PATH", line.replace(str(home), "/home"))
     return " ".join(re.sub(r"[\d.,]*\d( [kM]?B)?", "N", without_paths).split())
 

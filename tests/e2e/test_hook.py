@@ -1,4 +1,4 @@
-"""The hook as Claude Code runs it, with the agent there and not there yet; and installed, run, and taken out again."""
+"""The hook as Claude Code runs it, with and without a running agent; and its installation and removal."""
 
 import json
 import signal
@@ -27,7 +27,9 @@ def machine(tmp_path):
 def end_session(machine, session_id: str, prefix=(COMMAND,)) -> None:
     data = json.dumps({"session_id": session_id, "reason": "other", "hook_event_name": "SessionEnd"})
     words = [*prefix, "hook", "session-end", "--state-dir", str(machine.state)]
-    with tempfile.TemporaryFile() as stdin:  # said before it starts, as Claude Code does, however busy this process is
+    with (
+        tempfile.TemporaryFile() as stdin
+    ):  # written before the hook starts, as Claude Code does, so that a busy test process delays nothing
         stdin.write(data.encode())
         stdin.seek(0)
         done = subprocess.run(words, stdin=stdin, env=machine.environ, capture_output=True)
@@ -36,9 +38,7 @@ def end_session(machine, session_id: str, prefix=(COMMAND,)) -> None:
 
 @pytest.mark.long
 def test_every_session_end_is_accepted_once_and_a_hundred_cause_one_upload(machine):
-    """Before the agent's first start, while it is stopped in its tracks, where no note can be written, a
-    hundred together.
-    """
+    """Before the agent's first start, while it is suspended, if no note can be written, and a hundred at once."""
     machine.write(commits=1, entities=1)
     end_session(machine, "before")
     with machine.run() as agent:
@@ -65,19 +65,19 @@ def test_session_ends_without_an_agent_are_counted_and_accepted_by_sync(machine)
     machine.set(agent_upload_on_change="true")
     for number in range(5):
         end_session(machine, f"unheard {number}")
-    cure = "run akosha-agent sync once, or start an agent: akosha-agent service install, or akosha-agent run"
+    hint = "run akosha-agent sync once, or start an agent: akosha-agent service install, or akosha-agent run"
     message = "5 notes of ended sessions wait in the spool, and no agent is running"
     (warning,) = machine.status()["warnings"]
-    assert (warning["code"], warning["message"], warning["hint"]) == ("notes_waiting", message, cure)
+    assert (warning["code"], warning["message"], warning["hint"]) == ("notes_waiting", message, hint)
     assert message in machine.call("status").out
     found = [one for one in machine.call("doctor", "--json").json["checks"] if one["detail"] == "notes_waiting"]
-    assert [(one["level"], one["found"], one["cure"]) for one in found] == [("warning", message, cure)]
+    assert [(one["level"], one["found"], one["cure"]) for one in found] == [("warning", message, hint)]
     kept = {path.name: path.read_bytes() for path in (machine.state / "spool").glob("[!.]*.json")}
     result = machine.sync()
     assert (result["success"], len(result["caused_by"])) == (True, 5)
     assert set(result["caused_by"]) == {json.loads(note)["id"] for note in kept.values()}
     assert (list((machine.state / "spool").iterdir()), machine.status()["warnings"]) == ([], [])
-    for name, note in kept.items():  # the same events once more, by another way
+    for name, note in kept.items():  # the same events again, from the spool
         (machine.state / "spool" / name).write_bytes(note)
     machine.write(commits=2)
     with machine.run() as agent:
@@ -110,7 +110,9 @@ def test_an_installed_hook_runs_in_any_environment_and_uninstall_removes_it(mach
     assert (status.exit_code, json.loads(status.stdout)["state"]) == (0, "installed")
     ((entry,),) = [group["hooks"] for group in json.loads(settings.read_bytes())["hooks"]["SessionEnd"]]
     data = b'{"session_id": "s-1", "reason": "clear"}'
-    project = machine.home / "project"  # with an `agent` of its own, found first by what is less careful
+    project = (
+        machine.home / "project"
+    )  # its own `agent` package would be imported first if the working directory were on the path
     (project / "agent").mkdir(parents=True)
     (project / "agent" / "__init__.py").write_text("raise SystemExit('another agent')")
     shell = ["/bin/sh", "-c", entry["command"]]
@@ -132,7 +134,7 @@ def test_an_installed_hook_runs_in_any_environment_and_uninstall_removes_it(mach
 
 
 def claude_code(folder, monkeypatch, version: str) -> None:
-    """A `claude` of that version, first on PATH."""
+    """Put a `claude` of this version first on PATH."""
     program = folder / "bin" / "claude"
     program.parent.mkdir(exist_ok=True)
     program.write_text(f"#!/bin/sh\necho '{version} (Claude Code)'\n")

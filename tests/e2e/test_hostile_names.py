@@ -1,4 +1,4 @@
-"""What a file name holds reaches no terminal: escape sequences and line breaks are shown as escapes."""
+"""Control characters in a file name do not reach the terminal: commands print them as escapes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The table of environments, by the commands: where memories go, with and without a bucket or Akosha."""
+"""The target that a command uses, with and without a bucket, Akosha, or both."""
 
 import signal
 import socket
@@ -12,7 +12,7 @@ from tests.support import session_buddy
 from tests.support.machine import NO_AKOSHA, Machine
 from tests.support.servers.akosha import Akosha
 
-AWAY = {"cloud_endpoint": "http://127.0.0.1:9", "cloud_bucket": "memories"}
+UNREACHABLE = {"cloud_endpoint": "http://127.0.0.1:9", "cloud_bucket": "memories"}
 KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
 
 
@@ -37,8 +37,8 @@ def test_without_a_bucket_memories_go_to_akosha_and_are_counted(machine, akosha)
     assert (result["method"], result["memories"], result["upload_id"]) == ("http", 8, result["request_id"])
     assert len(akosha.rows("laptop")) == 8
     assert machine.sync()["outcome"] == "skipped"
-    (account,) = machine.call("memories", "--json").json
-    assert (account["method"], account["delivered"], account["memories"]) == ("http", 8, [])
+    (counts,) = machine.call("memories", "--json").json
+    assert (counts["method"], counts["delivered"], counts["memories"]) == ("http", 8, [])
     status = machine.status()
     assert (status["pending"], status["targets"][0]["memories"]["delivered"]) == ([], 8)
     assert status["targets"][0]["confirmed_at"]
@@ -49,8 +49,8 @@ def test_without_a_bucket_memories_go_to_akosha_and_are_counted(machine, akosha)
     akosha.forget()
     assert machine.sync()["memories"] == len(akosha.rows()) == 8
     akosha.forget()
-    reported = machine.call("memories", "--send-again")
-    assert (reported.code, "sends 8 memories" in reported.out) == (0, True)
+    done = machine.call("memories", "--send-again")
+    assert (done.code, "sends 8 memories" in done.out) == (0, True)
     assert machine.sync()["memories"] == len(akosha.rows()) == 8
 
 
@@ -70,7 +70,7 @@ def test_with_a_bucket_akosha_gets_no_request(machine, akosha):
 
 
 def test_after_a_fallback_to_akosha_the_bucket_is_still_owed(machine, akosha):
-    machine.set(**AWAY)
+    machine.set(**UNREACHABLE)
     result = machine.sync()
     assert (result["method"], result["success"], result["memories"]) == ("http", True, 8)
     status = machine.status()
@@ -82,7 +82,7 @@ def test_after_a_fallback_to_akosha_the_bucket_is_still_owed(machine, akosha):
 
 
 def test_without_fallback_a_failing_bucket_fails_the_sync(machine, akosha):
-    machine.set(**AWAY, enable_fallback="false")
+    machine.set(**UNREACHABLE, enable_fallback="false")
     assert machine.sync(code=1)["method"] == "cloud"
     machine.set(enable_fallback="true")
     assert machine.sync("--no-fallback", code=1)["method"] == "cloud"
@@ -90,7 +90,7 @@ def test_without_fallback_a_failing_bucket_fails_the_sync(machine, akosha):
 
 
 def test_if_both_targets_fail_both_errors_are_reported(machine):
-    machine.set(**AWAY, http_endpoint=NO_AKOSHA)
+    machine.set(**UNREACHABLE, http_endpoint=NO_AKOSHA)
     error = machine.sync(code=1)["error"]
     assert "cloud: " in error
     assert "http: " in error
@@ -145,7 +145,7 @@ def test_a_new_token_in_the_settings_is_used_after_sighup(machine, akosha):
 
 @contextmanager
 def s3_on(port: int):
-    """An S3 server with a bucket `memories`, on a port that was closed so far."""
+    """An S3 server with a bucket `memories`, on a port that was closed before."""
     from moto.core import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends
     from moto.server import DomainDispatcherApplication, create_backend_app
@@ -178,7 +178,7 @@ def test_a_recovered_bucket_gets_everything_and_akosha_gets_nothing_more(machine
         agent.logged("sync_succeeded", method="http", memories=8)
         session_buddy.create(machine.home / "more", commits=6)
         (machine.home / "more" / session_buddy.REFLECTION).replace(machine.data / session_buddy.REFLECTION)
-        agent.logged("sync_succeeded", 2, method="http")  # the cloud backs off: at once by the other way
+        agent.logged("sync_succeeded", 2, method="http")  # the bucket backs off, so Akosha is used at once
         asked = len(akosha.calls)
         with s3_on(port):
             agent.logged("target_recovered", method="cloud")
@@ -190,22 +190,22 @@ def test_a_recovered_bucket_gets_everything_and_akosha_gets_nothing_more(machine
 
 @pytest.mark.long
 def test_the_token_is_in_no_file_and_no_command_line(machine, akosha):
-    token = "canary-token-of-nobody"
+    token = "canary-token"
     machine.secrets = (token,)
     machine.set(cloud_endpoint=None, http_token=token, log_level="DEBUG")
     machine.constants = {"agent.bootstrap.methods:BATCH_SIZE": 4}
     akosha.token = token
     arguments: list[str] = []
 
-    def look(_tool, _arguments):
-        """What every process of this machine was started with, while one is at work."""
+    def collect_command_lines(_tool, _arguments):
+        """Collect the command lines of all processes on this machine during the push."""
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 arguments.append(path.read_bytes().decode(errors="replace"))
             except OSError:
                 continue
 
-    akosha.interfere = look
+    akosha.interfere = collect_command_lines
     assert machine.sync()["memories"] == 8
     assert [line for line in arguments if "adapters.duckdb" in line]
     akosha.token = "another"

@@ -1,6 +1,6 @@
-"""`akosha-agent mcp` as a coding assistant meets it: a real MCP client over stdio, the command as a subprocess.
+"""`akosha-agent mcp` as a subprocess, called by a real MCP client over stdio, like a coding assistant.
 
-The server runs on the MCP SDK of this environment, and on that of version 1, which `make` puts aside.
+The server runs with the MCP SDK of this environment and with version 1, which `make setup` installs separately.
 """
 
 import json
@@ -40,12 +40,12 @@ PROMISED = {
 
 @dataclass
 class Assistant:
-    """A coding assistant that has started the server, and calls its tools from any test."""
+    """A coding assistant that has started the server and calls its tools."""
 
     machine: Machine
     portal: BlockingPortal
     client: Client
-    reported: list[tuple[float, float | None, str]] = field(default_factory=list)
+    progress: list[tuple[float, float | None, str]] = field(default_factory=list)
 
     def start(self, tool: str, **arguments: object) -> Future:
         async def call() -> dict:
@@ -58,7 +58,7 @@ class Assistant:
         return self.portal.start_task_soon(call)
 
     def sync(self, **arguments: object) -> dict:
-        self.reported.clear()
+        self.progress.clear()
         result = self.start(SYNC, **arguments).result(TIMEOUT)
         for name, kind in PROMISED.items():
             assert isinstance(result[name], kind), (name, result[name])
@@ -68,35 +68,35 @@ class Assistant:
         return self.start(STATUS).result(TIMEOUT)
 
     def set(self, **settings: object) -> None:
-        """Write the user's settings file, as a user does while the assistant runs."""
+        """Write the user's settings file while the assistant runs."""
         file = self.machine.home / ".claude" / "settings" / "session-buddy.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({f"akosha_{key}": value for key, value in settings.items()}))
 
     def set_up(self, **settings: object) -> None:
-        """The settings that a test begins with: a directory as the bucket."""
+        """Write the settings that a test starts with: a directory as the bucket."""
         self.set(**{"cloud_endpoint": self.machine.bucket.as_uri(), "http_token": TOKEN} | settings)
 
     async def _note(self, done: float, total: float | None, message: str | None) -> None:
-        self.reported.append((done, total, message or ""))
+        self.progress.append((done, total, message or ""))
 
 
 @contextmanager
 def assistant_on(machine: Machine, log: Path, **how: str) -> Iterator[Assistant]:
-    places = ["--data-dir", str(machine.data), "--state-dir", str(machine.state)]
-    server = StdioServerParameters(command=COMMAND, args=["mcp", *places], env=machine.environ, cwd=machine.home)
+    directories = ["--data-dir", str(machine.data), "--state-dir", str(machine.state)]
+    server = StdioServerParameters(command=COMMAND, args=["mcp", *directories], env=machine.environ, cwd=machine.home)
     with log.open("w") as errors, start_blocking_portal() as portal:
         client = Client(stdio_client(server, errlog=errors), **how)
         with portal.wrap_async_context_manager(client):
             yield Assistant(machine, portal, client)
-    reported = log.read_text()
-    assert "Traceback" not in reported
-    assert TOKEN not in reported
+    errors = log.read_text()
+    assert "Traceback" not in errors
+    assert TOKEN not in errors
 
 
 @pytest.fixture(scope="module", params=["mcp2", "mcp1"])
 def sdk(request) -> dict[str, str]:
-    """Variables that have the server import the SDK of a version."""
+    """Environment variables that select the version of the SDK."""
     if request.param == "mcp2":
         return {}
     if not (FIRST_SDK / "mcp").is_dir():
@@ -106,17 +106,17 @@ def sdk(request) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def shared(sdk, tmp_path_factory):
-    """One server for all tests that need not look at its end; each makes what it syncs."""
-    place = tmp_path_factory.mktemp("mcp")
-    machine = Machine(place, cloud_endpoint=None, max_retries=0)
+    """One server for the tests that do not end it; each writes the databases it syncs."""
+    folder = tmp_path_factory.mktemp("mcp")
+    machine = Machine(folder, cloud_endpoint=None, max_retries=0)
     machine.environ |= sdk
-    with assistant_on(machine, place / "log", mode="legacy") as assistant:
+    with assistant_on(machine, folder / "log", mode="legacy") as assistant:
         yield assistant
 
 
 @pytest.fixture
 def assistant(shared):
-    """It, with its settings as they were and databases that no target has."""
+    """The shared server with initial settings, and databases that no target has."""
     shared.set_up()
     shared.machine.write(commits=5, entities=3)
     return shared
@@ -129,9 +129,9 @@ def machine(sdk, tmp_path):
     return machine
 
 
-def until(true: Callable[[], object]) -> None:
+def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + TIMEOUT
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -140,7 +140,7 @@ def notes(machine: Machine) -> list[Path]:
     return list((machine.state / "spool").glob("[!.]*"))
 
 
-# ------------------------------------------------------------------------------------------------ what is promised
+# ------------------------------------------------------------------------------------------------ contract
 
 
 def test_the_tools_have_the_documented_names_parameters_and_defaults(shared):
@@ -166,7 +166,7 @@ def test_the_server_refuses_an_unknown_tool_and_lists_the_known_ones(machine):
     with called(machine) as server:
         (hello,) = [line for line in server.printed.seen if line.get("id") == 1]
         assert hello["result"]["serverInfo"]["name"] == "akosha-agent"
-        say(server, "tools/call", id=3, params={"name": "nosuch", "arguments": {}})
+        send(server, "tools/call", id=3, params={"name": "nosuch", "arguments": {}})
         (answer,) = server.printed.wait(lambda line: line.get("id") == 3)
         assert (answer["error"]["code"], STATUS in answer["error"]["message"]) == (-32602, True)
         server.printed.wait(lambda line: line.get("id") == 2)
@@ -181,12 +181,12 @@ def test_a_sync_uploads_what_has_changed_and_reports_its_progress(assistant):
     assert result["upload_id"] == assistant.machine.manifests[-1]["upload_id"]
     assert {Path(key).name for key in result["files_uploaded"]} >= {"reflection.duckdb", "manifest.json"}
     assert result["bytes_transferred"] > 0
-    done = [step[0] for step in assistant.reported]
+    done = [step[0] for step in assistant.progress]
     assert done == sorted(set(done))
     assert len(done) >= 3
-    assert "cloud: " in assistant.reported[1][2]
-    assert assistant.reported[-1][0] == assistant.reported[-1][1]
-    assert result["upload_id"] in assistant.reported[-1][2]
+    assert "cloud: " in assistant.progress[1][2]
+    assert assistant.progress[-1][0] == assistant.progress[-1][1]
+    assert result["upload_id"] in assistant.progress[-1][2]
 
 
 def test_a_sync_of_unchanged_databases_succeeds_with_a_reason(assistant):
@@ -207,7 +207,7 @@ def test_concurrent_calls_upload_once(assistant):
 
 def test_the_status_has_the_documented_fields_and_masks_the_token(assistant):
     assistant.sync()
-    reported = assistant.status()
+    answer = assistant.status()
     expected = {
         "cloud_configured": True,
         "system_id": "laptop",
@@ -220,12 +220,12 @@ def test_the_status_has_the_documented_fields_and_masks_the_token(assistant):
         "pending": [],
         "running": None,
     }
-    assert {name: reported[name] for name in expected} == expected
-    assert reported["configuration"]["akosha_http_token"] == "********"
-    assert reported["configuration"]["akosha_max_retries"] == 0
-    assert reported["configuration"]["akosha_cloud_endpoint"] == assistant.machine.bucket.as_uri()
-    assert TOKEN not in f"{reported}"
-    assert reported["targets"][0]["newest_upload_id"] == assistant.machine.manifests[-1]["upload_id"]
+    assert {name: answer[name] for name in expected} == expected
+    assert answer["configuration"]["akosha_http_token"] == "********"
+    assert answer["configuration"]["akosha_max_retries"] == 0
+    assert answer["configuration"]["akosha_cloud_endpoint"] == assistant.machine.bucket.as_uri()
+    assert TOKEN not in f"{answer}"
+    assert answer["targets"][0]["newest_upload_id"] == assistant.machine.manifests[-1]["upload_id"]
     assistant.machine.write(commits=6)
     assert assistant.status()["pending"] == ["reflection"]
 
@@ -239,30 +239,30 @@ def test_a_failed_upload_is_a_result_with_a_hint(assistant):
     assert [error["method"] for error in result["errors"]] == ["cloud"]
     assert str(broken) in result["error"]
     assert result["hint"]
-    assert assistant.reported[-1][2] == result["error"]
+    assert assistant.progress[-1][2] == result["error"]
 
 
 def test_settings_are_read_at_each_call_and_invalid_ones_are_results(assistant):
     assistant.set_up(max_retries=-1, chunk_size_mb="many")
-    for reported in (assistant.sync(), assistant.status()):
-        assert reported["success"] is False
-        assert "akosha_chunk_size_mb" in reported["error"]
-        assert reported["hint"]
-    assert (reported["cloud_configured"], reported["configuration"]) == (None, {})
+    for answer in (assistant.sync(), assistant.status()):
+        assert answer["success"] is False
+        assert "akosha_chunk_size_mb" in answer["error"]
+        assert answer["hint"]
+    assert (answer["cloud_configured"], answer["configuration"]) == (None, {})
     assistant.set_up(sync_enabled=False)
-    reported = assistant.sync()
-    assert (reported["success"], reported["hint"]) == (False, "set akosha_sync_enabled to true")
+    answer = assistant.sync()
+    assert (answer["success"], answer["hint"]) == (False, "set akosha_sync_enabled to true")
     assert assistant.status()["configuration"]["akosha_sync_enabled"] is False
     assistant.set_up()
     assert assistant.sync()["success"] is True
 
 
 def test_a_cancelled_call_withdraws_its_note_and_the_next_one_works(assistant):
-    assistant.status()  # makes the state directory, where this test is the first
-    assistant.reported.clear()
+    assistant.status()  # creates the state directory if this test is the first
+    assistant.progress.clear()
     with StateDirectory(assistant.machine.state).lock("holder"):
         call = assistant.start(SYNC)
-        until(lambda: any("(holder), which holds" in message for *_, message in assistant.reported))
+        until(lambda: any("(holder), which holds" in message for *_, message in assistant.progress))
         until(lambda: notes(assistant.machine))
         assert call.cancel()
         until(lambda: not notes(assistant.machine))
@@ -270,7 +270,7 @@ def test_a_cancelled_call_withdraws_its_note_and_the_next_one_works(assistant):
     assert assistant.sync()["success"] is True
 
 
-# ------------------------------------------------------------------------------------------------ who does it
+# ------------------------------------------------------------------------------------------------ with an agent
 
 
 def test_a_running_agent_does_the_sync_and_the_status_shows_it(machine, tmp_path):
@@ -282,12 +282,12 @@ def test_a_running_agent_does_the_sync_and_the_status_shows_it(machine, tmp_path
         result = assistant.sync()
         assert (result["success"], result["outcome"]) == (True, "succeeded")
         agent.logged("sync_succeeded", request_id=result["request_id"])
-        assert f"waiting for process {agent.pid} (run)" in assistant.reported[1][2]
-        assert [message for *_, message in assistant.reported if message.startswith("cloud: ")]
-        assert result["upload_id"] in assistant.reported[-1][2]
-        reported = assistant.status()
-        assert (reported["running"]["pid"], reported["running"]["command"]) == (agent.pid, "run")
-        assert reported["bus"]["text"]
+        assert f"waiting for process {agent.pid} (run)" in assistant.progress[1][2]
+        assert [message for *_, message in assistant.progress if message.startswith("cloud: ")]
+        assert result["upload_id"] in assistant.progress[-1][2]
+        answer = assistant.status()
+        assert (answer["running"]["pid"], answer["running"]["command"]) == (agent.pid, "run")
+        assert answer["bus"]["text"]
         assert assistant.sync()["outcome"] == "skipped"
 
 
@@ -295,37 +295,37 @@ def test_a_new_or_unusable_state_directory_is_reported(machine, tmp_path):
     machine.write(commits=1)
     machine.state.touch()
     with assistant_on(machine, tmp_path / "log") as assistant:
-        for reported in (assistant.sync(), assistant.status()):
-            assert reported["success"] is False
-            assert str(machine.state) in reported["error"]
-            assert "state_dir" in reported["hint"] or "move it away" in reported["hint"]
-        assert reported["configuration"]["akosha_system_id"] == "laptop"
+        for answer in (assistant.sync(), assistant.status()):
+            assert answer["success"] is False
+            assert str(machine.state) in answer["error"]
+            assert "state_dir" in answer["hint"] or "move it away" in answer["hint"]
+        assert answer["configuration"]["akosha_system_id"] == "laptop"
         machine.state.unlink()
-        reported = assistant.status()
-        assert (reported["success"], "reflection" in reported["pending"]) == (True, True)
-        assert reported["targets"][0]["newest_upload_id"] is None
+        answer = assistant.status()
+        assert (answer["success"], "reflection" in answer["pending"]) == (True, True)
+        assert answer["targets"][0]["newest_upload_id"] is None
         assert not (machine.state / "ledger.sqlite").exists()
 
 
-# ------------------------------------------------------------------------------------------------ how it ends
+# ------------------------------------------------------------------------------------------------ shutdown
 
 
-def say(server: Running, method: str, **message: object) -> None:
+def send(server: Running, method: str, **message: object) -> None:
     server.process.stdin.write(json.dumps({"jsonrpc": "2.0", "method": method} | message) + "\n")
     server.process.stdin.flush()
 
 
 @contextmanager
 def called(machine: Machine) -> Iterator[Running]:
-    """The server, with a call of the sync tool under way; line by line, without the SDK."""
-    # By `env`: a fork of a process that has imported everything would have the SDK that this one has.
+    """The server with a running call of the sync tool, read line by line without the SDK."""
+    # With `env`: a forked test process would already have imported its own version of the SDK.
     with machine.started("mcp", stdin=subprocess.PIPE, prefix=["env", COMMAND]) as server:
         hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-        say(server, "initialize", id=1, params=hello)
+        send(server, "initialize", id=1, params=hello)
         server.printed.wait(lambda line: line.get("id") == 1)
-        say(server, "notifications/initialized")
-        server.process.stdin.write("this is no message\n")
-        say(server, "tools/call", id=2, params={"name": SYNC, "arguments": {}, "_meta": {"progressToken": "p"}})
+        send(server, "notifications/initialized")
+        server.process.stdin.write("this is not a message\n")
+        send(server, "tools/call", id=2, params={"name": SYNC, "arguments": {}, "_meta": {"progressToken": "p"}})
         yield server
     assert all(line.get("jsonrpc") == "2.0" for line in server.printed.seen), server.printed.raw
     assert "Traceback" not in "".join(server.log.raw)

@@ -1,4 +1,4 @@
-"""Agents on one NATS as their users and others see them: whose work is whose, session ends, questions, intruders."""
+"""Agents on one NATS server: their own requests, session ends, remote control, and foreign messages."""
 
 import asyncio
 import json
@@ -35,27 +35,27 @@ def machine(server, tmp_path):
     return Machine(tmp_path / "machine", agent_nats_url=server.url)
 
 
-def tell(server: NatsServer, *messages: tuple[str, bytes]) -> None:
-    """Publish as anybody might."""
+def publish(server: NatsServer, *messages: tuple[str, bytes]) -> None:
+    """Publish messages with a plain NATS client."""
 
-    async def publish() -> None:
+    async def send() -> None:
         async with await nats.connect(server.url) as client:
             for subject, data in messages:
                 await client.jetstream().publish(subject, data)
 
-    asyncio.run(publish())
+    asyncio.run(send())
 
 
-def ask(server: NatsServer, subject: str, question: bytes = b"") -> dict:
-    async def answer() -> dict:
+def request(server: NatsServer, subject: str, data: bytes = b"") -> dict:
+    async def response() -> dict:
         async with await nats.connect(server.url) as client:
-            return json.loads((await client.request(subject, question, timeout=60)).data)
+            return json.loads((await client.request(subject, data, timeout=60)).data)
 
-    return asyncio.run(answer())
+    return asyncio.run(response())
 
 
 def session_end(number: int, **data: object) -> bytes:
-    """As Session-Buddy publishes it."""
+    """Return the event that Session-Buddy publishes."""
     return json.dumps(
         {
             "specversion": "1.0", "id": f"session-{number}", "source": "urn:akosha-agent:laptop",
@@ -84,25 +84,25 @@ def test_two_agents_with_one_system_id_do_only_their_own_requests(server, tmp_pa
 
 
 def test_a_session_end_starts_a_sync_or_waits_for_the_next_agent(server, machine):
-    """One whose id was handled is ignored."""
+    """An event whose ID was handled already is ignored."""
     machine.set(agent_upload_on_change=False)
     machine.write(commits=2)
     with machine.run() as agent:
         agent.logged("bus_in_use", bus="nats")
         agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
         machine.write(commits=3)
-        tell(server, (ENDED, session_end(1)))
+        publish(server, (ENDED, session_end(1)))
         agent.logged("sync_succeeded", 2)
         assert [line["reason"] for line in agent.logged("sync_requested", 2)] == ["startup", "session_end"]
-    tell(server, (ENDED, session_end(1, again=True)), (ENDED, session_end(2)))
+    publish(server, (ENDED, session_end(1, again=True)), (ENDED, session_end(2)))
     with machine.run() as agent:
         assert [line["session_id"] for line in agent.logged("session_ended")] == ["2"]
-        tell(server, (ENDED, session_end(1)), (ENDED, session_end(2)), (ENDED, session_end(3)))
+        publish(server, (ENDED, session_end(1)), (ENDED, session_end(2)), (ENDED, session_end(3)))
         assert [line["session_id"] for line in agent.logged("session_ended", 2)] == ["2", "3"]
 
 
-def answers(listener: ResultListener, *numbers: int) -> list[dict]:
-    """Wait until results name each of these session ends; return those that do, in order."""
+def results_of(listener: ResultListener, *numbers: int) -> list[dict]:
+    """Wait until results name each of these session ends, and return these results in order."""
     wanted = {f"session-{number}" for number in numbers}
 
     def found() -> list[dict]:
@@ -113,14 +113,14 @@ def answers(listener: ResultListener, *numbers: int) -> list[dict]:
 
 
 def test_each_session_end_has_a_result_that_names_it(server, machine):
-    """Succeeded, skipped or failed; and skipped with the setting that leaves it without a sync."""
+    """Succeeded, skipped or failed; and skipped with the name of the setting that disables the sync."""
 
-    def say(number: int, **changes: object) -> None:
+    def end_session(number: int, **changes: object) -> None:
         event = json.loads(session_end(number, system_id="laptop")) | {"source": "https://session-buddy.example/1"}
-        tell(server, (ENDED, json.dumps(event | changes).encode()))
+        publish(server, (ENDED, json.dumps(event | changes).encode()))
 
     def outcome(number: int) -> tuple[str, str]:
-        (result,) = answers(listener, number)
+        (result,) = results_of(listener, number)
         check(json.dumps(result).encode())
         assert result["data"]["triggered_by"] == "session_end"
         return result["type"].split(".")[2], str(result["data"].get("why") or result["data"]["error"])
@@ -132,22 +132,22 @@ def test_each_session_end_has_a_result_that_names_it(server, machine):
             agent.logged("bus_in_use", bus="nats")
             agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
             machine.write(commits=3)
-            say(1)
+            end_session(1)
             assert outcome(1)[0] == "succeeded"
-            say(1)
-            say(2)
+            end_session(1)
+            end_session(2)
             assert outcome(2) == ("skipped", "nothing has changed since the last delivery")
-            say(2, source="/another")
+            end_session(2, source="/another")
             listener.wait(lambda: [event["data"]["caused_by"] for event in listener.received].count(["session-2"]) == 2)
             machine.write(commits=4)
             shutil.rmtree(machine.bucket)
             machine.bucket.write_bytes(b"a file")
-            say(3)
+            end_session(3)
             assert outcome(3)[0] == "failed"
         for number, setting in ((4, "upload_on_session_end"), (5, "sync_enabled")):
             machine.set(**{setting: False})
             with machine.run() as agent:
-                say(number)
+                end_session(number)
                 assert outcome(number) == ("skipped", f"akosha_{setting} is false")
             machine.set(**{setting: None})
 
@@ -160,11 +160,11 @@ def test_an_accepted_session_end_has_a_result_after_a_kill(server, machine):
             agent.logged("bus_in_use", bus="nats")
             agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
             machine.write(commits=3)
-            tell(server, (ENDED, session_end(1)))
+            publish(server, (ENDED, session_end(1)))
             agent.logged("session_ended")
             agent.process.kill()
         with machine.run():
-            assert {event["data"]["success"] for event in answers(listener, 1)} == {True}
+            assert {event["data"]["success"] for event in results_of(listener, 1)} == {True}
     assert len(machine.manifests) == 2
 
 
@@ -176,8 +176,8 @@ def test_three_hundred_concurrent_session_ends_are_named_by_few_results(server, 
         agent.logged("bus_in_use", bus="nats")
         agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
         machine.write(commits=3)
-        tell(server, *((ENDED, session_end(number)) for number in numbers))
-        found = answers(listener, *numbers)
+        publish(server, *((ENDED, session_end(number)) for number in numbers))
+        found = results_of(listener, *numbers)
         assert found[0]["type"] == "akosha.sync.succeeded.v1"
         named = [name for event in found for name in event["data"]["caused_by"]]
         assert sorted(named) == sorted(f"session-{number}" for number in numbers), "each once"
@@ -187,7 +187,7 @@ def test_three_hundred_concurrent_session_ends_are_named_by_few_results(server, 
 
 
 def test_foreign_session_ends_and_requests_are_refused(server, machine):
-    """The agent stays up, says what it refused, and does not sync: not even for a copy of its own request."""
+    """The agent logs what it refuses, and does not sync, not even for a modified copy of its own request."""
     machine.write(commits=3)
     with machine.run() as agent, listening(server.url, pattern="akosha.>") as listener:
         agent.logged("sync_succeeded")
@@ -199,7 +199,7 @@ def test_foreign_session_ends_and_requests_are_refused(server, machine):
         requests = [json.dumps(document).encode() for document in (forged, altered, other)]
         foreign = session_end(1, system_id="desktop").replace(b"laptop", b"desktop")
         junk = (b"\0\xff junk", b"{}", b"[" * 50_000, session_end(2).replace(b'"session-2"', b"7"), foreign)
-        tell(
+        publish(
             server,
             *((own["subject"], data) for data in requests),
             *((ENDED, data) for data in junk),
@@ -214,38 +214,38 @@ def test_foreign_session_ends_and_requests_are_refused(server, machine):
 
 
 def test_remote_control_answers_status_and_sync_if_enabled(server, machine):
-    """Status and sync, and nothing that names a path, an address or a setting."""
+    """The responses name no path, address or setting."""
     machine.set(agent_remote_control=True, agent_upload_on_change=False)
     machine.write(commits=2)
     with machine.run() as agent, listening(server.url, pattern="akosha.>") as listener:
         agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
         listener.wait(listener.ids)
         machine.write(commits=3)
-        status = ask(server, "akosha.agent.laptop.status")
+        status = request(server, "akosha.agent.laptop.status")
         assert (status["system_id"], status["pending"], status["bus"]["name"]) == ("laptop", ["reflection"], "nats")
-        accepted = ask(server, "akosha.agent.laptop.sync")
+        accepted = request(server, "akosha.agent.laptop.sync")
         assert accepted["accepted"]
         listener.wait(lambda: len(listener.ids()) == 2)
         succeeded = [event["data"] for event in listener.received if event["type"] == "akosha.sync.succeeded.v1"]
         (_, result) = succeeded
         assert (result["request_id"], result["triggered_by"]) == (accepted["request_id"], "remote")
-        status = ask(server, "akosha.agent.laptop.status")
+        status = request(server, "akosha.agent.laptop.status")
         assert (status["pending"], status["targets"]["cloud"]["newest_upload_id"]) == ([], result["upload_id"])
-        assert not [place for place in (machine.home, machine.bucket, machine.data) if str(place) in str(status)]
-        for question in (b"\xff", b"[]", b'{"method": "ftp"}', b'{"enable_fallback": 1}', b"{" * 100_000):
-            assert ask(server, "akosha.agent.laptop.sync", question)["error"]
+        assert not [path for path in (machine.home, machine.bucket, machine.data) if str(path) in str(status)]
+        for data in (b"\xff", b"[]", b'{"method": "ftp"}', b'{"enable_fallback": 1}', b"{" * 100_000):
+            assert request(server, "akosha.agent.laptop.sync", data)["error"]
         with pytest.raises(nats.errors.NoRespondersError):
-            ask(server, "akosha.agent.laptop.config")
+            request(server, "akosha.agent.laptop.config")
     machine.set(agent_remote_control=None)
     with machine.run() as agent:
         agent.logged("bus_in_use", bus="nats")
-        for question in ("status", "sync"):
+        for command in ("status", "sync"):
             with pytest.raises(nats.errors.NoRespondersError):
-                ask(server, f"akosha.agent.laptop.{question}")
+                request(server, f"akosha.agent.laptop.{command}")
 
 
 def test_the_agent_starts_without_a_silent_nats(tmp_path):
-    """Somebody listens and says nothing: what is there to sync is synced, and the status says why it is not told."""
+    """The server accepts connections and never answers: the sync is done, and the status names the reason."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         machine = Machine(tmp_path / "machine", agent_nats_url=f"nats://127.0.0.1:{port}")
@@ -259,7 +259,7 @@ def test_the_agent_starts_without_a_silent_nats(tmp_path):
 
 
 def test_sighup_makes_the_agent_read_the_nats_credentials_again(tmp_path):
-    """Also where no setting has changed and the connection is in use."""
+    """Even if no setting has changed and the connection is in use."""
     operator, file = Operator(), tmp_path / "agent.creds"
     file.touch(0o600)
     file.write_text(operator.credentials())

@@ -1,4 +1,4 @@
-"""A store in whose place something else answers: each command prints one clear error, and `run` goes on."""
+"""An endpoint that is not a store: each command prints one clear error, and `run` keeps running."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,7 +58,7 @@ def test_run_falls_back_and_each_command_prints_one_error(machine, tmp_path):
     commands = [("sync",), ("uploads", "list"), ("verify",), ("restore", "--to", str(tmp_path / "back")), ("prune",)]
     react = ("react", "--once", "--state-dir", str(tmp_path / "react"))
     for words in [*commands, react]:
-        done = machine.call(*words, places=words is not react)
+        done = machine.call(*words, directories=words is not react)
         text = done.out + done.err
         assert done.code == 1, (words, text)
         assert "Traceback" not in text, words

@@ -1,4 +1,4 @@
-"""Machines that share a system id, and disks that are not mounted, as users see them in the commands."""
+"""Machines that share a system ID, and disks that are not mounted: what the commands report."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.support.machine import Machine
 
 @pytest.fixture
 def machines(tmp_path):
-    """Two machines with one bucket: their data directories tell them apart."""
+    """Two machines with one bucket, distinguished by their data directories."""
     made = [Machine(tmp_path / name, cloud_endpoint=(tmp_path / "bucket").as_uri()) for name in ("one", "two")]
     for machine in made:
         machine.bucket = tmp_path / "bucket"

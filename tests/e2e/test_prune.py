@@ -1,4 +1,4 @@
-"""`akosha-agent prune`, as people and programs call it; and the agent that does it by itself."""
+"""`akosha-agent prune`, its JSON output, and the automatic prune of the agent."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ PREFIX = f"systems/{LAPTOP}/uploads"
 
 
 def fill(store, count=5, *, system_id=LAPTOP, of=None):
-    """Put an upload of each of the last days into a store. Returns their ids, the newest first. `of`: the owner."""
+    """Put one upload for each of the last `count` days into a store; return the IDs, newest first. `of`: the owner."""
     ids = uploads.days(count, system_id, newest=datetime.now(UTC) - timedelta(days=1))
 
     async def work():
@@ -67,14 +67,14 @@ def test_a_dry_run_prints_what_a_prune_deletes_and_keeps(machine):
     assert shown.code == 0, shown.err
     assert "dry run: 3 of 5 uploads would be deleted; nothing was deleted" in shown.out
     assert "keep: newest, last" in shown.out
-    reported = machine.call("prune", "--dry-run", "--json", *KEEP_TWO).json
-    assert (reported["dry_run"], reported["deleted"], reported["leftovers"]) == (True, ids[2:], 1)
-    assert [kept["upload_id"] for kept in reported["kept"]] == ids[:2]
+    planned = machine.call("prune", "--dry-run", "--json", *KEEP_TWO).json
+    assert (planned["dry_run"], planned["deleted"], planned["leftovers"]) == (True, ids[2:], 1)
+    assert [kept["upload_id"] for kept in planned["kept"]] == ids[:2]
     assert uploads_in(store)[0] == ids
 
     done = machine.call("prune", "--json", *KEEP_TWO)
     assert (done.code, done.json["deleted"], done.json["leftovers"], done.json["error"]) == (0, ids[2:], 1, None)
-    assert done.json["bytes_freed"] == reported["bytes_freed"]
+    assert done.json["bytes_freed"] == planned["bytes_freed"]
     assert uploads_in(store) == (ids[:2], [])
     assert uploads_in(store, "other") == (others, [])
     (event,) = machine.events()
@@ -98,13 +98,13 @@ def test_a_prune_with_a_damaged_newest_upload_deletes_nothing_and_exits_1(machin
 
 
 def test_a_prune_keeps_the_upload_that_the_next_sync_copies_from(machine):
-    """What the ledger names stays, so the sync after a prune copies on the store's side, and all is whole."""
+    """The upload that the ledger names is kept, so the next sync copies the unchanged object within the store."""
     fill(DirectoryStore(machine.bucket), of=machine)
     machine.write(commits=5, entities=2)
     machine.set(agent_keep_last=1, agent_keep_daily=0, agent_keep_weekly=0, agent_keep_monthly=0)
     first = machine.sync()
-    whole, _ = uploads_in(DirectoryStore(machine.bucket))
-    assert whole == [first["upload_id"]], "by itself, after the upload"
+    complete, _ = uploads_in(DirectoryStore(machine.bucket))
+    assert complete == [first["upload_id"]], "the sync prunes after its upload"
     assert machine.call("prune", *KEEP_TWO).code == 0
     machine.write(commits=9)
     second = machine.sync()
@@ -140,7 +140,7 @@ def test_invalid_numbers_or_a_missing_bucket_are_usage_errors(machine):
 
 @pytest.fixture
 def bucket(moto, tmp_path, aws):
-    """A machine whose bucket is on moto, behind a front; and what looks into the bucket directly."""
+    """A machine whose bucket is on moto behind a proxy, the proxy, and a way to open the bucket directly."""
     name = moto.new_bucket()
     with running_faulty_proxy(moto.endpoint) as proxy:
         machine = Machine(tmp_path, cloud_endpoint=proxy.url, cloud_bucket=name)
@@ -159,8 +159,8 @@ def test_a_denied_deletion_shows_a_lifecycle_rule_and_exits_1(bucket):
         assert "s3:DeleteObject" in done.err
         assert f'"Prefix": "{PREFIX}/"' in done.err
         assert "npx wrangler r2 bucket lifecycle add" in done.err
-    reported = machine.call("prune", "--json", *KEEP_TWO)
-    assert (reported.code, reported.json["deleted"], reported.json["lifecycle"].keys()) == (1, [], {"s3", "r2"})
+    output = machine.call("prune", "--json", *KEEP_TWO)
+    assert (output.code, output.json["deleted"], output.json["lifecycle"].keys()) == (1, [], {"s3", "r2"})
     assert uploads_in(store()) == (ids, [])
 
 
@@ -176,8 +176,8 @@ def test_a_prune_killed_during_a_batch_leaves_no_incomplete_upload_listed(bucket
         gate.wait()
         assert pruning.stop(signal.SIGKILL) == -signal.SIGKILL
     gate.open()
-    whole, _ = uploads_in(store())
-    assert whole[:2] == ids[:2]
+    complete, _ = uploads_in(store())
+    assert complete[:2] == ids[:2]
     assert machine.call("prune", *KEEP_TWO).code == 0
     assert uploads_in(store())[0] == ids[:2]
     machine.write(commits=3)
@@ -185,7 +185,7 @@ def test_a_prune_killed_during_a_batch_leaves_no_incomplete_upload_listed(bucket
 
 
 def test_settings_in_the_working_directory_cannot_delete_uploads(machine):
-    """Its ./settings names other rules of keeping, another system and a key: a sync started there ignores them."""
+    """./settings names other retention rules and another system: a sync that is started there ignores them."""
     store = DirectoryStore(machine.bucket)
     ids, others = fill(store, 4, of=machine), fill(store, 4, system_id="victim")
     machine.set(system_id=None)

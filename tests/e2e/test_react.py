@@ -1,4 +1,4 @@
-"""From a session's end to a row in Akosha: agent, bucket, NATS, reactor and Akosha, each a process or a server."""
+"""From a session end to a row in Akosha: agent, bucket, NATS, `react` and Akosha, each a process or server."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def laptop(tmp_path):
 
 @pytest.fixture
 def reactor(tmp_path, laptop, akosha):
-    """The machine that Akosha runs on: nothing of Session-Buddy's is there."""
+    """The machine that Akosha runs on, without Session-Buddy."""
     reactor = Machine(tmp_path / "server", cloud_endpoint=laptop.bucket.as_uri(), http_endpoint=akosha.url)
     reactor.set(http_token=akosha.token, system_id="akosha-1", agent_rescan_seconds=3600)
     reactor.secrets = (akosha.token,)
@@ -46,7 +46,7 @@ def reactor(tmp_path, laptop, akosha):
 
 
 def write(machine: Machine, commits: int) -> None:
-    """Databases with so many commits, all with embeddings, in place of those that are there."""
+    """Replace the databases by ones with so many commits, all with embeddings."""
     scratch = machine.home / "made"
     create(scratch, commits=commits, entities=2, embeddings=True)
     for path in scratch.iterdir():
@@ -153,7 +153,7 @@ def test_a_sync_in_the_state_directory_of_react_fails_without_waiting(tmp_path):
     machine.write(commits=1)
     with machine.started("react", "--state-dir", str(machine.state), directories=False) as reactor:
         reactor.logged("ingest_started")
-        reported = machine.call("sync")
-        assert (reported.code, reported.out) == (1, "")
-        assert "need separate state directories" in reported.err
+        done = machine.call("sync")
+        assert (done.code, done.out) == (1, "")
+        assert "need separate state directories" in done.err
         assert reactor.stop() == 0

@@ -1,4 +1,4 @@
-"""`restore` as a command: what it prints, how it exits, and how one moves to a new laptop."""
+"""`restore` on the command line: output, exit status, and the move to a new laptop."""
 
 from datetime import datetime
 

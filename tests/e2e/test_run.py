@@ -1,4 +1,4 @@
-"""`run` beside a program that goes on writing: what arrives, what is told, and how it ends."""
+"""`run` while a program keeps writing: the uploads, the events, and the shutdown."""
 
 import signal
 
@@ -26,13 +26,13 @@ def checker():
 
 
 def assert_holds(checker, folder, *, commits: int, entities: int) -> None:
-    """`commits` and `entities` are the numbers of the last ones, as the writer counts."""
+    """`commits` and `entities` are the writer's numbers of the last ones."""
     assert checker.check(folder / REFLECTION) == Finding(commits, ())
     assert checker.check(folder / GRAPH) == Finding(entities, ())
 
 
 def test_every_commit_is_uploaded_while_the_session_continues(machine, tmp_path, checker):
-    """First session, commits into the WAL alone, a checkpoint, a graph: each arrives whole, nothing is sent in vain."""
+    """First session, commits in the WAL, a checkpoint, a graph: each upload is complete and sends only what changed."""
     with Writer(machine.data, "--paused") as writer:
         writer.run("commit 3")
         assert (machine.data / REFLECTION).stat().st_size == 12_288
@@ -95,7 +95,10 @@ def test_two_changes_during_an_upload_cause_one_more_upload(machine, moto, tmp_p
     manifests = bucket.manifests
     assert len(manifests) == 2
     sent = [(part["name"], part["sha256"]) for one in manifests for part in one["parts"] if part["origin"] == "sent"]
-    owner, manifests_and_memories = 2, 2 * len(manifests)  # owner.json once more, to see that the store refuses it
+    owner, manifests_and_memories = (
+        2,
+        2 * len(manifests),
+    )  # owner.json a second time, to check that the store refuses it
     assert len(sent) == len(set(sent)) == proxy.count("put_object") - owner - manifests_and_memories
     folder = upload_contents.unpack(manifests[-1], bucket.object, tmp_path / "arrived")
     assert_holds(checker, folder, commits=4, entities=-1)

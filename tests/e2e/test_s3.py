@@ -1,4 +1,4 @@
-"""S3 stores, good and bad, from the command line to the bucket."""
+"""Working and failing S3 stores, from the command line to the bucket."""
 
 import re
 import signal
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.long
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 
-TOKEN = "canary-token-that-is-nobody's-business"
+TOKEN = "canary-token"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def proxy(moto, bucket, machine):
 
 
 def large(machine) -> None:
-    """A database of several parts of 5 MiB, whatever compression makes of it."""
+    """Create a database of several parts of 5 MiB after compression."""
     import duckdb
 
     with duckdb.connect(str(machine.data / REFLECTION)) as base:
@@ -89,7 +89,7 @@ def test_a_change_sends_only_changed_objects_and_the_upload_is_complete(machine,
 def test_the_store_copies_unchanged_objects_or_the_agent_sends_them(machine, bucket, proxy, tmp_path):
     machine.write(commits=2, entities=2)
     machine.sync()
-    # owner.json twice: that the store refuses the second one proves that nobody else made the first.
+    # owner.json twice: the store refuses the second, which proves that no other agent created the first.
     assert (proxy.count("put_object"), proxy.count("copy_object")) == (2 + 4, 0)
     machine.write(commits=3)
     machine.sync()
@@ -164,7 +164,7 @@ def test_a_stopped_upload_leaves_nothing_behind(machine, bucket, proxy, command,
         assert reached.wait(60)
         assert bucket.pending_uploads == 1
         working.process.send_signal(number)
-        assert working.stop(number) == code  # told twice: by the terminal, and by a wrapper that passes it on
+        assert working.stop(number) == code  # twice: from the terminal, and from a wrapper that forwards it
         done = working.end()
     assert "Traceback" not in done.err
     reported = re.findall(
@@ -174,9 +174,9 @@ def test_a_stopped_upload_leaves_nothing_behind(machine, bucket, proxy, command,
     assert (bucket.pending_uploads, bucket.keys, machine.staged) == (0, [], [])
     assert machine.status()["pending"] == ["reflection"]
     proxy._rules.clear()
-    done_then = machine.sync()["upload_id"]
-    assert done_then == bucket.manifests[0]["upload_id"]
-    assert reported in ([], [done_then])
+    resumed = machine.sync()["upload_id"]
+    assert resumed == bucket.manifests[0]["upload_id"]
+    assert reported in ([], [resumed])
 
 
 def test_ctrl_c_during_an_agents_sync_says_that_the_agent_continues(machine, bucket, proxy):
@@ -190,10 +190,10 @@ def test_ctrl_c_during_an_agents_sync_says_that_the_agent_continues(machine, buc
         with machine.started("sync") as syncing:
             gate.wait()
             assert syncing.stop(signal.SIGINT) == 130
-            reported = syncing.end().err
+            done = syncing.end().err
         gate.open()
         agent.logged("sync_succeeded", 2)
-    assert reported == (
+    assert done == (
         f"akosha-agent: the agent (process {agent.pid} (run)) continues the sync: akosha-agent status shows it\n"
     )
     assert len(bucket.manifests) == 2
@@ -236,7 +236,7 @@ def test_every_command_uses_the_endpoint_of_the_aws_configuration(machine, bucke
 
 
 def test_a_ledger_without_the_endpoint_adopts_the_uploads_of_the_bucket(machine, bucket):
-    """Before, the endpoint of AWS_ENDPOINT_URL was the client's alone: the ledger has none."""
+    """Earlier versions left the endpoint of AWS_ENDPOINT_URL out of the ledger."""
     machine.set(cloud_endpoint=bucket.server.endpoint, cloud_bucket=bucket.name)
     machine.write(commits=2, entities=1)
     first = machine.sync()
@@ -257,8 +257,8 @@ def test_a_ledger_without_the_endpoint_adopts_the_uploads_of_the_bucket(machine,
     assert target["newest_upload_id"] == third["upload_id"]
 
 
-def in_a_file(machine, folder):
-    """Put the credentials where only the AWS library finds them."""
+def credentials_in_a_file(machine, folder):
+    """Move the credentials to a file that only the AWS library reads."""
     path = folder / "credentials"
     path.write_text(f"[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -266,11 +266,11 @@ def in_a_file(machine, folder):
     machine.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(path)
 
 
-@pytest.mark.parametrize("place", ["environment", "file"])
-def test_secrets_and_control_characters_of_a_response_are_not_shown(machine, proxy, place, tmp_path):
-    """No command, no event and no file of the state directory has it; the error names the code with escapes."""
-    if place == "file":
-        in_a_file(machine, tmp_path)
+@pytest.mark.parametrize("credentials", ["environment", "file"])
+def test_secrets_and_control_characters_of_a_response_are_not_shown(machine, proxy, credentials, tmp_path):
+    """No command, event or file of the state directory has the secret; the error shows the code with escapes."""
+    if credentials == "file":
+        credentials_in_a_file(machine, tmp_path)
     machine.write(commits=2)
     hostile = f"Odd{SECRET_KEY}&#x202e;{'x' * 9000}"
     for operation in ("put_object", "list_objects_v2", "get_object", "head_object", "create_multipart_upload"):

@@ -1,4 +1,4 @@
-"""`service`: install, upgrade, status, uninstall, in a scratch home, with recording systemctl and launchctl."""
+"""`service`: install, upgrade, status and uninstall in a temporary home, with recording systemctl and launchctl."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from agent.entrypoints.service.manager import Runner
 from tests.support.machine import COMMAND
 
 UNIT = "akosha-agent.service"
-ME = os.getuid()
+MY_UID = os.getuid()
 
 SYSTEMCTL = """#!/bin/sh
 echo "systemctl $*" >> "$FAKE/log"
@@ -52,7 +52,7 @@ case "$1" in
   bootout|kill) rm -f "$FAKE/running" ;;
 esac
 """
-SAYS = """#!/bin/sh
+OTHER_COMMAND = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$FAKE/log"
 [ "$(basename "$0")" = loginctl ] && echo no
 exit 0
@@ -61,7 +61,7 @@ exit 0
 
 @dataclass
 class Scratch:
-    """A home directory, and a platform whose commands are recorded."""
+    """A temporary home, and a platform whose commands are recorded."""
 
     home: Path
     fake: Path
@@ -71,16 +71,16 @@ class Scratch:
         assert done.exit_code == code, done.output
         return done
 
-    def did(self) -> list[str]:
-        """What was run since the last time, questions apart."""
+    def commands_run(self) -> list[str]:
+        """Return the commands that were run since the last call, without queries."""
         log = self.fake / "log"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
-        asking = (" --user show ", "loginctl show-user", "launchctl print", "ps ")
-        return [line for line in lines if not any(word in line for word in asking)]
+        queries = (" --user show ", "loginctl show-user", "launchctl print", "ps ")
+        return [line for line in lines if not any(word in line for word in queries)]
 
     def tree(self) -> dict[str, tuple[int, bytes]]:
-        """Everything below the home: mode and bytes."""
+        """Return mode and bytes of everything below the home."""
         return {
             str(path.relative_to(self.home)): (
                 path.lstat().st_mode,
@@ -102,7 +102,12 @@ class Scratch:
 def scratch(tmp_path, monkeypatch) -> Scratch:
     fake, home = tmp_path / "fake", tmp_path / "home"
     fake.mkdir()
-    for name, text in (("systemctl", SYSTEMCTL), ("launchctl", LAUNCHCTL), ("loginctl", SAYS), ("ps", SAYS)):
+    for name, text in (
+        ("systemctl", SYSTEMCTL),
+        ("launchctl", LAUNCHCTL),
+        ("loginctl", OTHER_COMMAND),
+        ("ps", OTHER_COMMAND),
+    ):
         (fake / name).write_text(text)
         (fake / name).chmod(0o755)
     (home / ".config" / "session-buddy").mkdir(parents=True)
@@ -126,7 +131,7 @@ def test_uninstall_removes_everything_after_install_and_upgrade(scratch, monkeyp
     done = scratch.call("install", "--data-dir", "some data")
     assert str(scratch.unit) in done.output
     assert "loginctl enable-linger" in done.output
-    assert scratch.did() == [
+    assert scratch.commands_run() == [
         f"systemctl --user {words}" for words in ("daemon-reload", f"enable {UNIT}", f"start {UNIT}")
     ]
     assert f'ExecStart={COMMAND} run --data-dir "{scratch.home}/some data"\n' in scratch.unit.read_text()
@@ -137,7 +142,7 @@ def test_uninstall_removes_everything_after_install_and_upgrade(scratch, monkeyp
     assert (service["outdated"], service["pid"], service["path"]) == (False, 4711, str(scratch.unit))
 
     assert "up to date" in scratch.call("install", "--data-dir", "some data").output
-    assert scratch.did() == []
+    assert scratch.commands_run() == []
     assert scratch.tree() == installed
 
     from agent.entrypoints.service import systemd
@@ -146,28 +151,28 @@ def test_uninstall_removes_everything_after_install_and_upgrade(scratch, monkeyp
     monkeypatch.setattr(systemd, "template", lambda _: newer)
     assert json.loads(scratch.call("status", "--json").output)["outdated"]
     assert "replaces" in scratch.call("install", "--data-dir", "some data").output
-    assert scratch.did() == [f"systemctl --user {words}" for words in ("daemon-reload", f"restart {UNIT}")]
+    assert scratch.commands_run() == [f"systemctl --user {words}" for words in ("daemon-reload", f"restart {UNIT}")]
     assert "Nice=11" in scratch.unit.read_text()
     assert not list(scratch.unit.parent.glob("*.bak"))
 
     scratch.call("uninstall")
-    assert scratch.did() == [
+    assert scratch.commands_run() == [
         f"systemctl --user {words}" for words in (f"disable --now {UNIT}", "daemon-reload", f"reset-failed {UNIT}")
     ]
     assert scratch.tree() == before
     assert "not installed" in scratch.call("uninstall").output
-    assert scratch.did() == []
+    assert scratch.commands_run() == []
 
 
 @pytest.mark.parametrize("words", [("install",), ("install", "--no-start", "--linger"), ("uninstall",)], ids=" ".join)
 def test_a_dry_run_prints_every_step_and_changes_nothing(scratch, words):
     if words == ("uninstall",):
         scratch.call("install")
-        scratch.did()
+        scratch.commands_run()
     before = scratch.tree()
     done = scratch.call(*words, "--dry-run")
     assert scratch.tree() == before
-    assert scratch.did() == []
+    assert scratch.commands_run() == []
     assert str(scratch.unit) in done.output
     assert "$ systemctl --user" in done.output
     assert ("ExecStart=" in done.output) == (words[0] == "install")
@@ -195,15 +200,15 @@ def test_changes_by_the_user_are_kept(scratch):
 
 
 def test_a_symlink_at_the_units_path_is_kept_and_not_followed(scratch):
-    theirs = scratch.home / "dotfiles.service"
-    theirs.write_text("[Service]\n")
+    linked = scratch.home / "dotfiles.service"
+    linked.write_text("[Service]\n")
     scratch.unit.parent.mkdir(parents=True)
-    for target in (theirs, Path("/nowhere")):
+    for target in (linked, Path("/nowhere")):
         scratch.unit.unlink(missing_ok=True)
         scratch.unit.symlink_to(target)
         assert "edited since it was installed" in scratch.call("install", "--no-start").output
-    assert theirs.read_text() == "[Service]\n"
-    assert scratch.unit.with_name(f"{UNIT}.bak").readlink() == theirs
+    assert linked.read_text() == "[Service]\n"
+    assert scratch.unit.with_name(f"{UNIT}.bak").readlink() == linked
     assert scratch.unit.with_name(f"{UNIT}.bak2").is_symlink()
     assert not scratch.unit.is_symlink()
 
@@ -227,7 +232,7 @@ def test_invalid_settings_exit_2_before_anything_is_written(scratch):
     scratch.environment.unlink()
     scratch.environment.parent.rmdir()
     assert scratch.tree() == before
-    assert scratch.did() == []
+    assert scratch.commands_run() == []
 
 
 def test_install_warns_about_variables_of_the_shell(scratch, monkeypatch):
@@ -245,13 +250,13 @@ def test_without_a_session_install_names_the_fix_and_no_start_works(scratch):
     for word in ("Failed to connect to bus", "machinectl shell", "enable-linger", "--no-start"):
         assert word in done.stderr
     assert scratch.tree() == before
-    assert scratch.did() == []
+    assert scratch.commands_run() == []
     scratch.call("install", "--no-start")
-    assert scratch.did() == [f"systemctl --user enable {UNIT}"]
+    assert scratch.commands_run() == [f"systemctl --user enable {UNIT}"]
     assert scratch.unit.exists()
     assert "cannot be reached" in scratch.call("status", code=1).output
     scratch.call("uninstall")
-    assert scratch.did() == [f"systemctl --user disable {UNIT}"]
+    assert scratch.commands_run() == [f"systemctl --user disable {UNIT}"]
     assert scratch.tree() == before
 
 
@@ -259,33 +264,33 @@ def test_start_restart_and_stop_call_systemctl(scratch):
     assert "not installed" in scratch.call("start", code=1).stderr
     scratch.call("install", "--no-start")
     assert "running    no" in scratch.call("status", code=1).output
-    scratch.did()
+    scratch.commands_run()
     for word in ("start", "restart", "stop"):
         scratch.call(word)
-    assert scratch.did() == [f"systemctl --user {word} {UNIT}" for word in ("start", "restart", "stop")]
+    assert scratch.commands_run() == [f"systemctl --user {word} {UNIT}" for word in ("start", "restart", "stop")]
     (scratch.fake / "broken").touch()
     assert "Job failed" in scratch.call("start", code=1).stderr
 
 
 def test_the_service_is_not_started_while_another_agent_runs(scratch):
-    """Two cannot hold one state directory: the service would fail, and begin anew every 30 s until the other ends."""
+    """Two agents cannot share a state directory: the service would fail and restart every 30 s until the other ends."""
     state = StateDirectory(scratch.home / "state")
     state.prepare()
     scratch.call("install", "--no-start", "--state-dir", str(state.path))
     before = scratch.tree()
-    scratch.did()
+    scratch.commands_run()
     with state.lock("run"):
         for words in (("install", "--state-dir", str(state.path)), ("start",), ("restart",)):
             done = scratch.call(*words, code=1)
-            for said in (f"process {os.getpid()} (run)", str(state.path), f"kill {os.getpid()}", "--no-start"):
-                assert said in done.stderr
-        assert scratch.did() == []
+            for text in (f"process {os.getpid()} (run)", str(state.path), f"kill {os.getpid()}", "--no-start"):
+                assert text in done.stderr
+        assert scratch.commands_run() == []
         scratch.call("install", "--no-start", "--state-dir", str(state.path))
     assert scratch.tree().keys() - before.keys() <= {"state/agent.lock"}
-    scratch.did()
+    scratch.commands_run()
     with state.lock("sync"):
         scratch.call("start")
-    assert scratch.did() == [f"systemctl --user start {UNIT}"]
+    assert scratch.commands_run() == [f"systemctl --user start {UNIT}"]
 
 
 def test_a_dry_run_needs_no_session(scratch):
@@ -296,23 +301,23 @@ def test_a_dry_run_needs_no_session(scratch):
 
 
 def test_the_home_of_another_user_is_refused(scratch, monkeypatch):
-    monkeypatch.setattr(os, "geteuid", lambda: ME + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: MY_UID + 1)
     assert "without sudo" in scratch.call("install", code=1).stderr
     assert not scratch.unit.exists()
 
 
 def test_logs_shows_the_journal_or_the_configured_file(scratch, monkeypatch):
     scratch.call("install")
-    became = []
+    executed = []
 
     def replace_process(_, *words):
-        became.extend(words)
+        executed.extend(words)
         raise SystemExit(0)
 
     with monkeypatch.context() as patched:
         patched.setattr(Runner, "replace_process", replace_process)
         scratch.call("logs", "-f", "-n", "5")
-    assert became == ["journalctl", f"--user-unit={UNIT}", "--lines=5", "--no-pager", "--follow"]
+    assert executed == ["journalctl", f"--user-unit={UNIT}", "--lines=5", "--no-pager", "--follow"]
     (scratch.home / "agent.log").write_text("one\ntwo\n")
     scratch.environment.write_text(f"AKOSHA_AGENT_LOG_FILE={scratch.home}/agent.log\n")
     done = subprocess.run([COMMAND, "service", "logs", "-n", "1"], capture_output=True, text=True, timeout=60)
@@ -324,23 +329,23 @@ def test_uninstall_removes_the_launchd_agent_after_install_and_upgrade(scratch, 
     monkeypatch.setattr(status, "service_manager", Launchd)
     before = scratch.tree()
     file = scratch.home / "Library" / "LaunchAgents" / "org.akosha.agent.plist"
-    target = f"gui/{ME}/org.akosha.agent"
+    target = f"gui/{MY_UID}/org.akosha.agent"
     scratch.call("install")
-    assert scratch.did() == [f"launchctl enable {target}", f"launchctl bootstrap gui/{ME} {file}"]
+    assert scratch.commands_run() == [f"launchctl enable {target}", f"launchctl bootstrap gui/{MY_UID} {file}"]
     assert scratch.call("status").output.startswith("installed")
     scratch.call("install")
-    assert scratch.did() == []
+    assert scratch.commands_run() == []
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-1")
     assert "canary-1" not in scratch.call("install", "--with-environment", "--dry-run").output
     assert "canary-1" not in scratch.call("install", "--with-environment").output
-    assert scratch.did() == [f"launchctl bootout {target}", f"launchctl bootstrap gui/{ME} {file}"]
+    assert scratch.commands_run() == [f"launchctl bootout {target}", f"launchctl bootstrap gui/{MY_UID} {file}"]
     assert "canary-1" in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     monkeypatch.setenv("AWS_SESSION_TOKEN", "canary-2")
     assert "expire" in scratch.call("install", "--with-environment", code=1).stderr
     for word in ("stop", "start"):
         scratch.call(word)
-    assert scratch.did() == [f"launchctl kill SIGTERM {target}", f"launchctl bootstrap gui/{ME} {file}"]
+    assert scratch.commands_run() == [f"launchctl kill SIGTERM {target}", f"launchctl bootstrap gui/{MY_UID} {file}"]
     scratch.call("uninstall")
-    assert scratch.did() == [f"launchctl bootout {target}"]
+    assert scratch.commands_run() == [f"launchctl bootout {target}"]
     assert scratch.tree() == before

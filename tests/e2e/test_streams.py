@@ -1,4 +1,4 @@
-"""What commands print where the terminal, pipe or file takes less than it should, and what they do not print."""
+"""Commands whose output is ASCII only, full or closed; and messages that are printed only once."""
 
 import json
 import os
@@ -23,18 +23,18 @@ EACH = [
     ("service", "status"),
     ("--version",),
 ]
-PLACELESS = ("service", "--version")
+WITHOUT_DIRECTORIES = ("service", "--version")
 CLOSED = 128 + signal.SIGPIPE
 FULL = Path("/dev/full")
 
 
-def _places(words):
-    return words[0] not in PLACELESS
+def _has_directory_options(words):
+    return words[0] not in WITHOUT_DIRECTORIES
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
-    """A machine with an upload, whose directories have names that ASCII lacks."""
+    """A machine with an upload and directory names that are not ASCII."""
     machine = Machine(tmp_path_factory.mktemp("häuschen"))
     machine.data = machine.data.rename(machine.data.with_name("Dätä-…"))
     machine.write(commits=2, entities=1)
@@ -58,7 +58,7 @@ def test_an_ascii_stream_gets_other_characters_escaped(machine, words):
 @pytest.mark.parametrize("words", EACH, ids=" ".join)
 def test_an_unwritable_standard_output_is_one_error_line_and_exit_1(machine, words):
     with FULL.open("w") as full:
-        done = machine.call(*words, stdout=full, places=_places(words))
+        done = machine.call(*words, stdout=full, directories=_has_directory_options(words))
     assert done.code == 1
     assert done.err.splitlines()[-1:] == ["akosha-agent: standard output cannot be written: No space left on device"]
     assert len([line for line in done.err.splitlines() if "standard output" in line]) == 1
@@ -69,7 +69,7 @@ def test_an_unwritable_standard_output_is_one_error_line_and_exit_1(machine, wor
 def test_a_closed_pipe_ends_a_command_silently(machine, words):
     reader, writer = os.pipe()
     os.close(reader)
-    done = machine.call(*words, stdout=writer, places=_places(words))
+    done = machine.call(*words, stdout=writer, directories=_has_directory_options(words))
     os.close(writer)
     assert (done.code, done.err) == (CLOSED, "")
 
@@ -98,9 +98,9 @@ def test_an_unwritable_standard_error_changes_no_exit_status(machine):
 def test_a_failed_sync_prints_its_message_once_and_logs_only_with_v(machine, tmp_path):
     other = Machine(tmp_path / "other", cloud_endpoint=None, agent_log_level="DEBUG")
     other.write(commits=1)
-    reported = other.call("sync")
-    assert (reported.code, reported.out, len(reported.err.splitlines())) == (1, "", 1)
-    assert "akosha_cloud_bucket" in reported.err
+    done = other.call("sync")
+    assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
+    assert "akosha_cloud_bucket" in done.err
     for where in (("sync", "-v"), ("-v", "sync")):
         loud = other.call(*where)
         events = [json.loads(line)["event"] for line in loud.err.splitlines() if line.startswith("{")]

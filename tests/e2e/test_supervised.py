@@ -1,4 +1,4 @@
-"""`run` under a supervisor: what it says, what it does at a hangup, and how it ends."""
+"""`run` under a supervisor: its notifications, the reload on SIGHUP, and the shutdown."""
 
 import fcntl
 import os
@@ -23,7 +23,7 @@ def test_run_notifies_systemd_and_reloads_settings_on_sighup(tmp_path):
         machine.environ |= {"NOTIFY_SOCKET": notify.address, "WATCHDOG_USEC": "2000000"}
 
         def hang_up(text: str) -> list[dict]:
-            """Return what is told from the hangup until it is ready again."""
+            """Write the settings, send SIGHUP, and return the notifications until the agent is ready again."""
             file.write_text(text)
             since = len(notify.gather())
             os.kill(agent.pid, signal.SIGHUP)
@@ -41,7 +41,7 @@ def test_run_notifies_systemd_and_reloads_settings_on_sighup(tmp_path):
             assert any("settings refused" in one.get("STATUS", "") for one in reported)
             assert "akosha_agent_quiet_seconds" in agent.logged("settings_refused")[0]["reason"]
 
-            hang_up(first + f"akosha_agent_state_dir: {machine.home}/elsewhere\n")  # the command line's word stands
+            hang_up(first + f"akosha_agent_state_dir: {machine.home}/elsewhere\n")  # the command line has precedence
             agent.logged("settings_unchanged")
 
             hang_up(first + f"akosha_agent_log_level: DEBUG\nakosha_http_token: {canary}\n")

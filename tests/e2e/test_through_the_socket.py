@@ -1,4 +1,4 @@
-"""Commands beside a real agent: asked over its control socket, wedged, killed, and started anew."""
+"""Commands while an agent runs: over its control socket, while it is suspended, after it is killed."""
 
 import asyncio
 import signal
@@ -23,17 +23,17 @@ def machine(tmp_path):
 
 
 def home_of(machine: Machine) -> Home:
-    """The place of a command that is run with the machine's settings, in this process."""
-    places = {"agent_data_dir": str(machine.data), "agent_state_dir": str(machine.state)}
+    """Return the directories of a command that is run in this process with the machine's settings."""
+    directories = {"agent_data_dir": str(machine.data), "agent_state_dir": str(machine.state)}
     loaded = load(
-        command_line=places, settings_file=None, environ=machine.environ, cwd=machine.home, home=machine.home
+        command_line=directories, settings_file=None, environ=machine.environ, cwd=machine.home, home=machine.home
     )  # fmt: skip
     return Home.of(loaded.settings)
 
 
 @asynccontextmanager
 async def following(home: Home) -> AsyncIterator[list[Event]]:
-    """As `events --follow` does; what was told comes into the list."""
+    """Collect the events of the ledger in a list, as `events --follow` does."""
     reported: list[Event] = []
 
     async def read() -> None:
@@ -41,7 +41,7 @@ async def following(home: Home) -> AsyncIterator[list[Event]]:
         try:
             async with aclosing(follow_history(home, ledger, after=0)) as entries:
                 async for entry in entries:
-                    reported.append(entry.event)  # noqa: PERF401 - it never ends
+                    reported.append(entry.event)  # noqa: PERF401 - the iteration does not end
         finally:
             await ledger.aclose()
 
@@ -54,24 +54,24 @@ async def following(home: Home) -> AsyncIterator[list[Event]]:
             await reading
 
 
-async def until(true) -> None:
+async def until(condition) -> None:
     async with asyncio.timeout(TIMEOUT):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.01)
 
 
 async def test_commands_use_the_agents_socket_and_wait_while_it_is_suspended(machine):
     home = home_of(machine)
-    heard: list[SyncProgress] = []
+    progress: list[SyncProgress] = []
     machine.write(commits=19)
     with machine.run() as agent:
-        agent.logged("sync_succeeded")  # the start's: it would take what the command is to send
+        agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
         machine.write(commits=20)
         async with following(home) as reported:
             asked = await SyncClient.prepare(home.settings)
-            result = await asked.result(on_progress=heard.append)
+            result = await asked.result(on_progress=progress.append)
             agent.logged("sync_succeeded", request_id=asked.ask.id)
-            assert {event.request_id for event in heard} >= {asked.ask.id}
+            assert {event.request_id for event in progress} >= {asked.ask.id}
             await until(lambda: result in reported)
 
             status = await gather_status(home.settings)
@@ -83,9 +83,9 @@ async def test_commands_use_the_agents_socket_and_wait_while_it_is_suspended(mac
 
             agent.process.send_signal(signal.SIGSTOP)
             machine.write(commits=21)
-            wedged = await gather_status(home.settings)
-            assert f"process {agent.pid} (run)" in wedged.unresponsive_agent
-            assert wedged.pending == ("reflection",)
+            suspended = await gather_status(home.settings)
+            assert f"process {agent.pid} (run)" in suspended.unresponsive_agent
+            assert suspended.pending == ("reflection",)
             asked = await SyncClient.prepare(home.settings)
             waiting = asyncio.create_task(asked.result(), name="sync")
             await until(lambda: list((machine.state / "spool").glob("[!.]*.json")))
@@ -115,7 +115,7 @@ async def test_the_caller_does_a_sync_that_a_killed_agent_had_accepted(machine):
             syncing = asyncio.create_task(asked.result(), name="sync")
             await until(lambda: agent.log.seen[-1].get("request_id") == asked.ask.id)
             agent.process.kill()
-            # The agent's bucket was silent; ours is a directory.
+            # The agent's bucket does not answer; that of this process is a directory.
             async with asyncio.timeout(TIMEOUT):
                 result = await syncing
     assert (result.request_id, result.success) == (asked.ask.id, True)

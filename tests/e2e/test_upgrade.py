@@ -1,4 +1,4 @@
-"""An agent that is upgraded in place continues the work of an earlier one (tests/support/data/state_of_53ebc98)."""
+"""An upgraded agent continues the work of an earlier version (tests/support/data/state_of_53ebc98)."""
 
 import gzip
 import re
@@ -15,7 +15,7 @@ from tests.support.machine import Machine
 pytest_plugins = ["tests.support.servers.fixtures"]
 
 EARLIER = Path(__file__).parents[1] / "support" / "data" / "state_of_53ebc98"
-DELIVERED, UNDER_WAY = "20261129_192521_laptop", "20261129_192529_laptop"
+DELIVERED, UNFINISHED = "20261129_192521_laptop", "20261129_192529_laptop"
 RESULT_IN_OUTBOX = "20261129_192521_laptop.1f76a989.succeeded"
 SESSION_END = "7ab6d0cd-abef-4290-898a-6cbd19d8887d"
 
@@ -24,16 +24,16 @@ def uploads(machine: Machine) -> Path:
     return machine.bucket / "systems" / "laptop" / "uploads"
 
 
-def ask(machine: Machine, question: str) -> list[tuple]:
+def query(machine: Machine, statement: str) -> list[tuple]:
     ledger = sqlite3.connect(f"file:{machine.state / 'ledger.sqlite'}?mode=ro", uri=True)
     try:
-        return ledger.execute(question).fetchall()
+        return ledger.execute(statement).fetchall()
     finally:
         ledger.close()
 
 
 def restored_ledger(path: Path, bucket: Path) -> None:
-    """Make the ledger from its SQL, in which `BUCKET` is the bucket's path, also within the events' JSON."""
+    """Create the ledger from its SQL, in which `BUCKET` stands for the bucket's path, in the events' JSON too."""
 
     def with_path(blob: re.Match[str]) -> str:
         return f"X'{bytes.fromhex(blob[1]).replace(b'BUCKET', bytes(bucket)).hex()}'"
@@ -47,11 +47,11 @@ def restored_ledger(path: Path, bucket: Path) -> None:
 
 @pytest.fixture
 def machine(fresh_nats, tmp_path):
-    """A machine whose agent was killed in the middle of an upload, and then replaced by the present version."""
+    """A machine whose agent was killed during an upload and then replaced by the current version."""
     machine = Machine(tmp_path, agent_nats_url=fresh_nats.url)
     shutil.copytree(EARLIER / "bucket", machine.bucket)
     for database in ("reflection.duckdb", "knowledge_graph.duckdb"):
-        compressed = uploads(machine) / UNDER_WAY / database
+        compressed = uploads(machine) / UNFINISHED / database
         (machine.data / database).write_bytes(gzip.decompress(compressed.read_bytes()))
     shutil.copytree(EARLIER / "state", machine.state, ignore=shutil.ignore_patterns("ledger.sql"))
     restored_ledger(machine.state / "ledger.sqlite", machine.bucket)
@@ -68,30 +68,30 @@ def test_the_ledger_of_an_earlier_version_is_read_without_migration(machine):
         "reflection": "intent",
     }
     assert [event["id"] for event in machine.events() if event["type"].endswith("succeeded.v1")] == [RESULT_IN_OUTBOX]
-    assert ask(machine, "PRAGMA user_version") == [(3,)]
+    assert query(machine, "PRAGMA user_version") == [(3,)]
 
 
 def test_unfinished_work_of_an_earlier_version_is_completed_once(machine, fresh_nats):
-    there = {path: path.read_bytes() for path in uploads(machine).rglob("*") if path.is_file()}
-    sent = uploads(machine) / UNDER_WAY / "reflection.duckdb"
+    before = {path: path.read_bytes() for path in uploads(machine).rglob("*") if path.is_file()}
+    sent = uploads(machine) / UNFINISHED / "reflection.duckdb"
     inode = sent.stat().st_ino
     with listening(fresh_nats.url) as listener, machine.run() as agent:
         agent.logged("session_ended", session_id="before the upgrade")
         listener.wait(lambda: any(SESSION_END in event["data"].get("caused_by", ()) for event in listener.received))
         status = machine.status(lambda found: not found["pending"])
         assert {row["state"] for row in status["targets"][0]["databases"]} == {"clean"}
-    assert listener.ids() == [RESULT_IN_OUTBOX, f"{UNDER_WAY}.1f76a989.succeeded"]
+    assert listener.ids() == [RESULT_IN_OUTBOX, f"{UNFINISHED}.1f76a989.succeeded"]
     assert [SESSION_END in event["data"].get("caused_by", ()) for event in listener.received].count(True) == 1
 
-    assert {path: path.read_bytes() for path in there} == there
+    assert {path: path.read_bytes() for path in before} == before
     assert sent.stat().st_ino == inode, "an object that is in the bucket is not sent again"
-    assert [manifest["upload_id"] for manifest in machine.manifests] == [DELIVERED, UNDER_WAY]
+    assert [manifest["upload_id"] for manifest in machine.manifests] == [DELIVERED, UNFINISHED]
     assert machine.manifests[1]["bytes_sent"] == machine.manifests[1]["memories"]["size"]
-    assert machine.call("verify", UNDER_WAY, "--deep").code == 0
+    assert machine.call("verify", UNFINISHED, "--deep").code == 0
 
-    assert ask(machine, "PRAGMA user_version") == [(len(schema.MIGRATIONS),)]
-    assert ask(machine, "SELECT COUNT(*) FROM intents") == [(0,)]
-    assert ask(machine, "SELECT COUNT(*) FROM memories WHERE held IS NULL") == [(13,)]
+    assert query(machine, "PRAGMA user_version") == [(len(schema.MIGRATIONS),)]
+    assert query(machine, "SELECT COUNT(*) FROM intents") == [(0,)]
+    assert query(machine, "SELECT COUNT(*) FROM memories WHERE held IS NULL") == [(13,)]
     assert list((machine.state / "spool").glob("*.json")) == []
     assert machine.staged == []
     assert machine.sync()["outcome"] == "skipped"

@@ -1,4 +1,4 @@
-"""The wheel, built and installed into an environment of its own, away from the checkout."""
+"""The wheel, built and installed into a new environment outside the checkout."""
 
 import os
 import re
@@ -16,7 +16,7 @@ TIMEOUT = 300
 
 
 def call(*command: object, folder: Path, **environment: str) -> str:
-    """Run a command away from the checkout, with nothing of this process's Python about it; return what it prints."""
+    """Run a command outside the checkout, without this process's Python variables, and return its output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "AKOSHA_", "PIP_REQ"))}
     clean |= {"HOME": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1", **environment}
     done = subprocess.run(
@@ -34,7 +34,7 @@ def call(*command: object, folder: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built as pip builds it; only the build backend is this environment's, so that nothing is downloaded for it."""
+    """Build the wheel with pip and the build backend of this environment, so that nothing is downloaded."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
     call(*pip, "--wheel-dir", folder, ROOT, folder=folder)
@@ -57,22 +57,22 @@ def test_the_wheel_has_only_the_package_its_types_and_its_licence(wheel):
 
 
 def test_the_wheel_works_in_a_new_environment(wheel, tmp_path):
-    """What it depends on is lent from here, so that nothing is downloaded; the package itself is the wheel's alone."""
+    """Its dependencies are those of this environment, so that nothing is downloaded; the package is the wheel's."""
     own = tmp_path / "own"
     venv.create(own, with_pip=False, symlinks=True)
     python = own / "bin" / "python"
     target = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=tmp_path).strip())
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index")
     call(*pip, wheel, folder=tmp_path)
-    (target / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (target / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
     where = call(python, "-c", "import agent; print(agent.__file__)", folder=tmp_path)
     assert Path(where.strip()).is_relative_to(own)
     command = own / "bin" / "akosha-agent"
     assert re.fullmatch(r"akosha-agent \d+\.\d+\.\d+\n", call(command, "--version", folder=tmp_path))
-    whole = call(command, "--help", folder=tmp_path)
+    overview = call(command, "--help", folder=tmp_path)
     for name in ("run", "sync", "status", "events", "config", "demo"):
-        assert f" {name} " in whole
+        assert f" {name} " in overview
     assert "akosha_cloud_bucket" in call(command, "config", folder=tmp_path)
     template = (
         "from agent.entrypoints.service.service_file import template as t; print(t('systemd/akosha-agent.service'))"
@@ -82,7 +82,7 @@ def test_the_wheel_works_in_a_new_environment(wheel, tmp_path):
 
 
 def test_the_wheel_declares_every_dependency_it_imports(wheel, tmp_path):
-    """Installed with what its metadata asks for, nothing is missing: every dependency imported is declared."""
+    """Every imported distribution is in the metadata, so an installation of the wheel lacks none."""
     import ast
     import email
     from importlib.metadata import packages_distributions
@@ -105,6 +105,6 @@ def test_the_wheel_declares_every_dependency_it_imports(wheel, tmp_path):
         if name in known
     }
     stated = {re.match(r"[A-Za-z0-9._-]+", text)[0].lower() for text in declared}
-    # Parts of a declared distribution's own promise: aioboto3 is aiobotocore and botocore, typer is click.
-    through = {"aiobotocore", "botocore", "aiohttp", "pydantic", "click"}
-    assert foreign - stated - through == set()
+    # Guaranteed by a declared distribution: aioboto3 depends on aiobotocore and botocore, typer on click.
+    transitive = {"aiobotocore", "botocore", "aiohttp", "pydantic", "click"}
+    assert foreign - stated - transitive == set()
