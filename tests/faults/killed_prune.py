@@ -1,9 +1,9 @@
-"""Prunes that kill themselves (SIGKILL), each in a bucket of its own; a program for tests to run.
+"""Prunes that kill themselves (SIGKILL), each in its own bucket; a program for tests to run.
 
     python killed_prune.py BUCKET SEED COUNT
 
-Copies the directory BUCKET to BUCKET-0, BUCKET-1, ...; in each a child prunes, and dies before or after the deletion of
-a key that the seed chooses.
+Copies the directory BUCKET to BUCKET-0, BUCKET-1, ...; in each, a child prunes and dies before or after the deletion
+of a key that the seed chooses.
 """
 
 import asyncio

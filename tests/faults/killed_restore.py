@@ -1,11 +1,12 @@
-"""A process that restores in children of its own, and kills them.
+"""Restores in child processes, and kills them; a program for tests to run.
 
     python killed_restore.py JSON
 
-`[["kill", BUCKET, FOLDER, ROUNDS, SEED], ["full", BUCKET, FOLDER, BYTES], ...]`: killed so often at random moments, and
-done again; or no file may become larger. It answers with a JSON list for each, of what came of each round.
+`[["kill", BUCKET, FOLDER, ROUNDS, SEED], ["full", BUCKET, FOLDER, BYTES], ...]`. "kill": in each
+round, a restore is killed at a random moment and done again. "full": no file may grow beyond BYTES. For each job the
+program prints a JSON list with the outcome of each round.
 
-The children are forked, so each is at work at once, and a kill strikes the restore itself.
+The children are forked, so they start at once, and a kill hits the restore itself.
 """
 
 import asyncio
@@ -47,8 +48,8 @@ async def restore(bucket: Path, to: Path) -> None:
         await restoring.restore(manifest, RestoreRequest(force=True), Silent())
 
 
-def begin(bucket: Path, to: Path, limit: int | None = None) -> tuple[int, int]:
-    """Begin a restore; return its pid, and a descriptor that has something to read when it has ended."""
+def start(bucket: Path, to: Path, limit: int | None = None) -> tuple[int, int]:
+    """Start a restore; return its pid, and a descriptor that becomes readable when it ends."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid:
@@ -61,24 +62,24 @@ def begin(bucket: Path, to: Path, limit: int | None = None) -> tuple[int, int]:
         asyncio.run(restore(bucket, to))
     except AkoshaError as error:
         text, code = str(error), 1
-    except BaseException as error:  # noqa: BLE001 - told to the test
+    except BaseException as error:  # noqa: BLE001 - reported to the test
         text, code = f"{type(error).__name__}: {error}", 3
     os.write(writer, text.encode() or b"-")
     os._exit(code)
 
 
 def end(pid: int, reader: int) -> dict:
-    said = b""
+    message = b""
     while piece := os.read(reader, 65536):
-        said += piece
+        message += piece
     os.close(reader)
-    return {"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "said": said.decode()}
+    return {"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "message": message.decode()}
 
 
 def rounds(bucket: Path, folder: Path, count: int, seed: int) -> list[dict]:
     draw = random.Random(seed)
     started = time.monotonic()
-    first = end(*begin(bucket, folder / "first"))
+    first = end(*start(bucket, folder / "first"))
     assert first["code"] == 0, first
     seconds = time.monotonic() - started
     found = []
@@ -87,15 +88,15 @@ def rounds(bucket: Path, folder: Path, count: int, seed: int) -> list[dict]:
         to.mkdir()
         for name, data in OLD.items():
             (to / name).write_bytes(data)
-        pid, reader = begin(bucket, to)
+        pid, reader = start(bucket, to)
         select.select([reader], [], [], draw.uniform(0, seconds))
         os.kill(pid, signal.SIGKILL)
         killed = end(pid, reader)
-        lies = {path.name: path.stat().st_size for path in to.iterdir() if path.is_file()}
-        begun = [path.name for path in to.iterdir() if path.is_dir()]
+        files = {path.name: path.stat().st_size for path in to.iterdir() if path.is_file()}
+        unfinished = [path.name for path in to.iterdir() if path.is_dir()]
         shutil.copytree(to, folder / f"{number}-killed", ignore=shutil.ignore_patterns(".akosha*"))
-        reported = {"killed": killed["code"], "lies": lies, "begun": begun}
-        found.append({**reported, **end(*begin(bucket, to))})
+        after_kill = {"killed": killed["code"], "files": files, "unfinished": unfinished}
+        found.append({**after_kill, **end(*start(bucket, to))})
     return found
 
 
@@ -106,7 +107,7 @@ def main() -> int:
         if what == "kill":
             found = rounds(Path(bucket), Path(folder), *numbers)
         else:
-            found = [end(*begin(Path(bucket), Path(folder), *numbers))]
+            found = [end(*start(Path(bucket), Path(folder), *numbers))]
         print(json.dumps(found), flush=True)
     return 0
 

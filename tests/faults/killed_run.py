@@ -2,7 +2,7 @@
 
     python tests/faults/killed_run.py POINT [options of `run`]
 
-POINT is `method:before` or `:after` of one of the calls below. `publish` is a result's, `ack` a request's.
+POINT is `method:before` or `method:after`, with a method below. `publish` is that of a result, `ack` that of a request.
 """
 
 import sys
@@ -13,18 +13,18 @@ from agent.adapters.nats.messages import JetStreamMessage
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.domain.events import SyncResult
 from agent.entrypoints.cli.app import app
-from tests.faults.killed_sync import mine
+from tests.faults.killed_sync import kill_at
 
 
 def main() -> None:
     point = sys.argv[1]
     name, _, when = point.partition(":")
     if name == "manifest":
-        mine(DirectoryStore, "put", f"put:{when}", lambda key, *_: key.endswith("manifest.json"))
+        kill_at(DirectoryStore, "put", f"put:{when}", lambda key, *_: key.endswith("manifest.json"))
     for method in ("deliver", "confirm"):
-        mine(SqliteLedger, method, point)
-    mine(NatsBus, "publish", point, lambda event: isinstance(event, SyncResult))
-    mine(JetStreamMessage, "ack", point)
+        kill_at(SqliteLedger, method, point)
+    kill_at(NatsBus, "publish", point, lambda event: isinstance(event, SyncResult))
+    kill_at(JetStreamMessage, "ack", point)
     app(["run", *sys.argv[2:]])
 
 

@@ -2,8 +2,8 @@
 
     python tests/faults/killed_sync.py POINT PUBLISHED.jsonl [options of `sync`]
 
-POINT is `method:before` or `:after` of one of the calls below, or `-` for a run to the end. Every event that
-reaches the bus is appended to PUBLISHED.jsonl before the call returns, as a consumer would have seen it.
+POINT is `method:before` or `method:after`, with a method below, or `-` for a sync without a kill. Every result that
+reaches the bus is appended to PUBLISHED.jsonl before the call returns, as a consumer would have received it.
 """
 
 import os
@@ -24,8 +24,8 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def mine(owner: type, method: str, point: str, wanted=lambda *_: True) -> None:
-    """Kill before or after the calls of `owner.method` that `wanted` picks, if `point` names them."""
+def kill_at(owner: type, method: str, point: str, wanted=lambda *_: True) -> None:
+    """If `point` names the method, kill the process before or after a call of it that `wanted` selects."""
     name, _, when = point.partition(":")
     if name != method:
         return
@@ -46,25 +46,25 @@ def main() -> None:
     point, published = sys.argv[1], Path(sys.argv[2])
     publish, codec = MemoryBus.publish, CloudEventsCodec()
 
-    async def reported(self, event):
+    async def publish_and_record(self, event):
         await publish(self, event)
         if isinstance(event, SyncResult):
             with published.open("ab") as file:
                 file.write(codec.encode(event) + b"\n")
 
-    MemoryBus.publish = reported
-    if point == "record:after":  # the metadata is there, its object is not
+    MemoryBus.publish = publish_and_record
+    if point == "record:after":  # the metadata exists, its object does not
         write_record = Incoming._write_record
 
-        def deadly(self, place, record):
-            write_record(self, place, record)
+        def deadly(self, path, record):
+            write_record(self, path, record)
             kill()
 
         Incoming._write_record = deadly
     elif point.startswith("put-"):
         kind, _, when = point.partition(":")
         is_manifest = kind == "put-manifest"
-        mine(DirectoryStore, "put", f"put:{when}", lambda key, *_: key.endswith("manifest.json") == is_manifest)
+        kill_at(DirectoryStore, "put", f"put:{when}", lambda key, *_: key.endswith("manifest.json") == is_manifest)
     else:
         for method in (
             "mark_owed",
@@ -77,8 +77,8 @@ def main() -> None:
             "mark_unchanged",
             "adopt",
         ):
-            mine(SqliteLedger, method, point)
-        mine(MemoryBus, "publish", point, lambda event: isinstance(event, SyncResult))
+            kill_at(SqliteLedger, method, point)
+        kill_at(MemoryBus, "publish", point, lambda event: isinstance(event, SyncResult))
     app(["sync", "--json", *sys.argv[3:]])
 
 

@@ -1,7 +1,6 @@
-"""
-A process that takes one snapshot under a restriction that the kernel enforces, and says what came of it.
+"""Takes one snapshot under a restriction that the kernel enforces, and prints the outcome as JSON.
 
-    python snapshot_process.py DATA_DIR STAGING_DIR (unprivileged | file-limit BYTES)
+python snapshot_process.py DATA_DIR STAGING_DIR (unprivileged | file-limit BYTES)
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""An Akosha server that misbehaves: clear errors, nothing believed that was not said, the token nowhere else."""
+"""An Akosha server that misbehaves: clear errors, no unconfirmed memory counts as stored, the token stays secret."""
 
 import asyncio
 import contextlib
@@ -22,9 +22,9 @@ TOOL = {"name": "batch_store_memories", "inputSchema": {"type": "object"}}
 
 
 class Rogue:
-    """Speaks just enough HTTP and MCP to begin a session; `play` answers what matters, as badly as it likes.
+    """A server with just enough HTTP and MCP to open a session, and one response that a test chooses.
 
-    `play(writer, number)` is called for `on` (a JSON-RPC method) and writes the raw answer.
+    `play(writer, number)` writes the raw response to the JSON-RPC method `on`; `number` is the ID of the request.
     """
 
     def __init__(self, play, *, on="tools/call", tls=None):
@@ -44,7 +44,7 @@ class Rogue:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
-        await asyncio.sleep(0)  # the loop closes what was aborted in its next turn
+        await asyncio.sleep(0)  # the loop closes aborted transports in its next iteration
 
     def count(self, method):
         return sum(body.get("method") == method for _, _, body in self.requests)
@@ -75,9 +75,9 @@ class Rogue:
         method, number = body.get("method"), body.get("id")
         if method == self.on:
             self.arrived.set()
-            answer = self.play(writer, number)
-            if answer is not None:
-                await answer
+            pending = self.play(writer, number)
+            if pending is not None:
+                await pending
         elif method == "initialize":
             result = {"protocolVersion": "2025-06-18", "serverInfo": {"name": "rogue", "version": "1"}}
             respond(writer, rpc(number, result), more="Mcp-Session-Id: s1\r\n")
@@ -101,8 +101,8 @@ def stored(count):
     return {"content": [], "structuredContent": answer, "isError": False}
 
 
-def reported(**answer):
-    """The server answers with this as what the tool returned."""
+def tool_result(**answer):
+    """Return a `play` that responds with this result of the tool."""
     return lambda writer, number: respond(writer, rpc(number, {"content": [], "structuredContent": answer}))
 
 
@@ -111,7 +111,7 @@ def status(code, body=b"", more="", kind="text/html"):
 
 
 def events(*chunks, length=None):
-    """Server-sent events; `chunks` may use NUMBER for the request's id. The connection is closed then."""
+    """Return a `play` that sends server-sent events. NUMBER in `chunks` is the request's ID; `length` closes early."""
 
     def play(writer, number):
         body = "".join(chunks).replace("NUMBER", str(number)).encode()
@@ -152,9 +152,9 @@ def other_id(writer, number):
 
 
 @contextlib.asynccontextmanager
-async def faced(play, *, on="tools/call", **how):
+async def rogue_sink(play, *, on="tools/call", **options):
     async with Rogue(play, on=on) as rogue:
-        sink = AkoshaSink(endpoint=f"{rogue.origin}/mcp", token=TOKEN, **{"timeout_seconds": 10, **how})
+        sink = AkoshaSink(endpoint=f"{rogue.origin}/mcp", token=TOKEN, **{"timeout_seconds": 10, **options})
         try:
             yield rogue, sink
         finally:
@@ -175,11 +175,11 @@ async def failure(sink, count=2):
     return error
 
 
-def errors_for(*positions, why="Embedding is required", total=2, **more):
+def errors_for(*positions, reason="Embedding is required", total=2, **more):
     ids = [f"{SYSTEM}:conversation-{n}" for n in positions]
     one = AkoshaSink(endpoint="http://127.0.0.1:1/mcp")
     ids = [batch(one, total)[n].memory_id for n in positions]
-    failures = [{"memory_id": memory_id, "error": why} for memory_id in ids]
+    failures = [{"memory_id": memory_id, "error": reason} for memory_id in ids]
     counted = {"total": total, "stored": total - len(ids), "failed": len(ids), "errors": failures}
     return {"status": "partial" if len(ids) < total else "failed", **counted, **more}
 
@@ -201,32 +201,32 @@ TRANSIENT = {
     "wrong id": (other_id, "another request"),
     "wrong id in events": (events(event({"jsonrpc": "2.0", "id": 999, "result": stored(2)})), "another request"),
     "a huge body": (huge, "larger than 16 MiB"),
-    "says nothing of what was stored": (reported(ok=True), "does not say"),
-    "an unknown status": (reported(status="fine", stored=2, errors=[]), "does not say"),
-    "stored too few": (reported(status="partial", total=2, stored=1, failed=1, errors=[]), "inconsistent"),
-    "stored too many": (reported(status="completed", total=2, stored=3, failed=0, errors=[]), "inconsistent"),
-    "no count": (reported(status="completed", errors=[]), "inconsistent"),
-    "true is no count": (reported(status="partial", stored=True, errors=errors_for(0)["errors"]), "inconsistent"),
-    "no errors key": (reported(status="completed", stored=2), "does not list"),
-    "names what was not sent": (
-        reported(status="partial", stored=1, errors=[{"memory_id": "other", "error": "x"}]),
+    "does not say what was stored": (tool_result(ok=True), "does not say"),
+    "an unknown status": (tool_result(status="fine", stored=2, errors=[]), "does not say"),
+    "stored too few": (tool_result(status="partial", total=2, stored=1, failed=1, errors=[]), "inconsistent"),
+    "stored too many": (tool_result(status="completed", total=2, stored=3, failed=0, errors=[]), "inconsistent"),
+    "no count": (tool_result(status="completed", errors=[]), "inconsistent"),
+    "true as a count": (tool_result(status="partial", stored=True, errors=errors_for(0)["errors"]), "inconsistent"),
+    "no errors key": (tool_result(status="completed", stored=2), "does not list"),
+    "names a memory that was not sent": (
+        tool_result(status="partial", stored=1, errors=[{"memory_id": "other", "error": "x"}]),
         "not sent",
     ),
-    "fails as a whole": (reported(status="failed", total=2, stored=0, failed=2, error="boom", errors=[]), "boom"),
-    "its database is locked": (reported(**errors_for(0, why="IO Error: database is locked")), "locked"),
-    "it takes nothing for one reason": (
-        reported(**errors_for(0, 1, why="Catalog: no table conversations")),
+    "fails as a whole": (tool_result(status="failed", total=2, stored=0, failed=2, error="boom", errors=[]), "boom"),
+    "its database is locked": (tool_result(**errors_for(0, reason="IO Error: database is locked")), "locked"),
+    "it refuses everything for one reason": (
+        tool_result(**errors_for(0, 1, reason="Catalog: no table conversations")),
         "accepts no memories",
     ),
 }
 
 PERMANENT = {
-    "a page for people": (status(200, b"<html>hello</html>"), "text/html", "akosha_http_endpoint"),
+    "an HTML page": (status(200, b"<html>hello</html>"), "text/html", "akosha_http_endpoint"),
     "401": (status(401), "401", "akosha_http_token"),
     "403": (status(403), "403", "akosha_http_token"),
     "501": (status(501), "501", "akosha_http_endpoint"),
     "too large a batch": (
-        reported(status="failed", total=2, stored=0, failed=2, error="Batch size exceeds maximum of 1000 memories"),
+        tool_result(status="failed", total=2, stored=0, failed=2, error="Batch size exceeds maximum of 1000 memories"),
         "exceeds maximum",
         "update Akosha",
     ),
@@ -236,7 +236,7 @@ PERMANENT = {
 @pytest.mark.parametrize("case", TRANSIENT)
 async def test_a_transient_error_is_reported_and_a_later_attempt_works(case):
     play, words = TRANSIENT[case]
-    async with faced(play) as (rogue, sink):
+    async with rogue_sink(play) as (rogue, sink):
         error = await failure(sink)
         assert error.transient
         assert words.split("|")[0] in str(error) or words.split("|")[-1] in str(error)
@@ -248,7 +248,7 @@ async def test_a_transient_error_is_reported_and_a_later_attempt_works(case):
 @pytest.mark.parametrize("case", PERMANENT)
 async def test_a_permanent_error_names_the_setting_that_fixes_it(case):
     play, words, setting = PERMANENT[case]
-    async with faced(play) as (rogue, sink):
+    async with rogue_sink(play) as (rogue, sink):
         error = await failure(sink)
         assert not error.transient
         assert words in error.message
@@ -258,7 +258,7 @@ async def test_a_permanent_error_names_the_setting_that_fixes_it(case):
 
 @pytest.mark.parametrize("code", [404, 405])
 async def test_a_server_without_mcp_names_the_endpoint_setting(code):
-    async with faced(status(code), on="initialize") as (_, sink):
+    async with rogue_sink(status(code), on="initialize") as (_, sink):
         error = await failure(sink)
         assert (error.transient, "not an MCP server" in error.message) == (False, True)
         assert "akosha_http_endpoint" in error.hint
@@ -268,7 +268,7 @@ async def test_a_server_without_the_store_tool_is_a_permanent_error():
     def no_tools(writer, number):
         respond(writer, rpc(number, {"tools": [{"name": "search_all_systems", "inputSchema": {}}]}))
 
-    async with faced(no_tools, on="tools/list") as (_, sink):
+    async with rogue_sink(no_tools, on="tools/list") as (_, sink):
         error = await failure(sink)
         assert not error.transient
         assert "batch_store_memories" in error.message
@@ -296,7 +296,7 @@ def rpc_error(code, message):
     ],
 )
 async def test_an_invalid_session_is_reported(on, play, transient):
-    async with faced(play, on=on) as (_, sink):
+    async with rogue_sink(play, on=on) as (_, sink):
         assert (await failure(sink)).transient is transient
 
 
@@ -304,17 +304,17 @@ async def test_an_endless_list_of_tools_is_an_error():
     def more(writer, number):
         respond(writer, rpc(number, {"tools": [], "nextCursor": str(number)}))
 
-    async with faced(more, on="tools/list") as (_, sink):
+    async with rogue_sink(more, on="tools/list") as (_, sink):
         assert "does not end" in (await failure(sink)).message
 
 
 @pytest.mark.parametrize("seconds", [7, None])
 async def test_retry_after_is_read_as_seconds_or_as_a_date(seconds):
-    # The server's clock is years off ours: its date counts from its own time.
+    # The server's clock differs by years: its date is relative to its own Date header.
     now = datetime(2020, 1, 1, tzinfo=UTC)
     until = format_datetime(now + timedelta(seconds=7), usegmt=True)
     more = f"Retry-After: {seconds or until}\r\nDate: {format_datetime(now, usegmt=True)}\r\n"
-    async with faced(status(429, more=more)) as (_, sink):
+    async with rogue_sink(status(429, more=more)) as (_, sink):
         error = await failure(sink)
         assert (error.transient, error.retry_after) == (True, 7.0)
 
@@ -324,7 +324,7 @@ async def test_a_redirect_to_another_host_is_not_followed(code):
     async with Rogue(closed) as elsewhere:
         where = f"Location: {elsewhere.origin}/mcp?{TOKEN}\r\n"
         for on in ("initialize", "tools/call"):
-            async with faced(status(code, more=where), on=on) as (_, sink):
+            async with rogue_sink(status(code, more=where), on=on) as (_, sink):
                 error = await failure(sink)
                 assert not error.transient
                 assert "redirect" in error.message
@@ -336,14 +336,14 @@ async def test_a_redirect_to_another_host_is_not_followed(code):
 
 
 async def test_a_redirect_on_the_same_host_is_named_in_the_hint():
-    async with faced(status(307, more="Location: /mcp/\r\n"), on="initialize") as (rogue, sink):
+    async with rogue_sink(status(307, more="Location: /mcp/\r\n"), on="initialize") as (rogue, sink):
         error = await failure(sink)
         assert error.hint == f"set akosha_http_endpoint to {rogue.origin}/mcp/"
         assert len(rogue.requests) == 1
 
 
 async def test_a_silent_server_is_a_timeout():
-    async with faced(lambda *_: None, timeout_seconds=0.2) as (_, sink):
+    async with rogue_sink(lambda *_: None, timeout_seconds=0.2) as (_, sink):
         error = await failure(sink)
         assert error.transient
         assert "no answer for 0.2 s" in error.message
@@ -357,27 +357,27 @@ async def test_sse_comments_do_not_extend_the_timeout():
             await writer.drain()
             await asyncio.sleep(0.02)
 
-    async with faced(lambda writer, _: comment(writer), timeout_seconds=0.3) as (_, sink):
+    async with rogue_sink(lambda writer, _: comment(writer), timeout_seconds=0.3) as (_, sink):
         assert "no answer" in (await failure(sink)).message
 
 
 async def test_progress_events_extend_the_timeout_and_other_events_are_ignored():
     async def work(writer, number):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
-        for what in (
+        for message in (
             {"method": "notifications/progress", "params": {}},
             {"method": "notifications/message", "params": {"data": "x"}},
             {"method": "ping", "id": number},
             {"method": "notifications/progress", "params": {}},
             {"method": "sampling/createMessage", "id": 1, "params": {}},
         ):
-            writer.write(b"id: 1\r\nretry: 10\r\n" + event({"jsonrpc": "2.0", **what}).encode())
+            writer.write(b"id: 1\r\nretry: 10\r\n" + event({"jsonrpc": "2.0", **message}).encode())
             await writer.drain()
             await asyncio.sleep(0.5)
         writer.write(GOOD_EVENT.replace("NUMBER", str(number)).encode())
         writer.close()
 
-    async with faced(work, timeout_seconds=2.0) as (_, sink):
+    async with rogue_sink(work, timeout_seconds=2.0) as (_, sink):
         assert (await sink.store(batch(sink))).stored == 2
 
 
@@ -395,18 +395,18 @@ async def test_a_refused_connection_is_transient_and_not_available():
 async def test_a_silent_server_counts_as_available_after_a_second():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sink = AkoshaSink(endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}/mcp")
-        await sink.is_available()  # the library is loaded
+        await sink.is_available()  # loads the library
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        started = loop.time()
         assert await sink.is_available()
-        assert loop.time() - began < 1.5
+        assert loop.time() - started < 1.5
         await sink.aclose()
 
 
 @pytest.mark.parametrize(
     ("code", "available"),
     [(socket.EAI_NONAME, False), (socket.EAI_AGAIN, True)],
-    ids=["no such name", "for the moment"],
+    ids=["no such name", "temporary failure"],
 )
 async def test_only_a_name_that_does_not_exist_is_unavailable(code, available, monkeypatch):
     async def getaddrinfo(*_, **__):
@@ -430,7 +430,7 @@ async def test_a_server_is_healthy_if_it_answers_200_with_json(answer, expected)
 
 
 async def test_a_server_that_forgets_every_session_is_tried_twice():
-    async with faced(status(404)) as (rogue, sink):
+    async with rogue_sink(status(404)) as (rogue, sink):
         error = await failure(sink)
         assert error.transient
         assert "session" in error.message
@@ -438,56 +438,56 @@ async def test_a_server_that_forgets_every_session_is_tried_twice():
 
 
 async def test_a_400_about_the_session_opens_a_new_session():
-    said = json.dumps({"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "No valid session ID"}})
+    body = json.dumps({"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "No valid session ID"}})
 
     def forgetful(writer, number):
         if rogue.count("initialize") == 1:
-            respond(writer, said.encode(), status=400)
+            respond(writer, body.encode(), status=400)
         else:
             respond(writer, rpc(number, stored(2)))
 
-    async with faced(forgetful) as (rogue, sink):
+    async with rogue_sink(forgetful) as (rogue, sink):
         assert (await sink.store(batch(sink))).stored == 2
 
 
 async def test_one_rejected_memory_does_not_stop_the_others():
-    poison = 5
+    rejected = 5
 
     def picky(writer, number):
         sent = rogue.requests[-1][2]["params"]["arguments"]["memories"]
-        if any(one["metadata"]["original_id"] == f"conversation-{poison}" for one in sent):
+        if any(one["metadata"]["original_id"] == f"conversation-{rejected}" for one in sent):
             text = {"type": "text", "text": f"1 validation error\n  {TOKEN} is bad {'x' * 500}"}
             respond(writer, rpc(number, {"content": [text], "isError": True}))
         else:
             respond(writer, rpc(number, stored(len(sent))))
 
-    async with faced(picky) as (rogue, sink):
+    async with rogue_sink(picky) as (rogue, sink):
         receipt = await sink.store(batch(sink, 12))
         assert receipt.stored == 11
-        assert list(receipt.refused) == [poison]
-        assert "validation error" in receipt.refused[poison]
-        assert TOKEN not in receipt.refused[poison]
-        assert len(receipt.refused[poison]) <= 300
+        assert list(receipt.refused) == [rejected]
+        assert "validation error" in receipt.refused[rejected]
+        assert TOKEN not in receipt.refused[rejected]
+        assert len(receipt.refused[rejected]) <= 300
 
 
 async def test_a_server_that_rejects_everything_is_not_called_for_each_memory():
     def never(writer, number):
         respond(writer, rpc(number, {"content": [{"type": "text", "text": "unexpected keyword"}], "isError": True}))
 
-    async with faced(never) as (rogue, sink):
+    async with rogue_sink(never) as (rogue, sink):
         error = await failure(sink, 200)
         assert not error.transient
         assert rogue.count("tools/call") < 50
 
 
-def gone(writer, number):
+def unknown_tool(writer, number):
     text = {"type": "text", "text": "Unknown tool: 'batch_store_memories'"}
     respond(writer, rpc(number, {"content": [text], "isError": True}))
 
 
-@pytest.mark.parametrize("play", [gone, rpc_error(-32602, "Unknown tool: batch_store_memories")])
+@pytest.mark.parametrize("play", [unknown_tool, rpc_error(-32602, "Unknown tool: batch_store_memories")])
 async def test_an_unknown_tool_makes_the_next_connection_list_tools_again(play):
-    async with faced(play) as (rogue, sink):
+    async with rogue_sink(play) as (rogue, sink):
         assert (await failure(sink)).transient
         await sink.connect()
         assert (rogue.count("tools/list"), rogue.count("tools/call")) == (2, 1)
@@ -501,7 +501,7 @@ async def test_a_token_that_is_invalid_in_a_header_is_not_shown():
 
 
 async def test_a_cancelled_batch_leaves_no_task_and_no_connection():
-    async with faced(lambda *_: None) as (rogue, sink):
+    async with rogue_sink(lambda *_: None) as (rogue, sink):
         before = asyncio.all_tasks()
         storing = asyncio.create_task(sink.store(batch(sink)))
         await rogue.arrived.wait()
@@ -509,7 +509,7 @@ async def test_a_cancelled_batch_leaves_no_task_and_no_connection():
         with pytest.raises(asyncio.CancelledError):
             await storing
         serving = asyncio.all_tasks() - before
-        # What remains are the server's ends of our connections: they see the end of it.
+        # The remaining tasks are the server's: they end with the client's connections.
         await sink.aclose()
         async with asyncio.timeout(60):
             await asyncio.gather(*serving)
@@ -518,9 +518,9 @@ async def test_a_cancelled_batch_leaves_no_task_and_no_connection():
 async def test_the_token_is_sent_to_the_server_and_shown_nowhere(caplog):
     caplog.set_level("DEBUG")
     echo = json.dumps({"jsonrpc": "2.0", "id": None, "error": {"code": 1, "message": f"bad Bearer {TOKEN}"}})
-    async with faced(status(400, echo.encode(), kind="application/json")) as (rogue, sink):
+    async with rogue_sink(status(400, echo.encode(), kind="application/json")) as (rogue, sink):
         receipt = await sink.store(batch(sink, 1))
-        assert all(TOKEN not in why for why in receipt.refused.values())
+        assert all(TOKEN not in reason for reason in receipt.refused.values())
         assert {headers["authorization"] for _, headers, _ in rogue.requests} == {f"Bearer {TOKEN}"}
         assert TOKEN not in repr(vars(sink))
     assert TOKEN not in caplog.text
@@ -530,7 +530,7 @@ async def test_loopback_addresses_bypass_the_proxy(monkeypatch):
     async with Rogue(closed, on=None) as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.origin)
-        async with faced(events(GOOD_EVENT)) as (_, sink):
+        async with rogue_sink(events(GOOD_EVENT)) as (_, sink):
             assert (await sink.store(batch(sink))).stored == 2
         assert proxy.requests == []
 
@@ -551,12 +551,12 @@ async def test_a_certificate_is_trusted_if_its_authority_is(tmp_path, monkeypatc
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(authority.chain, authority.key)
     async with Rogue(events(GOOD_EVENT), tls=tls) as rogue:
-        stranger = AkoshaSink(endpoint=f"{rogue.origin}/mcp", token=TOKEN)
-        error = await failure(stranger)
+        untrusting = AkoshaSink(endpoint=f"{rogue.origin}/mcp", token=TOKEN)
+        error = await failure(untrusting)
         assert not error.transient
         assert "SSL_CERT_FILE" in error.hint
         assert rogue.requests == []
-        await stranger.aclose()
+        await untrusting.aclose()
         monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
         sink = AkoshaSink(endpoint=f"{rogue.origin}/mcp", token=TOKEN)
         assert (await sink.store(batch(sink))).stored == 2
@@ -577,7 +577,7 @@ async def test_replaced_certificates_are_read_after_a_failed_attempt(tmp_path, m
         trusted.write_bytes(authority.ca.read_bytes())
         assert (await sink.store(batch(sink))).stored == 2
         trusted.write_bytes((tmp_path / "other" / "ca.pem").read_bytes())
-        assert (await sink.store(batch(sink))).stored == 2, "what was read stays as long as it works"
+        assert (await sink.store(batch(sink))).stored == 2, "certificates are kept until an attempt fails"
         await sink.reset_client()
         assert "SSL_CERT_FILE" in (await failure(sink)).hint
         await sink.aclose()
@@ -600,7 +600,7 @@ async def test_a_running_call_completes_while_its_client_is_replaced():
         await answer.wait()
         respond(writer, rpc(number, stored(2)))
 
-    async with faced(late) as (rogue, sink):
+    async with rogue_sink(late) as (rogue, sink):
         storing = asyncio.create_task(sink.store(batch(sink)))
         await rogue.arrived.wait()
         async with asyncio.timeout(30):
@@ -628,13 +628,13 @@ async def test_a_proxy_error_names_the_proxy_and_its_variable(name, monkeypatch)
     sink = AkoshaSink(endpoint="https://akosha.example.com/mcp", token=TOKEN)
     async with proxy:
         refused = await failure(sink)
-    away = await failure(sink)
+    unreachable = await failure(sink)
     await sink.aclose()
     assert f"the proxy {where} requires a user and a password" in refused.message
     assert not refused.transient
-    assert f"no connection to the proxy {where}" in away.message
-    assert away.transient
-    for error in (refused, away):
+    assert f"no connection to the proxy {where}" in unreachable.message
+    assert unreachable.transient
+    for error in (refused, unreachable):
         assert name in error.hint
         assert "canary" not in str(error)
 
@@ -642,7 +642,7 @@ async def test_a_proxy_error_names_the_proxy_and_its_variable(name, monkeypatch)
 async def test_an_invalid_proxy_variable_is_named(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "nonsense://x")
     sink = AkoshaSink(endpoint="https://akosha.example.com/mcp")
-    assert await sink.is_available(), "the attempt says what is wrong"
+    assert await sink.is_available(), "the attempt reports the error"
     with pytest.raises(SinkError, match="ALL_PROXY"):
         await sink.connect()
     await sink.aclose()
@@ -653,12 +653,12 @@ async def test_a_batch_refused_with_413_is_sent_in_smaller_ones():
         count = len(rogue.requests[-1][2]["params"]["arguments"]["memories"])
         respond(writer, b"", status=413) if count > 1 else respond(writer, rpc(number, stored(1)))
 
-    async with faced(strict) as (rogue, sink):
+    async with rogue_sink(strict) as (rogue, sink):
         assert (await sink.store(batch(sink, 3))).stored == 3
 
 
 async def test_an_embedding_is_sent_as_it_is_stored(monkeypatch):
-    async with faced(events(GOOD_EVENT)) as (rogue, sink):
+    async with rogue_sink(events(GOOD_EVENT)) as (rogue, sink):
         odd = replace(memory(1), embedding="[ 1.50, 2e0 ]")
         await sink.store([sink.pack(odd, SYSTEM), sink.pack(memory(2), SYSTEM)])
         assert b"[ 1.50, 2e0 ]" in sink.pack(odd, SYSTEM).body

@@ -1,4 +1,4 @@
-"""Answers that no Akosha gives, at each step of a conversation: each ends in a SinkError that describes it."""
+"""Responses that Akosha never sends, at each step of a session: each is a SinkError that describes it."""
 
 import asyncio
 import functools
@@ -18,7 +18,7 @@ DEEP = b'{"a":' * 1020 + b"1" + b"}" * 1020
 
 
 def nested(depth):
-    """Lists in lists: as deep as a JSON parser takes them, and deeper than what goes through them recursively."""
+    """Return nested lists: within the limit of the JSON parser, and too deep for recursive code."""
     inner = "1"
     for _ in range(depth):
         inner = f"[{inner}]"
@@ -53,7 +53,7 @@ def raw(data):
 
 
 def result(text):
-    """The result is this JSON text."""
+    """Return a `play` whose result is this JSON text."""
     return lambda writer, number: respond(writer, f'{{"jsonrpc":"2.0","id":{number},"result":{text}}}'.encode())
 
 
@@ -75,7 +75,7 @@ ANYWHERE = {
     "301 to nowhere": plain(301),
     "302 of a captive portal": plain(302, PORTAL, more="Location: http://login.example.com/?x=%00\r\n"),
     "302 that names no address": plain(302, more="Location: http://[::1/\r\n"),
-    "302 to a port that is none": plain(302, more="Location: http://127.0.0.1:99999999/x\r\n"),
+    "302 to an invalid port": plain(302, more="Location: http://127.0.0.1:99999999/x\r\n"),
     "307 to itself": plain(307, more="Location: /mcp\r\n"),
     "308 to another scheme": plain(308, more="Location: gopher://x/\r\n"),
     "204": lambda writer, _number: writer.write(b"HTTP/1.1 204 No Content\r\n\r\n"),
@@ -85,42 +85,42 @@ ANYWHERE = {
     "a captive portal's page": plain(200, PORTAL),
     "a page that calls itself JSON": plain(200, PORTAL, kind="application/json"),
     "500 with a page": plain(500, PORTAL),
-    "502 with a page that is no UTF-8": plain(502, b"\xff\xfe" * 400),
-    "503 with a date beyond all time": plain(
-        503, more="Retry-After: Mon, 01 Jan 99999999999999999999 00:00:00 GMT\r\n"
+    "502 with a page that is not UTF-8": plain(502, b"\xff\xfe" * 400),
+    "503 with a date out of range": plain(503, more="Retry-After: Mon, 01 Jan 99999999999999999999 00:00:00 GMT\r\n"),
+    "429 with a time zone offset out of range": plain(
+        429, more="Retry-After: Mon, 01 Jan 2026 00:00:00 +99999999999999\r\n"
     ),
-    "429 with an offset beyond all time": plain(429, more="Retry-After: Mon, 01 Jan 2026 00:00:00 +99999999999999\r\n"),
     "418": plain(418),
     "599": plain(599),
     "999": plain(999),
     "101 switching protocols": raw(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"),
-    "no HTTP": raw(b"SSH-2.0-OpenSSH_9.6\r\n"),
+    "not HTTP": raw(b"SSH-2.0-OpenSSH_9.6\r\n"),
     "HTTP/0.9": raw(b"<html>hello</html>"),
-    "headers without an end": raw(b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 200_000),
-    "a header that is none": raw(b"HTTP/1.1 200 OK\r\n: :\r\n\x00\r\n\r\n"),
+    "endless headers": raw(b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 200_000),
+    "an invalid header": raw(b"HTTP/1.1 200 OK\r\n: :\r\n\x00\r\n\r\n"),
     "two lengths": raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}"),
-    "a chunk of no size": raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
-    "a charset that is none": plain(200, b"{}", kind="application/json; charset=nonsense"),
-    "events in a charset that is none": plain(200, b"data: {}\n\n", kind="text/event-stream; charset=nonsense"),
+    "a chunk without a size": raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+    "an unknown charset": plain(200, b"{}", kind="application/json; charset=nonsense"),
+    "events in an unknown charset": plain(200, b"data: {}\n\n", kind="text/event-stream; charset=nonsense"),
     "a broken gzip": plain(200, b"\x1f\x8bnonsense", kind="application/json", more="Content-Encoding: gzip\r\n"),
-    "a gzip that unpacks to a thousand times": bomb("application/json"),
-    "events that unpack to a thousand times": bomb("text/event-stream", prefix=b"data: "),
-    "a gzip in a gzip": bomb("application/json", layers=2),
+    "a gzip bomb": bomb("application/json"),
+    "events in a gzip bomb": bomb("text/event-stream", prefix=b"data: "),
+    "a gzip bomb in a gzip": bomb("application/json", layers=2),
     "deflate": plain(200, zlib.compress(b"{}"), kind="application/json", more="Content-Encoding: deflate\r\n"),
-    "an encoding that nobody knows": plain(200, b"{}", kind="application/json", more="Content-Encoding: x-y\r\n"),
+    "an unknown encoding": plain(200, b"{}", kind="application/json", more="Content-Encoding: x-y\r\n"),
     "an empty body": plain(200, b"", kind="application/json"),
     "null": plain(200, b"null", kind="application/json"),
     "a list": plain(200, b"[]", kind="application/json"),
-    "JSON deeper than a parser goes": plain(200, DEEP * 2, kind="application/json"),
+    "JSON too deep for the parser": plain(200, DEEP * 2, kind="application/json"),
     "JSON in UTF-16": plain(200, '{"id":1}'.encode("utf-16"), kind="application/json"),
-    "a cookie that is none": plain(200, b"{}", kind="application/json", more="Set-Cookie: \x01=;;;\r\n"),
-    "events that are cut off": raw(
+    "an invalid cookie": plain(200, b"{}", kind="application/json", more="Set-Cookie: \x01=;;;\r\n"),
+    "truncated events": raw(
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 900\r\n\r\ndata: {"
     ),
-    "events of nothing": streamed(""),
-    "an event that is no JSON": streamed("data: hello\n\n"),
-    "an event that is no UTF-8": plain(200, b"data: \xff\xfe\n\n", kind="text/event-stream"),
-    "an event without an end": plain(200, b"data: " + b"x" * (17 << 20), kind="text/event-stream"),
+    "no events": streamed(""),
+    "an event that is not JSON": streamed("data: hello\n\n"),
+    "an event that is not UTF-8": plain(200, b"data: \xff\xfe\n\n", kind="text/event-stream"),
+    "an endless event": plain(200, b"data: " + b"x" * (17 << 20), kind="text/event-stream"),
 }
 
 IN_THE_MESSAGE = {
@@ -131,10 +131,10 @@ IN_THE_MESSAGE = {
         writer, b'{"jsonrpc":"2.0","id":99999999999999999999999,"result":{}}'
     ),
     "a result that is a list": result("[]"),
-    "an error without anything": failed("{}"),
+    "an empty error": failed("{}"),
     "an error whose code is a list": failed('{"code":[1],"message":{"a":1}}'),
-    "an error as deep as it goes": failed(f'{{"code":-32603,"message":{nested(1000)}}}'),
-    "an event with another's id": streamed(event({"jsonrpc": "2.0", "id": 99, "result": {}})),
+    "a deeply nested error": failed(f'{{"code":-32603,"message":{nested(1000)}}}'),
+    "an event with another ID": streamed(event({"jsonrpc": "2.0", "id": 99, "result": {}})),
 }
 
 OF_A_STEP = {
@@ -158,15 +158,13 @@ OF_A_STEP = {
         "a status that is a list": answered(status=["completed"]),
         "a status that is an object": answered(status={}),
         "errors that are numbers": answered(status="partial", total=2, stored=0, failed=2, errors=[1, 2]),
-        "an error as deep as it goes": result(f'{{"structuredContent":{{"status":"failed","error":{nested(1000)}}}}}'),
+        "a deeply nested error": result(f'{{"structuredContent":{{"status":"failed","error":{nested(1000)}}}}}'),
         "an id that is a list": answered(
             status="partial", total=2, stored=1, failed=1, errors=[{"memory_id": [], "error": "x"}]
         ),
-        "text that is JSON as deep as it goes": result(
-            json.dumps({"content": [{"type": "text", "text": nested(3000)}]})
-        ),
-        "a count that is a text": answered(status="completed", total="2", stored="2", failed="0", errors=[]),
-        "a count beyond all counts": answered(status="completed", total=2, stored=10**30, failed=0, errors=[]),
+        "text that is deeply nested JSON": result(json.dumps({"content": [{"type": "text", "text": nested(3000)}]})),
+        "a count that is a string": answered(status="completed", total="2", stored="2", failed="0", errors=[]),
+        "a count out of range": answered(status="completed", total=2, stored=10**30, failed=0, errors=[]),
     },
 }
 

@@ -1,4 +1,4 @@
-"""The control API among those who do not keep to the rules: other users, slow, large, broken, and too many requests."""
+"""The control API with misbehaving clients: other users, and slow, large, invalid or too many requests."""
 
 import asyncio
 import json
@@ -20,10 +20,10 @@ from agent.entrypoints.control_api import Limits
 from tests.support.control_api import JSON, SECONDS, FakeAgentService, serve_agent, wait_until_clients_left
 
 SHORT = Limits(head_seconds=0.2, body_seconds=0.2)
-NOBODY = 65_534
+OTHER_UID = 65_534
 POST = b"POST /v1/sync HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
 
-STRANGER = """
+OTHER_USER = """
 import os, socket, sys
 with socket.socket(socket.AF_UNIX) as listener:
     listener.connect(sys.argv[1])
@@ -79,17 +79,17 @@ async def read_problem(reader) -> tuple[int, dict]:
 
 
 async def run(program: str, *arguments: object) -> list[str]:
-    made = await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, *map(str, arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    out, err = await made.communicate()
-    assert made.returncode == 0, err.decode()
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
     return out.decode().splitlines()
 
 
 @pytest.fixture
-def open_place():
-    """A directory that every user reaches."""
+def public_directory():
+    """A directory that every user can reach."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     with tempfile.TemporaryDirectory() as name:
@@ -97,25 +97,25 @@ def open_place():
         yield Path(name)
 
 
-@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="this system does not tell who connects")
-async def test_another_users_process_is_refused_even_if_the_modes_allow_it(agent_service, open_place):
-    """It gets no byte. What had connected before it became another user's is answered."""
-    async with serve_agent(agent_service, open_place / "state") as agent:
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="this system does not report the peer's user")
+async def test_another_users_process_is_refused_even_if_the_modes_allow_it(agent_service, public_directory):
+    """It receives nothing. A connection from before the change of user is served."""
+    async with serve_agent(agent_service, public_directory / "state") as agent:
         agent.state.chmod(0o777)
         agent.path.chmod(0o777)
         with capture_logs() as logs:
             for _ in range(2):
-                stranger, ours = await run(STRANGER, agent.path, NOBODY)
-                assert stranger in ("b''", "ConnectionResetError", "BrokenPipeError")
-                assert ours == "b'HTTP/1.1 200 OK'"
+                other, own = await run(OTHER_USER, agent.path, OTHER_UID)
+                assert other in ("b''", "ConnectionResetError", "BrokenPipeError")
+                assert own == "b'HTTP/1.1 200 OK'"
         assert (await agent.request("GET", "/healthz")).status == 200
-    assert [(line["event"], line["uid"]) for line in logs] == [("control_peer_refused", NOBODY)]
+    assert [(line["event"], line["uid"]) for line in logs] == [("control_peer_refused", OTHER_UID)]
 
 
-async def test_another_users_process_cannot_reach_the_socket(agent_service, open_place):
-    async with serve_agent(agent_service, open_place / "state") as agent:
-        stranger, _ = await run(STRANGER, agent.path, NOBODY)
-        assert stranger == "PermissionError"
+async def test_another_users_process_cannot_reach_the_socket(agent_service, public_directory):
+    async with serve_agent(agent_service, public_directory / "state") as agent:
+        other, _ = await run(OTHER_USER, agent.path, OTHER_UID)
+        assert other == "PermissionError"
 
 
 async def test_a_stale_socket_of_a_killed_agent_is_replaced(agent_service, tmp_path):
@@ -126,7 +126,7 @@ async def test_a_stale_socket_of_a_killed_agent_is_replaced(agent_service, tmp_p
     ) as process:
         assert process.stdout.readline() == "open\n"
         process.send_signal(signal.SIGKILL)
-    (state / "control.new").touch()  # killed a moment earlier, it leaves this
+    (state / "control.new").touch()  # left by a kill before the rename
     with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
         client.connect(str(state / "control.sock"))
     async with serve_agent(agent_service, state) as agent:
@@ -134,13 +134,13 @@ async def test_a_stale_socket_of_a_killed_agent_is_replaced(agent_service, tmp_p
     assert list(state.iterdir()) == []
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: h\r\n"])
-async def test_a_connection_without_a_request_is_closed_in_time(agent_service, tmp_path, begun):
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: h\r\n"])
+async def test_a_connection_without_a_request_is_closed_in_time(agent_service, tmp_path, sent):
     async with (
         serve_agent(agent_service, tmp_path / "state", limits=SHORT) as agent,
         connected(agent) as (reader, writer),
     ):
-        writer.write(begun)
+        writer.write(sent)
         assert await reader.read() == b""
 
 
@@ -153,9 +153,9 @@ async def test_a_head_sent_byte_by_byte_does_not_extend_the_timeout(agent_servic
                 await asyncio.sleep(0.01)
 
     async with serve_agent(agent_service, tmp_path / "state", limits=SHORT) as agent:
-        for asked_before in (False, True):
+        for after_a_request in (False, True):
             async with connected(agent) as (reader, writer):
-                if asked_before:
+                if after_a_request:
                     writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
                     assert await read_problem(reader) == (200, {"status": "ok"})
                 dripping = asyncio.create_task(drip(writer))
@@ -213,7 +213,7 @@ async def test_an_invalid_request_gets_a_problem_and_is_not_logged(agent_service
 
 
 async def test_a_client_that_sends_too_large_a_body_gets_a_413(agent_service, tmp_path):
-    """Closing at once would reset the connection, and the response with it."""
+    """If the server closed at once, a reset would discard the response."""
 
     def send_and_read(path) -> bytes:
         with socket.socket(socket.AF_UNIX) as client:

@@ -1,4 +1,4 @@
-"""Uploads that are damaged in every way: it is found, and said of which object; nothing else is taken for damage."""
+"""Damaged uploads: verification finds and names the damaged object, and takes nothing else for damage."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ DATABASES = OBJECTS[:2]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What two uploads of one machine have put into its bucket."""
+    """The objects of two uploads of one machine."""
     machine = Machine(tmp_path_factory.mktemp("made") / "machine")
     machine.write(commits=12, entities=4)
     machine.sync()
@@ -63,32 +63,32 @@ def rows_as_reported(manifest):
     return examine
 
 
-def verification(store, tmp_path, examine=_examine):
-    place = tmp_path / "verifying"
-    place.mkdir(exist_ok=True)
-    deep = DeepCheckTools(unpacker=Unpacker(place), examine=examine, memories_file=JsonMemoriesFile(place))
+def make_verifier(store, tmp_path, examine=_examine):
+    folder = tmp_path / "verifying"
+    folder.mkdir(exist_ok=True)
+    deep = DeepCheckTools(unpacker=Unpacker(folder), examine=examine, memories_file=JsonMemoriesFile(folder))
     return Verifier(Catalog(store, SYSTEM, standstill_seconds=20), SystemClock(), deep)
 
 
-def looking(kept, tmp_path):
-    """What looks deep, but for the databases' rows, which take a process each."""
-    return verification(kept.store, tmp_path, rows_as_reported(kept.manifest))
+def verifier_without_duckdb(kept, tmp_path):
+    """Return a verifier that takes the row counts from the manifest instead of starting a process for each database."""
+    return make_verifier(kept.store, tmp_path, rows_as_reported(kept.manifest))
 
 
 async def test_an_intact_upload_passes_and_leaves_no_file(both, tmp_path):
-    look, moved = verification(both[0].store, tmp_path), []
+    verifier, moved = make_verifier(both[0].store, tmp_path), []
     for kept in both:
-        begun = []
-        found = await look.deep(kept.upload, moved.append, begun.append)
+        totals = []
+        found = await verifier.deep(kept.upload, moved.append, totals.append)
         assert (dict(found.problems), dict(found.notes), found.objects) == ({}, {}, 4)
-        assert begun == [kept.manifest.stored_bytes]
-        assert (await look.shallow(kept.upload)).whole
+        assert totals == [kept.manifest.stored_bytes]
+        assert (await verifier.shallow(kept.upload)).whole
     assert sum(moved) == sum(kept.manifest.stored_bytes for kept in both)
     assert list((tmp_path / "verifying").iterdir()) == []
 
 
 def same_within(data: bytes, changed: bytes) -> bool:
-    """Say whether gzip makes the same of both."""
+    """Return whether both are gzip data that unpack to the same bytes."""
     if not data.startswith(b"\x1f\x8b"):
         return False
     with contextlib.suppress(OSError, EOFError, zlib.error):
@@ -98,42 +98,42 @@ def same_within(data: bytes, changed: bytes) -> bool:
 
 @pytest.mark.parametrize("name", OBJECTS[:3])
 async def test_a_deep_verification_finds_a_flipped_bit_in_each_object(kept, tmp_path, name):
-    look, data = looking(kept, tmp_path), kept.data(name)
+    verifier, data = verifier_without_duckdb(kept, tmp_path), kept.data(name)
     for bit in [0, *random.Random(7).sample(range(8 * len(data)), 12), 8 * len(data) - 1]:
         if same_within(data, flip_bit(data, bit)):
-            continue  # it unpacks to the same bytes: another way to say the same zeros, of which nothing is lost
+            continue  # it unpacks to the same bytes, so nothing is lost
         kept.change(name, flip_bit(data, bit))
-        assert (await look.shallow(kept.upload)).whole, "what only the bytes show"
-        assert set((await look.deep(kept.upload)).problems) == {name}, bit
+        assert (await verifier.shallow(kept.upload)).whole, "only the bytes differ"
+        assert set((await verifier.deep(kept.upload)).problems) == {name}, bit
 
 
 async def test_a_flipped_bit_of_the_manifest_is_found_without_a_download(kept, tmp_path):
-    look, data = looking(kept, tmp_path), kept.data("manifest.json")
+    verifier, data = verifier_without_duckdb(kept, tmp_path), kept.data("manifest.json")
     for bit in random.Random(8).sample(range(8 * len(data)), 150):
         kept.change("manifest.json", flip_bit(data, bit))
-        assert "manifest.json" in (await look.shallow(kept.upload)).problems, bit
+        assert "manifest.json" in (await verifier.shallow(kept.upload)).problems, bit
 
 
 async def test_a_changed_manifest_without_metadata_is_found(kept, tmp_path):
     document = json.loads(kept.data("manifest.json"))
     document["parts"][0]["sha256"] = "ab" * 32
     kept.store.objects[kept.manifest.key] = json.dumps(document).encode(), {}
-    assert "manifest.json" in (await looking(kept, tmp_path).shallow(kept.upload)).problems
+    assert "manifest.json" in (await verifier_without_duckdb(kept, tmp_path).shallow(kept.upload)).problems
 
 
 @pytest.mark.parametrize("name", OBJECTS)
 @pytest.mark.parametrize("length", [0, 1, -1], ids=["empty", "one-byte", "one-byte-less"])
 async def test_a_truncated_object_is_found_without_a_download(kept, tmp_path, name, length):
     kept.change(name, kept.data(name)[:length])
-    look = looking(kept, tmp_path)
-    assert set((await look.shallow(kept.upload)).problems) == {name}
-    assert set((await look.deep(kept.upload)).problems) == {name}
+    verifier = verifier_without_duckdb(kept, tmp_path)
+    assert set((await verifier.shallow(kept.upload)).problems) == {name}
+    assert set((await verifier.deep(kept.upload)).problems) == {name}
 
 
 @pytest.mark.parametrize("name", OBJECTS)
 async def test_a_missing_object_is_found_without_a_download(kept, tmp_path, name):
     del kept.store.objects[kept.key(name)]
-    found = await looking(kept, tmp_path).shallow(kept.upload)
+    found = await verifier_without_duckdb(kept, tmp_path).shallow(kept.upload)
     assert dict(found.problems) == {name: "is missing"}
     assert found.is_missing == (name == "manifest.json")
 
@@ -142,12 +142,12 @@ async def test_a_missing_object_is_found_without_a_download(kept, tmp_path, name
 async def test_an_object_of_another_upload_is_found_without_a_download(both, tmp_path, name):
     older, kept = both
     kept.store.objects[kept.key(name)] = older.store.objects[older.key(name)]
-    assert set((await looking(kept, tmp_path).shallow(kept.upload)).problems) == {name}
+    assert set((await verifier_without_duckdb(kept, tmp_path).shallow(kept.upload)).problems) == {name}
 
 
 async def test_the_manifest_of_another_system_is_found_and_named(kept, tmp_path):
     kept.write(kept.data("manifest.json").replace(b"laptop", b"tablet"))
-    problems = (await looking(kept, tmp_path).shallow(kept.upload)).problems
+    problems = (await verifier_without_duckdb(kept, tmp_path).shallow(kept.upload)).problems
     assert "is the manifest of" in problems["manifest.json"]
 
 
@@ -169,7 +169,7 @@ async def test_a_key_outside_the_upload_is_refused_and_never_requested(both, tmp
     older, kept = both
     kept.change_part("reflection.duckdb", key=key.format(upload=kept.upload, older=older.upload))
     store = FaultyStore(kept.store)
-    found = await verification(store, tmp_path).deep(kept.upload)
+    found = await make_verifier(store, tmp_path).deep(kept.upload)
     assert set(found.problems) == {"manifest.json"}
     assert store.keys("get") == [kept.manifest.key]
 
@@ -177,7 +177,7 @@ async def test_a_key_outside_the_upload_is_refused_and_never_requested(both, tmp
 @pytest.mark.parametrize("name", ["../reflection.duckdb", "/reflection.duckdb", "sub/reflection.duckdb", "passwd"])
 async def test_a_file_name_that_is_not_a_databases_is_refused(kept, tmp_path, name):
     kept.change_part("reflection.duckdb", name=name)
-    assert set((await looking(kept, tmp_path).shallow(kept.upload)).problems) == {"manifest.json"}
+    assert set((await verifier_without_duckdb(kept, tmp_path).shallow(kept.upload)).problems) == {"manifest.json"}
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ async def test_a_file_name_that_is_not_a_databases_is_refused(kept, tmp_path, na
         {"raw_size": 2**39},
         {"raw_size": 1.5},
     ],
-    ids=["raw-negative", "stored-negative", "raw-huge", "raw-vast", "stored-vast", "no-gzip-unpacks-so", "a-fraction"],
+    ids=["raw-negative", "stored-negative", "raw-huge", "raw-vast", "stored-vast", "beyond-gzip", "a-fraction"],
 )
 async def test_an_impossible_size_is_refused_and_nothing_is_downloaded(kept, tmp_path, sizes):
     kept.change_part("reflection.duckdb", **sizes)
     store = FaultyStore(kept.store)
-    found = await verification(store, tmp_path).deep(kept.upload)
+    found = await make_verifier(store, tmp_path).deep(kept.upload)
     assert set(found.problems) <= {"reflection.duckdb", "manifest.json"}
     assert not found.whole
     assert store.keys("get") == [kept.manifest.key]
@@ -209,7 +209,7 @@ async def test_a_gzip_bomb_is_unpacked_only_up_to_the_size_in_the_manifest(kept,
     bomb = zlib.compressobj(wbits=31)
     packed = b"".join([*(bomb.compress(bytes(2**20)) for _ in range(256)), bomb.flush()])
     kept.rewrite("reflection.duckdb", bytes(2**20), packed=packed)
-    found = await looking(kept, tmp_path).deep(kept.upload)
+    found = await verifier_without_duckdb(kept, tmp_path).deep(kept.upload)
     assert set(found.problems) == {"reflection.duckdb"}
     assert "unpacks to more than the 1048576 bytes" in found.problems["reflection.duckdb"]
 
@@ -218,7 +218,7 @@ async def test_a_deep_verification_finds_other_row_counts(kept, tmp_path):
     rows = {name: dict(tables) for name, tables in kept.manifest.rows.items()}
     rows["reflection"]["conversations_v2"] += 1
     kept.change_manifest(metadata={"rows": rows})
-    found = await verification(kept.store, tmp_path).deep(kept.upload)
+    found = await make_verifier(kept.store, tmp_path).deep(kept.upload)
     assert dict(found.problems) == {
         "reflection.duckdb": "has other row counts than its manifest: conversations_v2 15, not 16"
     }
@@ -226,7 +226,7 @@ async def test_a_deep_verification_finds_other_row_counts(kept, tmp_path):
 
 async def test_a_deep_verification_finds_an_invalid_database_with_correct_digests(kept, tmp_path):
     kept.rewrite("reflection.duckdb", b"no database at all" * 1000)
-    found = await verification(kept.store, tmp_path).deep(kept.upload)
+    found = await make_verifier(kept.store, tmp_path).deep(kept.upload)
     assert set(found.problems) == {"reflection.duckdb"}
 
 
@@ -238,7 +238,7 @@ async def test_a_deep_verification_finds_invalid_memories_with_a_correct_digest(
     document = json.loads(kept.data("manifest.json"))
     kept.write(Manifest.decode(json.dumps(document).encode()).encode())
     kept.store.objects[kept.key("memories.json")] = text, {}
-    found = await looking(kept, tmp_path).deep(kept.upload)
+    found = await verifier_without_duckdb(kept, tmp_path).deep(kept.upload)
     assert set(found.problems) == {"memories.json"}
 
 
@@ -247,55 +247,56 @@ async def test_an_unreachable_store_is_not_reported_as_damage(kept, tmp_path, ca
     store = FaultyStore(kept.store)
     store.fail(call, StoreError("the network is down", transient=True))
     with pytest.raises(StoreError, match="the network is down"):
-        await verification(store, tmp_path).shallow(kept.upload)
+        await make_verifier(store, tmp_path).shallow(kept.upload)
 
 
 async def test_an_upload_deleted_during_its_verification_is_reported_as_missing(kept, tmp_path):
     store = FaultyStore(kept.store)
     store.fail("head", NoSuchObject("deleted"), key="reflection.duckdb")
     store.fail("head", NoSuchObject("deleted"), key="manifest.json", after=True)
-    assert (await verification(store, tmp_path).shallow(kept.upload)).is_missing
+    assert (await make_verifier(store, tmp_path).shallow(kept.upload)).is_missing
 
 
 async def test_a_limited_deep_verification_names_what_it_did_not_download(kept, tmp_path):
-    look = looking(kept, tmp_path)
+    verifier = verifier_without_duckdb(kept, tmp_path)
     sizes = {part.database: part.stored_size for part in kept.manifest.parts}
     kept.change("reflection.duckdb", flip_bit(kept.data("reflection.duckdb"), 4321))
-    found = await look.deep(kept.upload, most_bytes=sizes["knowledge_graph"])
+    found = await verifier.deep(kept.upload, most_bytes=sizes["knowledge_graph"])
     assert (found.whole, found.left_out) == (True, ("reflection", "memories.json"))
-    found = await look.deep(kept.upload, most_bytes=sum(sizes.values()))
+    found = await verifier.deep(kept.upload, most_bytes=sum(sizes.values()))
     assert (set(found.problems), found.left_out) == ({"reflection.duckdb"}, ("memories.json",))
-    found = await look.deep(kept.upload, most_bytes=sum(sizes.values()) + kept.manifest.memories.size)
+    found = await verifier.deep(kept.upload, most_bytes=sum(sizes.values()) + kept.manifest.memories.size)
     assert (set(found.problems), found.left_out) == ({"reflection.duckdb"}, ())
 
 
-@pytest.mark.parametrize("place", ["directory", "moto", "rclone"])
-async def test_damage_is_found_in_every_kind_of_store(request, made, kept, tmp_path, place):
-    """On each: other metadata, another size, nothing at all at once, and other bytes behind the same metadata deep.
+@pytest.mark.parametrize("kind", ["directory", "moto", "rclone"])
+async def test_damage_is_found_in_every_kind_of_store(request, made, kept, tmp_path, kind):
+    """A shallow verification finds other metadata, another size and a missing object; a deep one finds other bytes.
 
-    The upload comes from a directory: there its digests show other bytes at once, in a bucket its ETags are unknown.
+    The upload was made in a directory. There a shallow verification finds other bytes too, by their digests; in a
+    bucket it does not, because the manifest has no ETags.
     """
-    if place == "directory":
+    if kind == "directory":
         store = DirectoryStore(tmp_path / "bucket")
     else:
         request.getfixturevalue("aws")
-        server = request.getfixturevalue(place)
+        server = request.getfixturevalue(kind)
         store = S3Store(bucket=server.new_bucket(), endpoint=server.endpoint, region="auto")
     try:
         for key, (data, metadata) in made.items():
             await put(store, key, data, metadata)
-        look = verification(store, tmp_path, rows_as_reported(kept.manifest))
-        assert (await look.deep(kept.upload)).whole
+        verifier = make_verifier(store, tmp_path, rows_as_reported(kept.manifest))
+        assert (await verifier.deep(kept.upload)).whole
         name, other = "reflection.duckdb", "knowledge_graph.duckdb"
         data, metadata = made[kept.key(name)]
         await put(store, kept.key(name), flip_bit(data, 4321), metadata)
-        assert set((await look.shallow(kept.upload)).problems) == ({name} if place == "directory" else set())
-        assert set((await look.deep(kept.upload)).problems) == {name}
+        assert set((await verifier.shallow(kept.upload)).problems) == ({name} if kind == "directory" else set())
+        assert set((await verifier.deep(kept.upload)).problems) == {name}
         await put(store, kept.key(name), *made[kept.key(other)])
         await put(store, kept.key("memories.json"), b"{}", made[kept.key("memories.json")][1])
         await store.delete([kept.key(other)])
-        found = await look.shallow(kept.upload)
+        found = await verifier.shallow(kept.upload)
         assert set(found.problems) == {name, other, "memories.json"}
-        assert set((await look.deep(kept.upload)).problems) == set(found.problems)
+        assert set((await verifier.deep(kept.upload)).problems) == set(found.problems)
     finally:
         await store.aclose()

@@ -1,4 +1,4 @@
-"""What hangs or is closed while doctor runs is reported, and delays no other finding."""
+"""doctor reports what hangs or cannot be read, without delaying other findings."""
 
 import asyncio
 import os
@@ -54,12 +54,12 @@ async def test_silent_servers_do_not_delay_other_checks(settings, tmp_path, aws)
 
 
 def test_a_hanging_share_is_reported_and_doctor_ends(settings, tmp_path, monkeypatch):
-    """As an NFS server that is gone: the system call does not return, whatever is cancelled."""
-    gone, real = threading.Event(), host_facts.folder
+    """Like an unreachable NFS server: the system call does not return, even if the check is cancelled."""
+    release, real = threading.Event(), host_facts.folder
 
     def folder(path):
         if path == settings["agent_data_dir"]:
-            gone.wait(60)
+            release.wait(60)
         return real(path)
 
     monkeypatch.setattr(host_facts, "folder", folder)
@@ -67,7 +67,7 @@ def test_a_hanging_share_is_reported_and_doctor_ends(settings, tmp_path, monkeyp
         checks = [check for check in LOCAL if check.name not in ("Akosha", "clock")]
         found = by_name(asyncio.run(examine(make_context(tmp_path, settings), checks, seconds=2)))
     finally:
-        gone.set()
+        release.set()
     assert found["data directory"].level is Level.ERROR
     assert "mount" in found["data directory"].hint
     assert found["versions"].level is Level.OK
@@ -76,7 +76,7 @@ def test_a_hanging_share_is_reported_and_doctor_ends(settings, tmp_path, monkeyp
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home of the test's own, and no log that outlives it."""
+    """A temporary home. The log configuration is reset afterwards."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for name in os.environ:
@@ -96,9 +96,9 @@ def test_invalid_settings_are_a_finding_and_other_checks_run(home, monkeypatch, 
     context = read_context(Options(data_dir=home / "data"))
     assert context.settings.agent_state_dir == home / "state"
     assert asyncio.run(diagnose(context, as_json=False)) == 2
-    said = capsys.readouterr()
-    lines = said.out.splitlines()
-    assert said.err == ""
+    output = capsys.readouterr()
+    lines = output.out.splitlines()
+    assert output.err == ""
     assert lines[0].startswith("error    settings: akosha_max_retries is 'many' (env SESSION_BUDDY_AKOSHA_MAX_RETRIES)")
     assert lines[1].startswith("         -> correct it")
     assert any(line.startswith("error    database reflection: ") for line in lines)

@@ -1,6 +1,6 @@
-"""The hook under everything that can go wrong: it exits with 0 at once, and the event is kept where it can be.
+"""The hook with failures of every kind: it exits with 0 at once, and the event is kept if possible.
 
-By the clock these tests only tell an answer from a hang; the bench measures.
+The time limits of these tests only detect a hang; the bench measures the duration.
 """
 
 import json
@@ -23,7 +23,7 @@ from tests.support.machine import COMMAND
 HOOK = ("hook", "session-end", "--state-dir")
 INPUT = b'{"session_id": "s-1", "reason": "clear", "hook_event_name": "SessionEnd"}'
 AT_ONCE = 5.0
-"""Seconds, on a machine that has much else to do: a hook that hangs takes longer."""
+"""Seconds, generous for a busy machine; a hook that hangs takes longer."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def notes(state) -> list[dict]:
 
 
 def patched(code: str) -> tuple[str, ...]:
-    """The command, with something put in the place of what it counts on."""
+    """Return the hook's command with a patch that `code` applies first."""
     return (sys.executable, "-c", f"{code}\nfrom agent.__main__ import main\nmain()")
 
 
@@ -107,8 +107,8 @@ def test_created_files_are_private(state):
     assert {path.stat().st_mode & 0o777 for path in (state / "spool").iterdir()} == {0o600}
 
 
-PATIENT = "from agent.entrypoints.hook import session_end as s\ns.NOTE_SECONDS = s.LIMIT_SECONDS = 4"
-"""For what the hook says: on a busy machine it may be gone before its child has found out."""
+LONG_LIMITS = "from agent.entrypoints.hook import session_end as s\ns.NOTE_SECONDS = s.LIMIT_SECONDS = 4"
+"""For tests of the hook's message: on a busy machine it could exit before its child reports the error."""
 
 RESTRICTED = {
     "a-file": "",
@@ -120,19 +120,19 @@ RESTRICTED = {
 @pytest.mark.parametrize("how", RESTRICTED)
 def test_a_note_that_cannot_be_written_is_one_error_line(state, how):
     if how == "a-file":
-        state.write_text("in the way")
+        state.write_text("a file")
     else:
         (state / "spool").mkdir(parents=True)
         (state / "spool").chmod(0o500 if how == "read-only" else 0o700)
     environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    line = run(state, prefix=patched(f"{PATIENT}\n{RESTRICTED[how]}"), env=environ).stderr.decode()
+    line = run(state, prefix=patched(f"{LONG_LIMITS}\n{RESTRICTED[how]}"), env=environ).stderr.decode()
     assert line.startswith(f"akosha-agent: the end of this session could not be recorded in {state}: ")
     assert line.count("\n") == 1
     assert how == "a-file" or list((state / "spool").iterdir()) == []
 
 
 class ControlSocket:
-    """A control socket that gives one answer, and keeps what it received."""
+    """A control socket that sends one response and keeps the request."""
 
     def __init__(self, state: Path, answer: bytes) -> None:
         self.received = b""
@@ -181,7 +181,7 @@ def test_the_running_agent_receives_the_event_of_the_note(tmp_path, deep):
 def test_a_running_agent_accepts_an_event_whose_note_cannot_be_written(state, answer, lines):
     with ControlSocket(state, answer):
         (state / "spool").touch()
-        assert run(state, prefix=patched(PATIENT)).stderr.count(b"\n") == lines
+        assert run(state, prefix=patched(LONG_LIMITS)).stderr.count(b"\n") == lines
 
 
 @pytest.mark.parametrize("crowded", [False, True], ids=["silent", "crowded"])
@@ -213,7 +213,7 @@ def test_a_stale_socket_is_ignored(tmp_path):
 
 
 def gated(gate: Path) -> tuple[str, ...]:
-    """The command on a disk whose syncs take until the file `gate` is there."""
+    """Return the hook's command on a disk whose fsync waits until the file `gate` exists."""
     wait = f"    while not os.path.exists({str(gate)!r}):\n        time.sleep(0.01)"
     return patched(f"import os, time\nreal = os.fsync\ndef slow(fd):\n{wait}\n    real(fd)\nos.fsync = slow")
 
@@ -233,7 +233,7 @@ def test_a_slow_disk_does_not_delay_the_hook_and_the_note_is_written(tmp_path, s
 
 
 def test_a_closing_terminal_ends_the_hook_but_not_the_note(tmp_path, state):
-    """The whole group gets SIGHUP, as soon as the child has begun: the note is written by the child."""
+    """The process group receives SIGHUP once the child has started; the child still writes the note."""
     (state / "spool").mkdir(parents=True)
     with subprocess.Popen(
         [*gated(tmp_path / "gate"), *HOOK, str(state)], stdin=subprocess.DEVNULL, start_new_session=True
@@ -261,10 +261,10 @@ FAILS, HANGS = "raise OSError('no')", "import time; time.sleep(4)"
 def test_the_hook_exits_0_if_a_call_hangs_or_fails(state, broken, how):
     module, _, name = broken.partition(".")
     code = f"import {module}\ndef broken(*_):\n    {how}\n{module}.{name} = broken"
-    patience = PATIENT if how != HANGS else ""
-    said = run(state, prefix=patched(f"{patience}\n{code}")).stderr.decode()
-    assert said.startswith("akosha-agent: the end of this session could not be recorded") is (how != HANGS)
-    assert said.count("\n") == (how != HANGS)
+    limits = LONG_LIMITS if how != HANGS else ""
+    message = run(state, prefix=patched(f"{limits}\n{code}")).stderr.decode()
+    assert message.startswith("akosha-agent: the end of this session could not be recorded") is (how != HANGS)
+    assert message.count("\n") == (how != HANGS)
 
 
 def test_without_a_child_process_the_hook_writes_the_note(state):

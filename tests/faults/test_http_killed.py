@@ -1,6 +1,6 @@
-"""Killed (SIGKILL) or told to end in the middle of a push: all arrives, one batch at most twice, one result each.
+"""A push is killed (SIGKILL) or stopped: all memories arrive, at most one batch twice, with one result each.
 
-This file is also a program, one that kills itself at a named point:
+This file is also a program that kills itself at a named point:
 
     python tests/faults/test_http_killed.py POINT [options of `sync`]
 """
@@ -15,7 +15,7 @@ import pytest
 
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.entrypoints.cli.app import app
-from tests.faults.killed_sync import mine
+from tests.faults.killed_sync import kill_at
 from tests.support import session_buddy
 from tests.support.constants import replace_constants
 from tests.support.machine import Machine
@@ -27,11 +27,11 @@ BATCH = 10
 SMALL_BATCHES = {"agent.bootstrap.methods:BATCH_SIZE": BATCH}
 POINTS = ("batch:after", "deliver_memories:before", "deliver_memories:after")
 STEP = 30
-"""So many memories come with a session."""
+"""Memories that a session adds."""
 
 
 class Gate:
-    """Holds the server's answers: from the nth batch on, `before` or after it is stored, until it is opened."""
+    """Blocks the server's responses from the nth batch on, `before` or after it is stored, until it is opened."""
 
     def __init__(self, akosha: Akosha, nth: int, *, before: bool) -> None:
         self._akosha, self._nth, self._before = akosha, nth + len(akosha.calls), before
@@ -52,7 +52,7 @@ class Gate:
 
 
 class Pusher(Machine):
-    """A machine without a bucket, its Akosha, and what its ledger says."""
+    """A machine without a bucket, its Akosha, and queries of its ledger."""
 
     def __init__(self, tmp_path: Path, akosha: Akosha) -> None:
         super().__init__(tmp_path, http_endpoint=akosha.url, cloud_endpoint=None)
@@ -61,7 +61,7 @@ class Pusher(Machine):
         self.akosha, self.memories = akosha, 0
 
     def work(self) -> None:
-        """A session goes by."""
+        """Add the memories of one session."""
         session_buddy.make(
             self.data / session_buddy.REFLECTION,
             "INSERT INTO conversations_v2(id, content, category) SELECT 'c' || n, 'the ' || n || 'th thing', 'chat'"
@@ -69,24 +69,24 @@ class Pusher(Machine):
         )
         self.memories += STEP
 
-    def ask(self, question: str) -> list[tuple]:
+    def query(self, statement: str) -> list[tuple]:
         ledger = sqlite3.connect(f"file:{self.state / 'ledger.sqlite'}?mode=ro", uri=True)
         try:
-            return ledger.execute(question).fetchall()
+            return ledger.execute(statement).fetchall()
         finally:
             ledger.close()
 
     @property
     def succeeded(self) -> int:
-        """How many deliveries were told of."""
-        return self.ask("SELECT COUNT(*) FROM events WHERE type = 'akosha.sync.succeeded.v1'")[0][0]
+        """Number of deliveries with a result."""
+        return self.query("SELECT COUNT(*) FROM events WHERE type = 'akosha.sync.succeeded.v1'")[0][0]
 
     def check(self, *states: str) -> None:
-        """All is there, nothing is owed or half done."""
+        """Check that all memories were delivered, and nothing is owed or unfinished."""
         assert len(self.akosha.rows()) == self.memories
-        assert self.ask("SELECT state FROM databases")[0][0] in states
-        assert self.ask("SELECT COUNT(*) FROM intents") == [(0,)]
-        assert self.ask("SELECT COUNT(*) FROM memories WHERE held IS NULL") == [(self.memories,)]
+        assert self.query("SELECT state FROM databases")[0][0] in states
+        assert self.query("SELECT COUNT(*) FROM intents") == [(0,)]
+        assert self.query("SELECT COUNT(*) FROM memories WHERE held IS NULL") == [(self.memories,)]
         assert self.staged == []
 
 
@@ -101,7 +101,7 @@ def machine(tmp_path, akosha):
     return Pusher(tmp_path, akosha)
 
 
-def killed_at(machine: Pusher, point: str) -> None:
+def sync_killed_at(machine: Pusher, point: str) -> None:
     where, _, when = point.partition(":")
     if where != "batch":
         assert machine.call(prefix=(sys.executable, __file__, point)).code == -signal.SIGKILL
@@ -119,12 +119,14 @@ def test_a_killed_push_is_completed_and_reported_once(machine):
     for rounds, point in enumerate(POINTS, 1):
         machine.work()
         machine.akosha.calls.clear()
-        killed_at(machine, point)
+        sync_killed_at(machine, point)
         assert machine.sync()["outcome"] == ("skipped" if point == "deliver_memories:after" else "succeeded"), point
         machine.check("clean")
         assert machine.succeeded == rounds, point
         sent = sum(call.size for call in machine.akosha.calls)
-        assert STEP <= sent <= STEP + BATCH + 2, f"{point}: one batch twice, and one memory that each run offers first"
+        assert STEP <= sent <= STEP + BATCH + 2, (
+            f"{point}: one batch twice, and the memory with which each run probes the server"
+        )
 
 
 @pytest.mark.parametrize("command", ["sync", "run"])
@@ -138,7 +140,7 @@ def test_a_stopped_push_ends_in_time_and_is_resumed(machine, akosha, command):
             assert code == (0 if command == "run" else 128 + signal.SIGTERM)
     finally:
         gate.open()
-    assert machine.ask("SELECT COUNT(*) FROM memories") == [(BATCH,)]
+    assert machine.query("SELECT COUNT(*) FROM memories") == [(BATCH,)]
     assert machine.staged == []
     with machine.run() as agent:
         agent.logged("sync_succeeded", method="http")
@@ -148,7 +150,7 @@ def test_a_stopped_push_ends_in_time_and_is_resumed(machine, akosha, command):
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it is stored", "before it is answered"])
 def test_a_kill_during_the_probe_of_an_empty_akosha_sends_everything_again(machine, akosha, before):
-    """The memory that was offered is in the store now: an answer to the next offer would say that nothing is lost."""
+    """The server may have stored the probe's memory: the next probe would find it, and assume that nothing is lost."""
     machine.work()
     machine.sync()
     akosha.forget()
@@ -166,5 +168,5 @@ def test_a_kill_during_the_probe_of_an_empty_akosha_sends_everything_again(machi
 
 if __name__ == "__main__":
     replace_constants(SMALL_BATCHES)
-    mine(SqliteLedger, "deliver_memories", sys.argv[1])
+    kill_at(SqliteLedger, "deliver_memories", sys.argv[1])
     app(["sync", "--json", *sys.argv[2:]])

@@ -1,4 +1,4 @@
-"""Killed (SIGKILL) between any two writes of the state table, restarted: one upload, one result id, nothing owed."""
+"""Kills (SIGKILL) between any two writes of the state table, and a restart: one upload, one result ID, nothing owed."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 class KillableMachine(Machine):
-    """A machine on which a `sync` can be told where to die."""
+    """A machine whose `sync` kills itself at a given point."""
 
     def __init__(self, tmp_path: Path) -> None:
         super().__init__(tmp_path)
@@ -53,7 +53,7 @@ def kill_and_restart(machine: KillableMachine, point: str) -> None:
         "mark_owed:before",
         "mark_owed:after",
         "begin:before",
-        "begin:after",  # and so on: before the next is after this one
+        "begin:after",  # from here on, "before the next" is the same as "after this one"
         "put-file:after",
         "put-manifest:after",
         "deliver:after",
@@ -74,27 +74,27 @@ def test_a_kill_at_any_point_leaves_one_upload_and_one_result_id(machine, point)
 def test_an_upload_killed_before_its_manifest_is_resumed(machine):
     killed = machine.sync("put-file:after")
     assert killed.code == -signal.SIGKILL
-    (begun,) = (machine.bucket / "systems/laptop/uploads").iterdir()
+    (unfinished,) = (machine.bucket / "systems/laptop/uploads").iterdir()
     assert machine.sync().code == 0
-    assert [manifest["upload_id"] for manifest in machine.manifests] == [begun.name]
+    assert [manifest["upload_id"] for manifest in machine.manifests] == [unfinished.name]
 
 
 def test_an_unfinished_upload_of_changed_databases_is_abandoned(machine):
     assert machine.sync("put-file:after").code == -signal.SIGKILL
-    (begun,) = (machine.bucket / "systems/laptop/uploads").iterdir()
+    (unfinished,) = (machine.bucket / "systems/laptop/uploads").iterdir()
     create(machine.data.parent / "newer", commits=25, entities=6)
     for path in (machine.data.parent / "newer").iterdir():
         path.replace(machine.data / path.name)
     assert machine.sync().code == 0
     (manifest,) = machine.manifests
-    assert manifest["upload_id"] > begun.name
+    assert manifest["upload_id"] > unfinished.name
 
 
 def test_the_next_sync_deletes_metadata_without_an_object(machine):
     assert machine.sync("record:after").code == -signal.SIGKILL
     metadata = machine.bucket / ".akosha" / "metadata"
     assert [path.suffix for path in metadata.rglob("*") if path.is_file()] == [".json"]
-    (machine.state / "ledger.sqlite").unlink()  # nobody knows of that upload any more: nothing goes on under its id
+    (machine.state / "ledger.sqlite").unlink()  # without the ledger, the upload is not resumed
     assert machine.sync().code == 0
     (manifest,) = machine.manifests
     left = [path for path in metadata.rglob("*") if manifest["upload_id"] not in path.as_posix()]
@@ -112,9 +112,9 @@ def test_the_next_sync_deletes_staged_copies_of_a_killed_run(machine):
 
 @pytest.mark.parametrize("point", ["count_attempt:after", "give_up:after"])
 def test_a_kill_while_the_bucket_fails_leaves_the_databases_owed(machine, point):
-    """A file where the bucket's directory should be: every put fails until it is gone."""
+    """A file has the path of the bucket's directory: every put fails until it is deleted."""
     machine.bucket.mkdir()
-    (machine.bucket / "systems").write_text("in the way")
+    (machine.bucket / "systems").write_text("a file")
     killed = machine.sync(point)
     if killed.code != -signal.SIGKILL:
         assert point.startswith("count_attempt"), killed.err

@@ -1,4 +1,4 @@
-"""A ledger's file that is damaged, of another version, out of reach or of room: said in our words, with the cure."""
+"""Ledger files that are damaged, of another version, inaccessible or on a full disk: clear errors with a hint."""
 
 import hashlib
 import os
@@ -109,7 +109,7 @@ async def test_an_unreadable_result_is_set_aside_and_blocks_no_other(path):
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("UPDATE events SET payload = ? WHERE event_id = ?", (b"{}", damaged.id))
     watching = await reader(path)
-    assert list(await watching.outbox()) == [first, last], "who only reads leaves it where it is"
+    assert list(await watching.outbox()) == [first, last], "a reader changes nothing"
     await watching.aclose()
     with capture_logs() as logs:
         for _ in range(2):
@@ -153,7 +153,7 @@ async def test_a_ledger_of_an_earlier_version_is_migrated_with_its_content(path,
     before = await opened(path)
     record, history = await before.record(TARGET), await before.history()
     await before.aclose()
-    later = ("ALTER TABLE notes ADD COLUMN said_at TEXT", "CREATE TABLE more (id TEXT)")
+    later = ("ALTER TABLE notes ADD COLUMN noted_at TEXT", "CREATE TABLE more (id TEXT)")
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, later))
     monkeypatch.setattr(schema, "READABLE", len(schema.MIGRATIONS))
     with pytest.raises(StateError, match="earlier version"):
@@ -164,8 +164,8 @@ async def test_a_ledger_of_an_earlier_version_is_migrated_with_its_content(path,
     await (await reader(path)).aclose()
 
 
-OF_SECOND = ("targets", "databases", "intents", "events", "notes", "handled")
-"""The tables of version 2, which knew of no memories."""
+TABLES_OF_VERSION_2 = ("targets", "databases", "intents", "events", "notes", "handled")
+"""The tables of version 2, which has none for memories."""
 
 
 def ended(event_id: str) -> SessionEnded:
@@ -173,27 +173,27 @@ def ended(event_id: str) -> SessionEnded:
 
 
 async def second_version(path: Path) -> None:
-    """Make a ledger of version 2, with all that `filled` writes."""
+    """Create a ledger of version 2 with everything that `filled` writes."""
     new = path.with_suffix(".new")
     await filled(new)
     ledger = await opened(new)
     assert await ledger.accept(ended("e-1"))
     await ledger.aclose()
     steps = [statement for step in schema.MIGRATIONS[:2] for statement in step]
-    copies = [f"INSERT INTO {table} SELECT * FROM new.{table}" for table in OF_SECOND]
+    copies = [f"INSERT INTO {table} SELECT * FROM new.{table}" for table in TABLES_OF_VERSION_2]
     change(path, "PRAGMA journal_mode = WAL", *steps, f"ATTACH '{new}' AS new", *copies, "PRAGMA user_version = 2")
     handled = hashlib.sha256(f"akosha.session.ended.v1\n{SYSTEM}\nby an earlier version".encode()).hexdigest()[:32]
     change(path, f"INSERT INTO handled VALUES (x'{handled}')")
 
 
-async def reported(ledger: SqliteLedger) -> tuple[object, ...]:
+async def content(ledger: SqliteLedger) -> tuple[object, ...]:
     return await ledger.record(TARGET), await ledger.history(), await ledger.outbox(), await ledger.notes()
 
 
 async def test_a_ledger_without_memory_tables_is_migrated_with_its_content(path):
     await second_version(path)
-    ledger, of_now = await opened(path), await opened(path.with_suffix(".new"))
-    assert await reported(ledger) == await reported(of_now)
+    ledger, current = await opened(path), await opened(path.with_suffix(".new"))
+    assert await content(ledger) == await content(current)
     assert not await ledger.accept(ended("e-1"))
     assert not await ledger.accept(ended("by an earlier version"))
     assert await ledger.open_session_ends() == []
@@ -201,7 +201,7 @@ async def test_a_ledger_without_memory_tables_is_migrated_with_its_content(path)
     await ledger.memories().delivered(TARGET, [seen(1)])
     assert await ledger.memories().counts(TARGET) == MemoryCounts(delivered=1)
     await ledger.aclose()
-    await of_now.aclose()
+    await current.aclose()
 
 
 async def test_a_ledger_without_memory_tables_is_readable_during_its_migration(path):
@@ -294,7 +294,7 @@ async def test_a_full_disk_is_a_transient_error_without_a_partial_write(path):
     def limit(pages: int) -> None:
         ledger._thread.submit(lambda: ledger._connection.execute(f"PRAGMA max_page_count = {pages}")).result()
 
-    limit(1)  # SQLite takes the present size as the least limit
+    limit(1)  # SQLite raises the limit to the current size
     databases = [f"knowledge_graph_{number:0100}" for number in range(200)]
     with pytest.raises(StateError, match="disk is full") as reported:
         await ledger.mark_owed(TARGET, databases)
@@ -322,7 +322,7 @@ async def test_the_lock_holder_moves_a_damaged_ledger_aside_and_warns(tmp_path, 
     path.with_name(f"{path.name}-wal").write_bytes(b"left")
     with pytest.raises(LedgerDamaged):
         await home.open_ledger()
-    assert not list(path.parent.glob("*.damaged-*")), "who does not hold the directory moves nothing"
+    assert not list(path.parent.glob("*.damaged-*")), "without the lock, nothing is moved"
     with home.lock("test"):
         for _ in range(2):
             ledger = await home.open_ledger()

@@ -1,4 +1,4 @@
-"""A ledger whose process is killed: what returned is there, what did not never was."""
+"""A ledger whose process is killed: a write that returned is complete, an unfinished one is absent."""
 
 import signal
 import subprocess
@@ -27,8 +27,8 @@ def kill_when_ready(path: Path, count: int, where: str) -> None:
         assert child.wait(30) == -signal.SIGKILL
 
 
-async def reported(path: Path, count: int) -> tuple[object, ...]:
-    """What a ledger tells that has taken so many steps of the story and was closed in peace."""
+async def expected_content(path: Path, count: int) -> tuple[object, ...]:
+    """Return the content of a ledger after the first `count` steps of the story and a normal close."""
     ledger = await opened(path)
     for _, step in STORY[:count]:
         await step(ledger)
@@ -57,7 +57,7 @@ async def read(path: Path) -> tuple[object, ...]:
 @pytest.mark.parametrize("count", range(1, len(STORY) + 1), ids=[name for name, _ in STORY])
 async def test_a_write_is_complete_if_its_method_returned_before_the_kill(tmp_path, count, where, lost):
     kill_when_ready(tmp_path / "ledger.db", count, where)
-    assert await read(tmp_path / "ledger.db") == await reported(tmp_path / "peace.db", count - lost)
+    assert await read(tmp_path / "ledger.db") == await expected_content(tmp_path / "closed.db", count - lost)
 
 
 async def test_the_ledger_continues_after_a_kill(tmp_path):
@@ -67,4 +67,4 @@ async def test_the_ledger_continues_after_a_kill(tmp_path):
         await step(ledger)
     assert await ledger.memories().counts(TARGET) == MemoryCounts(delivered=3)
     await ledger.aclose()
-    assert await read(tmp_path / "ledger.db") == await reported(tmp_path / "peace.db", len(STORY))
+    assert await read(tmp_path / "ledger.db") == await expected_content(tmp_path / "closed.db", len(STORY))

@@ -1,4 +1,4 @@
-"""A ledger that is damaged, before a command or under a running agent: it is replaced, and the bucket restores it."""
+"""A damaged ledger, before a command or while an agent runs: it is replaced and rebuilt from the bucket."""
 
 import sqlite3
 from contextlib import closing
@@ -17,7 +17,7 @@ def machine(tmp_path):
 
 
 def damage(machine):
-    """Make the ledger a file that is no database."""
+    """Overwrite the ledger with text."""
     (machine.state / "ledger.sqlite").write_bytes(b"this is not a database\n" * 500)
 
 
@@ -34,7 +34,7 @@ def test_a_sync_rebuilds_a_damaged_ledger_from_the_bucket(machine):
         assert "is damaged" in refused.err
         assert "sync moves it aside" in refused.err
     result = machine.sync()
-    assert result["upload_id"] is None, "what the bucket has is not sent again"
+    assert result["upload_id"] is None, "the upload in the bucket is adopted"
     assert len(machine.manifests) == 1
     status = machine.status()
     assert (status["pending"], codes(status)) == ([], ["ledger_replaced"])

@@ -1,4 +1,4 @@
-"""A ledger beside other processes: read while it is written, waited for, given up on; callers that are cancelled."""
+"""A ledger shared by processes: reads during writes, waits and timeouts of locks, and cancelled callers."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ from tests.support.servers.ledger_process import deliver, opened
 from tests.support.values import NOON, TARGET, skipped
 
 ROOT = Path(__file__).parents[2]
-NOBODY = 65_534
+OTHER_UID = 65_534
 
 
 async def reader(path: Path) -> SqliteLedger:
@@ -41,7 +41,7 @@ async def test_a_reader_sees_only_complete_transactions_of_a_writer(tmp_path):
                 while len(await watching.outbox()) < count:
                     record = await watching.record(TARGET)
                     uploads = {part.key.split("/")[3] for entry in record.databases.values() for part in entry.parts}
-                    assert len(uploads) <= 1, "both databases are always of one delivery"
+                    assert len(uploads) <= 1, "both databases are always of the same delivery"
                     assert uploads == ({record.newest_upload_id} - {None})
                     at = await watching.last_position()
                     assert at >= position
@@ -55,18 +55,18 @@ async def test_a_reader_sees_only_complete_transactions_of_a_writer(tmp_path):
             assert await asyncio.to_thread(child.wait, 30) == 0
             await watching.aclose()
     again = await reader(path)
-    assert len(await again.history()) == count, "also after the writer is gone"
+    assert len(await again.history()) == count, "also after the writer has exited"
     await again.aclose()
 
 
 async def test_a_reader_writes_nothing(tmp_path):
-    book = await opened(tmp_path / "ledger.db")
+    ledger = await opened(tmp_path / "ledger.db")
     watching = await reader(tmp_path / "ledger.db")
     with pytest.raises(StateError, match="for reading only"):
         await watching.mark_owed(TARGET, ["reflection"])
-    await deliver(book, 1)
-    assert (await watching.record(TARGET)).newest_upload_id == (await book.record(TARGET)).newest_upload_id
-    await book.aclose()
+    await deliver(ledger, 1)
+    assert (await watching.record(TARGET)).newest_upload_id == (await ledger.record(TARGET)).newest_upload_id
+    await ledger.aclose()
     await watching.aclose()
 
 
@@ -78,87 +78,87 @@ async def test_a_reader_works_before_and_after_the_writer(tmp_path):
     path.touch()
     with pytest.raises(StateError, match="no ledger yet"):
         await reader(path)
-    book = await opened(path)
+    ledger = await opened(path)
     watching = await reader(path)
-    await book.mark_owed(TARGET, ["reflection"])
-    await book.aclose()
+    await ledger.mark_owed(TARGET, ["reflection"])
+    await ledger.aclose()
     assert set((await watching.record(TARGET)).databases) == {"reflection"}
     await watching.aclose()
 
 
 @pytest.fixture
 def sealed():
-    """A directory, and a context in which this process may look into it but make nothing there."""
+    """A directory, and a context in which this process can read it but not write to it."""
 
     @contextmanager
     def seal():
-        place.chmod(0o555)
+        folder.chmod(0o555)
         root = os.geteuid() == 0
         if root:
-            os.seteuid(NOBODY)
+            os.seteuid(OTHER_UID)
         try:
             yield
         finally:
             if root:
                 os.seteuid(0)
-            place.chmod(0o755)
+            folder.chmod(0o755)
 
-    # Not under tmp_path, where nobody else may go.
+    # Not under tmp_path, which other users cannot enter.
     with tempfile.TemporaryDirectory(prefix="ledger-") as name:
-        place = Path(name)
-        yield place, seal
+        folder = Path(name)
+        yield folder, seal
 
 
 async def test_a_reader_without_write_permission_reads_a_closed_ledger(sealed):
-    place, seal = sealed
-    book = await opened(place / "ledger.db")
-    await book.mark_owed(TARGET, ["reflection"])
-    await book.aclose()
-    (place / "ledger.db").chmod(0o644)
+    folder, seal = sealed
+    ledger = await opened(folder / "ledger.db")
+    await ledger.mark_owed(TARGET, ["reflection"])
+    await ledger.aclose()
+    (folder / "ledger.db").chmod(0o644)
     with seal():
-        watching = await reader(place / "ledger.db")
+        watching = await reader(folder / "ledger.db")
         assert set((await watching.record(TARGET)).databases) == {"reflection"}
         await watching.aclose()
 
 
 async def test_a_reader_without_write_permission_does_not_ignore_the_wal(sealed, tmp_path):
-    place, seal = sealed
-    book = await opened(tmp_path / "ledger.db")
-    await book.mark_owed(TARGET, ["reflection"])
+    folder, seal = sealed
+    ledger = await opened(tmp_path / "ledger.db")
+    await ledger.mark_owed(TARGET, ["reflection"])
     for name in ("ledger.db", "ledger.db-wal"):
-        (place / name).write_bytes((tmp_path / name).read_bytes())
-    await book.aclose()
+        (folder / name).write_bytes((tmp_path / name).read_bytes())
+    await ledger.aclose()
     with seal(), pytest.raises(StateError, match="cannot be opened"):
-        await reader(place / "ledger.db")
+        await reader(folder / "ledger.db")
 
 
-def held(path: Path) -> sqlite3.Connection:
-    """Another process's transaction, as SQLite sees it."""
+def lock_held(path: Path) -> sqlite3.Connection:
+    """Open a transaction that holds the lock, like another process."""
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     return other
 
 
 def reached(ledger: SqliteLedger, statement: str) -> threading.Event:
-    """Return an event that is set when the ledger's thread comes to the statement."""
-    there = threading.Event()
+    """Return an event that is set when the ledger's thread executes the statement."""
+    executed = threading.Event()
 
-    def look(text: str) -> None:
+    def trace(text: str) -> None:
         if text.startswith(statement):
-            there.set()
+            executed.set()
 
-    ledger._thread.submit(ledger._connection.set_trace_callback, look).result()
-    return there
+    ledger._thread.submit(ledger._connection.set_trace_callback, trace).result()
+    return executed
 
 
 async def test_a_write_waits_for_another_processes_transaction(tmp_path):
     ledger = await opened(tmp_path / "ledger.db")
-    other, there = held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
-    entry = asyncio.create_task(ledger.mark_owed(TARGET, ["reflection"]), name="entry")
-    assert await asyncio.to_thread(there.wait, 30)
+    other, executed = lock_held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
+    write = asyncio.create_task(ledger.mark_owed(TARGET, ["reflection"]), name="write")
+    assert await asyncio.to_thread(executed.wait, 30)
     other.execute("ROLLBACK")
     other.close()
-    await entry
+    await write
     assert set((await ledger.record(TARGET)).databases) == {"reflection"}
     await ledger.aclose()
 
@@ -166,7 +166,7 @@ async def test_a_write_waits_for_another_processes_transaction(tmp_path):
 async def test_a_write_that_waits_too_long_is_a_transient_error(tmp_path, monkeypatch):
     monkeypatch.setattr(file, "BUSY_SECONDS", 0.02)
     ledger = await opened(tmp_path / "ledger.db")
-    other = held(tmp_path / "ledger.db")
+    other = lock_held(tmp_path / "ledger.db")
     with pytest.raises(StateError, match="locked by another process") as reported:
         await ledger.mark_owed(TARGET, ["reflection"])
     assert reported.value.transient
@@ -178,31 +178,31 @@ async def test_a_write_that_waits_too_long_is_a_transient_error(tmp_path, monkey
 
 async def test_a_cancelled_write_is_completed(tmp_path):
     ledger = await opened(tmp_path / "ledger.db")
-    other, there = held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
-    entry = asyncio.create_task(ledger.mark_owed(TARGET, ["reflection"]), name="entry")
-    assert await asyncio.to_thread(there.wait, 30)
-    entry.cancel()
+    other, executed = lock_held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
+    write = asyncio.create_task(ledger.mark_owed(TARGET, ["reflection"]), name="write")
+    assert await asyncio.to_thread(executed.wait, 30)
+    write.cancel()
     await asyncio.sleep(0)
-    assert not entry.done(), "it is told only when the transaction is over"
+    assert not write.done(), "the call returns only after the transaction"
     other.execute("ROLLBACK")
     other.close()
     with pytest.raises(asyncio.CancelledError):
-        await entry
+        await write
     assert set((await ledger.record(TARGET)).databases) == {"reflection"}
     await ledger.aclose()
 
 
 async def test_the_failure_of_a_cancelled_write_is_logged(tmp_path):
     ledger = await opened(tmp_path / "ledger.db")
-    other, there = held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
-    entry = asyncio.create_task(ledger.confirm(skipped()), name="entry")
-    assert await asyncio.to_thread(there.wait, 30)
+    other, executed = lock_held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
+    write = asyncio.create_task(ledger.confirm(skipped()), name="write")
+    assert await asyncio.to_thread(executed.wait, 30)
     with capture_logs() as logs:
-        entry.cancel()
+        write.cancel()
         await asyncio.sleep(0)
-        entry.cancel()
+        write.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await entry
+            await write
         other.execute("ROLLBACK")
         other.close()
         await ledger.mark_owed(TARGET, ["reflection"])
@@ -214,7 +214,7 @@ async def test_a_cancelled_open_leaves_nothing_open(tmp_path):
     path = tmp_path / "ledger.db"
     await (await opened(path)).aclose()
     others = set(threading.enumerate())
-    other = held(path)
+    other = lock_held(path)
     opening = asyncio.create_task(opened(path), name="opening")
     await asyncio.sleep(0)
     opening.cancel()
@@ -227,4 +227,4 @@ async def test_a_cancelled_open_leaves_nothing_open(tmp_path):
         if thread.name.startswith("ledger"):
             await asyncio.to_thread(thread.join, 30)
             assert not thread.is_alive()
-    assert not (tmp_path / "ledger.db-wal").exists(), "the last connection to close takes it away"
+    assert not (tmp_path / "ledger.db-wal").exists(), "the last connection deletes it when it closes"

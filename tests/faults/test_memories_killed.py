@@ -1,6 +1,6 @@
-"""Killed (SIGKILL) around memories.json: each upload has what is new since its base, and no row is in two of them.
+"""Kills (SIGKILL) around memories.json: each upload has the rows that are new since its base, and no row is in two.
 
-This file is also a program, one that kills itself at a named point:
+This file is also a program that kills itself at a named point:
 
     python tests/faults/test_memories_killed.py POINT [options of `sync`]
 """
@@ -16,7 +16,7 @@ import pytest
 
 from agent.adapters.directory_store import DirectoryStore
 from agent.entrypoints.cli.app import app
-from tests.faults.killed_sync import mine
+from tests.faults.killed_sync import kill_at
 from tests.support import session_buddy
 from tests.support.machine import Machine
 
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.long
 
 POINTS = ("memories.json:before", "memories.json:after", "manifest.json:after")
 CHANGED_SINCE = "memories.json:after"
-"""Killed there, another session goes by before the next sync: what had begun is abandoned."""
+"""After a kill at this point, the databases change before the next sync, which abandons the unfinished upload."""
 
 
 def work(machine: Machine, session: int) -> None:
-    """A session goes by: two conversations, and one of the session before is edited."""
+    """Add the two conversations of a session, and edit one of the previous session."""
     session_buddy.make(
         machine.data / session_buddy.REFLECTION,
         f"UPDATE conversations_v2 SET content = 'edited in {session}' WHERE id = 's{session - 1}-1'",
@@ -53,7 +53,7 @@ def test_after_kills_each_state_of_a_row_is_in_one_upload(tmp_path):
         None,
         *(one["upload_id"] for one in manifests[:-1]),
     ]
-    reported = Counter(
+    uploaded = Counter(
         (entry["metadata"]["original_id"], entry["content"])
         for one in manifests
         for entry in json.loads(machine.object(one["memories"]["key"]))["conversations"]
@@ -61,13 +61,13 @@ def test_after_kills_each_state_of_a_row_is_in_one_upload(tmp_path):
     last = next(sessions) - 1
     now = {(f"s{n}-0", f"said in {n}") for n in range(last + 1)} | {(f"s{last}-1", f"said in {last}")}
     now |= {(f"s{n}-1", f"edited in {n + 1}") for n in range(last)}
-    assert set(reported.values()) == {1}
-    assert now <= reported.keys()
+    assert set(uploaded.values()) == {1}
+    assert now <= uploaded.keys()
     check_ledger(machine, uploads=len(manifests))
 
 
 def check_ledger(machine: Machine, *, uploads: int) -> None:
-    """Nothing is half done, each upload was told of once."""
+    """Check that nothing is unfinished and each upload has one result."""
     assert machine.staged == []
     ledger = sqlite3.connect(machine.state / "ledger.sqlite")
     try:
@@ -82,5 +82,5 @@ def check_ledger(machine: Machine, *, uploads: int) -> None:
 
 if __name__ == "__main__":
     name, _, when = sys.argv[1].partition(":")
-    mine(DirectoryStore, "put", f"put:{when}", lambda key, *_: key.endswith(name))
+    kill_at(DirectoryStore, "put", f"put:{when}", lambda key, *_: key.endswith(name))
     app(["sync", "--json", *sys.argv[2:]])
