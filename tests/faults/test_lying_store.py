@@ -1,4 +1,4 @@
-"""Stores that answer what is not so: a PUT that is not kept, a listing that lags, bytes that change afterwards."""
+"""Stores that give wrong answers: a PUT that is not kept, a stale listing, bytes that change afterwards."""
 
 import pytest
 
@@ -22,8 +22,8 @@ def rig(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def impatient(monkeypatch):
-    """An object that is not there at the first look counts as lost."""
+def no_confirm_wait(monkeypatch):
+    """An object that the first check does not find counts as lost."""
     monkeypatch.setattr(upload, "CONFIRM_SECONDS", 0.0)
 
 
@@ -32,7 +32,7 @@ async def keys(store):
 
 
 @pytest.mark.parametrize("name", ["reflection.duckdb", "memories.json", "manifest.json"])
-async def test_an_object_that_the_store_lost_after_a_200_is_sent_again(rig, proxy, proxied, impatient, name):
+async def test_an_object_that_the_store_lost_after_a_200_is_sent_again(rig, proxy, proxied, no_confirm_wait, name):
     rig.store = proxied()
     proxy.on("put_object", ending(name, swallow()), times=None)
     rig.settings["max_retries"] = 0
@@ -55,13 +55,13 @@ async def test_an_object_missing_from_a_listing_is_checked_with_head(rig, proxy,
     proxy.on("list_objects_v2", answer_with(replace=hidden), times=None)
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
-    asked = [(request.method, request.path.rpartition("/")[2]) for request in proxy.requests]
+    requests = [(request.method, request.path.rpartition("/")[2]) for request in proxy.requests]
     files = ["knowledge_graph.duckdb", "manifest.json", "memories.json", "reflection.duckdb"]
-    assert sorted(name for method, name in asked if method == "PUT" and name != "owner.json") == files
-    assert sorted(name for method, name in asked if method == "HEAD" and name != "owner.json") == files
+    assert sorted(name for method, name in requests if method == "PUT" and name != "owner.json") == files
+    assert sorted(name for method, name in requests if method == "HEAD" and name != "owner.json") == files
 
 
-async def test_an_object_replaced_before_the_manifest_fails_the_upload(rig, proxy, proxied, impatient):
+async def test_an_object_replaced_before_the_manifest_fails_the_upload(rig, proxy, proxied, no_confirm_wait):
     rig.store = proxied()
     rig.settings["max_retries"] = 0
 
@@ -154,7 +154,7 @@ def flip_file(path):
 
 
 async def flip(store, key):
-    """Put the object again with one bit changed, its metadata as they were."""
+    """Put the object again with one changed bit and the same metadata."""
     found = await store.head(key)
     data = bytearray(b"".join([piece async for piece in store.get(key)]))
     data[len(data) // 2] ^= 1

@@ -1,4 +1,4 @@
-"""A real agent on a real NATS that loses what it was told, and a store that stalls for longer than the ack wait."""
+"""A real agent with a NATS server that loses its stream, and a store that stalls for longer than the ack wait."""
 
 import threading
 
@@ -28,12 +28,12 @@ def upload(machine: Machine, agent: Running, number: int) -> None:
     agent.logged("sync_succeeded", number)
 
 
-@pytest.mark.parametrize("agent_is_there", [True, False])
-def test_results_are_published_again_to_a_wiped_stream(server, tmp_path, agent_is_there):
-    """Also where it happened while the agent was away; and one that was not wiped is not."""
+@pytest.mark.parametrize("agent_runs", [True, False])
+def test_results_are_published_again_to_a_wiped_stream(server, tmp_path, agent_runs):
+    """Even if it was wiped while no agent ran. Nothing is published again to a stream that was not wiped."""
     machine = machine_on(server, tmp_path)
 
-    def is_reported_again(agent: Running) -> None:
+    def wait_for_results(agent: Running) -> None:
         agent.logged("results_republished")
         with listening(server.url) as listener:
             listener.wait(lambda: sorted(set(listener.ids())) == sorted(upload_ids(machine)))
@@ -43,13 +43,13 @@ def test_results_are_published_again_to_a_wiped_stream(server, tmp_path, agent_i
             upload(machine, agent, number)
         with listening(server.url) as listener:
             listener.wait(lambda: len(listener.ids()) == 2)
-        if agent_is_there:
+        if agent_runs:
             server.restart(wipe=True)
-            is_reported_again(agent)
-    if not agent_is_there:
+            wait_for_results(agent)
+    if not agent_runs:
         server.restart(wipe=True)
         with machine.run() as agent:
-            is_reported_again(agent)
+            wait_for_results(agent)
     server.restart()
     with machine.run() as agent:
         upload(machine, agent, 1)
@@ -77,7 +77,7 @@ def test_a_sync_longer_than_the_ack_wait_is_not_delivered_again(server, moto, tm
         machine.write(commits=3)
         with machine.run() as agent:
             gate.wait()
-            threading.Event().wait(3)  # five times the ack wait: it is the time itself that is to be survived
+            threading.Event().wait(3)  # five times the ack wait, in real time
             gate.open()
             agent.logged("sync_succeeded")
             (cloud,) = (one for one in _consumers(server) if one["name"].endswith("-cloud"))

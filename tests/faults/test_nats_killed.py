@@ -1,4 +1,4 @@
-"""The agent is killed (SIGKILL) between upload, ledger, publish and ack: one upload, and one result by its id."""
+"""Kills (SIGKILL) of the agent between upload, ledger, publish and ack: one upload, and one result by its ID."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def server(tmp_path_factory):
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_any_point_leaves_one_upload_and_one_result(server, tmp_path, point):
-    """And what was in hand is not waited for: the ack wait is a minute, the next start takes over at once."""
+    """The next agent takes over the unacknowledged messages at once, before the ack wait of a minute ends."""
     system = f"laptop-{POINTS.index(point)}"
     machine = Machine(tmp_path / "machine", agent_nats_url=server.url, system_id=system)
     machine.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), machine.environ.get("PYTHONPATH", "")])

@@ -1,4 +1,4 @@
-"""NATS misbehaves again and again while a real agent works: each change ends in one upload and one result by id."""
+"""NATS fails repeatedly while a real agent runs: each change has one upload and one result by ID."""
 
 import asyncio
 import contextlib
@@ -22,11 +22,11 @@ ROUNDS = 14
 SEED = 7
 SMALL_STREAM = {"max_bytes": 2**20}
 UPLOAD_SECONDS = 0.6
-"""About how long a change takes to be uploaded: the moment of the misfortune is drawn from it."""
+"""Approximate duration of an upload: the failure is triggered at a random moment of it."""
 
 
 def machine_on(server: NatsServer, tmp_path, **settings: object) -> Machine:
-    """A machine whose agent notices a dead NATS soon, and comes back soon."""
+    """Return a machine whose agent detects a dead NATS soon, and reconnects soon."""
     machine = Machine(
         tmp_path / "machine", agent_nats_url=server.url, agent_rescan_seconds=2, agent_prune="false",
         agent_log_level="DEBUG", **settings,
@@ -36,64 +36,64 @@ def machine_on(server: NatsServer, tmp_path, **settings: object) -> Machine:
     return machine
 
 
-def kill(server: NatsServer, pause: threading.Event, dice: random.Random) -> None:
+def kill(server: NatsServer, pause: threading.Event, rng: random.Random) -> None:
     server.kill()
-    pause.wait(dice.uniform(0, UPLOAD_SECONDS))
+    pause.wait(rng.uniform(0, UPLOAD_SECONDS))
     server.start()
 
 
-def stop(server: NatsServer, pause: threading.Event, dice: random.Random) -> None:
+def stop(server: NatsServer, pause: threading.Event, rng: random.Random) -> None:
     server.stop()
-    pause.wait(dice.uniform(0, UPLOAD_SECONDS))
+    pause.wait(rng.uniform(0, UPLOAD_SECONDS))
     server.start()
 
 
-def freeze(server: NatsServer, pause: threading.Event, dice: random.Random) -> None:
-    """For longer than a ping and its answer may take."""
+def freeze(server: NatsServer, pause: threading.Event, rng: random.Random) -> None:
+    """Suspend the server for longer than the timeout of a ping."""
     server.pause()
-    pause.wait(0.7 + dice.uniform(0, UPLOAD_SECONDS))
+    pause.wait(0.7 + rng.uniform(0, UPLOAD_SECONDS))
     server.resume()
 
 
-def wipe(server: NatsServer, _pause: threading.Event, _dice: random.Random) -> None:
+def wipe(server: NatsServer, _pause: threading.Event, _rng: random.Random) -> None:
     server.restart(wipe=True)
 
 
-def delete(server: NatsServer, _pause: threading.Event, _dice: random.Random) -> None:
-    """The stream, under everybody's hands."""
+def delete(server: NatsServer, _pause: threading.Event, _rng: random.Random) -> None:
+    """Delete the stream while it is in use."""
     asyncio.run(delete_streams(server))
 
 
-def fill(server: NatsServer, _pause: threading.Event, _dice: random.Random) -> None:
-    """The stream is full of others' events: the oldest go, once the ear has heard them (a busy machine may be slow)."""
+def fill(server: NatsServer, _pause: threading.Event, _rng: random.Random) -> None:
+    """Fill the stream with other events, so that it drops the oldest, which the listener has received."""
 
     async def publish() -> None:
         async with await nats.connect(server.url) as client:
             jetstream = client.jetstream(timeout=10)
             for _ in range(24):
                 await jetstream.publish("akosha.session.other.ended", b"x" * 50_000)
-                while await lags(jetstream):
+                while await has_pending(jetstream):
                     pass
 
-    async def lags(jetstream: JetStreamContext) -> bool:
+    async def has_pending(jetstream: JetStreamContext) -> bool:
         try:
             return (await jetstream.consumer_info("AKOSHA_SYNC", "listener")).num_pending > 0
-        except NotFoundError:  # lost with the stream the round before, and not yet made again
+        except NotFoundError:  # deleted with the stream in the previous round, and not created again yet
             return True
 
-    with contextlib.suppress(NoStreamResponseError):  # deleted the round before, and not yet made again
+    with contextlib.suppress(NoStreamResponseError):  # deleted in the previous round, and not created again yet
         asyncio.run(publish())
 
 
-def without_jetstream(server: NatsServer, pause: threading.Event, dice: random.Random) -> None:
+def without_jetstream(server: NatsServer, pause: threading.Event, rng: random.Random) -> None:
     server.jetstream = False
     server.restart()
-    pause.wait(dice.uniform(0, UPLOAD_SECONDS))
+    pause.wait(rng.uniform(0, UPLOAD_SECONDS))
     server.jetstream = True
     server.restart()
 
 
-MISFORTUNES = (kill, stop, freeze, wipe, delete, fill, without_jetstream)
+FAILURES = (kill, stop, freeze, wipe, delete, fill, without_jetstream)
 
 
 @pytest.fixture
@@ -107,21 +107,21 @@ def upload_ids(machine: Machine) -> list[str]:
 
 
 def test_each_change_has_one_upload_and_one_result_despite_nats_failures(server, tmp_path):
-    dice, pause = random.Random(SEED), threading.Event()
+    rng, pause = random.Random(SEED), threading.Event()
     machine = machine_on(server, tmp_path)
     machine.write(commits=3)
     with machine.run() as agent, listening(server.url) as listener:
         agent.logged("bus_in_use", bus="nats")
         uploaded(agent, listener, machine, 1)
         for number in range(2, ROUNDS + 2):
-            misfortune = MISFORTUNES[number % len(MISFORTUNES)]
-            befalls = threading.Timer(dice.uniform(0, UPLOAD_SECONDS), misfortune, (server, pause, dice))
-            befalls.start()
+            failure = FAILURES[number % len(FAILURES)]
+            timer = threading.Timer(rng.uniform(0, UPLOAD_SECONDS), failure, (server, pause, rng))
+            timer.start()
             machine.write(commits=number + 3)
             try:
                 agent.logged("sync_succeeded", number)
             finally:
-                befalls.join()
+                timer.join()
             uploaded(agent, listener, machine, number)
         status = machine.status(lambda found: not found["pending"])
         assert {row["state"] for row in status["targets"][0]["databases"]} == {"clean"}
@@ -134,7 +134,7 @@ def test_each_change_has_one_upload_and_one_result_despite_nats_failures(server,
 
 
 def uploaded(agent: Running, listener: ResultListener, machine: Machine, number: int) -> None:
-    """Wait for the nth upload and its result; there are exactly so many."""
+    """Wait for the nth upload and its result, and check that there are no more uploads."""
     agent.logged("sync_succeeded", number)
     ids = upload_ids(machine)
     assert len(ids) == len(set(ids)) == number

@@ -1,4 +1,4 @@
-"""A sync that nothing can come of now: `sync` and `status` say within seconds what is in the way, and what mends it."""
+"""A sync that cannot work now: `sync` and `status` report the obstacle and its fix within seconds."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.machine import COMMAND, Machine
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process states and mounts are Linux's here")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process states and mounts need Linux")
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def test_sync_status_and_doctor_report_a_suspended_agent(machine):
     with machine.run() as agent:
         agent.logged("sync_succeeded")
         with stopped(agent):
-            cure = f"process {agent.pid} (run) does not answer: it is suspended (kill -CONT {agent.pid})"
+            message = f"process {agent.pid} (run) does not answer: it is suspended (kill -CONT {agent.pid})"
             status = machine.call("status")
-            assert (status.code, cure in status.out) == (0, True), status.out
+            assert (status.code, message in status.out) == (0, True), status.out
             (warning,) = machine.call("status", "--json").json["warnings"]
             assert (warning["code"], warning["hint"]) == ("agent_stopped", f"kill -CONT {agent.pid}")
             checks = machine.call("doctor", "--json").json["checks"]
@@ -44,16 +44,16 @@ def test_sync_status_and_doctor_report_a_suspended_agent(machine):
             assert (check["level"], check["cure"]) == ("error", f"kill -CONT {agent.pid}")
             assert check["found"].endswith("does not answer: it is suspended")
             with machine.started("sync") as sync:
-                sync.log.wait(lambda line: cure in line.get("text", ""))
+                sync.log.wait(lambda line: message in line.get("text", ""))
                 agent.process.send_signal(signal.SIGCONT)
                 done = sync.end()
         assert done.code == 0, done.err
-        assert done.err.count(cure) == 1
+        assert done.err.count(message) == 1
 
 
 @contextmanager
 def small_disk(folder, size):
-    """A disk of so many bytes at `folder`, for the commands that the prefix precedes."""
+    """A disk of `size` bytes at `folder`; yields the prefix for commands that use it."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "nsenter", "mount"))):
         pytest.skip("mounting a small disk needs root")
     folder.mkdir(mode=0o700)
@@ -63,7 +63,7 @@ def small_disk(folder, size):
     )
     with keeper:
         if keeper.stdout.readline() != "mounted\n":
-            pytest.skip("no mounts here")
+            pytest.skip("mounting is not permitted")
         yield ["nsenter", "--mount", "--target", str(keeper.pid), "--", COMMAND]
         keeper.stdin.close()
 

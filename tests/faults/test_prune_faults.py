@@ -1,4 +1,4 @@
-"""Pruning killed, refused, cut off, or not alone: nothing looks whole that is not, and the next one mends."""
+"""Prunes that are killed, refused, disconnected or concurrent: no incomplete upload is listed; the next completes."""
 
 import asyncio
 import os
@@ -27,17 +27,17 @@ PREFIX = naming.uploads_prefix(values.SYSTEM)
 KILLS = 30
 
 
-def pruning_of(store, rules=LAST_TWO, *, now=None):
+def pruner_of(store, rules=LAST_TWO, *, now=None):
     return Pruner(Catalog(store, values.SYSTEM), rules, ManualClock(now or datetime.now(UTC)))
 
 
 async def prune(store, rules=LAST_TWO, *, now=None):
-    pruning = pruning_of(store, rules, now=now)
-    return await pruning.carry_out(await pruning.plan({}), {})
+    pruner = pruner_of(store, rules, now=now)
+    return await pruner.carry_out(await pruner.plan({}), {})
 
 
 def age(bucket, *, days=3):
-    """Let everything but the newest upload have been there for days."""
+    """Set the times of everything except the newest upload to `days` ago."""
     newest = max((bucket / PREFIX).iterdir())
     long_ago = (datetime.now(UTC) - timedelta(days=days)).timestamp()
     for path in bucket.rglob("*"):
@@ -58,8 +58,8 @@ async def test_a_killed_prune_lists_no_incomplete_upload_and_the_next_completes(
     await asyncio.to_thread(zygote.run, command, check=True, env=environment)
     for number in range(KILLS):
         copy = bucket.with_name(f"{bucket.name}-{number}")
-        whole, _ = await uploads.uploads_in(DirectoryStore(copy))
-        assert whole[:2] == ids[:2]
+        complete, _ = await uploads.uploads_in(DirectoryStore(copy))
+        assert complete[:2] == ids[:2]
         await prune(DirectoryStore(copy))
         assert await uploads.uploads_in(DirectoryStore(copy)) == (ids[:2], [])
         assert sorted(path.name for path in (copy / PREFIX).iterdir()) == ids[1::-1]
@@ -67,7 +67,7 @@ async def test_a_killed_prune_lists_no_incomplete_upload_and_the_next_completes(
 
 
 async def many(store, count=14):
-    """Put so many uploads, one a day: more objects than are deleted one by one."""
+    """Put `count` uploads, one a day. The default exceeds the number of objects that are deleted one by one."""
     ids = uploads.days(count)
     for upload in ids:
         await uploads.put(store, upload)
@@ -87,8 +87,8 @@ async def test_a_cancelled_prune_lists_no_incomplete_upload(proxied, proxy, oper
         task.cancel()
         await asyncio.wait({task})
     assert task.cancelled()
-    whole, begun = await uploads.uploads_in(store)
-    assert (whole, len(begun)) == ((ids, 0) if operation == "the manifests" else (ids[:2], 12))
+    complete, unfinished = await uploads.uploads_in(store)
+    assert (complete, len(unfinished)) == ((ids, 0) if operation == "the manifests" else (ids[:2], 12))
     await prune(store)
     assert (await uploads.uploads_in(store))[0] == ids[:2]
 
@@ -114,11 +114,11 @@ async def test_a_denied_deletion_deletes_nothing_and_names_the_permission(proxie
     assert isinstance(pruned.error, NotPermitted)
     assert "s3:DeleteObject" in str(pruned.error)
     assert (pruned.is_empty, await uploads.uploads_in(store)) == (True, (ids, []))
-    assert proxy.count("delete_object") + proxy.count("delete_objects") == 1, "no storm"
+    assert proxy.count("delete_object") + proxy.count("delete_objects") == 1, "one request"
 
 
 def deny_some(keys):
-    """Delete, but for some keys, which the answer names: as AWS does where a policy is about them."""
+    """Delete all except some keys, which the response names, like AWS with a policy for these keys."""
 
     async def action(request, forward):
         text = (await request.read()).decode()
@@ -139,9 +139,9 @@ async def test_keys_denied_in_a_200_response_are_reported_and_kept(proxied, prox
     pruned = await prune(store)
     assert isinstance(pruned.error, NotPermitted)
     assert denied[0] in str(pruned.error)
-    whole, _ = await uploads.uploads_in(store)
-    assert whole == [*ids[:2], *ids[5:7]]
-    assert pruned.upload_ids == tuple(upload for upload in ids if upload not in whole)
+    complete, _ = await uploads.uploads_in(store)
+    assert complete == [*ids[:2], *ids[5:7]]
+    assert pruned.upload_ids == tuple(upload for upload in ids if upload not in complete)
     assert (await prune(store)).error is None
     assert (await uploads.uploads_in(store))[0] == ids[:2]
 
@@ -173,8 +173,8 @@ async def test_a_multipart_upload_is_aborted_only_if_it_is_a_day_old(proxied, pr
     ids = await many(store, 3)
     key = naming.object_key(values.SYSTEM, uploads.upload_id(datetime.now(UTC)), "reflection.duckdb")
     await store._connection.call("create_multipart_upload", key)
-    begun = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.000Z}"
-    proxy.on("list_multipart_uploads", answer_with(replace=("2010-11-10T20:48:33.000Z", begun)))
+    started = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.000Z}"
+    proxy.on("list_multipart_uploads", answer_with(replace=("2010-11-10T20:48:33.000Z", started)))
     await prune(store)
     assert moto.pending_uploads(bucket) == 1
     pruned = await Aged(store).pruned(LAST_TWO, days=2)
@@ -183,7 +183,7 @@ async def test_a_multipart_upload_is_aborted_only_if_it_is_a_day_old(proxied, pr
 
 
 class Aged:
-    """A store as it is seen when all it has is that old: listings do not tell times, and the clock is ahead."""
+    """A store that looks `days` older: its listings have no times, and the clock is ahead."""
 
     def __init__(self, store):
         self._store = store
@@ -203,16 +203,16 @@ async def test_a_listing_is_read_to_its_last_page(proxied, proxy, moto):
     store = proxied()
     direct = proxied(endpoint=moto.endpoint, bucket=store._address.bucket)
     ids = uploads.days(60)
-    made = {key: data for upload in ids for key, data in uploads.objects_of(upload).items()}
-    await asyncio.gather(*(direct._connection.call("put_object", key, Body=data) for key, data in made.items()))
-    assert len(made) == 240
+    objects = {key: data for upload in ids for key, data in uploads.objects_of(upload).items()}
+    await asyncio.gather(*(direct._connection.call("put_object", key, Body=data) for key, data in objects.items()))
+    assert len(objects) == 240
     proxy.on("list_objects_v2", lambda _, forward: forward(query={"max-keys": "50"}))
     pruned = await prune(store)
     assert (len(pruned.upload_ids), pruned.objects, pruned.error) == (58, 232, None)
     assert await uploads.uploads_in(store) == (ids[:2], [])
     assert proxy.count("delete_objects") == 2
-    times, stay, own = 60, 2 + 1, 2
-    assert proxy.count("get_object") == times + stay + own, "their objects are newer than their ids, as in a copy"
+    times, kept, own = 60, 2 + 1, 2
+    assert proxy.count("get_object") == times + kept + own, "the objects are newer than their upload IDs, as in a copy"
 
 
 async def test_concurrent_prunes_keep_what_the_stricter_one_keeps(proxied):

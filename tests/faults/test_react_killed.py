@@ -1,8 +1,10 @@
-"""A reactor that is killed (SIGKILL) at any step: the next one goes on, one batch is repeated at most, nothing is lost.
+"""A `react` that is killed (SIGKILL) at any step: the next continues, repeats at most one batch, and loses nothing.
+
+This file is also a program, a `react` that kills itself:
 
     python tests/faults/test_react_killed.py POINT [options of `react`]
 
-is such a reactor; POINT is `room.method:before:N` or `room.method:after:N`, at the Nth call of that method.
+POINT is `object.method:before:N` or `object.method:after:N`, for the Nth call of that method.
 """
 
 import asyncio
@@ -28,7 +30,7 @@ ROWS = range(1, 8)
 SMALL_BATCHES = {"agent.bootstrap.methods:BATCH_SIZE": 3}
 
 
-def mine(owner: type, method: str, when: str, call: int) -> None:
+def kill_at(owner: type, method: str, when: str, call: int) -> None:
     original, calls = getattr(owner, method), 0
 
     async def deadly(self, *args, **kwargs):
@@ -49,15 +51,15 @@ def main() -> None:
     from agent.entrypoints.cli.app import app
 
     replace_constants(SMALL_BATCHES)
-    place, when, call = sys.argv[1].split(":")
-    room, _, method = place.partition(".")
-    rooms = {"sink": AkoshaSink, "ledger": SqliteLedger}
-    mine(rooms[room], method, when, int(call))
+    target, when, call = sys.argv[1].split(":")
+    name, _, method = target.partition(".")
+    owners = {"sink": AkoshaSink, "ledger": SqliteLedger}
+    kill_at(owners[name], method, when, int(call))
     app(["react", "--once", *sys.argv[2:]])
 
 
-async def reported(machine: Machine) -> list[str]:
-    """What the ledger's history has: the uploads, and what became of them."""
+async def ingest_results(machine: Machine) -> list[str]:
+    """Return each upload in the ledger's history with its outcome."""
     path, clock = machine.state / "ledger.sqlite", SystemClock()
     ledger = await SqliteLedger.open(path, CloudEventsCodec(), clock=clock, read_only=True)
     try:
@@ -69,7 +71,7 @@ async def reported(machine: Machine) -> list[str]:
 
 @pytest.fixture
 def akosha():
-    from tests.support.servers.akosha import Akosha  # the process that is killed can do without
+    from tests.support.servers.akosha import Akosha  # not imported by the process that is killed
 
     with Akosha() as akosha:
         yield akosha
@@ -99,7 +101,7 @@ def test_a_kill_at_any_point_repeats_at_most_one_batch_and_loses_nothing(tmp_pat
     assert done.code == 0, done.err
     assert len(akosha.rows()) == 8
     assert sum(call.size for call in akosha.calls) <= 8 + 3
-    assert asyncio.run(reported(machine)) == [f"{sender.id(second)}.completed" for second in (0, 1)]
+    assert asyncio.run(ingest_results(machine)) == [f"{sender.id(second)}.completed" for second in (0, 1)]
     assert machine.staged == []
 
 

@@ -1,4 +1,4 @@
-"""Restores that are killed, or run out of disk: nothing stands half under its name, and the next one completes."""
+"""Restores that are killed or fill the disk: no file is partial, and the next restore completes."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ KILLS, KILLS_FOLDING = 28, 2
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(not REAL.exists(), reason="the databases of Session-Buddy are not here"),
+    pytest.mark.skipif(not REAL.exists(), reason="Session-Buddy's databases are not available"),
 ]
 
 
@@ -33,7 +33,7 @@ def tmp(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(tmp):
-    """What came of all restores; one process did them, for it takes long to start."""
+    """The outcomes of all restores. One process does them, because its start is slow."""
     plain, wal = tmp / "plain", tmp / "wal"
     for folder in (plain, wal):
         (folder / "data").mkdir(parents=True)
@@ -56,36 +56,36 @@ def found(tmp):
     return dict(zip(jobs, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-def of(names, folder):
+def contents(names, folder):
     return {name: (folder / name).read_bytes() for name in names}
 
 
 def check_killed(folder, found):
-    """Every pair that was there is whole, under its name or aside; what is new is whole."""
-    names = set(found["lies"])
+    """Check that the old pair is complete, under its names or renamed."""
+    names = set(found["files"])
     aside = {name for name in names if ".before-restore-" in name and not name.endswith(".wal")}
     if "reflection.duckdb" in names and (folder / "reflection.duckdb").read_bytes() == OLD["reflection.duckdb"]:
-        assert of(OLD, folder) == OLD
+        assert contents(OLD, folder) == OLD
     else:
         [main] = aside
-        assert of([main, f"{main}.wal"], folder) == {main: b"old main", f"{main}.wal": b"old wal"}
+        assert contents([main, f"{main}.wal"], folder) == {main: b"old main", f"{main}.wal": b"old wal"}
 
 
 def test_a_killed_restore_leaves_no_partial_file_and_the_next_completes(tmp, found):
     plain, rounds = tmp / "plain", found["kill plain"]
     assert len(rounds) == KILLS
-    new = of(["reflection.duckdb", "knowledge_graph.duckdb"], plain / "data")
+    new = contents(["reflection.duckdb", "knowledge_graph.duckdb"], plain / "data")
     for number, one in enumerate(rounds):
         killed, to = plain / f"{number}-killed", plain / str(number)
         check_killed(killed, one)
-        for name in new.keys() & one["lies"].keys():
+        for name in new.keys() & one["files"].keys():
             assert (killed / name).read_bytes() in (new[name], OLD.get(name))
-        assert (one["code"], one["said"]) == (0, "-")
-        assert of(new, to) == new
+        assert (one["code"], one["message"]) == (0, "-")
+        assert contents(new, to) == new
         assert not (to / "reflection.duckdb.wal").exists()
         assert not [path for path in to.iterdir() if path.is_dir()]
     assert -9 in {one["killed"] for one in rounds}
-    assert any(one["begun"] for one in rounds)
+    assert any(one["unfinished"] for one in rounds)
 
 
 def test_a_restore_killed_while_folding_starts_again(tmp, found):
@@ -93,7 +93,7 @@ def test_a_restore_killed_while_folding_starts_again(tmp, found):
     assert len(rounds) == KILLS_FOLDING
     for number, one in enumerate(rounds):
         check_killed(wal / f"{number}-killed", one)
-        assert (one["code"], one["said"]) == (0, "-")
+        assert (one["code"], one["message"]) == (0, "-")
         left = {path.name: path.stat().st_size for path in (wal / str(number)).iterdir()}
         assert {name for name in left if "before" not in name} == {"reflection.duckdb"}
         assert left["reflection.duckdb"] > (wal / "data" / "reflection.duckdb").stat().st_size // 2
@@ -101,11 +101,11 @@ def test_a_restore_killed_while_folding_starts_again(tmp, found):
 
 @pytest.mark.parametrize("kind", ["plain", "wal"])
 def test_a_full_disk_names_the_bytes_needed_and_leaves_nothing(tmp, found, kind):
-    """In the middle of a download; and when a main file and its WAL become one."""
+    """During a download, and while a WAL is folded into its main file."""
     (one,) = found[f"full {kind}"]
     size = sum(path.stat().st_size for path in (tmp / kind / "data").iterdir())
     needed = {"plain": size, "wal": 2 * size}[kind] + 32 * 2**20
     assert one["code"] == 1
-    assert f"{tmp / kind / 'to'} is full" in one["said"]
-    assert f"the restore needs {needed:,} bytes" in one["said"]
+    assert f"{tmp / kind / 'to'} is full" in one["message"]
+    assert f"the restore needs {needed:,} bytes" in one["message"]
     assert list((tmp / kind / "to").iterdir()) == []

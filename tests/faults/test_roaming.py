@@ -1,4 +1,4 @@
-"""Connections that die without a word, over real sockets and servers: what comes of them at an upheaval, in seconds."""
+"""Connections that die silently, with real sockets and servers: a network change replaces them within seconds."""
 
 import asyncio
 import contextlib
@@ -36,8 +36,8 @@ MIB = 2**20
 IDENTITY = Identity("agent-1", "laptop")
 
 
-class Way:
-    """The way to a server: open or closed, and what is on its way may be lost without a word."""
+class Link:
+    """A TCP proxy to a server. It can refuse connections, and drop the data of open ones without an error."""
 
     def __init__(self, port: int, *, bytes_per_second: int | None = None) -> None:
         self._upstream, self._rate = port, bytes_per_second
@@ -49,7 +49,9 @@ class Way:
     async def open(self) -> None:
         listening = socket.socket()
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)  # else a whole upload fits in on the way
+        listening.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024
+        )  # a larger buffer could hold a complete upload
         listening.bind(("127.0.0.1", self.port))
         self._server = await asyncio.start_server(self._serve, sock=listening, limit=64 * 1024)
         self.port = listening.getsockname()[1]
@@ -59,7 +61,7 @@ class Way:
         self._server.close()
 
     def lose(self) -> None:
-        """From now on nothing goes through the connections that there are, and nobody learns of it."""
+        """Drop everything that the open connections send from now on, without closing them."""
         self._dead |= self._tasks
 
     async def aclose(self) -> None:
@@ -72,11 +74,14 @@ class Way:
         self.connections += 1
         me = asyncio.current_task()
         self._tasks.add(me)
-        with contextlib.suppress(asyncio.CancelledError, OSError), contextlib.ExitStack() as ends:
-            ends.callback(writer.transport.abort)
-            there, away = await asyncio.open_connection("127.0.0.1", self._upstream)
-            ends.callback(away.transport.abort)
-            pumps = [asyncio.create_task(self._pump(me, *way)) for way in ((reader, away), (there, writer))]
+        with contextlib.suppress(asyncio.CancelledError, OSError), contextlib.ExitStack() as stack:
+            stack.callback(writer.transport.abort)
+            upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
+            stack.callback(upstream_writer.transport.abort)
+            pumps = [
+                asyncio.create_task(self._pump(me, *ends))
+                for ends in ((reader, upstream_writer), (upstream_reader, writer))
+            ]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -97,18 +102,18 @@ class Way:
 
 
 @contextlib.asynccontextmanager
-async def a_way(url: str, **how: int) -> AsyncIterator[Way]:
-    way = Way(int(url.split(":")[2].split("/", maxsplit=1)[0]), **how)
-    await way.open()
+async def open_link(url: str, **options: int) -> AsyncIterator[Link]:
+    link = Link(int(url.split(":")[2].split("/", maxsplit=1)[0]), **options)
+    await link.open()
     try:
-        yield way
+        yield link
     finally:
-        await way.aclose()
+        await link.aclose()
 
 
 @contextlib.asynccontextmanager
-async def a_store(way: Way, server) -> AsyncIterator[S3Store]:
-    store = S3Store(bucket=server.new_bucket(), endpoint=f"http://127.0.0.1:{way.port}", region="auto")
+async def open_store(link: Link, server) -> AsyncIterator[S3Store]:
+    store = S3Store(bucket=server.new_bucket(), endpoint=f"http://127.0.0.1:{link.port}", region="auto")
     try:
         yield store
     finally:
@@ -124,27 +129,27 @@ async def put(store, data: bytes, moved=lambda _: None, key: str = "a") -> None:
 
 
 async def test_idle_connections_to_the_store_are_not_reused(aws, rclone):
-    async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(60):
+    async with open_link(rclone.endpoint) as link, open_store(link, rclone) as store, asyncio.timeout(60):
         await put(store, b"one")
-        assert way.connections == 1
-        way.lose()
+        assert link.connections == 1
+        link.lose()
         await store.drop_idle_connections()
         await put(store, b"two")
         assert b"".join([piece async for piece in store.get("a")]) == b"two"
-        assert way.connections == 2
+        assert link.connections == 2
 
 
 async def test_an_unused_store_has_no_idle_connections_to_drop(aws, moto):
-    async with a_way(moto.endpoint) as way, a_store(way, moto) as store:
+    async with open_link(moto.endpoint) as link, open_store(link, moto) as store:
         await store.drop_idle_connections()
-        assert way.connections == 0
+        assert link.connections == 0
 
 
 @pytest.mark.long
 async def test_a_slow_upload_with_progress_keeps_its_connection(aws, moto):
-    """For longer than what stands still is given; and that is longer than a busy machine takes from move to move."""
+    """For longer than the stall limit, which is longer than the pause between two steps on a busy machine."""
     stall_monitor, data = StallMonitor(tight_seconds=7, tight_for_seconds=600), random.Random(1).randbytes(12 * MIB)
-    async with a_way(moto.endpoint, bytes_per_second=MIB) as way, a_store(way, moto) as store:
+    async with open_link(moto.endpoint, bytes_per_second=MIB) as link, open_store(link, moto) as store:
         stall_monitor.register(store)
         loop, moves = asyncio.get_running_loop(), []
 
@@ -162,21 +167,21 @@ async def test_a_slow_upload_with_progress_keeps_its_connection(aws, moto):
         await stall_monitor.tighten()
         await task
         assert moves[-1] - moves[0] > 7
-        assert way.connections == 1
+        assert link.connections == 1
 
 
 async def test_a_request_on_a_dead_connection_times_out_and_the_next_works(aws, rclone):
     stall_monitor = StallMonitor(tight_seconds=0.3, tight_for_seconds=60)
-    async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(60):
+    async with open_link(rclone.endpoint) as link, open_store(link, rclone) as store, asyncio.timeout(60):
         stall_monitor.register(store)
-        await put(store, b"it is there")
-        way.lose()
+        await put(store, b"stored")
+        link.lose()
         task = asyncio.create_task(_get(store, stall_monitor))
-        await until(lambda: way.swallowed)
+        await until(lambda: link.swallowed)
         await stall_monitor.tighten()
         with pytest.raises(StallTimeout):
             await task
-        assert await _get(store, stall_monitor) == b"it is there"
+        assert await _get(store, stall_monitor) == b"stored"
 
 
 async def _get(store: S3Store, stall_monitor: StallMonitor) -> bytes:
@@ -186,34 +191,34 @@ async def _get(store: S3Store, stall_monitor: StallMonitor) -> bytes:
 
 async def test_idle_connections_to_akosha_are_not_reused_and_the_session_continues():
     with Akosha() as akosha:
-        async with a_way(akosha.url) as way, asyncio.timeout(60):
-            sink = AkoshaSink(endpoint=f"http://127.0.0.1:{way.port}/mcp", timeout_seconds=10)
+        async with open_link(akosha.url) as link, asyncio.timeout(60):
+            sink = AkoshaSink(endpoint=f"http://127.0.0.1:{link.port}/mcp", timeout_seconds=10)
             try:
                 await sink.drop_idle_connections()
                 await sink.connect()
-                way.lose()
+                link.lose()
                 await sink.drop_idle_connections()
                 assert await sink.is_available()
                 assert (await sink.store([sink.pack(memory(1), SYSTEM)])).stored == 1
-                assert (way.swallowed, akosha.handshakes) == (0, 1)
-                assert way.connections > 1
+                assert (link.swallowed, akosha.handshakes) == (0, 1)
+                assert link.connections > 1
             finally:
                 await sink.aclose()
 
 
 @pytest.fixture
-def soon(monkeypatch):
+def short_ping_timeout(monkeypatch):
     monkeypatch.setattr(connection, "SHORT_PING_TIMEOUT_SECONDS", 0.3)
 
 
 PATIENT = {"ping": 600, "ping_timeout": 600, "reconnect": 600, "reconnect_max": 600}
 
 
-async def test_a_dead_nats_connection_is_replaced_after_a_network_change(fresh_nats, soon):
-    async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
+async def test_a_dead_nats_connection_is_replaced_after_a_network_change(fresh_nats, short_ping_timeout):
+    async with open_link(fresh_nats.url) as link, opened_bus(f"nats://127.0.0.1:{link.port}", patience=PATIENT) as bus:
         inbox = RecordingHandler()
         await bus.subscribe("akosha.session.>", inbox, durable="d")
-        way.lose()
+        link.lose()
         bus.check_connection()
         async with asyncio.timeout(SECONDS):
             await until(lambda: not bus.state.ready)
@@ -222,9 +227,9 @@ async def test_a_dead_nats_connection_is_replaced_after_a_network_change(fresh_n
         assert await inbox.wait_for_count(1) == ["e-1"]
 
 
-async def test_a_network_change_shortens_the_wait_for_a_pending_ping(fresh_nats, soon):
-    async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
-        way.lose()
+async def test_a_network_change_shortens_the_wait_for_a_pending_ping(fresh_nats, short_ping_timeout):
+    async with open_link(fresh_nats.url) as link, opened_bus(f"nats://127.0.0.1:{link.port}", patience=PATIENT) as bus:
+        link.lose()
         bus._connection.suspect(bus._connection.client())
         await until(lambda: bus._connection._ping_deadline)
         bus.check_connection()
@@ -235,41 +240,41 @@ async def test_a_network_change_shortens_the_wait_for_a_pending_ping(fresh_nats,
 
 async def test_a_live_nats_connection_survives_network_changes(fresh_nats, monkeypatch):
     monkeypatch.setattr(connection, "SHORT_PING_TIMEOUT_SECONDS", SECONDS)
-    async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
+    async with open_link(fresh_nats.url) as link, opened_bus(f"nats://127.0.0.1:{link.port}", patience=PATIENT) as bus:
         client = bus._connection.client()
         for _ in range(3):
             bus.check_connection()
             await until(lambda: not bus._connection._skip_pause.is_set())
         assert bus._connection.client() is client
-        assert way.connections == 1
+        assert link.connections == 1
 
 
 async def test_a_network_change_ends_the_pause_before_a_reconnect(fresh_nats):
-    async with a_way(fresh_nats.url) as way:
-        way.close()
-        async with opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT, ready=False) as bus:
+    async with open_link(fresh_nats.url) as link:
+        link.close()
+        async with opened_bus(f"nats://127.0.0.1:{link.port}", patience=PATIENT, ready=False) as bus:
             assert not bus.state.ready
-            await way.open()
+            await link.open()
             bus.check_connection()
             async with asyncio.timeout(SECONDS):
                 await bus.wait_until_ready()
 
 
-class Outside:
-    """Surroundings in which happens what a test says."""
+class FakeNetworkMonitor:
+    """A network monitor whose changes a test puts into a queue."""
 
     def __init__(self, *_: object) -> None:
-        self.happens: asyncio.Queue[NetworkChange] = asyncio.Queue()
+        self.queue: asyncio.Queue[NetworkChange] = asyncio.Queue()
 
     async def changes(self) -> AsyncGenerator[NetworkChange, None]:
         while True:
-            yield await self.happens.get()
+            yield await self.queue.get()
 
 
 @contextlib.asynccontextmanager
-async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> AsyncIterator[tuple[Agent, list]]:
-    """An agent at work, and what it tells. What stands still at an upheaval is cut off after half a second."""
-    monkeypatch.setattr(agent_bootstrap, "MachineNetworkMonitor", Outside)
+async def running_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> AsyncIterator[tuple[Agent, list]]:
+    """A running agent and its events. After a network change, a stall is cut off after half a second."""
+    monkeypatch.setattr(agent_bootstrap, "MachineNetworkMonitor", FakeNetworkMonitor)
     monkeypatch.setattr(agent_bootstrap, "StallMonitor", lambda: StallMonitor(tight_seconds=0.5))
     monkeypatch.setattr(network_changes, "FIRST_PAUSE_SECONDS", 0.5)
     session_buddy.create(tmp_path / "data", commits=3, entities=2)
@@ -282,12 +287,12 @@ async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> A
     home.state.prepare()
     reported: list = []
 
-    async def hear(message) -> None:
+    async def record(message) -> None:
         reported.append(message.event)
         await message.ack()
 
     async with await agent_bootstrap.build(home, IDENTITY) as agent:
-        await agent.bus.subscribe("akosha.sync.>", hear)
+        await agent.bus.subscribe("akosha.sync.>", record)
         task = asyncio.create_task(agent.run())
         try:
             yield agent, reported
@@ -304,21 +309,23 @@ async def wait_until_reported(reported: list, kind: type, seconds: float = 60) -
 
 @pytest.mark.long
 async def test_network_changes_trigger_a_retry_and_restart_a_stalled_upload(tmp_path, proxy, moto, monkeypatch):
-    """The network is away: the next try is 30 s away. It is back, and dies under the upload. It is back for good."""
-    async with a_way(proxy.url) as way:
-        way.close()
+    """The network fails, and the next retry is due in 30 s. It returns, fails during the upload, and returns again."""
+    async with open_link(proxy.url) as link:
+        link.close()
         with structlog.testing.capture_logs() as logged:
-            async with an_agent(tmp_path, f"http://127.0.0.1:{way.port}", moto.new_bucket(), monkeypatch) as at_work:
-                agent, reported = at_work
+            async with running_agent(
+                tmp_path, f"http://127.0.0.1:{link.port}", moto.new_bucket(), monkeypatch
+            ) as running:
+                agent, reported = running
                 await wait_until_reported(reported, SyncFailed)
                 reached = asyncio.Event()
                 proxy.on("put_object", stall(reached, at=1), times=1)
-                await way.open()
-                await agent.network_changes.network_monitor.happens.put(NetworkChange.MOVED)
+                await link.open()
+                await agent.network_changes.network_monitor.queue.put(NetworkChange.MOVED)
                 async with asyncio.timeout(60):
                     await reached.wait()
-                way.lose()
-                await agent.network_changes.network_monitor.happens.put(NetworkChange.WOKE)
+                link.lose()
+                await agent.network_changes.network_monitor.queue.put(NetworkChange.WOKE)
                 await wait_until_reported(reported, SyncSucceeded)
                 record = await agent.ledger.record(agent.methods["cloud"].target)
         assert (record.failures, record.attempts) == (0, 0)
@@ -327,5 +334,5 @@ async def test_network_changes_trigger_a_retry_and_restart_a_stalled_upload(tmp_
         assert events.count("network_changed") == 2
         assert "sync_retry_scheduled" not in events
         assert [type(event) for event in reported if isinstance(event, SyncResult)] == [SyncFailed, SyncSucceeded], (
-            "the attempt that was caught is not the one that was 30 s away"
+            "the attempt did not wait for the retry that was due in 30 s"
         )

@@ -1,4 +1,4 @@
-"""Databases that cannot be copied, under a running agent: it stays up, says why, delivers the rest, and recovers."""
+"""Databases that a running agent cannot copy: it reports the reason, uploads the others, and recovers."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 
 RESTRICTED = (sys.executable, str(Path(__file__).with_name("restricted.py")))
 
-CANNOT_BE_CLOSED_TO_ROOT = pytest.mark.skipif(
+NEEDS_UNPRIVILEGED = pytest.mark.skipif(
     sys.platform != "linux" and os.geteuid() == 0, reason="root's rights can be given up on Linux only"
 )
 
@@ -54,7 +54,7 @@ def closed(path):
 
 
 def give_version(path, version):
-    """Patch the format version, and the main header's checksum with it: the engine looks at that first."""
+    """Change the format version and the checksum of the main header, which DuckDB verifies first."""
     data = bytearray(path.read_bytes())
     struct.pack_into("<Q", data, 12, version)
     checksum = 5381
@@ -64,7 +64,7 @@ def give_version(path, version):
     path.write_bytes(data)
 
 
-def mend(machine, *, entities) -> None:
+def repair(machine, *, entities) -> None:
     path = machine.data / GRAPH
     if path.is_dir():
         path.rmdir()
@@ -85,12 +85,12 @@ def origins(manifest) -> dict[str, str]:
                 a_link_out: "is a symlink that is broken or leads out of the data directory",
             },
         ),
-        pytest.param(("unprivileged",), {closed: "no permission to read"}, marks=CANNOT_BE_CLOSED_TO_ROOT),
+        pytest.param(("unprivileged",), {closed: "no permission to read"}, marks=NEEDS_UNPRIVILEGED),
     ],
     ids=["spoilt", "closed"],
 )
 def test_a_database_that_cannot_be_copied_is_carried_over(machine, restriction, spoilers, tmp_path):
-    """The upload stays whole: the last good state stands in, marked, and the database is owed."""
+    """The upload stays complete: it carries over the last good state, marks it, and the database is owed."""
     count = 1
     prefix = {"prefix": (*RESTRICTED, *restriction)} if restriction else {}
     with machine.run(**prefix) as agent, machine.follow() as events:
@@ -118,11 +118,11 @@ def test_a_database_that_cannot_be_copied_is_carried_over(machine, restriction, 
             assert rows["knowledge_graph"]["kg_entities"] == failures
             assert rows["reflection"]["conversations_v2"] == 1 + failures
 
-            mend(machine, entities=1 + failures)
+            repair(machine, entities=1 + failures)
             count += 2
-            mended = events.reported("succeeded", count)[-1]
-            assert mended["incomplete"] == {}
-            good = mended["upload_id"]
+            repaired = events.reported("succeeded", count)[-1]
+            assert repaired["incomplete"] == {}
+            good = repaired["upload_id"]
             assert origins(machine.manifests[-1]) == {GRAPH: "sent", REFLECTION: "copied"}
         assert machine.status()["pending"] == []
         assert agent.process.poll() is None
@@ -169,19 +169,19 @@ def test_a_data_directory_that_disappears_is_watched_again_when_it_returns(machi
     assert machine.manifests[-1]["metadata"]["rows"]["reflection"]["conversations_v2"] == 2
 
 
-@CANNOT_BE_CLOSED_TO_ROOT
+@NEEDS_UNPRIVILEGED
 def test_an_unreadable_data_directory_is_reported_and_waited_for(machine):
-    ours = {"prefix": (*RESTRICTED, "unprivileged")}
+    unprivileged = {"prefix": (*RESTRICTED, "unprivileged")}
     machine.set(agent_rescan_seconds=1)
     machine.data.chmod(0)
-    with machine.run(**ours) as agent, machine.follow() as events:
+    with machine.run(**unprivileged) as agent, machine.follow() as events:
         agent.logged("watch_mode", mode=f"waiting for {machine.data} (Permission denied)")
-        document, table = machine.call("status", "--json", **ours), machine.call("status", **ours)
+        document, table = machine.call("status", "--json", **unprivileged), machine.call("status", **unprivileged)
         assert (document.code, table.code) == (0, 0)
         for text in (document.json["problem"], table.out):
             assert "cannot read the data directory" in text
             assert "Permission denied" in text
-        failed = machine.sync(code=1, **ours)
+        failed = machine.sync(code=1, **unprivileged)
         assert "cannot read the data directory" in failed["error"]
         machine.data.chmod(0o700)
         events.reported("succeeded", 1)
@@ -189,7 +189,7 @@ def test_an_unreadable_data_directory_is_reported_and_waited_for(machine):
 
 
 def test_a_full_disk_during_staging_does_not_block_the_other_database(machine):
-    """The kernel refuses to write more, as it does where a disk or a quota is used up."""
+    """The kernel refuses to write more, as with a full disk or an exhausted quota."""
     import duckdb
 
     (machine.data / REFLECTION).unlink()

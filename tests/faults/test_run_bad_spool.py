@@ -1,4 +1,4 @@
-"""The running agent when its spool cannot be read: it says so, goes on, and reads it when it can again."""
+"""The running agent with an unreadable spool: it logs the error, continues, and reads the spool once it can."""
 
 from tests.support.machine import Machine
 
@@ -10,7 +10,7 @@ def test_an_unreadable_spool_is_logged_and_the_agent_continues(tmp_path):
     with machine.run() as agent:
         agent.logged("sync_succeeded")
         spool.rename(aside)
-        spool.write_text("in the way")
+        spool.write_text("a file")
         (line, *_) = agent.logged("loop_interrupted", loop="spool")
         assert "cannot be used: Not a directory" in line["error"]
         machine.write(commits=2)

@@ -1,4 +1,4 @@
-"""Several processes on one state directory: one works, the others ask it, wait, take over, or are told who it is."""
+"""Several processes with one state directory: one works, the others use it, wait, take over, or exit with its name."""
 
 import signal
 

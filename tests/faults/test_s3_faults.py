@@ -1,4 +1,4 @@
-"""S3 that fails, lies, stalls or refuses: what the store makes of it. Real requests through a front before moto."""
+"""S3 that fails, gives wrong answers, stalls or refuses, with real requests through a proxy to moto."""
 
 import asyncio
 import random
@@ -17,13 +17,13 @@ pytest_plugins = ["tests.support.servers.fixtures"]
 MIB = 2**20
 PART = MIB // 2
 KEY = "systems/mac/uploads/20260101_000000_mac/reflection.duckdb"
-WHOLE = b"fits into one part" * 10_000
+SINGLE = b"fits into one part" * 10_000
 SEVERAL = random.Random(1).randbytes(3 * PART + 77)
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    """botocore waits up to a second before it tries again; here it does not."""
+    """Disable botocore's delay of up to a second before a retry."""
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
 
@@ -45,7 +45,7 @@ def bucket_of(store):
 
 
 async def assert_nothing_left(store, proxy, moto):
-    """No object, and no parts, by the server's own word."""
+    """Check on the server that there is no object and no multipart upload."""
     proxy._rules.clear()
     assert [item async for item in store.list("")] == []
     assert moto.pending_uploads(bucket_of(store)) == 0
@@ -54,9 +54,9 @@ async def assert_nothing_left(store, proxy, moto):
 @pytest.mark.parametrize("operation", ["put_object", "upload_part", "create_multipart_upload"])
 @pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown")])
 async def test_a_request_is_tried_three_times(proxied, proxy, operation, status, code):
-    """Two failures of a single request are nobody's business, and each byte counts once for the progress."""
+    """Two failures of a request are not reported, and each byte counts once for the progress."""
     store, reported = proxied(), []
-    data = WHOLE if operation == "put_object" else SEVERAL
+    data = SINGLE if operation == "put_object" else SEVERAL
     proxy.on(operation, refuse(status, code), times=2)
     await put(store, data, progress=reported.append)
     assert sum(reported) == len(data)
@@ -69,14 +69,14 @@ async def test_a_server_that_keeps_failing_is_transient(proxied, proxy, moto, op
     store = proxied()
     proxy.on(operation, refuse(status, code))
     with pytest.raises(StoreError) as failure:
-        await put(store, WHOLE if operation == "put_object" else SEVERAL)
+        await put(store, SINGLE if operation == "put_object" else SEVERAL)
     assert failure.value.transient
     assert str(status) in str(failure.value)
     await assert_nothing_left(store, proxy, moto)
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "cure"),
+    ("status", "code", "fix"),
     [
         (403, "AccessDenied", "s3:PutObject"),
         (403, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
@@ -90,16 +90,16 @@ async def test_a_server_that_keeps_failing_is_transient(proxied, proxy, moto, op
         (403, "InvalidObjectState", "akosha_cloud_storage_class"),
     ],
 )
-@pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
-async def test_a_refusal_is_permanent_and_names_the_fix(proxied, proxy, moto, status, code, cure, data):
+@pytest.mark.parametrize("data", [SINGLE, SEVERAL], ids=["single", "several"])
+async def test_a_refusal_is_permanent_and_names_the_fix(proxied, proxy, moto, status, code, fix, data):
     store = proxied()
-    operation = "put_object" if data is WHOLE else "create_multipart_upload"
+    operation = "put_object" if data is SINGLE else "create_multipart_upload"
     proxy.on(operation, refuse(status, code, secret=SECRET_KEY, headers={"x-amz-bucket-region": "eu-central-1"}))
     with pytest.raises(StoreError) as failure:
         await put(store, data)
     text = f"{failure.value!s} {failure.value!r}"
     assert not failure.value.transient
-    assert cure in text
+    assert fix in text
     assert isinstance(failure.value, NotPermitted) == (code == "AccessDenied")
     assert SECRET_KEY not in text
     await assert_nothing_left(store, proxy, moto)
@@ -109,7 +109,7 @@ async def test_a_refusal_is_permanent_and_names_the_fix(proxied, proxy, moto, st
 @pytest.mark.parametrize("after", [0, 100_000])
 async def test_a_broken_connection_is_retried_and_then_transient(proxied, proxy, moto, operation, after):
     store = proxied()
-    data = WHOLE if operation == "put_object" else SEVERAL
+    data = SINGLE if operation == "put_object" else SEVERAL
     proxy.on(operation, reset(after=after), times=1)
     await put(store, data)
     assert await fetch(store) == data
@@ -126,12 +126,12 @@ async def test_a_broken_connection_is_retried_and_then_transient(proxied, proxy,
     "operation", ["put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload"]
 )
 async def test_a_cancelled_stall_ends_at_once_and_leaves_nothing(proxied, proxy, moto, operation, monkeypatch):
-    # Only an upload whose beginning nobody answers makes the abort wait for all its time.
+    # Only if the creation of the upload gets no response does the abort wait this long.
     monkeypatch.setattr("agent.adapters.s3.multipart.ABORT_SECONDS", 3)
     store, reached, reported = proxied(), asyncio.Event(), []
     at = 100_000 if operation in ("put_object", "upload_part") else 0
     proxy.on(operation, stall(reached, at=at))
-    data = WHOLE if operation == "put_object" else SEVERAL
+    data = SINGLE if operation == "put_object" else SEVERAL
     task = asyncio.create_task(put(store, data, progress=reported.append))
     await asyncio.wait_for(reached.wait(), 30)
     task.cancel()
@@ -142,7 +142,7 @@ async def test_a_cancelled_stall_ends_at_once_and_leaves_nothing(proxied, proxy,
 
 
 async def test_progress_is_reported_within_a_part(proxied, proxy):
-    """A watcher of a slow line sees bytes leave long before a part is through."""
+    """On a slow connection, progress is reported long before a part is complete."""
     store, reached, reported = proxied(), asyncio.Event(), []
     proxy.on("upload_part", stall(reached, at=PART * 3 // 4))
     task = asyncio.create_task(put(store, SEVERAL, progress=reported.append))
@@ -155,7 +155,7 @@ async def test_progress_is_reported_within_a_part(proxied, proxy):
 
 
 class Slowly:
-    """A pace, of so many seconds a slice."""
+    """A rate limiter that waits the given seconds for each slice."""
 
     piece_bytes = 64 * 1024
 
@@ -170,7 +170,7 @@ class Slowly:
 
 @pytest.mark.parametrize("server", ["moto", "rclone"])
 async def test_the_read_timeout_does_not_limit_the_body(request, server, aws):
-    """However slowly it goes: only the time after the last byte counts."""
+    """Only the time after the last byte counts."""
     server = request.getfixturevalue(server)
     rate_limiter = Slowly(0.3)
     store = S3Store(
@@ -185,9 +185,9 @@ async def test_the_read_timeout_does_not_limit_the_body(request, server, aws):
 
 async def test_a_missing_response_after_the_body_is_transient(proxied, proxy):
     store, reached = proxied(read_timeout=0.5), asyncio.Event()
-    proxy.on("put_object", stall(reached, at=len(WHOLE)))
+    proxy.on("put_object", stall(reached, at=len(SINGLE)))
     with pytest.raises(StoreError, match="did not answer in time") as failure:
-        await put(store, WHOLE)
+        await put(store, SINGLE)
     assert failure.value.transient
     assert reached.is_set()
 
@@ -195,18 +195,18 @@ async def test_a_missing_response_after_the_body_is_transient(proxied, proxy):
 async def test_bytes_of_a_retry_are_rate_limited(proxied, proxy):
     rate_limiter, reported = Slowly(0), []
     proxy.on("put_object", refuse(503, "SlowDown"), times=1)
-    await put(proxied(rate_limiter=rate_limiter), WHOLE, progress=reported.append)
-    assert (rate_limiter.taken, sum(reported)) == (2 * len(WHOLE), len(WHOLE))
+    await put(proxied(rate_limiter=rate_limiter), SINGLE, progress=reported.append)
+    assert (rate_limiter.taken, sum(reported)) == (2 * len(SINGLE), len(SINGLE))
 
 
 async def test_an_upload_cancelled_while_it_is_created_is_aborted(proxied, proxy, moto):
-    """The store has begun it, the answer is on its way: it is waited for, and that upload aborted."""
-    store, reached, go_on = proxied(), asyncio.Event(), asyncio.Event()
+    """The store has created it and its response is pending: the client waits for the ID and aborts the upload."""
+    store, reached, release = proxied(), asyncio.Event(), asyncio.Event()
 
     async def slow_answer(_request, forward):
         answer = await forward()
         reached.set()
-        await go_on.wait()
+        await release.wait()
         return answer
 
     proxy.on("create_multipart_upload", slow_answer)
@@ -214,27 +214,27 @@ async def test_an_upload_cancelled_while_it_is_created_is_aborted(proxied, proxy
     await asyncio.wait_for(reached.wait(), 30)
     assert moto.pending_uploads(bucket_of(store)) == 1
     task.cancel()
-    go_on.set()
+    release.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     await assert_nothing_left(store, proxy, moto)
 
 
-@pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
+@pytest.mark.parametrize("data", [SINGLE, SEVERAL], ids=["single", "several"])
 async def test_bytes_that_change_in_transit_are_detected(proxied, proxy, moto, data):
-    """moto takes wrong checksums: the ETag that it answers tells."""
+    """moto accepts wrong checksums: the ETag in its response shows the damage."""
     store = proxied()
-    proxy.on("put_object" if data is WHOLE else "upload_part", damage())
+    proxy.on("put_object" if data is SINGLE else "upload_part", damage())
     with pytest.raises(StoreError, match="damaged") as failure:
         await put(store, data)
     assert failure.value.transient
     await assert_nothing_left(store, proxy, moto)
 
 
-@pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
+@pytest.mark.parametrize("data", [SINGLE, SEVERAL], ids=["single", "several"])
 async def test_a_wrong_etag_is_damage(proxied, proxy, moto, data):
     store = proxied()
-    proxy.on("put_object" if data is WHOLE else "upload_part", answer_with(headers={"ETag": '"' + "0" * 32 + '"'}))
+    proxy.on("put_object" if data is SINGLE else "upload_part", answer_with(headers={"ETag": '"' + "0" * 32 + '"'}))
     with pytest.raises(StoreError, match="damaged") as failure:
         await put(store, data)
     assert failure.value.transient
@@ -242,15 +242,15 @@ async def test_a_wrong_etag_is_damage(proxied, proxy, moto, data):
 
 
 async def test_an_etag_of_a_kms_encrypted_object_is_not_compared(proxied, proxy):
-    """With a KMS key it looks like one and is none: then the size is asked for instead."""
+    """With a KMS key the ETag looks like an MD5 but is not one: the size is checked instead."""
     store = proxied()
     kms = {"ETag": '"' + "0" * 32 + '"', "x-amz-server-side-encryption": "aws:kms"}
     for operation in ("put_object", "upload_part"):
         proxy.on(operation, answer_with(headers=kms))
     proxy.on("complete_multipart_upload", _accept_any_parts)
-    await put(store, WHOLE)
+    await put(store, SINGLE)
     assert proxy.count("head_object") == 1
-    assert await fetch(store) == WHOLE
+    assert await fetch(store) == SINGLE
 
 
 async def _accept_any_parts(_request, forward):
@@ -258,7 +258,7 @@ async def _accept_any_parts(_request, forward):
 
 
 async def test_a_store_with_other_multipart_etags_is_read_back_once(proxied, proxy):
-    """Such an ETag is either damage or another form: the bytes tell, and are not asked again."""
+    """Such an ETag means damage or another format: the bytes are read back once to decide."""
     store = proxied()
     proxy.on("complete_multipart_upload", _other_form)
     with structlog.testing.capture_logs() as logs:
@@ -311,7 +311,7 @@ async def test_an_error_in_a_200_response_is_an_error(proxied, proxy, moto):
 
 
 async def test_a_completion_whose_response_is_lost_is_recognised(proxied, proxy, moto):
-    """The second try hears NoSuchUpload, because the first was heard: the object is there, and is the right one."""
+    """The first attempt succeeded, so the second gets NoSuchUpload: the object exists and is correct."""
     store = proxied()
     proxy.on("complete_multipart_upload", lose_the_answer(), times=1)
     proxy.on("complete_multipart_upload", refuse(404, "NoSuchUpload"))
@@ -332,14 +332,14 @@ async def test_a_foreign_abort_of_the_upload_is_transient(proxied, proxy, moto):
 
 @pytest.fixture
 def least_privilege(proxy):
-    """Put, Get and List: nothing else is allowed, and a HEAD of what is missing is 404."""
+    """Only Put, Get and List are allowed; a HEAD of a missing object is a 404."""
     for operation in ("abort_multipart_upload", "delete_object", "list_multipart_uploads"):
         proxy.on(operation, refuse(403, "AccessDenied"))
 
 
 async def test_put_get_and_list_permissions_suffice(proxied, least_privilege):
     store = proxied()
-    for key, data in (("small", WHOLE), ("large", SEVERAL)):
+    for key, data in (("small", SINGLE), ("large", SEVERAL)):
         source = await put(store, data, key=key, metadata={"sha256": "ab"})
         await store.copy(key, f"{key}-copy", expected=source)
         assert await fetch(store, f"{key}-copy") == data
@@ -355,7 +355,7 @@ async def test_other_operations_name_the_missing_permission(proxied, least_privi
 
 
 async def test_parts_that_cannot_be_aborted_are_logged_with_a_hint(proxied, proxy, least_privilege):
-    """The failure that is raised is the one that mattered."""
+    """The raised error is the one of the upload."""
     store = proxied()
     proxy.on("upload_part", refuse(403, "InvalidAccessKeyId"))
     with structlog.testing.capture_logs() as logs, pytest.raises(StoreError, match="InvalidAccessKeyId"):
@@ -407,7 +407,7 @@ async def test_a_listing_reads_all_pages(proxied, proxy):
 
 
 async def test_a_large_object_is_copied_in_ranges(proxied, proxy):
-    """The limit of a single copy, 5 GiB at AWS, is lowered to a part."""
+    """The size limit of a single copy, 5 GiB on AWS, is lowered to a part."""
     store = proxied(single_copy_bytes=PART)
     source = await put(store, SEVERAL, metadata={"sha256": "ab"})
     copied = await store.copy(KEY, "copy", expected=source)
@@ -417,7 +417,7 @@ async def test_a_large_object_is_copied_in_ranges(proxied, proxy):
 
 
 async def test_an_empty_response_to_a_copied_range_is_rejected(proxied, proxy, moto):
-    """What rclone answers."""
+    """rclone responds like this."""
     store = proxied(single_copy_bytes=PART)
     source = await put(store, SEVERAL)
     proxy.on("upload_part_copy", answer_with(empty=True))
@@ -430,7 +430,7 @@ async def test_an_empty_response_to_a_copied_range_is_rejected(proxied, proxy, m
 
 async def test_an_incorrect_copy_is_rejected_and_removed(proxied, proxy):
     store = proxied()
-    source = await put(store, WHOLE, metadata={"sha256": "ab"})
+    source = await put(store, SINGLE, metadata={"sha256": "ab"})
 
     async def wrong_metadata(request, forward):
         return await forward(headers={next(n for n in request.headers if n.lower() == "x-amz-meta-sha256"): "cd"})
@@ -444,7 +444,7 @@ async def test_an_incorrect_copy_is_rejected_and_removed(proxied, proxy):
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (403, "AccessDenied"), (400, "InvalidRequest")])
 async def test_a_store_that_refuses_to_copy_raises_copy_unsupported(proxied, proxy, status, code):
     store = proxied()
-    source = await put(store, WHOLE)
+    source = await put(store, SINGLE)
     proxy.on("copy_object", refuse(status, code))
     with pytest.raises(CopyUnsupported, match=code):
         await store.copy(KEY, "copy", expected=source)
@@ -453,7 +453,7 @@ async def test_a_store_that_refuses_to_copy_raises_copy_unsupported(proxied, pro
 @pytest.mark.parametrize(("status", "code", "transient"), [(503, "SlowDown", True), (403, "ExpiredToken", False)])
 async def test_an_error_that_sending_would_meet_too_is_not_copy_unsupported(proxied, proxy, status, code, transient):
     store = proxied()
-    source = await put(store, WHOLE)
+    source = await put(store, SINGLE)
     proxy.on("copy_object", refuse(status, code))
     with pytest.raises(StoreError, match=code) as failure:
         await store.copy(KEY, "copy", expected=source)
@@ -463,7 +463,7 @@ async def test_an_error_that_sending_would_meet_too_is_not_copy_unsupported(prox
 
 async def test_a_truncated_download_is_transient(proxied, proxy):
     store = proxied()
-    await put(store, WHOLE)
+    await put(store, SINGLE)
 
     async def cut(request, forward):
         answer = await forward()
@@ -478,9 +478,9 @@ async def test_a_truncated_download_is_transient(proxied, proxy):
     assert failure.value.transient
 
 
-@pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
+@pytest.mark.parametrize("data", [SINGLE, SEVERAL], ids=["single", "several"])
 async def test_no_redirect_is_followed(proxied, proxy, data):
-    """Not to where an answer points, whoever wrote it; and a POST must not become a GET on the way."""
+    """A response must not choose the address, and a POST must not become a GET."""
     store = proxied()
     for operation in ("put_object", "create_multipart_upload"):
         proxy.on(operation, refuse(301, "PermanentRedirect", headers={"Location": f"{proxy.url}/elsewhere"}))
@@ -493,7 +493,7 @@ async def test_no_redirect_is_followed(proxied, proxy, data):
 async def test_a_missing_bucket_is_a_permanent_error(moto, aws):
     store = S3Store(bucket="never-made", endpoint=moto.endpoint, region="auto")
     with pytest.raises(StoreError, match="akosha_cloud_bucket") as failure:
-        await put(store, WHOLE)
+        await put(store, SINGLE)
     assert not failure.value.transient
     assert not isinstance(failure.value, NoSuchObject)
     await store.aclose()

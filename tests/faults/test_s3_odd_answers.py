@@ -1,4 +1,4 @@
-"""Answers that are none of S3's: captive portals, reverse proxies, stores with gaps. Each is a StoreError, no crash."""
+"""Responses that S3 never sends: captive portals, reverse proxies, incomplete stores. Each is a StoreError."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ def uploads(content: str) -> str:
 TRUNCATED = "<IsTruncated>true</IsTruncated>"
 
 ANSWERS = {
-    # elsewhere
+    # redirects
     "301 to a portal": answer("301 Moved", Location="http://portal.example/login"),
     "302 to a portal": answer("302 Found", PAGE, Location=f"http://user:{SECRET}@portal.example/login", **HTML),
     "303": answer("303 See Other", Location="/elsewhere"),
@@ -50,7 +50,7 @@ ANSWERS = {
     "301 without an address": answer("301 Moved"),
     "301 in S3's words without a region": answer("301 x", "<Error><Code>PermanentRedirect</Code></Error>", **XML),
     "307 in S3's words": answer("307 x", "<Error><Code>TemporaryRedirect</Code></Error>", **XML),
-    # success that is none
+    # success without a valid body
     "201": answer("201 Created"),
     "202": answer("202 Accepted"),
     "204": answer("204 No Content", length="none"),
@@ -58,7 +58,7 @@ ANSWERS = {
     "206": answer("206 Partial Content", "x"),
     "200 and nothing": answer(),
     "200 and a page": answer(body=PAGE, **HTML),
-    "200 and a page that is no XML": answer(body="<!doctype html><html><br><p>Log in", **HTML),
+    "200 and a page that is not XML": answer(body="<!doctype html><html><br><p>Log in", **HTML),
     "200 and a page of no type": answer(body=PAGE),
     "200 and text": answer(body="it works!", Content_Type="text/plain"),
     "200 and JSON": answer(body='{"Contents": []}', Content_Type="application/json"),
@@ -70,17 +70,15 @@ ANSWERS = {
     "200 and an entity bomb": answer(
         body='<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><ListBucketResult>&b;</ListBucketResult>', **XML
     ),
-    # fields
+    # header and body fields
     "no length": answer(length="none", Last_Modified=MODIFIED),
-    "a length that is no number": answer(length="many"),
+    "a length that is not a number": answer(length="many"),
     "a negative length": answer(length="-1"),
     "two lengths": answer(length="1\r\nContent-Length: 2"),
-    "a date that is none": answer(
-        body=listed(item(when="<LastModified>soon</LastModified>")), Last_Modified="soon", **XML
-    ),
+    "an invalid date": answer(body=listed(item(when="<LastModified>soon</LastModified>")), Last_Modified="soon", **XML),
     "an item without a key": answer(body=listed(item(key="")), **XML),
     "an item without a size": answer(body=listed(item(size="")), **XML),
-    "a size that is no number": answer(body=listed(item(size="<Size>big</Size>")), **XML),
+    "a size that is not a number": answer(body=listed(item(size="<Size>big</Size>")), **XML),
     "a negative size": answer(body=listed(item(size="<Size>-5</Size>")), **XML),
     "a size of thousands of digits": answer(body=listed(item(size=f"<Size>{'9' * 5000}</Size>")), **XML),
     "truncated without a token": answer(body=listed(item(), TRUNCATED), **XML),
@@ -92,13 +90,13 @@ ANSWERS = {
         body=uploads(f"{TRUNCATED}<NextKeyMarker>k</NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker>"), **XML
     ),
     "an upload without an id": answer(body=uploads(f"<Upload><Key>{KEY}</Key></Upload>"), **XML),
-    "an upload begun soon": answer(
+    "an upload with an invalid date": answer(
         body=uploads(f"<Upload><Key>{KEY}</Key><UploadId>u</UploadId><Initiated>soon</Initiated></Upload>"), **XML
     ),
-    "a begun upload without an id": answer(
+    "a created upload without an id": answer(
         body="<InitiateMultipartUploadResult><Key>k</Key></InitiateMultipartUploadResult>", **XML
     ),
-    # refusals that are none of S3's
+    # errors that S3 does not send
     "400 and a page": answer("400 Bad Request", PAGE, **HTML),
     "403 and a page": answer("403 Forbidden", PAGE, **HTML),
     "404 and a page": answer("404 Not Found", PAGE, **HTML),
@@ -108,7 +106,7 @@ ANSWERS = {
     "500 and nothing": answer("500 Oh"),
     "502 and a page": answer("502 Bad Gateway", PAGE, **HTML),
     "999": answer("999 What"),
-    # no HTTP
+    # invalid HTTP
     "not HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
     "nothing": b"",
     "half a header": b"HTTP/1.1 200 OK\r\nContent-Le",
@@ -161,12 +159,12 @@ MAY_SUCCEED = {
     }
     | {name for name, text in ANSWERS.items() if text.startswith(b"HTTP/1.1 200") and b"xml" in text},
 }
-"""Bytes of an object may be anything; a deletion's success says nothing. These two may also be believed."""
+"""Answers that an operation may accept: an object can have any bytes, and a deletion needs no body."""
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    """botocore waits up to a second before it tries again; here it does not. Nor are tracebacks drawn."""
+    """Disable botocore's delay of up to a second before a retry, and the output of tracebacks."""
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
     with capture_logs():
         yield
@@ -180,9 +178,9 @@ async def server(aws):
 
 @pytest.fixture
 async def store(server):
-    made = S3Store(bucket="memories", endpoint=server.url, region="auto")
-    yield made
-    await made.aclose()
+    opened = S3Store(bucket="memories", endpoint=server.url, region="auto")
+    yield opened
+    await opened.aclose()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -198,7 +196,7 @@ async def test_every_odd_answer_is_a_store_error_that_does_not_quote_it(server, 
             text = f"{error} {error!r}"
             if SECRET in text or "RecursionError" in text or len(server.seen) > 130:
                 wrong[name] = f"{text}, {len(server.seen)} requests"
-        except BaseException as error:  # noqa: BLE001 - that there is none of these is the fact
+        except BaseException as error:  # noqa: BLE001 - any other exception is a failure of the test
             wrong[name] = repr(error)
         else:
             believed = operation in ("sweep", "unfinished", "server_date") or name in MAY_SUCCEED.get(operation, ())
@@ -246,7 +244,7 @@ async def test_keys_outside_the_prefix_are_not_listed(server, store):
     assert [one.key for one in await list_all(store)] == [KEY]
 
 
-BEGUN = answer(body="<InitiateMultipartUploadResult><UploadId>u-1</UploadId></InitiateMultipartUploadResult>", **XML)
+CREATED = answer(body="<InitiateMultipartUploadResult><UploadId>u-1</UploadId></InitiateMultipartUploadResult>", **XML)
 PART_SENT = answer(ETag='"part"')
 
 
@@ -257,7 +255,7 @@ async def test_odd_answers_in_the_middle_of_a_put_in_parts(server, store, odd_fr
 
         def play(method, target, odd=odd):
             if method == "POST" and "uploads" in target:
-                return BEGUN
+                return CREATED
             if odd_from == "completion" and "partNumber" in target:
                 return PART_SENT
             return odd

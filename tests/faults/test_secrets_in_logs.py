@@ -1,7 +1,7 @@
-"""Canaries in every setting with a secret, and servers that repeat what they receive: none is shown.
+"""Canaries in every secret setting, and servers that repeat what they receive: no secret is shown.
 
-The commands run in this process, with every library at DEBUG, against an S3 that refuses or talks nonsense, an Akosha
-that refuses, and a NATS that refuses; then all output, the log file and all files of the state directory are searched.
+The commands run in this process, with every library at DEBUG. S3 refuses or sends invalid responses; Akosha and NATS
+refuse. Then all output, the log file and all files of the state directory are searched.
 """
 
 import json
@@ -36,7 +36,7 @@ LOUD = ("", "aiobotocore", "aiohttp", "asyncio", "botocore", "hpack", "httpcore2
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Refuses, and repeats all that it receives. `/garbage` is neither XML nor JSON."""
+    """Refuses requests, and repeats everything it receives. The response at `/garbage` is neither XML nor JSON."""
 
     protocol_version = "HTTP/1.1"
     received_lines: ClassVar[list[str]] = []
@@ -63,14 +63,14 @@ class Echo(BaseHTTPRequestHandler):
             self.wfile.write(data)
         self.close_connection = True
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any  # noqa: N815 - the library's names
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any  # noqa: N815 - names that http.server calls
 
     def log_message(self, *_):
         pass
 
 
 class Nats(socketserver.StreamRequestHandler):
-    """Reads CONNECT, and refuses the login, repeating it."""
+    """Reads CONNECT, refuses the login, and repeats it."""
 
     received_lines: ClassVar[list[str]] = []
 
@@ -106,7 +106,7 @@ def loud(monkeypatch):
 
 @pytest.fixture
 def run_command(tmp_path, monkeypatch, loud):
-    """A machine whose servers are all against it; yields a way to run a command there."""
+    """A machine whose servers all refuse; yields a function that runs a command."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAACCESSKEYID")
@@ -138,11 +138,11 @@ def run_command(tmp_path, monkeypatch, loud):
 
 
 def shown(result):
-    """All output of a command, and the error that it raised."""
+    """Return all output of a command and the error that it raised."""
     return f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
 
 
-def kept(tmp_path: Path) -> str:
+def state_files(tmp_path: Path) -> str:
     files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
     assert files
     return "\n".join(path.read_bytes().decode("latin-1") for path in files)
@@ -160,7 +160,7 @@ def test_secrets_repeated_by_refusing_servers_are_not_shown(run_command, tmp_pat
     Nats.received_lines.clear()
     synced = run_command("sync", "--json", "-v")
     received = "\n".join(Echo.received_lines)
-    assert "AWS4-HMAC-SHA256" in received  # the servers did receive them
+    assert "AWS4-HMAC-SHA256" in received  # the servers received the secrets
     assert SECRETS["AWS_SESSION_TOKEN"] in received
     assert f"Bearer {SECRETS['http_token']}" in received
     assert any(json.dumps(SECRETS["agent_nats_password"])[1:-1] in line for line in Nats.received_lines)
@@ -168,7 +168,7 @@ def test_secrets_repeated_by_refusing_servers_are_not_shown(run_command, tmp_pat
     assert "botocore" in synced.stderr
     assert MASK in synced.stderr
     commands = ("status",), ("events", "--json"), ("config", "--json"), ("doctor",), ("memories",), ("react", "--once")
-    outputs = [shown(synced), *(shown(run_command(*words)) for words in commands), kept(tmp_path)]
+    outputs = [shown(synced), *(shown(run_command(*words)) for words in commands), state_files(tmp_path)]
     assert [leaks(text) for text in outputs] == [[]] * len(outputs)
     assert "botocore" in (tmp_path / "state" / "agent.log").read_text()
 
@@ -180,7 +180,7 @@ def test_secrets_in_an_invalid_response_are_not_shown(run_command, tmp_path, mon
     synced = run_command("sync", "--json", "-v")
     assert json.loads(synced.stdout)["success"] is False
     assert "garbage" in synced.stderr
-    outputs = [shown(synced), shown(run_command("status")), kept(tmp_path)]
+    outputs = [shown(synced), shown(run_command("status")), state_files(tmp_path)]
     assert [leaks(text) for text in outputs] == [[], [], []]
 
 

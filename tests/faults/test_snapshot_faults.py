@@ -1,4 +1,4 @@
-"""What a snapshot makes of files that are no databases, of a full disk, and of an engine that dies."""
+"""Snapshots of files that are not databases, on a full disk, and with a crash of DuckDB."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def taker(data_dir, staging):
 
 
 def restricted(*arguments):
-    """Take a snapshot in a process that may do less; return what it says."""
+    """Take a snapshot in a restricted process; return its output."""
     answer = zygote.run(
         [sys.executable, str(PROCESS), *map(str, arguments)], capture_output=True, text=True, timeout=60
     )
@@ -106,20 +106,20 @@ def test_a_denied_read_is_a_permanent_error_with_the_command(name, data_dir, sta
     create(data_dir, commits=1)
     (data_dir / name).touch()
     (data_dir / name).chmod(0)
-    reported = restricted(data_dir, staging, "unprivileged")
-    assert (reported["error"], reported["transient"]) == ("SnapshotError", False)
-    assert reported["message"] == f"no permission to read {name}"
-    assert reported["hint"] == f"chmod u+r {data_dir / name}"
+    output = restricted(data_dir, staging, "unprivileged")
+    assert (output["error"], output["transient"]) == ("SnapshotError", False)
+    assert output["message"] == f"no permission to read {name}"
+    assert output["hint"] == f"chmod u+r {data_dir / name}"
 
 
 @pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root's rights can be given up on Linux only")
 def test_an_unreadable_data_directory_is_an_error_that_names_the_setting(data_dir, staging):
     create(data_dir, commits=1)
     data_dir.chmod(0)
-    reported = restricted(data_dir, staging, "unprivileged")
+    output = restricted(data_dir, staging, "unprivileged")
     data_dir.chmod(0o700)
-    assert (reported["error"], reported["transient"]) == ("SnapshotError", False)
-    assert "akosha_agent_data_dir" in reported["hint"]
+    assert (output["error"], output["transient"]) == ("SnapshotError", False)
+    assert "akosha_agent_data_dir" in output["hint"]
 
 
 async def test_an_unusable_staging_directory_is_an_error_that_names_the_setting(data_dir, tmp_path):
@@ -134,7 +134,7 @@ async def test_an_unusable_staging_directory_is_an_error_that_names_the_setting(
 
 
 async def test_a_copy_that_would_not_fit_is_not_started(data_dir, staging, taker):
-    """A database of more bytes than the disk has free: they are holes, the disk need not be filled for it."""
+    """A sparse database, larger than the free space of the disk, which the test does not have to fill."""
     create(data_dir, commits=1)
     size = shutil.disk_usage(data_dir).free + 2**30
     os.truncate(data_dir / "reflection.duckdb", size)
@@ -148,24 +148,24 @@ async def test_a_copy_that_would_not_fit_is_not_started(data_dir, staging, taker
 
 
 def test_a_disk_that_fills_up_during_the_copy_is_the_same_error(data_dir, staging):
-    """The kernel refuses to write more, as it does where a disk or a quota is used up."""
+    """The kernel refuses to write more, as with a full disk or an exhausted quota."""
     create(data_dir, commits=1)
-    reported = restricted(data_dir, staging, "file-limit", 300_000)
+    output = restricted(data_dir, staging, "file-limit", 300_000)
     size = (data_dir / "reflection.duckdb").stat().st_size
-    assert (reported["error"], reported["transient"]) == ("StagingFull", True)
-    assert f"{size:,} bytes needed" in reported["message"]
+    assert (output["error"], output["transient"]) == ("StagingFull", True)
+    assert f"{size:,} bytes needed" in output["message"]
     assert list(staging.iterdir()) == []
 
 
-def strike(number, times):
-    """Send a signal to the first children that check a copy, as soon as each is there."""
-    struck = set()
-    while len(struck) < times:
+def send_to_children(number, times):
+    """Send a signal to the first `times` children that verify a copy, as soon as each has started."""
+    signalled = set()
+    while len(signalled) < times:
         for child in psutil.Process().children():
             try:
-                if child.pid not in struck and CHILD in child.cmdline():
+                if child.pid not in signalled and CHILD in child.cmdline():
                     child.send_signal(number)
-                    struck.add(child.pid)
+                    signalled.add(child.pid)
             except psutil.Error:
                 continue
 
@@ -179,9 +179,9 @@ def strike(number, times):
 )
 async def test_a_crash_of_the_verification_leaves_the_copy_unverified(number, times, reason, data_dir, staging, taker):
     create(data_dir, commits=3)
-    striking = asyncio.create_task(asyncio.to_thread(strike, number, times))
+    signalling = asyncio.create_task(asyncio.to_thread(send_to_children, number, times))
     snapshot = await taker.take("reflection")
-    await striking
+    await signalling
     assert (snapshot.verified, snapshot.unverified_reason, snapshot.rows) == (False, reason, {})
     assert (snapshot.folder / "reflection.duckdb").read_bytes() == (data_dir / "reflection.duckdb").read_bytes()
     assert list(staging.iterdir()) == [snapshot.folder]
@@ -205,9 +205,9 @@ async def test_a_deleted_copy_is_a_transient_error(data_dir, staging, taker, mon
 
 async def test_a_crash_that_a_second_copy_does_not_repeat_is_ignored(data_dir, taker):
     create(data_dir, commits=3)
-    striking = asyncio.create_task(asyncio.to_thread(strike, signal.SIGSEGV, 1))
+    signalling = asyncio.create_task(asyncio.to_thread(send_to_children, signal.SIGSEGV, 1))
     snapshot = await taker.take("reflection")
-    await striking
+    await signalling
     assert (snapshot.verified, snapshot.rows["conversations_v2"]) == (True, 3)
 
 
@@ -220,7 +220,7 @@ async def test_a_verification_timeout_leaves_the_copy_unverified(data_dir, stagi
 
 
 async def test_a_table_larger_than_the_memory_limit_is_read_completely(data_dir, taker):
-    """Rows are read in passing; neither the memory limit nor the backstop behind it stands in the way."""
+    """Rows are read as a stream, within the memory limits of DuckDB and of the process."""
     import duckdb
 
     data_dir.mkdir()
@@ -231,7 +231,7 @@ async def test_a_table_larger_than_the_memory_limit_is_read_completely(data_dir,
 
 
 def test_the_header_layout_is_that_of_the_installed_duckdb(data_dir):
-    """The iteration that the header names grows with each checkpoint that the engine makes."""
+    """The iteration in the header grows with each checkpoint."""
     import duckdb
 
     from agent.adapters.duckdb.source import HEADER_BYTES, Header

@@ -1,4 +1,4 @@
-"""A directory as the bucket that cannot be used: the user is told what is wrong with it, and what mends it."""
+"""A directory that cannot be used as the bucket: the error names the problem and its fix."""
 
 import sys
 from pathlib import Path
@@ -11,11 +11,11 @@ RESTRICTED = Path(__file__).with_name("restricted.py")
 UNREACHABLE = "cannot be reached"
 
 
-def in_the_way(bucket: Path) -> None:
+def is_a_file(bucket: Path) -> None:
     bucket.write_text("")
 
 
-def parent_in_the_way(bucket: Path) -> None:
+def parent_is_a_file(bucket: Path) -> None:
     bucket.parent.rmdir()
     bucket.parent.write_text("")
 
@@ -41,8 +41,8 @@ def not_mounted(bucket: Path) -> None:
 
 
 SPOILT = {
-    in_the_way: "move it away",
-    parent_in_the_way: "move it away",
+    is_a_file: "move it away",
+    parent_is_a_file: "move it away",
     closed: "chmod or chown",
     read_only: "chmod or chown",
     parent_closed: "chmod or chown",
@@ -62,9 +62,9 @@ def test_the_error_and_the_status_name_the_directory_and_the_fix(tmp_path, spoil
     try:
         result = machine.sync(code=1, prefix=(sys.executable, str(RESTRICTED), "unprivileged"))
     finally:
-        for place in (bucket.parent, bucket):
-            if place.is_dir():
-                place.chmod(0o700)
+        for path in (bucket.parent, bucket):
+            if path.is_dir():
+                path.chmod(0o700)
     assert SPOILT[spoil] in result["error"]
     assert str(bucket) in result["error"]
     assert (UNREACHABLE in result["error"]) == (spoil is not_mounted)

@@ -1,4 +1,4 @@
-"""The system's limits, really reached, in a process of its own."""
+"""The limits of the operating system, reached in a separate process."""
 
 import json
 import subprocess
@@ -14,11 +14,11 @@ from agent.adapters.system_clock import SystemClock
 from agent.adapters.watcher import DirectoryWatcher
 
 directory = Path(sys.argv[1])
-told = []
+reported = []
 
 async def read(watcher):
     async for names in watcher.changes():
-        told.extend(names)
+        reported.extend(names)
 
 async def until(condition):
     async with asyncio.timeout(60):
@@ -26,7 +26,7 @@ async def until(condition):
             await asyncio.sleep(0.01)
 
 async def main():
-    await asyncio.to_thread(int)  # the executor's first thread is there before the descriptors are gone
+    await asyncio.to_thread(int)  # starts the executor's first thread while descriptors are available
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
     taken = []
@@ -35,20 +35,20 @@ async def main():
             taken.append(os.open(os.devnull, os.O_RDONLY))
     except OSError:
         os.close(taken.pop())
-        os.close(taken.pop())  # two are left: enough to look, too few for a native watch
+        os.close(taken.pop())  # two are left: enough for polling, too few for a native watch
     watcher = DirectoryWatcher(directory, wanted=str.isalpha, rescan_seconds=0.3, clock=SystemClock(), step_ms=20)
     task = asyncio.create_task(read(watcher))
     await until(lambda: watcher.mode.startswith("polling"))
     limited = watcher.mode
     (directory / "polled").touch()
-    await until(lambda: "polled" in told)
+    await until(lambda: "polled" in reported)
     started = asyncio.get_running_loop().time()
-    await until(lambda: asyncio.get_running_loop().time() > started + 1)  # three more tries fail, and say nothing
+    await until(lambda: asyncio.get_running_loop().time() > started + 1)  # three more attempts fail and log nothing
     for descriptor in taken:
         os.close(descriptor)
     await until(lambda: watcher.mode == "native")
-    (directory / "heard").touch()
-    await until(lambda: "heard" in told)
+    (directory / "native").touch()
+    await until(lambda: "native" in reported)
     task.cancel()
     await asyncio.wait({task})
     return limited
@@ -66,8 +66,8 @@ def test_without_a_native_watch_the_watcher_polls_until_it_is_available(tmp_path
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
-    said = json.loads(run.stdout)
-    assert "Too many open files" in said["limited"]
-    modes = [(line["log_level"], line["mode"]) for line in said["logs"]]
-    assert modes == [("warning", said["limited"]), ("info", "native")]
-    assert "max_user_instances" in said["logs"][0]["hint"]
+    output = json.loads(run.stdout)
+    assert "Too many open files" in output["limited"]
+    modes = [(line["log_level"], line["mode"]) for line in output["logs"]]
+    assert modes == [("warning", output["limited"]), ("info", "native")]
+    assert "max_user_instances" in output["logs"][0]["hint"]
