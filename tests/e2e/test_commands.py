@@ -226,8 +226,8 @@ def test_only_changed_databases_are_uploaded_again(machine, tmp_path):
             folder = upload_contents.unpack(manifest, machine.object, tmp_path / manifest["upload_id"])
             assert checker.check(folder / "reflection.duckdb") == Finding(last, ())
             assert checker.check(folder / "knowledge_graph.duckdb") == Finding(4, ())
-    reported = [event["type"].split(".")[2] for event in machine.events()]
-    assert reported == [
+    kinds = [event["type"].split(".")[2] for event in machine.events()]
+    assert kinds == [
         "requested",
         "succeeded",
         "requested",
@@ -260,14 +260,14 @@ def test_an_upload_id_is_later_than_all_in_the_bucket(machine):
 
 def test_a_progress_bar_is_shown_on_a_terminal_only(machine):
     machine.write(commits=5)
-    ours, theirs = pty.openpty()
+    controller, terminal = pty.openpty()
     shown = bytearray()
-    with machine.started("sync", stderr=theirs) as syncing:
-        os.close(theirs)
-        while piece := _read(ours):
+    with machine.started("sync", stderr=terminal) as syncing:
+        os.close(terminal)
+        while piece := _read(controller):
             shown += piece
         assert syncing.end().code == 0
-    os.close(ours)
+    os.close(controller)
     assert ESCAPE in shown.decode()
     assert "━" in shown.decode() or "╸" in shown.decode()
     machine.write(commits=6)

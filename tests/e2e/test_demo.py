@@ -88,7 +88,7 @@ def running(folder: Path) -> Iterator[Running]:
 
 
 def assert_ended(processes: list[psutil.Process]) -> None:
-    """Wait until none of them runs. A zombie counts as ended: nobody may reap an orphan."""
+    """Wait until none of them runs. A zombie counts as ended, because an orphan may never be reaped."""
     deadline = time.monotonic() + TIMEOUT
     while left := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
         assert time.monotonic() < deadline, left
@@ -174,8 +174,8 @@ def test_a_damaged_upload_or_an_empty_bucket_fails_the_check():
 def test_each_upload_must_be_reported_once_and_no_sync_may_fail():
     verified = {"whole": True, "uploads": [UPLOAD]}
     assert checks.reported_once(verified, ["1_demo"], []).passed
-    for reported, failures in (([], []), (["1_demo"] * 2, []), (["2_demo"], []), (["1_demo"], ["no"])):
-        assert not checks.reported_once(verified, reported, failures).passed
+    for upload_ids, failures in (([], []), (["1_demo"] * 2, []), (["2_demo"], []), (["1_demo"], ["no"])):
+        assert not checks.reported_once(verified, upload_ids, failures).passed
 
 
 @pytest.mark.parametrize(("sent", "passed"), [(0, False), (10, True), (11, False)])
@@ -206,6 +206,6 @@ def test_the_demo_ignores_the_users_settings_and_credentials(monkeypatch, tmp_pa
     monkeypatch.setenv("SESSION_BUDDY_AKOSHA_HTTP_TOKEN", "secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     environ = environment(tmp_path, {"AKOSHA_AGENT_QUIET_SECONDS": "1"})
-    ours = {name for name in environ if name.startswith(("AKOSHA_", "SESSION_BUDDY_", "AWS_"))}
-    assert ours == {"AKOSHA_AGENT_QUIET_SECONDS"}
+    names = {name for name in environ if name.startswith(("AKOSHA_", "SESSION_BUDDY_", "AWS_"))}
+    assert names == {"AKOSHA_AGENT_QUIET_SECONDS"}
     assert environ["HOME"] == str(tmp_path)

@@ -97,15 +97,15 @@ def test_a_running_agent_adds_a_suffix_before_its_first_upload(machines):
     assert not one.status()["system_id_undecided"]
     before = files(one.bucket)
     with two.run() as agent:
-        (reported,) = agent.logged("system_id_suffixed")
-        agent.logged("sync_succeeded", system_id=reported["system_id"])
+        (suffixed,) = agent.logged("system_id_suffixed")
+        agent.logged("sync_succeeded", system_id=suffixed["system_id"])
         status = two.status()
-    assert reported["system_id"].startswith(f"{name}-")
+    assert suffixed["system_id"].startswith(f"{name}-")
     assert (status["system_id"], status["system_id_undecided"], status["warnings"]) == (
-        reported["system_id"],
+        suffixed["system_id"],
         False,
         [],
     )
     assert before.items() <= files(one.bucket).items()
     two.write(commits=2)
-    assert two.sync()["upload_id"].endswith(reported["system_id"])
+    assert two.sync()["upload_id"].endswith(suffixed["system_id"])

@@ -140,7 +140,7 @@ def test_invalid_numbers_or_a_missing_bucket_are_usage_errors(machine):
 
 @pytest.fixture
 def bucket(moto, tmp_path, aws):
-    """A machine whose bucket is on moto behind a proxy, the proxy, and a way to open the bucket directly."""
+    """A machine whose bucket is on moto behind a proxy, the proxy, and a function that opens the bucket directly."""
     name = moto.new_bucket()
     with running_faulty_proxy(moto.endpoint) as proxy:
         machine = Machine(tmp_path, cloud_endpoint=proxy.url, cloud_bucket=name)

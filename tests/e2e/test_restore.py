@@ -52,7 +52,7 @@ def test_one_restore_sets_up_a_new_laptop(laptop, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "reported"),
+    ("words", "message"),
     [
         (["latest"], "--to"),
         (["latest", "--at", "2026-11-20 18:00", "--to", "x"], "--at"),
@@ -62,9 +62,9 @@ def test_one_restore_sets_up_a_new_laptop(laptop, tmp_path):
     ],
     ids=["no-to", "two-answers", "no-time", "no-system", "empty-to"],
 )
-def test_invalid_arguments_are_usage_errors(tmp_path, words, reported):
+def test_invalid_arguments_are_usage_errors(tmp_path, words, message):
     machine = Machine(tmp_path)
     done = machine.call("restore", *words)
     assert done.code == 2
-    assert reported in done.err
+    assert message in done.err
     assert not (machine.home / "x").exists()

@@ -64,9 +64,11 @@ def test_every_commit_is_uploaded_while_the_session_continues(machine, tmp_path,
     assert [one["request_id"] for one in succeeded] == [one["request_id"] for one in requested][:5]
     assert len(machine.manifests) == len({one["upload_id"] for one in succeeded}) == 5
     assert machine.staged == []
-    reported = [(event["type"], event["id"]) for event in machine.events() if event["type"] != "akosha.sync.skipped.v1"]
-    assert [kind.split(".")[2] for kind, _ in reported] == ["requested", "succeeded"] * 5
-    assert len(set(reported)) == len(reported)
+    events_in_history = [
+        (event["type"], event["id"]) for event in machine.events() if event["type"] != "akosha.sync.skipped.v1"
+    ]
+    assert [kind.split(".")[2] for kind, _ in events_in_history] == ["requested", "succeeded"] * 5
+    assert len(set(events_in_history)) == len(events_in_history)
     assert machine.status()["running"] is None
 
 

@@ -135,7 +135,7 @@ def test_a_refusal_is_not_retried_and_names_the_fix(machine, bucket, proxy):
     assert denied.code == 1
     assert "allow s3:PutObject" in denied.json["error"]
     assert proxy.count("put_object") == 1
-    machine.set(cloud_bucket="nobody-made-this")
+    machine.set(cloud_bucket="not-created")
     missing = machine.call("sync", "--json", "-v")
     assert missing.code == 1
     assert "create the bucket, or set akosha_cloud_bucket" in missing.json["error"]
@@ -167,16 +167,16 @@ def test_a_stopped_upload_leaves_nothing_behind(machine, bucket, proxy, command,
         assert working.stop(number) == code  # twice: from the terminal, and from a wrapper that forwards it
         done = working.end()
     assert "Traceback" not in done.err
-    reported = re.findall(
+    resumable = re.findall(
         r"^akosha-agent: stopped: the next sync resumes the upload (\S+) under the same ID$", done.err, re.MULTILINE
     )
-    assert len(reported) == (command == "sync")
+    assert len(resumable) == (command == "sync")
     assert (bucket.pending_uploads, bucket.keys, machine.staged) == (0, [], [])
     assert machine.status()["pending"] == ["reflection"]
     proxy._rules.clear()
     resumed = machine.sync()["upload_id"]
     assert resumed == bucket.manifests[0]["upload_id"]
-    assert reported in ([], [resumed])
+    assert resumable in ([], [resumed])
 
 
 def test_ctrl_c_during_an_agents_sync_says_that_the_agent_continues(machine, bucket, proxy):

@@ -27,18 +27,18 @@ def test_run_notifies_systemd_and_reloads_settings_on_sighup(tmp_path):
             file.write_text(text)
             since = len(notify.gather())
             os.kill(agent.pid, signal.SIGHUP)
-            notify.wait(lambda reported: "READY" in reported, since=since)
-            reported = notify.received[since:]
-            begin = next(at for at, one in enumerate(reported) if "RELOADING" in one)
-            assert int(reported[begin]["MONOTONIC_USEC"]) > 0
-            return reported[begin:]
+            notify.wait(lambda message: "READY" in message, since=since)
+            messages = notify.received[since:]
+            begin = next(at for at, one in enumerate(messages) if "RELOADING" in one)
+            assert int(messages[begin]["MONOTONIC_USEC"]) > 0
+            return messages[begin:]
 
         with machine.started("run", "--settings", str(file)) as agent:
-            assert notify.wait(lambda reported: "READY" in reported)["MAINPID"] == str(agent.pid)
-            notify.wait(lambda reported: reported.get("STATUS", "").startswith("nothing pending; last upload 2"))
+            assert notify.wait(lambda message: "READY" in message)["MAINPID"] == str(agent.pid)
+            notify.wait(lambda message: message.get("STATUS", "").startswith("nothing pending; last upload 2"))
 
-            reported = hang_up(first + "akosha_agent_quiet_seconds: soon\n")
-            assert any("settings refused" in one.get("STATUS", "") for one in reported)
+            messages = hang_up(first + "akosha_agent_quiet_seconds: soon\n")
+            assert any("settings refused" in one.get("STATUS", "") for one in messages)
             assert "akosha_agent_quiet_seconds" in agent.logged("settings_refused")[0]["reason"]
 
             hang_up(first + f"akosha_agent_state_dir: {machine.home}/elsewhere\n")  # the command line has precedence
@@ -48,10 +48,10 @@ def test_run_notifies_systemd_and_reloads_settings_on_sighup(tmp_path):
             (changed,) = agent.logged("settings_changed")
             assert changed["keys"] == ["akosha_agent_log_level", "akosha_http_token"]
             agent.log.wait(lambda line: line.get("level") == "debug")
-            notify.wait(lambda reported: "WATCHDOG" in reported, since=len(notify.gather()))
+            notify.wait(lambda message: "WATCHDOG" in message, since=len(notify.gather()))
             since = len(notify.received)
             assert agent.stop() == 0
-            notify.wait(lambda reported: "STOPPING" in reported, since=since)
+            notify.wait(lambda message: "STOPPING" in message, since=since)
     assert len(machine.manifests) == 1
 
 

@@ -34,20 +34,20 @@ def home_of(machine: Machine) -> Home:
 @asynccontextmanager
 async def following(home: Home) -> AsyncIterator[list[Event]]:
     """Collect the events of the ledger in a list, as `events --follow` does."""
-    reported: list[Event] = []
+    events: list[Event] = []
 
     async def read() -> None:
         ledger = await home.read_ledger()
         try:
             async with aclosing(follow_history(home, ledger, after=0)) as entries:
                 async for entry in entries:
-                    reported.append(entry.event)  # noqa: PERF401 - the iteration does not end
+                    events.append(entry.event)  # noqa: PERF401 - the iteration does not end
         finally:
             await ledger.aclose()
 
     reading = asyncio.create_task(read(), name="read")
     try:
-        yield reported
+        yield events
     finally:
         reading.cancel()
         with suppress(asyncio.CancelledError):
@@ -67,12 +67,12 @@ async def test_commands_use_the_agents_socket_and_wait_while_it_is_suspended(mac
     with machine.run() as agent:
         agent.logged("sync_succeeded")  # the sync at start: it would upload the next change too
         machine.write(commits=20)
-        async with following(home) as reported:
+        async with following(home) as events:
             asked = await SyncClient.prepare(home.settings)
             result = await asked.result(on_progress=progress.append)
             agent.logged("sync_succeeded", request_id=asked.ask.id)
             assert {event.request_id for event in progress} >= {asked.ask.id}
-            await until(lambda: result in reported)
+            await until(lambda: result in events)
 
             status = await gather_status(home.settings)
             assert (status.running["pid"], status.pending, status.bus.text) == (agent.pid, (), "in this process")
@@ -92,12 +92,12 @@ async def test_commands_use_the_agents_socket_and_wait_while_it_is_suspended(mac
             agent.process.send_signal(signal.SIGCONT)
             result = await waiting
             assert (result.request_id, result.type) == (asked.ask.id, "akosha.sync.succeeded.v1")
-            await until(lambda: result in reported)
+            await until(lambda: result in events)
 
             assert agent.stop() == 0
             result = await (await SyncClient.prepare(home.settings)).result()
-            await until(lambda: result in reported)
-            assert len({event.id for event in reported}) == len(reported)
+            await until(lambda: result in events)
+            assert len({event.id for event in events}) == len(events)
     assert len(machine.manifests) == 3
     assert list((machine.state / "spool").iterdir()) == []
     assert not (machine.state / "control.sock").exists()

@@ -212,7 +212,7 @@ TRANSIENT = {
         tool_result(status="partial", stored=1, errors=[{"memory_id": "other", "error": "x"}]),
         "not sent",
     ),
-    "fails as a whole": (tool_result(status="failed", total=2, stored=0, failed=2, error="boom", errors=[]), "boom"),
+    "the batch fails": (tool_result(status="failed", total=2, stored=0, failed=2, error="boom", errors=[]), "boom"),
     "its database is locked": (tool_result(**errors_for(0, reason="IO Error: database is locked")), "locked"),
     "it refuses everything for one reason": (
         tool_result(**errors_for(0, 1, reason="Catalog: no table conversations")),
@@ -564,9 +564,9 @@ async def test_a_certificate_is_trusted_if_its_authority_is(tmp_path, monkeypatc
 
 
 async def test_replaced_certificates_are_read_after_a_failed_attempt(tmp_path, monkeypatch):
-    for name in ("theirs", "other"):
+    for name in ("server", "other"):
         (tmp_path / name).mkdir()
-    authority, trusted = Authority(tmp_path / "theirs"), tmp_path / "trusted.pem"
+    authority, trusted = Authority(tmp_path / "server"), tmp_path / "trusted.pem"
     trusted.write_bytes(Authority(tmp_path / "other").ca.read_bytes())
     monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

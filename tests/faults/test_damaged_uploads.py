@@ -232,9 +232,9 @@ async def test_a_deep_verification_finds_an_invalid_database_with_correct_digest
 
 async def test_a_deep_verification_finds_invalid_memories_with_a_correct_digest(kept, tmp_path):
     text = b'{"conversations": "none"}'
-    reported = json.loads(kept.data("manifest.json"))["memories"]
-    reported |= {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    kept.change_manifest(memories=reported)
+    memories = json.loads(kept.data("manifest.json"))["memories"]
+    memories |= {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    kept.change_manifest(memories=memories)
     document = json.loads(kept.data("manifest.json"))
     kept.write(Manifest.decode(json.dumps(document).encode()).encode())
     kept.store.objects[kept.key("memories.json")] = text, {}

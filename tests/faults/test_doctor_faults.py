@@ -108,7 +108,7 @@ def test_invalid_settings_are_a_finding_and_other_checks_run(home, monkeypatch, 
 
 
 def test_invalid_directory_settings_are_replaced_by_the_defaults(home, monkeypatch):
-    monkeypatch.setenv("AKOSHA_AGENT_STATE_DIR", "~nobody-of-this-name/state")
+    monkeypatch.setenv("AKOSHA_AGENT_STATE_DIR", "~no-such-user/state")
     context = read_context(Options())
     assert context.settings_error is not None
     assert context.settings.agent_data_dir == home / ".claude" / "data"

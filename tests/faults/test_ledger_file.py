@@ -53,7 +53,7 @@ def tables_broken(data: bytes) -> bytes:
 
 
 DAMAGE = {
-    "text": lambda data: b"this is not a database, whatever its name says\n" * 200,
+    "text": lambda data: b"this is not a database\n" * 200,
     "header overwritten": lambda data: b"\0" * 100 + data[100:],
     "cut in half": lambda data: data[: len(data) // 2],
     "pages overwritten": tables_broken,
@@ -64,10 +64,10 @@ DAMAGE = {
 async def test_a_damaged_ledger_is_an_error_and_its_hint_works(path, damage):
     await filled(path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(StateError, match="damaged") as reported:
+    with pytest.raises(StateError, match="damaged") as raised:
         await opened(path)
-    assert "moves it aside" in reported.value.hint
-    assert "nothing is lost" in reported.value.hint
+    assert "moves it aside" in raised.value.hint
+    assert "nothing is lost" in raised.value.hint
     path.rename(path.with_suffix(".aside"))
     await filled(path)
 
@@ -95,9 +95,9 @@ async def test_invalid_content_is_damage(path, statement):
     await filled(path)
     change(path, statement)
     ledger = await opened(path)
-    with pytest.raises(StateError, match="damaged") as reported:
+    with pytest.raises(StateError, match="damaged") as raised:
         await ledger.record(TARGET)
-    assert "moves it aside" in reported.value.hint
+    assert "moves it aside" in raised.value.hint
     await ledger.aclose()
 
 
@@ -142,9 +142,9 @@ async def test_a_ledger_of_a_newer_version_is_refused_and_not_changed(path):
     change(path, f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}", "PRAGMA journal_mode = DELETE")
     before = path.read_bytes()
     for open_it in (opened, reader):
-        with pytest.raises(StateError, match="version") as reported:
+        with pytest.raises(StateError, match="version") as raised:
             await open_it(path)
-        assert reported.value.hint == "update akosha-agent"
+        assert raised.value.hint == "update akosha-agent"
     assert path.read_bytes() == before
 
 
@@ -276,9 +276,9 @@ async def test_every_write_is_synced_to_disk(path):
 
 @pytest.mark.parametrize("where", ["missing/ledger.db", "."])
 async def test_a_path_that_cannot_be_used_is_an_error_with_a_hint(tmp_path, where):
-    with pytest.raises(StateError, match="cannot be used") as reported:
+    with pytest.raises(StateError, match="cannot be used") as raised:
         await opened(tmp_path / where)
-    assert "state directory" in reported.value.hint
+    assert "state directory" in raised.value.hint
 
 
 async def test_a_directory_is_not_a_readable_ledger(tmp_path):
@@ -296,9 +296,9 @@ async def test_a_full_disk_is_a_transient_error_without_a_partial_write(path):
 
     limit(1)  # SQLite raises the limit to the current size
     databases = [f"knowledge_graph_{number:0100}" for number in range(200)]
-    with pytest.raises(StateError, match="disk is full") as reported:
+    with pytest.raises(StateError, match="disk is full") as raised:
         await ledger.mark_owed(TARGET, databases)
-    assert reported.value.transient
+    assert raised.value.transient
     assert await ledger.record(TARGET) == before
     limit(1_000_000)
     await ledger.mark_owed(TARGET, databases)

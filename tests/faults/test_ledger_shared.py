@@ -167,9 +167,9 @@ async def test_a_write_that_waits_too_long_is_a_transient_error(tmp_path, monkey
     monkeypatch.setattr(file, "BUSY_SECONDS", 0.02)
     ledger = await opened(tmp_path / "ledger.db")
     other = lock_held(tmp_path / "ledger.db")
-    with pytest.raises(StateError, match="locked by another process") as reported:
+    with pytest.raises(StateError, match="locked by another process") as raised:
         await ledger.mark_owed(TARGET, ["reflection"])
-    assert reported.value.transient
+    assert raised.value.transient
     other.execute("ROLLBACK")
     other.close()
     await ledger.mark_owed(TARGET, ["reflection"])

@@ -74,8 +74,8 @@ def check_ledger(machine: Machine, *, uploads: int) -> None:
         for table in ("intents", "staged_memories", "staged_uploads"):
             assert ledger.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,), table
         assert ledger.execute("SELECT state FROM databases").fetchall() == [("clean",)]
-        reported = ledger.execute("SELECT COUNT(*) FROM events WHERE type = 'akosha.sync.succeeded.v1'").fetchone()
-        assert reported == (uploads,)
+        results = ledger.execute("SELECT COUNT(*) FROM events WHERE type = 'akosha.sync.succeeded.v1'").fetchone()
+        assert results == (uploads,)
     finally:
         ledger.close()
 

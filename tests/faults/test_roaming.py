@@ -285,25 +285,25 @@ async def running_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch)
         )
     )  # fmt: skip
     home.state.prepare()
-    reported: list = []
+    events: list = []
 
     async def record(message) -> None:
-        reported.append(message.event)
+        events.append(message.event)
         await message.ack()
 
     async with await agent_bootstrap.build(home, IDENTITY) as agent:
         await agent.bus.subscribe("akosha.sync.>", record)
         task = asyncio.create_task(agent.run())
         try:
-            yield agent, reported
+            yield agent, events
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def wait_until_reported(reported: list, kind: type, seconds: float = 60) -> None:
+async def wait_until_reported(events: list, kind: type, seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
-        while not any(isinstance(event, kind) for event in reported):
+        while not any(isinstance(event, kind) for event in events):
             await asyncio.sleep(0.02)
 
 
@@ -316,8 +316,8 @@ async def test_network_changes_trigger_a_retry_and_restart_a_stalled_upload(tmp_
             async with running_agent(
                 tmp_path, f"http://127.0.0.1:{link.port}", moto.new_bucket(), monkeypatch
             ) as running:
-                agent, reported = running
-                await wait_until_reported(reported, SyncFailed)
+                agent, events = running
+                await wait_until_reported(events, SyncFailed)
                 reached = asyncio.Event()
                 proxy.on("put_object", stall(reached, at=1), times=1)
                 await link.open()
@@ -326,13 +326,13 @@ async def test_network_changes_trigger_a_retry_and_restart_a_stalled_upload(tmp_
                     await reached.wait()
                 link.lose()
                 await agent.network_changes.network_monitor.queue.put(NetworkChange.WOKE)
-                await wait_until_reported(reported, SyncSucceeded)
+                await wait_until_reported(events, SyncSucceeded)
                 record = await agent.ledger.record(agent.methods["cloud"].target)
         assert (record.failures, record.attempts) == (0, 0)
-        events = [line["event"] for line in logged]
-        assert events.count("sync_restarted") == 1
-        assert events.count("network_changed") == 2
-        assert "sync_retry_scheduled" not in events
-        assert [type(event) for event in reported if isinstance(event, SyncResult)] == [SyncFailed, SyncSucceeded], (
+        names = [line["event"] for line in logged]
+        assert names.count("sync_restarted") == 1
+        assert names.count("network_changed") == 2
+        assert "sync_retry_scheduled" not in names
+        assert [type(event) for event in events if isinstance(event, SyncResult)] == [SyncFailed, SyncSucceeded], (
             "the attempt did not wait for the retry that was due in 30 s"
         )

@@ -55,11 +55,11 @@ async def assert_nothing_left(store, proxy, moto):
 @pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown")])
 async def test_a_request_is_tried_three_times(proxied, proxy, operation, status, code):
     """Two failures of a request are not reported, and each byte counts once for the progress."""
-    store, reported = proxied(), []
+    store, moved = proxied(), []
     data = SINGLE if operation == "put_object" else SEVERAL
     proxy.on(operation, refuse(status, code), times=2)
-    await put(store, data, progress=reported.append)
-    assert sum(reported) == len(data)
+    await put(store, data, progress=moved.append)
+    assert sum(moved) == len(data)
     assert await fetch(store) == data
 
 
@@ -128,11 +128,11 @@ async def test_a_broken_connection_is_retried_and_then_transient(proxied, proxy,
 async def test_a_cancelled_stall_ends_at_once_and_leaves_nothing(proxied, proxy, moto, operation, monkeypatch):
     # Only if the creation of the upload gets no response does the abort wait this long.
     monkeypatch.setattr("agent.adapters.s3.multipart.ABORT_SECONDS", 3)
-    store, reached, reported = proxied(), asyncio.Event(), []
+    store, reached, moved = proxied(), asyncio.Event(), []
     at = 100_000 if operation in ("put_object", "upload_part") else 0
     proxy.on(operation, stall(reached, at=at))
     data = SINGLE if operation == "put_object" else SEVERAL
-    task = asyncio.create_task(put(store, data, progress=reported.append))
+    task = asyncio.create_task(put(store, data, progress=moved.append))
     await asyncio.wait_for(reached.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -143,15 +143,15 @@ async def test_a_cancelled_stall_ends_at_once_and_leaves_nothing(proxied, proxy,
 
 async def test_progress_is_reported_within_a_part(proxied, proxy):
     """On a slow connection, progress is reported long before a part is complete."""
-    store, reached, reported = proxied(), asyncio.Event(), []
+    store, reached, moved = proxied(), asyncio.Event(), []
     proxy.on("upload_part", stall(reached, at=PART * 3 // 4))
-    task = asyncio.create_task(put(store, SEVERAL, progress=reported.append))
+    task = asyncio.create_task(put(store, SEVERAL, progress=moved.append))
     await asyncio.wait_for(reached.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert sum(reported) >= PART // 2
-    assert max(reported) <= 128 * 1024
+    assert sum(moved) >= PART // 2
+    assert max(moved) <= 128 * 1024
 
 
 class Slowly:
@@ -193,10 +193,10 @@ async def test_a_missing_response_after_the_body_is_transient(proxied, proxy):
 
 
 async def test_bytes_of_a_retry_are_rate_limited(proxied, proxy):
-    rate_limiter, reported = Slowly(0), []
+    rate_limiter, moved = Slowly(0), []
     proxy.on("put_object", refuse(503, "SlowDown"), times=1)
-    await put(proxied(rate_limiter=rate_limiter), SINGLE, progress=reported.append)
-    assert (rate_limiter.taken, sum(reported)) == (2 * len(SINGLE), len(SINGLE))
+    await put(proxied(rate_limiter=rate_limiter), SINGLE, progress=moved.append)
+    assert (rate_limiter.taken, sum(moved)) == (2 * len(SINGLE), len(SINGLE))
 
 
 async def test_an_upload_cancelled_while_it_is_created_is_aborted(proxied, proxy, moto):
@@ -501,4 +501,4 @@ async def test_a_missing_bucket_is_a_permanent_error(moto, aws):
 
 async def test_copying_a_missing_object_raises_no_such_object(proxied):
     with pytest.raises(NoSuchObject):
-        await proxied().copy("gone", "copy", expected=StoredObject("gone", 1, {}))
+        await proxied().copy("missing", "copy", expected=StoredObject("missing", 1, {}))

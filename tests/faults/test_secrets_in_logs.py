@@ -54,7 +54,7 @@ class Echo(BaseHTTPRequestHandler):
             message = received.replace("<", "")
             code, body = 403, f"<Error><Code>SignatureDoesNotMatch</Code><Message>{message}</Message></Error>"
         data = body.encode()
-        self.send_response(code, "No, and you said so")
+        self.send_response(code, "Refused")
         self.send_header("Content-Type", "application/json" if code == 401 else "application/xml")
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Connection", "close")
@@ -130,7 +130,7 @@ def run_command(tmp_path, monkeypatch, loud):
             "agent_log_level": "DEBUG",
             "agent_log_file": str(tmp_path / "state" / "agent.log"),
             "agent_nats_url": f"nats://127.0.0.1:{nats}",
-            "agent_nats_user": "somebody",
+            "agent_nats_user": "agent-user",
         }
         for key, value in {**plain, **SECRETS}.items():
             monkeypatch.setenv(key if key.isupper() else variable(key), value)
@@ -186,7 +186,7 @@ def test_secrets_in_an_invalid_response_are_not_shown(run_command, tmp_path, mon
 
 def test_invalid_settings_are_reported_without_their_secrets(run_command, tmp_path, monkeypatch):
     monkeypatch.setenv(variable("http_token"), "c4n4ry with blanks")
-    monkeypatch.setenv(variable("agent_nats_url"), "http://somebody:c4n4ry@nats.lan")
+    monkeypatch.setenv(variable("agent_nats_url"), "http://agent-user:c4n4ry@nats.lan")
     monkeypatch.setenv(variable("max_retries"), "many")
     result = run_command("run")
     assert result.exit_code == 2
