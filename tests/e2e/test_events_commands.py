@@ -73,15 +73,15 @@ def test_status_shows_the_bus_and_the_unpublished_results(machine, fresh_nats):
     with machine.run() as agent:
         agent.logged("bus_in_use", bus="memory")
         assert machine.status(lambda status: status["results_waiting"])["results_waiting"] == 1
-        done = machine.call("status").out
-        assert f"\nbus        in this process: NATS at {fresh_nats.url} cannot be reached" in done
-        assert "\nresults    1 wait to be published\n" in done
+        text = machine.call("status").out
+        assert f"\nbus        in this process: NATS at {fresh_nats.url} cannot be reached" in text
+        assert "\nresults    1 wait to be published\n" in text
         fresh_nats.start()
         status = machine.status(lambda status: status["bus"]["text"] == fresh_nats.url)
         assert status["bus"]["since"] > status["running"]["since"][:10]
         assert machine.status(lambda status: status["results_waiting"] == 0)["notes"]["stream"]
-        done = machine.call("status").out
-        assert f"\nbus        {fresh_nats.url}  (since 20" in done
-        for text in ("\nresults ", "stream"):
-            assert text not in done
+        text = machine.call("status").out
+        assert f"\nbus        {fresh_nats.url}  (since 20" in text
+        for absent in ("\nresults ", "stream"):
+            assert absent not in text
     assert machine.status()["bus"] is None

@@ -27,9 +27,8 @@ def machine(tmp_path):
 def end_session(machine, session_id: str, prefix=(COMMAND,)) -> None:
     data = json.dumps({"session_id": session_id, "reason": "other", "hook_event_name": "SessionEnd"})
     words = [*prefix, "hook", "session-end", "--state-dir", str(machine.state)]
-    with (
-        tempfile.TemporaryFile() as stdin
-    ):  # written before the hook starts, as Claude Code does, so that a busy test process delays nothing
+    # Written before the hook starts, as Claude Code does, so that a busy test process does not delay the hook.
+    with tempfile.TemporaryFile() as stdin:
         stdin.write(data.encode())
         stdin.seek(0)
         done = subprocess.run(words, stdin=stdin, env=machine.environ, capture_output=True)
@@ -110,9 +109,8 @@ def test_an_installed_hook_runs_in_any_environment_and_uninstall_removes_it(mach
     assert (status.exit_code, json.loads(status.stdout)["state"]) == (0, "installed")
     ((entry,),) = [group["hooks"] for group in json.loads(settings.read_bytes())["hooks"]["SessionEnd"]]
     data = b'{"session_id": "s-1", "reason": "clear"}'
-    project = (
-        machine.home / "project"
-    )  # its own `agent` package would be imported first if the working directory were on the path
+    # Its own `agent` package would be imported first if the working directory were on the path.
+    project = machine.home / "project"
     (project / "agent").mkdir(parents=True)
     (project / "agent" / "__init__.py").write_text("raise SystemExit('another agent')")
     shell = ["/bin/sh", "-c", entry["command"]]

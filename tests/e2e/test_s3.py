@@ -190,10 +190,10 @@ def test_ctrl_c_during_an_agents_sync_says_that_the_agent_continues(machine, buc
         with machine.started("sync") as syncing:
             gate.wait()
             assert syncing.stop(signal.SIGINT) == 130
-            done = syncing.end().err
+            message = syncing.end().err
         gate.open()
         agent.logged("sync_succeeded", 2)
-    assert done == (
+    assert message == (
         f"akosha-agent: the agent (process {agent.pid} (run)) continues the sync: akosha-agent status shows it\n"
     )
     assert len(bucket.manifests) == 2
