@@ -53,7 +53,7 @@ def kill_and_restart(machine: KillableMachine, point: str) -> None:
         "mark_owed:before",
         "mark_owed:after",
         "begin:before",
-        "begin:after",  # from here on, "before the next" is the same as "after this one"
+        "begin:after",  # the point before the next write is the same, so it is not listed
         "put-file:after",
         "put-manifest:after",
         "deliver:after",
@@ -112,7 +112,7 @@ def test_the_next_sync_deletes_staged_copies_of_a_killed_run(machine):
 
 @pytest.mark.parametrize("point", ["count_attempt:after", "give_up:after"])
 def test_a_kill_while_the_bucket_fails_leaves_the_databases_owed(machine, point):
-    """A file has the path of the bucket's directory: every put fails until it is deleted."""
+    """A file is in place of the directory `systems`: every put fails until it is deleted."""
     machine.bucket.mkdir()
     (machine.bucket / "systems").write_text("a file")
     killed = machine.sync(point)

@@ -49,9 +49,8 @@ class Link:
     async def open(self) -> None:
         listening = socket.socket()
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024
-        )  # a larger buffer could hold a complete upload
+        # A larger buffer could hold a complete upload.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         listening.bind(("127.0.0.1", self.port))
         self._server = await asyncio.start_server(self._serve, sock=listening, limit=64 * 1024)
         self.port = listening.getsockname()[1]
@@ -313,10 +312,10 @@ async def test_network_changes_trigger_a_retry_and_restart_a_stalled_upload(tmp_
     async with open_link(proxy.url) as link:
         link.close()
         with structlog.testing.capture_logs() as logged:
-            async with running_agent(
-                tmp_path, f"http://127.0.0.1:{link.port}", moto.new_bucket(), monkeypatch
-            ) as running:
-                agent, events = running
+            async with running_agent(tmp_path, f"http://127.0.0.1:{link.port}", moto.new_bucket(), monkeypatch) as (
+                agent,
+                events,
+            ):
                 await wait_until_reported(events, SyncFailed)
                 reached = asyncio.Event()
                 proxy.on("put_object", stall(reached, at=1), times=1)

@@ -1,4 +1,4 @@
-"""Several processes with one state directory: one works, the others use it, wait, take over, or exit with its name."""
+"""Several processes with one state directory: one works; the others use it, wait, take over or refuse to start."""
 
 import signal
 
