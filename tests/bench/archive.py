@@ -1,4 +1,4 @@
-"""`uploads list` over many uploads: what it takes, and how many requests that are."""
+"""`uploads list` of many uploads: duration and number of requests."""
 
 import statistics
 import time
@@ -17,7 +17,7 @@ BAR_SECONDS = 2.0
 
 
 def fill(bucket: Path, count: int) -> None:
-    """Put the objects of so many uploads into a directory, as a bucket keeps them; they hold nothing but zeros."""
+    """Write the objects of `count` uploads into a directory, as in a bucket; they consist of zeros."""
     for number in range(count):
         at = number * 3600
         manifest = values.manifest(at, f"r{number}", reflection=number, knowledge_graph=number)
@@ -29,20 +29,20 @@ def fill(bucket: Path, count: int) -> None:
 
 
 async def lines(folder: Path, server: S3Server, served: Path, count: int, rounds: int) -> list[Line]:
-    """Measure a directory, and S3 as `server` serves what lies in `served`."""
+    """Measure a directory, and S3: `server` serves the directory `served`."""
     fill(folder / "bucket", count)
     name = server.new_bucket()
     fill(served / name, count)
-    found = []
+    measured = []
     for what, store in {
         "a directory": DirectoryStore(folder / "bucket"),
         "S3": S3Store(bucket=name, endpoint=server.endpoint, region="auto"),
     }.items():
         try:
-            found.append(await _line(what, store, count, rounds))
+            measured.append(await _line(what, store, count, rounds))
         finally:
             await store.aclose()
-    return found
+    return measured
 
 
 async def _line(what: str, store: ObjectStore, count: int, rounds: int) -> Line:
@@ -50,13 +50,13 @@ async def _line(what: str, store: ObjectStore, count: int, rounds: int) -> Line:
     times = []
     for _ in range(rounds):
         counted.calls.clear()
-        begun = time.perf_counter()
+        started = time.perf_counter()
         listing = await Catalog(counted, values.SYSTEM).listing()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - started)
         if len(listing.uploads) != count or any(upload.problems for upload in listing.uploads):
             raise RuntimeError(f"{what}: {len(listing.uploads)} uploads")
-    took = statistics.median(times)
+    median = statistics.median(times)
     measured = f"{seconds(times)}; {len(counted.keys('get'))} manifests read"
     return Line(
-        f"uploads list, {count} uploads in {what}", measured, None, f"under {BAR_SECONDS:g} s", took < BAR_SECONDS
+        f"uploads list, {count} uploads in {what}", measured, None, f"under {BAR_SECONDS:g} s", median < BAR_SECONDS
     )

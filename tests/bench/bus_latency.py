@@ -1,6 +1,6 @@
-"""What the bus by itself adds to a sync: the request's way to its handler, its ack, and the result's confirmation.
+"""The time that the bus adds to a sync: delivery of the request, its ack, and confirmation of the result.
 
-Between two turns nothing happens for a while, as between two syncs: one right after the other takes half the time.
+A pause separates the turns, as syncs are apart: without it a turn takes half the time.
 """
 
 import asyncio
@@ -23,42 +23,42 @@ from tests.support.servers.nats import running_nats
 LEGS = ("a request published to its handler called", "its ack", "a result published to confirmed")
 PAUSE_SECONDS = 0.1
 _FIRST = 5
-"""Turns that are not counted: what is loaded at its first use is loaded then."""
+"""Turns that are not counted, because code is loaded at its first use."""
 
 _SECONDS = 30.0
 
 
-class Post:
-    """A bus with a subscription as an uploader's. `open` it first."""
+class Subscriber:
+    """A bus with a subscription like that of the cloud method. Call `open` first."""
 
     def __init__(self, bus: EventBus) -> None:
         self._bus = bus
-        self._seen: asyncio.Queue[tuple[float, float, str]] = asyncio.Queue()
+        self._handled: asyncio.Queue[tuple[float, float, str]] = asyncio.Queue()
 
     async def open(self) -> None:
         await self._bus.subscribe(request_subject(values.SYSTEM, CLOUD), self._handle, durable="bench")
 
     async def turn(self, number: int) -> list[float]:
-        """Send one request and one result; return the seconds of each leg. Raises RuntimeError for a stray one."""
+        """Publish a request and a result; return the seconds of each leg. Raises RuntimeError for another event."""
         request = values.request(f"r{number}")
         result = values.succeeded(values.manifest(number, reflection=number))
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         await self._bus.publish(request)
-        arrived, acked, name = await self._seen.get()
+        arrived, acked, name = await self._handled.get()
         if name != request.id:
-            raise RuntimeError(f"{name} came in place of {request.id}")
-        reported = time.perf_counter()
+            raise RuntimeError(f"{name} arrived instead of {request.id}")
+        succeeded_at = time.perf_counter()
         await self._bus.publish(result)
-        return [arrived - asked, acked - arrived, time.perf_counter() - reported]
+        return [arrived - requested, acked - arrived, time.perf_counter() - succeeded_at]
 
     async def _handle(self, message: Message) -> None:
         arrived = time.perf_counter()
         await message.ack()
-        self._seen.put_nowait((arrived, time.perf_counter(), message.event.id))
+        self._handled.put_nowait((arrived, time.perf_counter(), message.event.id))
 
 
 async def measure(folder: Path, rounds: int) -> list[Line]:
-    """Take turns on both buses, in this process; return the lines of the table."""
+    """Measure both buses in turns, in this process; return the lines of the table."""
     clock = SystemClock()
     with running_nats(folder) as server:
         options = NatsOptions(servers=(server.url,), name="bench")
@@ -68,28 +68,28 @@ async def measure(folder: Path, rounds: int) -> list[Line]:
         ]
         try:
             async with asyncio.timeout(_SECONDS + rounds):
-                here, there = await _turns([Post(bus) for bus in buses], rounds)
+                local, remote = await _turns([Subscriber(bus) for bus in buses], rounds)
         finally:
             await asyncio.gather(*(bus.aclose() for bus in buses))
-    return _lines(here, there)
+    return _lines(local, remote)
 
 
-async def _turns(posts: list[Post], rounds: int) -> list[list[list[float]]]:
-    """Return what each turn took, by post."""
-    for post in posts:
-        await post.open()
-    found: list[list[list[float]]] = [[] for _ in posts]
+async def _turns(subscribers: list[Subscriber], rounds: int) -> list[list[list[float]]]:
+    """Return the seconds of each leg of each turn, by subscriber."""
+    for subscriber in subscribers:
+        await subscriber.open()
+    times: list[list[list[float]]] = [[] for _ in subscribers]
     for number in range(_FIRST + rounds):
-        for post, turns in zip(posts, found, strict=True):
+        for subscriber, turns in zip(subscribers, times, strict=True):
             await asyncio.sleep(PAUSE_SECONDS)
-            turns.append(await post.turn(number))
-    return [turns[_FIRST:] for turns in found]
+            turns.append(await subscriber.turn(number))
+    return [turns[_FIRST:] for turns in times]
 
 
-def _lines(here: list[list[float]], there: list[list[float]]) -> list[Line]:
-    found = []
-    for leg, local, distant in zip(LEGS, zip(*here, strict=True), zip(*there, strict=True), strict=True):
-        found.append(Line(f"the bus by itself, {leg}: in process", milliseconds(local)))
-        found.append(Line(f"the bus by itself, {leg}: NATS", milliseconds(distant)))
-    over = difference([sum(turn) for turn in here], [sum(turn) for turn in there])
-    return [*found, Line("the bus by itself, all three: NATS over in process, median by turns", over.words)]
+def _lines(local: list[list[float]], remote: list[list[float]]) -> list[Line]:
+    table = []
+    for leg, local_times, remote_times in zip(LEGS, zip(*local, strict=True), zip(*remote, strict=True), strict=True):
+        table.append(Line(f"the bus alone, {leg}: in process", milliseconds(local_times)))
+        table.append(Line(f"the bus alone, {leg}: NATS", milliseconds(remote_times)))
+    added = difference([sum(turn) for turn in local], [sum(turn) for turn in remote])
+    return [*table, Line("the bus alone, all three: NATS minus in process, median of turns", added.words)]

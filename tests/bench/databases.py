@@ -1,10 +1,10 @@
-"""Databases of Session-Buddy's shape and of any size: sentences of a made-up language, random float embeddings.
+"""Databases with Session-Buddy's tables, of any size: sentences in a made-up language, random float embeddings.
 
     python databases.py FILE BYTES
 
-makes one, checkpointed and closed, in a process of its own: nothing of the engine is in the bench. Words are drawn as
-in any language, a few of them most of the time, so gzip has about as much to do as with real text; embeddings are
-nearly incompressible, as real ones are.
+creates one, checkpointed and closed, in a separate process, so that the bench does not load DuckDB. The words have the
+frequencies of a natural language, so that they compress about as well as real text; embeddings are nearly
+incompressible, like real ones.
 """
 
 import os
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 MEBIBYTE = 2**20
-_LEAST_ROWS, _MOST_ROWS = 50, 4000
+_MIN_ROWS, _MAX_ROWS = 50, 4000
 _SYLLABLES = (
     *("ab", "be", "con", "de", "el", "for", "gra", "in", "ja", "ku", "lo", "mem", "ne", "or"),
     *("pra", "qui", "re", "so", "ta", "un", "ver", "wi", "xe", "ya", "zu"),
@@ -31,7 +31,7 @@ _TABLES = (
        metadata JSON, confidence_score FLOAT, fingerprint BLOB)""",
 )
 _FUNCTIONS = (
-    # Of n words the one at n * u^3: by its length, short ones first.
+    # Of n words, sorted by length, the one at n * u^3, where u is uniform in [0, 1).
     """CREATE TEMP MACRO text_of(words) AS array_to_string(list_transform(range(words), lambda i:
        getvariable('vocabulary')[1 + floor(len(getvariable('vocabulary')) * pow(random(), 3))::INTEGER]
        || CASE WHEN random() < 0.1 THEN '. ' WHEN random() < 0.05 THEN ',' || chr(10) ELSE ' ' END), '')""",
@@ -49,14 +49,14 @@ _REFLECTIONS = """INSERT INTO base.reflections_v2 SELECT md5('r' || (? + n))[:26
 
 
 class Databases:
-    """Databases of the run, each size made once, and copied to where it is wanted."""
+    """The databases of a run. Each size is created once and copied when needed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def file(self, mebibytes: int) -> Path:
-        """Return a database of about so many MiB. It is not to be changed."""
+        """Return a database of about `mebibytes` MiB. Do not change it."""
         path = self._folder / f"{mebibytes}.duckdb"
         if not path.exists():
             print(f"making a database of {mebibytes} MiB", file=sys.stderr, flush=True)
@@ -64,8 +64,8 @@ class Databases:
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": ""})
         return path
 
-    def place(self, mebibytes: int, data_dir: Path, name: str = "reflection.duckdb") -> Path:
-        """Put a copy into a data directory, in one step, and return where it is."""
+    def copy_to(self, mebibytes: int, data_dir: Path, name: str = "reflection.duckdb") -> Path:
+        """Put a copy into a data directory, atomically; return its path."""
         data_dir.mkdir(parents=True, exist_ok=True)
         copy = data_dir / f".{name}.new"
         shutil.copyfile(self.file(mebibytes), copy)
@@ -73,33 +73,33 @@ class Databases:
 
 
 def make(path: Path, size: int) -> None:
-    """Make a database of at least `size` bytes, little more."""
+    """Create a database of at least `size` bytes, and little more."""
     import duckdb
 
-    draw = random.Random(size)
-    lengths = [1 + draw.randrange(4) for _ in range(_VOCABULARY)]
-    words = sorted({"".join(draw.choices(_SYLLABLES, k=length)) for length in lengths}, key=lambda w: (len(w), w))
-    making = path.with_suffix(".making")
+    generator = random.Random(size)
+    lengths = [1 + generator.randrange(4) for _ in range(_VOCABULARY)]
+    words = sorted({"".join(generator.choices(_SYLLABLES, k=length)) for length in lengths}, key=lambda w: (len(w), w))
+    temporary = path.with_suffix(".making")
     with duckdb.connect(":memory:") as engine:
         engine.execute("SET memory_limit = '1GB'")
         engine.execute("SELECT setseed(0.25)")
         engine.execute("SET VARIABLE vocabulary = ?", [words])
         # The storage version that Session-Buddy's engine writes.
-        engine.execute(f"ATTACH '{making}' AS base (STORAGE_VERSION 'v1.0.0')")
+        engine.execute(f"ATTACH '{temporary}' AS base (STORAGE_VERSION 'v1.0.0')")
         for statement in _TABLES:
             engine.execute(statement.replace("CREATE TABLE ", "CREATE TABLE base."))
         for statement in _FUNCTIONS:
             engine.execute(statement)
-        count, rows = 0, _LEAST_ROWS
-        while making.stat().st_size < size:
+        count, rows = 0, _MIN_ROWS
+        while temporary.stat().st_size < size:
             engine.execute(_CONVERSATIONS, [count, count, rows])
             engine.execute(_REFLECTIONS, [count, count, rows // 4])
             engine.execute("CHECKPOINT base")
             count += rows
-            left = (size - making.stat().st_size) * count // making.stat().st_size
-            rows = min(max(left, _LEAST_ROWS), _MOST_ROWS)
+            missing = (size - temporary.stat().st_size) * count // temporary.stat().st_size
+            rows = min(max(missing, _MIN_ROWS), _MAX_ROWS)
         engine.execute("DETACH base")
-    making.replace(path)
+    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What a push by the http method takes at its peak: all processes of the agent, the child with the engine among them.
+"""Peak memory of a push by the http method: all processes of the agent, with the child that runs DuckDB.
 
     python -m tests.bench.http_memory
 
-runs a server that takes memories and keeps none, and prints its address. Ends with its standard input.
+runs a server that accepts memories and stores none, and prints its address. It stops at the end of standard input.
 """
 
 import subprocess
@@ -24,8 +24,8 @@ SAME_WITHIN = 20 * MEBIBYTE
 _STEP_SECONDS = 0.05
 
 
-class WholeWatch(Watch):
-    """The sums of all processes, as PSS."""
+class TotalPssWatch(Watch):
+    """The total PSS of all processes, in bytes."""
 
     def __init__(self, pid: int) -> None:
         self.sums: list[int] = []
@@ -41,8 +41,8 @@ class WholeWatch(Watch):
         self.sums.append(total)
 
 
-class Forgetful(Akosha):
-    """Says that it has stored what it was given."""
+class DiscardingAkosha(Akosha):
+    """Answers that it stored the memories, and discards them."""
 
     def _store_all(self, memories: list[dict[str, Any]]) -> Mapping[str, object]:
         count = len(memories)
@@ -50,8 +50,8 @@ class Forgetful(Akosha):
 
 
 @contextmanager
-def running_forgetful() -> Iterator[str]:
-    """Run one in a process of its own; yield its address."""
+def running_discarding_akosha() -> Iterator[str]:
+    """Run one in a separate process; yield its URL."""
     command = [sys.executable, "-m", "tests.bench.http_memory"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=http_push.ROOT, text=True, **pipes) as process:
@@ -64,26 +64,26 @@ def running_forgetful() -> Iterator[str]:
 
 
 def peak(folder: Path, url: str, count: int) -> int:
-    """Push so many memories; return the most that was taken, in bytes. Raises RuntimeError where not all went."""
+    """Push `count` memories; return the peak PSS in bytes. Raises RuntimeError if a memory was not sent."""
     machine = Machine(folder, force_method="http", http_endpoint=url, cloud_endpoint=None)
     http_push.add(machine.data / REFLECTION, 0, count)
     with machine.started("sync", "--json", "--method", "http") as syncing:
-        with WholeWatch(syncing.pid) as watch:
+        with TotalPssWatch(syncing.pid) as watch:
             syncing.process.wait()
-        done = syncing.end()
+        result = syncing.end()
     (machine.data / REFLECTION).unlink()
-    if done.code or done.json["memories"] != count:
-        raise RuntimeError(f"not all was pushed: {done}")
+    if result.code or result.json["memories"] != count:
+        raise RuntimeError(f"not all memories were sent: {result}")
     return max(watch.sums)
 
 
 def lines(folder: Path, counts: Sequence[int]) -> list[Line]:
     """Push databases of these sizes, the small one first."""
-    with running_forgetful() as url:
+    with running_discarding_akosha() as url:
         peaks = {count: peak(folder / str(count), url, count) for count in counts}
-    found = [
+    peak_lines = [
         Line(
-            f"memory: push of {count:,} memories, all processes at their peak",
+            f"memory: push of {count:,} memories, peak of all processes",
             mebibytes(size),
             size / PEAK_BAR,
             f"at most {mebibytes(PEAK_BAR)}",
@@ -92,18 +92,18 @@ def lines(folder: Path, counts: Sequence[int]) -> list[Line]:
         for count, size in peaks.items()
     ]
     small, large = min(peaks), max(peaks)
-    more = peaks[large] - peaks[small]
-    same = Line(
-        f"memory: push of {large:,} memories against {small:,}",
-        mebibytes(more),
+    increase = peaks[large] - peaks[small]
+    comparison = Line(
+        f"memory: push of {large:,} memories compared with {small:,}",
+        mebibytes(increase),
         peaks[large] / peaks[small],
         f"not more, within {mebibytes(SAME_WITHIN)}",
-        more <= SAME_WITHIN,
+        increase <= SAME_WITHIN,
     )
-    return [*found, same]
+    return [*peak_lines, comparison]
 
 
 if __name__ == "__main__":
-    with Forgetful() as akosha:
+    with DiscardingAkosha() as akosha:
         print(akosha.url, flush=True)
         sys.stdin.read()

@@ -1,8 +1,8 @@
-"""Memories by the http method: against a bare loop of the MCP SDK's client, and where little or nothing has changed.
+"""The http method, compared with a loop over the MCP SDK's client; and its syncs with few or no new memories.
 
     python -m tests.bench.http_push FILE FIRST COUNT
 
-puts so many conversations into a database, from a number on, in a process of its own.
+adds COUNT conversations to a database, numbered from FIRST, in a separate process.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from agent.domain.events import SyncRequested
 from agent.domain.memories import Memory
 from agent.domain.routing import HTTP, MANUAL
 from agent.ports import Delivered
-from tests.bench.pipeline import Silent
+from tests.bench.pipeline import ByteCounter
 from tests.bench.report import Line, seconds
 from tests.interop.real import interpreter, running_akosha
 from tests.support.machine import Machine
@@ -45,8 +45,8 @@ UNCHANGED_BAR_SECONDS = 1.0
 LARGE = 20_000
 NEW = 50
 
-Way = Callable[[str], Awaitable[float]]
-"""Brings the memories to the server as those of a system that it does not know; returns the seconds that it took."""
+Sender = Callable[[str], Awaitable[float]]
+"""Sends the memories to the server under the ID of a new system; returns the seconds it took."""
 
 _TABLE = """CREATE TABLE IF NOT EXISTS base.conversations_v2(id VARCHAR PRIMARY KEY, content VARCHAR NOT NULL,
     embedding FLOAT[384], category VARCHAR NOT NULL, importance_score FLOAT, memory_tier VARCHAR, access_count INTEGER,
@@ -60,13 +60,13 @@ _ROWS = """INSERT INTO base.conversations_v2 SELECT md5('c' || n)[:16],
 
 
 def add(path: Path, first: int, count: int) -> None:
-    """Put conversations first, first + 1, ... into a database, which is made where there is none."""
+    """Add conversations first, first + 1, ... to a database; create it if it does not exist."""
     command = [sys.executable, "-m", "tests.bench.http_push", str(path), str(first), str(count)]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": ""})
 
 
-class Rivals:
-    """Both ways to bring the memories of one database to one server."""
+class Senders:
+    """Two ways to send the memories of a database to a server."""
 
     def __init__(self, url: str, data_dir: Path, folder: Path) -> None:
         self._url, self._data_dir, self._folder = url, data_dir, folder
@@ -74,15 +74,15 @@ class Rivals:
         self._pack = AkoshaSink(endpoint=url).pack
 
     async def prepare(self) -> None:
-        """Have the memories at hand, and everything imported that either needs."""
+        """Read the memories, and send them once both ways to import all modules."""
         async with DuckdbMemoryReader().open(self._data_dir / REFLECTION, "reflection", zone=UTC) as source:
             async for page in source.pages():
                 self._memories += [memory async for memory in source.read(page)]
-        for way in (self.bare, self.agent):
-            await way(f"before-{way.__name__}")
+        for send in (self.bare, self.agent):
+            await send(f"before-{send.__name__}")
 
     async def bare(self, system_id: str) -> float:
-        """A loop of calls, the batches ready made: what any program with the SDK's client could do at best."""
+        """Call the tool in a loop with prepared batches: the fastest that a program with the SDK's client can be."""
         from mcp import ClientSession
         from mcp.client.streamable_http import streamable_http_client
 
@@ -93,17 +93,17 @@ class Rivals:
             for batch in batches:
                 answer = await session.call_tool("batch_store_memories", {"memories": batch})
                 if answer.structured_content["stored"] != len(batch):
-                    raise RuntimeError(f"not all was stored: {answer}")
+                    raise RuntimeError(f"not all memories were stored: {answer}")
         return time.perf_counter() - started
 
     async def agent(self, system_id: str) -> float:
-        """The http method, from the look at the database to what the ledger keeps."""
+        """Sync by the http method, from the fingerprint of the database to the write to the ledger."""
         async with self._method(system_id) as method:
             started = time.perf_counter()
-            done = await method.sync(_request(system_id), Silent())
+            result = await method.sync(_request(system_id), ByteCounter())
             took = time.perf_counter() - started
-        if not isinstance(done, Delivered) or done.result.memories != len(self._memories or range(COUNT)):
-            raise RuntimeError(f"not all was delivered: {done}")
+        if not isinstance(result, Delivered) or result.result.memories != len(self._memories or range(COUNT)):
+            raise RuntimeError(f"not all memories were delivered: {result}")
         return took
 
     @asynccontextmanager
@@ -132,7 +132,7 @@ class Rivals:
             await ledger.aclose()
 
     def _batches(self, system_id: str) -> Iterator[list[dict[str, object]]]:
-        """Yield what the agent sends, batch by batch, as the SDK's client wants it."""
+        """Yield the batches that the agent sends, in the form that the SDK's client accepts."""
         batch: list[dict[str, object]] = []
         size = 0
         for memory in self._memories:
@@ -146,34 +146,34 @@ class Rivals:
 
 
 async def against_the_sdk(folder: Path, pairs: int) -> list[Line]:
-    """Bring the same memories to the same server by both ways, turn by turn."""
+    """Send the same memories to the same server both ways, in turns."""
     data_dir = folder / "data"
     data_dir.mkdir(parents=True)
     await asyncio.to_thread(add, data_dir / REFLECTION, 0, COUNT)
     times: dict[str, list[float]] = {"bare": [], "agent": []}
     with _server(folder) as (name, url):
-        rivals = Rivals(url, data_dir, folder / "agent")
-        await rivals.prepare()
-        ways: Sequence[tuple[str, Way]] = (("bare", rivals.bare), ("agent", rivals.agent))
+        senders = Senders(url, data_dir, folder / "agent")
+        await senders.prepare()
+        both: Sequence[tuple[str, Sender]] = (("bare", senders.bare), ("agent", senders.agent))
         for number in range(pairs):
-            for which, way in ways if number % 2 else reversed(ways):
-                times[which].append(await way(f"{which}-{number}"))
+            for sender, send in both if number % 2 else reversed(both):
+                times[sender].append(await send(f"{sender}-{number}"))
     ratios = [agent / bare for bare, agent in zip(times["bare"], times["agent"], strict=True)]
     ratio = statistics.median(ratios)
     return [
-        Line(f"{COUNT:,} memories to {name}: a bare loop of the MCP SDK's client", seconds(times["bare"])),
+        Line(f"{COUNT:,} memories to {name}: a loop over the MCP SDK's client", seconds(times["bare"])),
         Line(
-            f"{COUNT:,} memories to {name}: the http method, snapshot and ledger and all",
+            f"{COUNT:,} memories to {name}: the http method, with snapshot and ledger",
             seconds(times["agent"]),
             ratio,
-            f"within {RATIO_BAR} x the bare loop",
+            f"within {RATIO_BAR} x the loop",
             ratio <= RATIO_BAR,
         ),
     ]
 
 
-def where_little_changed(folder: Path, rounds: int) -> list[Line]:
-    """Sync a large database twice, then with a few rows more. Raises RuntimeError where a sync is not as expected."""
+def few_changes(folder: Path, rounds: int) -> list[Line]:
+    """Sync a large database unchanged, then with a few new rows. Raises RuntimeError if a result is unexpected."""
     with Akosha() as akosha:
         machine = Machine(folder, force_method="http", http_endpoint=akosha.url, cloud_endpoint=None)
         add(machine.data / REFLECTION, 0, LARGE)
@@ -184,7 +184,7 @@ def where_little_changed(folder: Path, rounds: int) -> list[Line]:
             started = time.perf_counter()
             _synced(machine, 0)
             times.append(time.perf_counter() - started)
-        asked = {f"{request.method} {request.path}" for request in akosha.requests}
+        requests = {f"{request.method} {request.path}" for request in akosha.requests}
         add(machine.data / REFLECTION, LARGE, NEW)
         akosha.calls.clear()
         started = time.perf_counter()
@@ -193,7 +193,7 @@ def where_little_changed(folder: Path, rounds: int) -> list[Line]:
     what = f"sync of {LARGE:,} memories"
     return [
         Line(
-            f"{what}, unchanged: the whole command",
+            f"{what}, unchanged: the command",
             seconds(times),
             statistics.median(times) / UNCHANGED_BAR_SECONDS,
             f"under {UNCHANGED_BAR_SECONDS:g} s",
@@ -201,10 +201,10 @@ def where_little_changed(folder: Path, rounds: int) -> list[Line]:
         ),
         Line(
             f"{what}, unchanged: requests",
-            ", ".join(sorted(asked)) or "none",
+            ", ".join(sorted(requests)) or "none",
             None,
-            "the health check alone",
-            asked <= {"GET /health"},
+            "only the health check",
+            requests <= {"GET /health"},
         ),
         Line(
             f"{what}, {NEW} of them new: calls",
@@ -224,7 +224,7 @@ def _synced(machine: Machine, count: int) -> None:
 
 @contextmanager
 def _server(folder: Path) -> Iterator[tuple[str, str]]:
-    """Run Akosha, or what stands for it where AKOSHA_PYTHON does not name it; yield its name and address."""
+    """Run Akosha if AKOSHA_PYTHON is set, else a stand-in; yield its name and URL."""
     if interpreter():
         with running_akosha(folder / "akosha") as akosha:
             yield "Akosha", akosha.url

@@ -1,6 +1,6 @@
-"""An agent that has nothing to do: what it takes of processor and memory, and what it asks of its store.
+"""An idle agent: CPU, memory and requests to its store.
 
-It runs as a service does: its supervisor hears its signs of life, and somebody asks for its metrics once a minute.
+It runs like a service: it notifies a supervisor's watchdog, and its metrics are scraped once a minute.
 """
 
 import threading
@@ -14,9 +14,9 @@ import psutil
 
 from tests.bench.counting_proxy import CountingProxy
 from tests.bench.databases import Databases
-from tests.bench.memory import PssWatch, settled, uploaded
+from tests.bench.memory import PssWatch, idle_pss, wait_for_uploads
 from tests.bench.report import Line, mebibytes
-from tests.soak.company import asked
+from tests.soak.clients import get
 from tests.support.machine import Machine
 from tests.support.notify import Notify, notified
 from tests.support.servers.s3 import S3Server, aws_environment
@@ -31,7 +31,7 @@ WATCHDOG_SECONDS = 90
 
 @dataclass(frozen=True)
 class Idle:
-    """`processor`: per cent of one core. `pss`: bytes, the most that was seen."""
+    """`processor`: per cent of one core. `pss`: the maximum, in bytes."""
 
     seconds: float
     processor: float
@@ -41,7 +41,7 @@ class Idle:
 
 
 def idle(pid: int, proxy: CountingProxy, seconds: float) -> Idle:
-    """Watch an agent that is left alone for so long."""
+    """Observe an idle agent for `seconds`."""
     process = psutil.Process(pid)
     connections, count, before, started = (
         proxy.connections,
@@ -50,13 +50,13 @@ def idle(pid: int, proxy: CountingProxy, seconds: float) -> Idle:
         time.monotonic(),
     )
     time.sleep(seconds)
-    passed = time.monotonic() - started
+    elapsed = time.monotonic() - started
     with PssWatch(pid) as watch:
         used = cpu_seconds(process) - before
         watch.sample()
     return Idle(
-        passed,
-        100 * used / passed,
+        elapsed,
+        100 * used / elapsed,
         max(watch.agent),
         proxy.connections - connections,
         proxy.bytes - count,
@@ -64,66 +64,66 @@ def idle(pid: int, proxy: CountingProxy, seconds: float) -> Idle:
 
 
 def lines(folder: Path, databases: Databases, server: S3Server, seconds: float, size: int) -> list[Line]:
-    """Leave an agent alone before its first upload, and (half of the time) after one of `size` MiB."""
+    """Observe an idle agent before its first upload, and for half the time after an upload of `size` MiB."""
     with CountingProxy(server.endpoint) as proxy, notified() as notify:
         machine = Machine(folder, cloud_endpoint=proxy.url, cloud_bucket=server.new_bucket())
         machine.environ |= aws_environment()
         machine.environ |= {"NOTIFY_SOCKET": notify.address, "WATCHDOG_USEC": str(WATCHDOG_SECONDS * 10**6)}
         databases.file(size)
-        with machine.run() as agent, _looked_after(machine, notify):
+        with machine.run() as agent, _supervised(machine, notify):
             time.sleep(START_SECONDS)
             before = idle(agent.pid, proxy, seconds)
-            databases.place(size, machine.data)
-            uploaded(agent, 1)
-            settled(agent.pid)
+            databases.copy_to(size, machine.data)
+            wait_for_uploads(agent, 1)
+            idle_pss(agent.pid)
             after = idle(agent.pid, proxy, seconds / 2)
     return [*_lines("before", "the first upload", before), *_lines("after", f"one of {size} MiB", after)]
 
 
 @contextmanager
-def _looked_after(machine: Machine, notify: Notify) -> Iterator[None]:
-    """Hear the signs of life and ask for the metrics, while the block runs. Raises RuntimeError where none come."""
-    over, wrong = threading.Event(), list[Exception]()
+def _supervised(machine: Machine, notify: Notify) -> Iterator[None]:
+    """Receive watchdog notifications and scrape the metrics. Raises RuntimeError if either is missing."""
+    stopping, errors = threading.Event(), list[Exception]()
 
-    def look() -> None:
-        while not over.wait(SCRAPE_SECONDS):
+    def supervise() -> None:
+        while not stopping.wait(SCRAPE_SECONDS):
             notify.gather()
             try:
-                asked(machine.state / "control.sock", "/metrics")
+                get(machine.state / "control.sock", "/metrics")
             except (OSError, RuntimeError) as error:
-                wrong.append(error)
+                errors.append(error)
 
-    thread = threading.Thread(target=look, name="looking-after", daemon=True)
+    thread = threading.Thread(target=supervise, name="supervisor", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        stopping.set()
         thread.join()
-    if wrong:
-        raise RuntimeError(f"the metrics were not there: {wrong[0]}")
-    if not any("WATCHDOG" in reported for reported in notify.gather()):
-        raise RuntimeError("no sign of life was heard")
+    if errors:
+        raise RuntimeError(f"the metrics could not be read: {errors[0]}")
+    if not any("WATCHDOG" in message for message in notify.gather()):
+        raise RuntimeError("no watchdog notification was received")
 
 
-def _lines(when: str, what: str, seen: Idle) -> list[Line]:
-    idling = f"idle for {seen.seconds:.0f} s, {when} {what}"
-    asked_of_it = f"{seen.connections} connections, {seen.bytes} bytes"
+def _lines(when: str, what: str, usage: Idle) -> list[Line]:
+    idling = f"idle for {usage.seconds:.0f} s, {when} {what}"
+    traffic = f"{usage.connections} connections, {usage.bytes} bytes"
     bar = PSS_BARS[when]
     return [
         Line(
             f"{idling}: processor",
-            f"{seen.processor:.3f} %",
-            seen.processor / CPU_BAR,
+            f"{usage.processor:.3f} %",
+            usage.processor / CPU_BAR,
             f"under {CPU_BAR} % of a core",
-            seen.processor < CPU_BAR,
+            usage.processor < CPU_BAR,
         ),
-        Line(f"{idling}: asked of the store", asked_of_it, None, "nothing", not (seen.connections or seen.bytes)),
-        Line(f"{idling}: PSS", mebibytes(seen.pss), seen.pss / bar, f"under {mebibytes(bar)}", seen.pss < bar),
+        Line(f"{idling}: requests to the store", traffic, None, "nothing", not (usage.connections or usage.bytes)),
+        Line(f"{idling}: PSS", mebibytes(usage.pss), usage.pss / bar, f"under {mebibytes(bar)}", usage.pss < bar),
     ]
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """Of the process and of the children that it has had; in steps of 10 ms."""
+    """Return the CPU seconds of the process and of its ended children, in steps of 10 ms."""
     times = process.cpu_times()
     return times.user + times.system + times.children_user + times.children_system

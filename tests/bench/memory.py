@@ -1,4 +1,4 @@
-"""What all processes of the agent take, as PSS: memory that several share is counted once."""
+"""Memory of all processes of the agent, as PSS: shared memory is counted once."""
 
 import statistics
 import threading
@@ -22,11 +22,11 @@ _STEP_SECONDS = 0.005
 
 
 class Watch:
-    """Samples a process and its children on a thread, every `step` seconds for as long as the block runs."""
+    """Context manager that samples a process and its children on a thread, every `step` seconds."""
 
     def __init__(self, pid: int, step: float) -> None:
         self._pid, self._step = pid, step
-        self._over = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="pss", daemon=True)
 
     def __enter__(self) -> Self:
@@ -34,7 +34,7 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopping.set()
         self._thread.join()
 
     def sample(self) -> None:
@@ -42,15 +42,15 @@ class Watch:
         raise NotImplementedError
 
     def _watch(self) -> None:
-        while not self._over.wait(self._step):
+        while not self._stopping.wait(self._step):
             self.sample()
 
 
 class PssWatch(Watch):
-    """What of a process and its children is the agent's, and what the engine's.
+    """Samples of the memory of the agent and of DuckDB, in bytes.
 
-    `agent` are the sums of all of them but the child that runs the engine, in bytes. `engine` is what that child has
-    allocated: the engine's library, a file of 50 MiB that is mapped, is the system's to keep or to drop.
+    `agent` is the total PSS of a process and its children, except the child that runs DuckDB. `engine` is the anonymous
+    memory of that child: DuckDB's library, a mapped file of 50 MiB, is not counted, because the kernel may drop it.
     """
 
     def __init__(self, pid: int) -> None:
@@ -64,7 +64,7 @@ class PssWatch(Watch):
         for pid in family(self._pid):
             try:
                 memory = rollup(pid)
-                # Afterwards, and for good: a process becomes the engine's at once, and when it ends forgets its name.
+                # Read after the memory, and remembered: a child has this name from its exec until it starts to end.
                 if CHILD in Path(f"/proc/{pid}/cmdline").read_bytes():
                     self._engines.add(pid)
             except OSError:
@@ -78,7 +78,7 @@ class PssWatch(Watch):
 
 
 def family(pid: int) -> Iterator[int]:
-    """Yield a process and all its children's children; what ends meanwhile is left out."""
+    """Yield the PIDs of a process and its descendants, without those that end meanwhile."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
@@ -87,54 +87,54 @@ def family(pid: int) -> Iterator[int]:
 
 
 def rollup(pid: int) -> dict[str, int]:
-    """Return the kernel's sums over all that a process has mapped, in bytes; all 0 for one that is just ending."""
-    found = {"Pss": 0, "Pss_Anon": 0}
+    """Return the totals of smaps_rollup in bytes; they are 0 while a process ends."""
+    totals = {"Pss": 0, "Pss_Anon": 0}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, _, rest = line.partition(":")
-        if name in found:
-            found[name] = int(rest.split()[0]) * 1024
-    return found
+        if name in totals:
+            totals[name] = int(rest.split()[0]) * 1024
+    return totals
 
 
-def settled(pid: int) -> float:
-    """Return the PSS of a process that has nothing to do: the median over some seconds."""
+def idle_pss(pid: int) -> float:
+    """Return the PSS of an idle process: the median over some seconds."""
     with PssWatch(pid) as watch:
         time.sleep(_SETTLED_SECONDS)
     return statistics.median(watch.agent)
 
 
 def growth(machine: Machine, databases: Databases, size: int) -> tuple[float, PssWatch]:
-    """Run an agent through a first small upload, then one of `size` MiB; return the PSS between them, and the watch."""
-    databases.place(SMALL, machine.data)
+    """Make a small upload, then one of `size` MiB; return the PSS between them, and the watch of the second."""
+    databases.copy_to(SMALL, machine.data)
     with machine.run() as agent:
-        uploaded(agent, 1)
-        before = settled(agent.pid)
+        wait_for_uploads(agent, 1)
+        before = idle_pss(agent.pid)
         with PssWatch(agent.pid) as watch:
-            databases.place(size, machine.data)
-            uploaded(agent, 2)
+            databases.copy_to(size, machine.data)
+            wait_for_uploads(agent, 2)
     return before, watch
 
 
-def uploaded(agent: Running, count: int) -> None:
-    """Wait until the agent has made so many uploads. Raises RuntimeError where anything went wrong on the way."""
+def wait_for_uploads(agent: Running, count: int) -> None:
+    """Wait for `count` uploads of the agent. Raises RuntimeError if it logs a warning or an error."""
 
-    def reported(line: dict) -> bool:
+    def is_relevant(line: dict) -> bool:
         return line.get("event") == "sync_succeeded" or line.get("level") in ("warning", "error")
 
     for number in range(1, count + 1):
-        line = agent.log.wait(reported, number)[number - 1]
+        line = agent.log.wait(is_relevant, number)[number - 1]
         if line["event"] != "sync_succeeded":
-            raise RuntimeError(f"an upload did not go smoothly: {line}")
+            raise RuntimeError(f"an upload failed: {line}")
 
 
-def lines(where: str, measured: dict[int, tuple[float, PssWatch]]) -> list[Line]:
-    """Return the lines of the table for one kind of target: size -> what `growth` returned."""
-    found, grown = [], {}
+def lines(target: str, measured: dict[int, tuple[float, PssWatch]]) -> list[Line]:
+    """Return the lines of the table for a target. `measured` maps sizes to results of `growth`."""
+    table, grown = [], {}
     for size, (before, watch) in measured.items():
         grown[size] = max(watch.agent) - before
-        found.append(
+        table.append(
             Line(
-                f"memory: growth over {mebibytes(before)}, upload of {size} MiB to {where}",
+                f"memory: growth over {mebibytes(before)}, upload of {size} MiB to {target}",
                 mebibytes(grown[size]),
                 grown[size] / GROWTH_BAR,
                 f"at most {mebibytes(GROWTH_BAR)}",
@@ -142,9 +142,9 @@ def lines(where: str, measured: dict[int, tuple[float, PssWatch]]) -> list[Line]
             )
         )
     small, large = min(grown), max(grown)
-    found.append(
+    table.append(
         Line(
-            f"memory: growth at {large} MiB against {small} MiB, to {where}",
+            f"memory: growth at {large} MiB compared with {small} MiB, to {target}",
             mebibytes(grown[large] - grown[small]),
             grown[large] / grown[small],
             f"the same, within {mebibytes(SAME_WITHIN)}",
@@ -152,13 +152,13 @@ def lines(where: str, measured: dict[int, tuple[float, PssWatch]]) -> list[Line]
         )
     )
     peak = max(max(watch.engine) for _, watch in measured.values())
-    found.append(
+    table.append(
         Line(
-            f"memory: the child with the engine, what it allocates, {where}",
+            f"memory: allocated by the child that runs DuckDB, {target}",
             mebibytes(peak),
             peak / CHILD_BAR,
             f"limited to {mebibytes(CHILD_BAR)}",
             peak <= CHILD_BAR,
         )
     )
-    return found
+    return table

@@ -1,7 +1,7 @@
-"""How fast results come off the stream: `agent.events_client`, against plain nats-py that asks and acks the same way.
+"""The rate of consuming results: `agent.events_client`, compared with nats-py that pulls and acks in the same way.
 
-All read the same stream at the same time, each under a durable name of its own, and take turns of a few hundred
-results: what else the machine does, and how fast it happens to be, is then the same for all. Connecting is left out.
+All consumers read the same stream at the same time, each under its own durable name. They take turns of a few hundred
+results, so that other load affects all alike. Connecting is not measured.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ from tests.support.servers.nats import connected, running_nats
 BAR = 0.5
 PATTERN = f"{SUBJECT_PREFIX}.sync.*.*"
 TURN = 250
-"""Results: some tenths of a second."""
+"""Results per turn, which takes some tenths of a second."""
 
-_AT_ONCE = 100
+_CONCURRENT = 100
 _SECONDS = 600.0
 
 Consumer = Callable[[str, str], AsyncGenerator[object, None]]
-"""Yields what it consumes from the server at an address, under a durable name; acked when the next is asked for."""
+"""Called with a URL and a durable name; yields messages, and acks each when the next is requested."""
 
 
 async def raw(url: str, durable: str) -> AsyncGenerator[object, None]:
-    """nats-py's own pull subscription. A message stays the bytes that came."""
+    """Yield messages of a pull subscription of nats-py, not decoded."""
     config = ConsumerConfig(
         durable_name=durable,
         filter_subject=PATTERN,
@@ -56,15 +56,15 @@ async def raw(url: str, durable: str) -> AsyncGenerator[object, None]:
     async with connected(url) as client:
         jetstream = client.jetstream()
         await jetstream.add_consumer(STREAM, config)
-        place = await jetstream.pull_subscribe_bind(durable=durable, stream=STREAM)
+        subscription = await jetstream.pull_subscribe_bind(durable=durable, stream=STREAM)
         while True:
-            (message,) = await place.fetch(1)
+            (message,) = await subscription.fetch(1)
             yield message
             await message.ack_sync()
 
 
 async def by_bus(url: str, durable: str) -> AsyncGenerator[object, None]:
-    """The agent's own bus with a handler that acks: events, checked, with little around them."""
+    """Yield decoded events of the agent's bus, with a handler that acks."""
     handled: asyncio.Queue[object] = asyncio.Queue(maxsize=1)
 
     async def handle(message: Message) -> None:
@@ -81,7 +81,7 @@ async def by_bus(url: str, durable: str) -> AsyncGenerator[object, None]:
 
 
 def by_client(url: str, durable: str) -> AsyncGenerator[object, None]:
-    """As programs do it."""
+    """Yield results of the documented client."""
     return results(url, durable=durable)
 
 
@@ -89,44 +89,44 @@ CONSUMERS: dict[str, Consumer] = {"nats-py": raw, "the agent's bus": by_bus, "ag
 
 
 async def measure(folder: Path, count: int, rounds: int) -> list[Line]:
-    """Put `count` results into a stream and have all consumers read it `rounds` times; return the lines."""
+    """Publish `count` results and read them `rounds` times with each consumer; return the lines of the table."""
     rates: dict[str, list[float]] = {name: [] for name in CONSUMERS}
     with running_nats(folder) as server:
         size = await _fill(server.url, count)
         async with asyncio.timeout(_SECONDS):
             for number in range(rounds):
-                for name, found in (await _read(server.url, f"bench-{number}", count)).items():
-                    rates[name] += found
+                for name, measured in (await _read(server.url, f"bench-{number}", count)).items():
+                    rates[name] += measured
     return _lines(f"{count:,} results of {size:,} bytes", rates)
 
 
 async def _read(url: str, durable: str, count: int) -> dict[str, list[float]]:
-    """Read the stream once by all consumers; return how many results a second each took, turn by turn."""
+    """Read the stream once with each consumer; return the results per second of each turn."""
     rates: dict[str, list[float]] = {name: [] for name in CONSUMERS}
     async with AsyncExitStack() as stack:
-        reading = deque()
+        consumers = deque()
         for turn, (name, consumer) in enumerate(CONSUMERS.items()):
-            found = await stack.enter_async_context(aclosing(consumer(url, f"{durable}-{turn}")))
-            await anext(found)  # it is connected
-            reading.append((name, found))
+            iterator = await stack.enter_async_context(aclosing(consumer(url, f"{durable}-{turn}")))
+            await anext(iterator)  # connects
+            consumers.append((name, iterator))
         for _ in range((count - 1) // TURN):
-            for name, found in reading:
-                began = time.perf_counter()
+            for name, iterator in consumers:
+                started = time.perf_counter()
                 for _ in range(TURN):
-                    await anext(found)
-                rates[name].append(TURN / (time.perf_counter() - began))
-            reading.rotate()
+                    await anext(iterator)
+                rates[name].append(TURN / (time.perf_counter() - started))
+            consumers.rotate()
     return rates
 
 
 async def _fill(url: str, count: int) -> int:
-    """Publish so many results as agents do, of as many uploads; return the size of one on the wire."""
+    """Publish `count` results of different uploads; return the encoded size of one."""
     codec = CloudEventsCodec()
     bus = await NatsBus.open(_options(url), codec, clock=SystemClock(), patient=True)
     try:
-        for first in range(0, count, _AT_ONCE):
-            reported = [_result(number) for number in range(first, min(first + _AT_ONCE, count))]
-            await asyncio.gather(*(bus.publish(result) for result in reported))
+        for first in range(0, count, _CONCURRENT):
+            batch = [_result(number) for number in range(first, min(first + _CONCURRENT, count))]
+            await asyncio.gather(*(bus.publish(result) for result in batch))
     finally:
         await bus.aclose()
     return len(codec.encode(_result(0)))
@@ -139,16 +139,16 @@ def _result(number: int) -> object:
 
 
 def _lines(what: str, rates: dict[str, list[float]]) -> list[Line]:
-    found, plain = [], rates["nats-py"]
-    for name, seen in rates.items():
-        ratio = statistics.median(one / other for one, other in zip(seen, plain, strict=True))
-        low, middle, high = statistics.quantiles(seen, n=4)
+    table, baseline = [], rates["nats-py"]
+    for name, measured in rates.items():
+        ratio = statistics.median(one / other for one, other in zip(measured, baseline, strict=True))
+        low, middle, high = statistics.quantiles(measured, n=4)
         words = f"{middle:,.0f} a second ({low:,.0f}-{high:,.0f})"
-        line = Line(f"{what}, consumed one by one by {name}", words, ratio)
+        line = Line(f"{what}, consumed one at a time by {name}", words, ratio)
         if name == "agent.events_client":
             line = replace(line, bar=f"at least {BAR} x nats-py", ok=ratio >= BAR)
-        found.append(line)
-    return found
+        table.append(line)
+    return table
 
 
 def _options(url: str) -> NatsOptions:

@@ -1,4 +1,4 @@
-"""A proxy before a NATS server that knows what its clients ask."""
+"""A proxy for a NATS server that counts the commands of its clients."""
 
 from tests.bench.counting_proxy import CountingProxy, Listener
 
@@ -7,7 +7,7 @@ _TO_JETSTREAM = (b"PUB $JS.API.", b"HPUB $JS.API.")
 
 
 class NatsCountingProxy(CountingProxy):
-    """Counts clients' requests to JetStream (acks are none) and their pings, over all connections."""
+    """Counts clients' requests to JetStream, without acks, and their pings, over all connections."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(endpoint)
@@ -17,13 +17,13 @@ class NatsCountingProxy(CountingProxy):
         return Commands(self)
 
     def count(self, command: bytes) -> None:
-        """Take note of a command."""
+        """Count a command."""
         self.requests += command.startswith(_TO_JETSTREAM)
         self.pings += command.upper() == b"PING"
 
 
 class Commands:
-    """Passes on the commands in what one client sends; what is published with them is passed over."""
+    """Parses the commands of one client and skips their payloads."""
 
     def __init__(self, proxy: NatsCountingProxy) -> None:
         self._proxy, self._rest, self._payload = proxy, b"", 0
@@ -31,8 +31,8 @@ class Commands:
     def __call__(self, piece: bytes) -> None:
         self._rest += piece
         while True:
-            passed = min(self._payload, len(self._rest))
-            self._rest, self._payload = self._rest[passed:], self._payload - passed
+            skipped = min(self._payload, len(self._rest))
+            self._rest, self._payload = self._rest[skipped:], self._payload - skipped
             command, end, rest = self._rest.partition(_END)
             if self._payload or not end:
                 return

@@ -1,4 +1,4 @@
-"""An agent that has nothing to do, with NATS and without, side by side: what NATS costs while nothing happens."""
+"""Two idle agents, with NATS and without: the CPU, memory and traffic that NATS adds."""
 
 import time
 from contextlib import ExitStack
@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from tests.bench.idle import START_SECONDS, cpu_seconds
-from tests.bench.memory import MEBIBYTE, settled
+from tests.bench.memory import MEBIBYTE, idle_pss
 from tests.bench.nats_counting_proxy import NatsCountingProxy
 from tests.bench.report import Line, mebibytes
 from tests.support.machine import Machine
@@ -21,7 +21,7 @@ REQUEST_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Traffic:
-    """What passed the proxy in `seconds`: requests to JetStream, pings, bytes both ways; of so many `consumers`."""
+    """Traffic through the proxy in `seconds`: requests to JetStream, pings, and bytes in both directions."""
 
     seconds: float
     consumers: int
@@ -31,7 +31,7 @@ class Traffic:
 
 
 def lines(folder: Path, seconds: float) -> list[Line]:
-    """Leave both agents alone for so long, before any upload; return the lines of the table."""
+    """Observe both idle agents for `seconds`, before any upload; return the lines of the table."""
     with running_nats(folder / "nats") as server, NatsCountingProxy(server.url) as proxy:
         machines = {
             "with NATS": Machine(folder / "with", agent_nats_url=proxy.url),
@@ -39,40 +39,40 @@ def lines(folder: Path, seconds: float) -> list[Line]:
         }
         memory = {name: _alone(machine) for name, machine in machines.items()}
         processors, traffic = _side_by_side(machines, server, proxy, seconds)
-    return [*_asked(traffic), *_used(processors, seconds), *_taken(memory)]
+    return [*_traffic_lines(traffic), *_cpu_lines(processors, seconds), *_memory_lines(memory)]
 
 
 def _alone(machine: Machine) -> float:
-    """Return the PSS of an agent that is the only one: pages that two share would count half for each."""
+    """Return the PSS of an agent that runs alone: of pages shared by two, each would count half."""
     with machine.run() as agent:
         time.sleep(START_SECONDS)
-        return settled(agent.pid)
+        return idle_pss(agent.pid)
 
 
 def _side_by_side(
     machines: dict[str, Machine], server: NatsServer, proxy: NatsCountingProxy, seconds: float
 ) -> tuple[dict[str, float], Traffic]:
-    """Return the processor that each takes, in per cent of a core, and what passes the proxy meanwhile."""
+    """Return the CPU use of each agent, in per cent of a core, and the traffic through the proxy."""
     with ExitStack() as stack:
         agents = [stack.enter_context(machine.run()) for machine in machines.values()]
         time.sleep(START_SECONDS)
         processes = [psutil.Process(agent.pid) for agent in agents]
-        requests, pings, passed = proxy.requests, proxy.pings, proxy.bytes
-        before, began = [cpu_seconds(process) for process in processes], time.monotonic()
+        requests, pings, forwarded = proxy.requests, proxy.pings, proxy.bytes
+        before, started = [cpu_seconds(process) for process in processes], time.monotonic()
         time.sleep(seconds)
-        after, took = [cpu_seconds(process) for process in processes], time.monotonic() - began
+        after, elapsed = [cpu_seconds(process) for process in processes], time.monotonic() - started
         traffic = Traffic(
-            took,
+            elapsed,
             server.monitor("/jsz")["consumers"],
             proxy.requests - requests,
             proxy.pings - pings,
-            proxy.bytes - passed,
+            proxy.bytes - forwarded,
         )
-    used = [100 * (end - start) / took for start, end in zip(before, after, strict=True)]
+    used = [100 * (end - start) / elapsed for start, end in zip(before, after, strict=True)]
     return dict(zip(machines, used, strict=True)), traffic
 
 
-def _asked(traffic: Traffic) -> list[Line]:
+def _traffic_lines(traffic: Traffic) -> list[Line]:
     ratio = traffic.requests * REQUEST_SECONDS / (traffic.consumers * traffic.seconds)
     idling = f"idle for {traffic.seconds:.0f} s with NATS"
     return [
@@ -80,31 +80,37 @@ def _asked(traffic: Traffic) -> list[Line]:
             f"{idling}: requests to JetStream",
             f"{traffic.requests} of {traffic.consumers} consumers",
             ratio,
-            f"a consumer's every {REQUEST_SECONDS:.0f} s at most",
+            f"at most one per consumer in {REQUEST_SECONDS:.0f} s",
             ratio <= 1,
         ),
-        Line(f"{idling}: all that passes", f"{traffic.bytes:,} bytes both ways; pings of ours: {traffic.pings}"),
+        Line(f"{idling}: traffic", f"{traffic.bytes:,} bytes in both directions; {traffic.pings} pings"),
     ]
 
 
-def _used(processors: dict[str, float], seconds: float) -> list[Line]:
-    there, here = processors.values()
+def _cpu_lines(processors: dict[str, float], seconds: float) -> list[Line]:
+    with_nats, without = processors.values()
     return [
         *(Line(f"idle for {seconds:.0f} s, {name}: processor", f"{used:.3f} %") for name, used in processors.items()),
         Line(
-            "the same: with NATS over without",
-            f"{there - here:+.3f} %",
-            (there - here) / CPU_BAR,
+            "the same: with NATS minus without",
+            f"{with_nats - without:+.3f} %",
+            (with_nats - without) / CPU_BAR,
             f"at most {CPU_BAR} % of a core",
-            there - here <= CPU_BAR,
+            with_nats - without <= CPU_BAR,
         ),
     ]
 
 
-def _taken(memory: dict[str, float]) -> list[Line]:
-    there, here = memory.values()
+def _memory_lines(memory: dict[str, float]) -> list[Line]:
+    with_nats, without = memory.values()
     bar = f"under {mebibytes(PSS_BAR)}"
     return [
-        Line("idle before the first upload, with NATS: PSS", mebibytes(there), there / PSS_BAR, bar, there < PSS_BAR),
-        Line("idle before the first upload, without: PSS", mebibytes(here)),
+        Line(
+            "idle before the first upload, with NATS: PSS",
+            mebibytes(with_nats),
+            with_nats / PSS_BAR,
+            bar,
+            with_nats < PSS_BAR,
+        ),
+        Line("idle before the first upload, without: PSS", mebibytes(without)),
     ]

@@ -1,10 +1,10 @@
-"""From a change to its result, confirmed on the bus: through NATS against in process, turn by turn.
+"""From a change to its confirmed result: NATS compared with the in-process bus, in turns.
 
-Two agents run side by side, each with a database of its own, and one commit at a time is made, now here, now there.
-The commit's time is its file's mtime; the others are what the ledger says, afterwards.
+Two agents run at the same time, each with its own database. Commits alternate between them, one at a time. The time of
+a commit is the mtime of its file; the other times are read from the ledger afterwards.
 
-The upload of so little is mostly the start of the child that verifies the copy: it takes now 300 ms, now 400. Its time
-is in the result, so what the buses differ by is held against the bar without it, and told with it, too.
+A small upload is mostly the start of the child that verifies the copy, which takes between 300 and 400 ms. The result
+has the upload's duration, so that the bar applies to the difference without it; the table shows both.
 """
 
 import json
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from tests.bench.memory import uploaded
+from tests.bench.memory import wait_for_uploads
 from tests.bench.pairs import Difference, difference, milliseconds
 from tests.bench.report import Line
 from tests.support import machine as machines
@@ -27,39 +27,39 @@ from tests.support.session_buddy import Writer
 
 BAR_SECONDS = 0.015
 QUIET_SECONDS = 0.6
-"""The watch tells a change within 0.5 s, and says how old it is: from then on the quiet time is exact."""
+"""The watcher reports a change, with its age, within 0.5 s; a longer quiet time is exact."""
 
 _COMMITS = 20
 _STEP_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Told:
-    """A commit's result: when it was written, asked for and confirmed, and the seconds that the upload took."""
+class Timing:
+    """The times of a commit, its request and its confirmed result, and the seconds of the upload."""
 
     id: str
     written: float
-    asked: float
+    requested: float
     confirmed: float
     uploading: float
 
     @property
-    def whole(self) -> float:
+    def total(self) -> float:
         return self.confirmed - self.written
 
     @property
-    def but_for_upload(self) -> float:
-        return self.whole - self.uploading
+    def without_upload(self) -> float:
+        return self.total - self.uploading
 
     @property
-    def told_in(self) -> float:
-        """From the request to the confirmed result without the upload: bus, ledger and outbox."""
-        return self.confirmed - self.asked - self.uploading
+    def bus_and_ledger(self) -> float:
+        """From the request to the confirmed result without the upload: the time of bus, ledger and outbox."""
+        return self.confirmed - self.requested - self.uploading
 
 
 @dataclass
 class Side:
-    """A machine whose agent is at work, and a process that commits there."""
+    """A machine with a running agent, and a process that commits to its database."""
 
     machine: Machine
     agent: Running
@@ -67,37 +67,37 @@ class Side:
     written: list[float] = field(default_factory=list)
 
     def change(self) -> None:
-        """Commit once; return when that is uploaded."""
+        """Commit once and wait for the upload."""
         self.writer.run("commit 1")
         self.written.append(max(path.stat().st_mtime for path in self.machine.data.iterdir()))
-        uploaded(self.agent, 1 + len(self.written))
+        wait_for_uploads(self.agent, 1 + len(self.written))
 
-    def reported(self) -> list[Told]:
-        """Return the commits' results, once all are confirmed. Raises RuntimeError where they do not match."""
+    def timings(self) -> list[Timing]:
+        """Wait until all results are confirmed; return their timings. Raises RuntimeError if a result is missing."""
         rows = _confirmed(self.machine.state / "ledger.sqlite")
-        asked = {row["data"]["request_id"]: row["time"] for row in rows if ".requested." in row["type"]}
+        requested = {row["data"]["request_id"]: row["time"] for row in rows if ".requested." in row["type"]}
         _at_start, *results = [row for row in rows if ".succeeded." in row["type"]]
         if len(results) != len(self.written):
             raise RuntimeError(f"{len(results)} uploads of {len(self.written)} commits")
-        return [self._told(at, row, asked) for at, row in zip(self.written, results, strict=True)]
+        return [self._timing(at, row, requested) for at, row in zip(self.written, results, strict=True)]
 
     @staticmethod
-    def _told(written: float, row: dict, asked: dict[str, str]) -> Told:
+    def _timing(written: float, row: dict, requested: dict[str, str]) -> Timing:
         data = row["data"]
-        reported = Told(
+        timing = Timing(
             id=row["id"],
             written=written,
-            asked=_seconds(asked[data["request_id"]]),
+            requested=_seconds(requested[data["request_id"]]),
             confirmed=_seconds(row["published_at"]),
             uploading=data["duration_seconds"],
         )
-        if not written < reported.asked < reported.confirmed:
-            raise RuntimeError(f"{reported} is out of order")
-        return reported
+        if not written < timing.requested < timing.confirmed:
+            raise RuntimeError(f"{timing} is out of order")
+        return timing
 
 
-class TimedEar(ResultListener):
-    """Remembers when it had each result first in hand, by id."""
+class TimedListener(ResultListener):
+    """Records the time of the first delivery of each result, by id."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, pattern="akosha.sync.*.succeeded")
@@ -111,48 +111,46 @@ class TimedEar(ResultListener):
 
 
 def lines(folder: Path, rounds: int) -> list[Line]:
-    """Change both sides so many times; return the lines of the table."""
+    """Make `rounds` changes on each side; return the lines of the table."""
     with running_nats(folder / "nats") as server:
-        listener = TimedEar(server.url)
+        listener = TimedListener(server.url)
         listener.start()
         try:
-            with _side(folder / "here") as here, _side(folder / "there", agent_nats_url=server.url) as there:
+            with _side(folder / "local") as local, _side(folder / "nats-side", agent_nats_url=server.url) as remote:
                 for number in range(rounds):
-                    for side in (here, there) if number % 2 else (there, here):
+                    for side in (local, remote) if number % 2 else (remote, local):
                         side.change()
-                found, through = here.reported(), there.reported()
-                listener.wait(lambda: all(reported.id in listener.times for reported in through))
+                local_timings, nats_timings = local.timings(), remote.timings()
+                listener.wait(lambda: all(timing.id in listener.times for timing in nats_timings))
         finally:
             listener.stop()
-    heard = [listener.times[reported.id] - reported.written for reported in through]
-    return _lines(found, through, heard)
+    received = [listener.times[timing.id] - timing.written for timing in nats_timings]
+    return _lines(local_timings, nats_timings, received)
 
 
-def _lines(here: list[Told], there: list[Told], heard: list[float]) -> list[Line]:
-    def each(what: str, of: Callable[[Told], float]) -> list[Line]:
-        sides = {"in process": here, "through NATS": there}
-        return [
-            Line(f"{what}, {name}", milliseconds([of(reported) for reported in side])) for name, side in sides.items()
-        ]
+def _lines(local: list[Timing], remote: list[Timing], received: list[float]) -> list[Line]:
+    def each(what: str, of: Callable[[Timing], float]) -> list[Line]:
+        sides = {"in process": local, "through NATS": remote}
+        return [Line(f"{what}, {name}", milliseconds([of(timing) for timing in side])) for name, side in sides.items()]
 
-    def over(of: Callable[[Told], float]) -> Difference:
-        return difference([of(reported) for reported in here], [of(reported) for reported in there])
+    def added(of: Callable[[Timing], float]) -> Difference:
+        return difference([of(timing) for timing in local], [of(timing) for timing in remote])
 
-    change = f"a commit to its result confirmed (quiet time {QUIET_SECONDS * 1000:.0f} ms), median of {len(here)}"
-    by_turns, rest = "NATS over in process, median by turns", over(lambda reported: reported.but_for_upload)
+    change = f"a commit to its result confirmed (quiet time {QUIET_SECONDS * 1000:.0f} ms), median of {len(local)}"
+    pairs, rest = "NATS minus in process, median of pairs", added(lambda timing: timing.without_upload)
     return [
-        *each(change, lambda reported: reported.whole),
-        Line(f"{by_turns}: from the commit to the result", over(lambda reported: reported.whole).words),
-        Line(f"{by_turns}: what the upload by itself has of that", over(lambda reported: reported.uploading).words),
+        *each(change, lambda timing: timing.total),
+        Line(f"{pairs}: from the commit to the result", added(lambda timing: timing.total).words),
+        Line(f"{pairs}: of that, the upload", added(lambda timing: timing.uploading).words),
         Line(
-            f"{by_turns}: all the rest",
+            f"{pairs}: all the rest",
             rest.words,
             rest.median / BAR_SECONDS,
             f"at most {BAR_SECONDS * 1000:.0f} ms",
             rest.median <= BAR_SECONDS,
         ),
-        *each("of that, the request to the result without the upload", lambda reported: reported.told_in),
-        Line("a commit to its result in another program's hands, through NATS", milliseconds(heard)),
+        *each("of that, the request to the result without the upload", lambda timing: timing.bus_and_ledger),
+        Line("a commit to its result at another program, through NATS", milliseconds(received)),
     ]
 
 
@@ -161,24 +159,24 @@ def _side(folder: Path, **settings: object) -> Iterator[Side]:
     machine = Machine(folder, agent_quiet_seconds=QUIET_SECONDS, agent_min_interval_seconds=0, **settings)
     machine.write(commits=_COMMITS)
     with Writer(machine.data, "--paused") as writer, machine.run() as agent:
-        uploaded(agent, 1)
+        wait_for_uploads(agent, 1)
         yield Side(machine, agent, writer)
 
 
 def _confirmed(ledger: Path) -> list[dict]:
-    """Return all events of a ledger as soon as nothing is left to publish."""
+    """Wait until the outbox of a ledger is empty; return all events."""
     deadline = time.monotonic() + machines.TIMEOUT
     while True:
         rows = _events(ledger)
         if all(row["published_at"] for row in rows):
             return rows
         if time.monotonic() > deadline:
-            raise RuntimeError(f"what is in the outbox of {ledger.parent.parent.name} stays there")
+            raise RuntimeError(f"the outbox of {ledger.parent.parent.name} is not emptied")
         time.sleep(_STEP_SECONDS)
 
 
 def _events(ledger: Path) -> list[dict]:
-    """Return all events of a ledger, oldest first, each with the time at which it was confirmed."""
+    """Return all events of a ledger, oldest first, each with the time of its confirmation."""
     with closing(sqlite3.connect(f"{ledger.as_uri()}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT payload, published_at FROM events ORDER BY position").fetchall()
     return [{**json.loads(payload), "published_at": published_at} for payload, published_at in rows]

@@ -1,4 +1,4 @@
-"""One upload by the real cloud method: snapshot (not verified), hash, compress, send, manifest."""
+"""An upload by the cloud method: snapshot (not verified), hash, compress, send, manifest."""
 
 import gzip
 import hashlib
@@ -25,8 +25,8 @@ PART_BYTES = 5 * 2**20
 SYSTEM = "bench"
 
 
-class Silent:
-    """A Reporter that adds up what moved."""
+class ByteCounter:
+    """A Reporter that counts the transferred bytes."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -38,7 +38,7 @@ class Silent:
 
 
 async def upload(data_dir: Path, state_dir: Path, store: ObjectStore) -> Manifest:
-    """Upload all that lies in `data_dir` with a ledger that knows nothing. Raises SyncError."""
+    """Upload all databases in `data_dir`, with an empty ledger. Raises SyncError."""
     state_dir.mkdir(parents=True)
     clock, identity = SystemClock(), Identity(agent_id=uuid.uuid4().hex, system_id=SYSTEM)
     ledger = await SqliteLedger.open(state_dir / "ledger.sqlite3", CloudEventsCodec(), clock=clock)
@@ -65,21 +65,21 @@ async def upload(data_dir: Path, state_dir: Path, store: ObjectStore) -> Manifes
             ingestion_markers=False,
             standstill_seconds=300,
         )
-        done = await method.sync(_request(identity), Silent())
+        result = await method.sync(_request(identity), ByteCounter())
     finally:
         await ledger.aclose()
-    if not isinstance(done, Delivered):
-        raise TypeError(f"nothing was uploaded: {done.reason}")
-    return done.manifest
+    if not isinstance(result, Delivered):
+        raise TypeError(f"nothing was uploaded: {result.reason}")
+    return result.manifest
 
 
 def check(bucket: Path, manifest: Manifest, data_dir: Path) -> None:
-    """See that what lies in the bucket's directory is what lies in `data_dir`. Raises RuntimeError."""
+    """Compare the objects in the directory of the bucket with `data_dir`. Raises RuntimeError if they differ."""
     for part in manifest.parts:
         with gzip.open(bucket / part.key) as stored, (data_dir / part.name).open("rb") as raw:
             digests = {hashlib.file_digest(file, "sha256").hexdigest() for file in (stored, raw)}
         if digests != {part.sha256}:
-            raise RuntimeError(f"{part.key} is not what {part.name} is")
+            raise RuntimeError(f"{part.key} differs from {part.name}")
 
 
 def _request(identity: Identity) -> SyncRequested:

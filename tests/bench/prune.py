@@ -1,4 +1,4 @@
-"""A prune of many uploads: requests and seconds, over S3 and in a directory."""
+"""Pruning many uploads in S3 and in a directory: requests and duration."""
 
 import time
 from collections import Counter
@@ -21,11 +21,11 @@ SINGLE = frozenset({"delete_object"})
 
 
 def fill(bucket: Path, count: int) -> int:
-    """Write so many uploads into a directory; return of how many objects those consist that a prune deletes."""
+    """Write `count` + KEPT uploads into a directory; return the number of objects that a prune deletes."""
     deleted = 0
-    for place, upload in enumerate(uploads.days(count + KEPT)):
+    for position, upload in enumerate(uploads.days(count + KEPT)):
         objects = uploads.objects_of(upload)
-        deleted += len(objects) if place >= KEPT else 0
+        deleted += len(objects) if position >= KEPT else 0
         for key, data in objects.items():
             path = bucket / key
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def fill(bucket: Path, count: int) -> int:
 
 
 async def lines(folder: Path, count: int) -> list[Line]:
-    """Measure. Raises RuntimeError where a prune leaves what it should not, or takes what it should not."""
+    """Measure a prune of `count` uploads. Raises RuntimeError if it deletes too little or too much."""
     served = folder / "served"
     objects = fill(served / "bucket", count)
     with running_rclone(served) as server:
@@ -49,7 +49,7 @@ async def lines(folder: Path, count: int) -> list[Line]:
         store._connection.call = counted  # type: ignore[method-assign]
         try:
             over_s3 = await _prune(store, count, objects)
-            asked = ", ".join(f"{number} {operation}" for operation, number in sorted(requests.items()))
+            calls = ", ".join(f"{number} {operation}" for operation, number in sorted(requests.items()))
             await _check(store)
         finally:
             await store.aclose()
@@ -61,8 +61,8 @@ async def lines(folder: Path, count: int) -> list[Line]:
     return [
         Line(
             f"prune of {count} uploads ({objects} objects) over S3 (rclone)",
-            f"{over_s3:.2f} s: {asked}",
-            bar="deletions go by the thousand",
+            f"{over_s3:.2f} s: {calls}",
+            bar="1,000 deletions per request",
             ok=batched,
         ),
         Line(f"prune of {count} uploads ({objects} objects) in a directory", f"{local:.2f} s"),
@@ -70,9 +70,9 @@ async def lines(folder: Path, count: int) -> list[Line]:
 
 
 async def _prune(store: ObjectStore, count: int, objects: int) -> float:
-    pruning = Pruner(Catalog(store, values.SYSTEM), RULES, SystemClock())
+    pruner = Pruner(Catalog(store, values.SYSTEM), RULES, SystemClock())
     started = time.perf_counter()
-    pruned = await pruning.carry_out(await pruning.plan({}), {})
+    pruned = await pruner.carry_out(await pruner.plan({}), {})
     took = time.perf_counter() - started
     if (pruned.error, len(pruned.upload_ids), pruned.objects, pruned.kept) != (None, count, objects, KEPT):
         raise RuntimeError(f"{store.location}: {pruned}")
@@ -81,4 +81,4 @@ async def _prune(store: ObjectStore, count: int, objects: int) -> float:
 
 async def _check(store: ObjectStore) -> None:
     if len((await uploads.uploads_in(store))[0]) != KEPT:
-        raise RuntimeError(f"{store.location}: something else is left")
+        raise RuntimeError(f"{store.location}: the remaining uploads are not the expected ones")

@@ -1,4 +1,4 @@
-"""What a measurement comes to: a line of the table, with the bar it is held against."""
+"""The table of results: a line per measurement, with its bar."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class Line:
-    """`measured` in words; `ratio` to what `bar` speaks of. `ok` None: told for comparison, no bar is set."""
+    """`measured` is text; `ratio` refers to `bar`. `ok` is None if no bar applies."""
 
     what: str
     measured: str
@@ -26,18 +26,18 @@ class Line:
 
 
 def mebibytes(count: float) -> str:
-    """Return bytes as people read them."""
+    """Return a number of bytes as text in MiB."""
     return f"{count / MEBIBYTE:,.1f} MiB"
 
 
 def seconds(times: Sequence[float]) -> str:
-    """Return the median of several times, and their range."""
+    """Return the median of times and their range, as text."""
     spread = f" ({min(times):.2f}-{max(times):.2f})" if len(times) > 1 else ""
     return f"{statistics.median(times):.2f} s{spread}"
 
 
 def show(lines: Sequence[Line]) -> None:
-    """Print the table: coloured on a terminal, plain in a pipe."""
+    """Print the table: coloured on a terminal, else plain."""
     table = Table(title=f"akosha-agent on {machine()}", title_justify="left", show_lines=False)
     for name in ("what", "measured", "ratio", "the bar", "ok?"):
         table.add_column(name, justify="right" if name == "ratio" else "left", overflow="fold")
@@ -52,7 +52,7 @@ def show(lines: Sequence[Line]) -> None:
 
 
 def machine() -> str:
-    """Return what the figures depend on, in one line."""
+    """Return a description of this machine in one line."""
     model = next(
         (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
         platform.processor(),

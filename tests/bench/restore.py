@@ -1,4 +1,4 @@
-"""Restore from S3 on loopback, against `rclone copyto` and then `gzip -d`; and what it takes in memory."""
+"""Restore from S3 on loopback, compared with `rclone copyto` and `gzip -d`; and its peak memory."""
 
 import asyncio
 import os
@@ -27,9 +27,9 @@ _RCLONE = str(Path(sys.executable).with_name("rclone"))
 
 
 async def against_rclone(folder: Path, databases: Databases, size: int, rounds: int) -> list[Line]:
-    """Restore and its rival, turn by turn, of one upload of about `size` MiB."""
+    """Restore an upload of about `size` MiB both ways, in turns."""
     data = folder / "data"
-    databases.place(size, data)
+    databases.copy_to(size, data)
     times: dict[str, list[float]] = {"rclone + gzip -d": [], "restore": []}
     with _served(folder) as server:
         store = S3Store(bucket=server.new_bucket(), endpoint=server.endpoint, region="auto")
@@ -39,49 +39,49 @@ async def against_rclone(folder: Path, databases: Databases, size: int, rounds: 
             for number in range(rounds):
                 theirs, ours = folder / f"theirs-{number}", folder / f"ours-{number}"
                 theirs.mkdir()
-                times["rclone + gzip -d"].append(await timed(lambda: _rival(server, bucket, manifest, theirs)))  # noqa: B023
+                times["rclone + gzip -d"].append(await timed(lambda: _rclone(server, bucket, manifest, theirs)))  # noqa: B023
                 times["restore"].append(await timed(lambda: _restore(archive, manifest, ours)))  # noqa: B023
                 await asyncio.to_thread(_check, data, theirs, ours)
                 shutil.rmtree(theirs)
                 shutil.rmtree(ours)
         finally:
             await store.aclose()
-    rival, own = (statistics.median(found) for found in times.values())
+    rclone, own = (statistics.median(measured) for measured in times.values())
     return [
         Line(f"{size} MiB from S3: rclone copyto, then gzip -d", seconds(times["rclone + gzip -d"])),
         Line(
-            f"{size} MiB from S3: restore (download, gunzip, hash, on the disk)",
+            f"{size} MiB from S3: restore (download, gunzip, hash, fsync)",
             seconds(times["restore"]),
-            own / rival,
+            own / rclone,
             f"within {RATIO_BAR} x that",
-            own / rival <= RATIO_BAR,
+            own / rclone <= RATIO_BAR,
         ),
     ]
 
 
 def memory(folder: Path, databases: Databases, sizes: tuple[int, int]) -> list[Line]:
-    """What the command takes at its peak, for two sizes."""
-    peaks, found = {}, []
+    """Measure the peak memory of the command for two sizes."""
+    peaks, table = {}, []
     with _served(folder) as server:
         for size in sizes:
-            place = {"cloud_endpoint": server.endpoint, "cloud_bucket": server.new_bucket(), "system_id": SYSTEM}
-            machine = Machine(folder / f"machine-{size}", **place)
+            target = {"cloud_endpoint": server.endpoint, "cloud_bucket": server.new_bucket(), "system_id": SYSTEM}
+            machine = Machine(folder / f"machine-{size}", **target)
             machine.environ |= aws_environment()
-            databases.place(size, machine.data)
+            databases.copy_to(size, machine.data)
             machine.sync()
             running = machine.start("restore", "--to", str(folder / f"to-{size}"))
             with PssWatch(running.pid) as watch:
-                done = running.end()
-            if done.code:
-                raise RuntimeError(done.err)
+                result = running.end()
+            if result.code:
+                raise RuntimeError(result.err)
             peaks[size] = max(watch.agent)
-            found.append(Line(f"memory: restore of {size} MiB from S3, at its peak", mebibytes(peaks[size])))
+            table.append(Line(f"memory: restore of {size} MiB from S3, peak", mebibytes(peaks[size])))
             shutil.rmtree(folder / f"to-{size}")
     small, large = sizes
     grown = peaks[large] - peaks[small]
-    reported = f"the same, within {mebibytes(SAME_WITHIN)}"
-    what = f"memory: restore of {large} MiB against {small} MiB"
-    return [*found, Line(what, mebibytes(grown), peaks[large] / peaks[small], reported, grown <= SAME_WITHIN)]
+    bar = f"the same, within {mebibytes(SAME_WITHIN)}"
+    what = f"memory: restore of {large} MiB compared with {small} MiB"
+    return [*table, Line(what, mebibytes(grown), peaks[large] / peaks[small], bar, grown <= SAME_WITHIN)]
 
 
 def _served(folder: Path):
@@ -90,7 +90,7 @@ def _served(folder: Path):
     return running_rclone(folder / "served")
 
 
-async def _rival(server: S3Server, bucket: str, manifest: Manifest, folder: Path) -> None:
+async def _rclone(server: S3Server, bucket: str, manifest: Manifest, folder: Path) -> None:
     remote = f":s3,provider=Other,force_path_style=true,endpoint='{server.endpoint}':{bucket}/"
     keys = ["--s3-access-key-id", ACCESS_KEY, "--s3-secret-access-key", SECRET_KEY]
     for part in manifest.parts:
@@ -103,10 +103,10 @@ async def _rival(server: S3Server, bucket: str, manifest: Manifest, folder: Path
 
 async def _restore(archive: Catalog, manifest: Manifest, to: Path) -> None:
     async with open_restore(to, archive) as restoring:
-        await restoring.restore(manifest, RestoreRequest(), _Silent())
+        await restoring.restore(manifest, RestoreRequest(), _NullReporter())
 
 
-class _Silent:
+class _NullReporter:
     def phase(self, _name: str, _total_bytes: int) -> None: ...
 
     def moved(self, _count: int) -> None: ...
@@ -116,4 +116,4 @@ def _check(data: Path, *folders: Path) -> None:
     for path in data.iterdir():
         for folder in folders:
             if subprocess.run(["cmp", "-s", path, folder / path.name]).returncode:
-                raise RuntimeError(f"{folder / path.name} is not what was uploaded")
+                raise RuntimeError(f"{folder / path.name} differs from the uploaded file")

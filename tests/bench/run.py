@@ -1,6 +1,6 @@
-"""`make bench`: the figures, measured here and now. `--quick` for smaller sizes and shorter waits; `--only NAME`.
+"""`make bench`: measure the figures of docs/benchmarks.md on this machine and print a table.
 
-Prints one table. Exits with 0 whatever the figures are, unless something did not work at all.
+Exits with 0, also if a bar is missed, unless a measurement fails.
 """
 
 import argparse
@@ -55,7 +55,7 @@ WAIT_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything: MiB, rounds, seconds."""
+    """Sizes in MiB, numbers of rounds and objects, and seconds."""
 
     large: int = 600
     grown: tuple[int, int] = (100, 1024)
@@ -88,35 +88,35 @@ QUICK = Scale(
 
 @dataclass(frozen=True)
 class Bench:
-    """All measurements, each in a folder of its own."""
+    """All measurements, each in its own folder."""
 
     folder: Path
     databases: Databases
     scale: Scale
 
     def stages(self) -> list[Line]:
-        """Into a directory: the whole against its slowest stage."""
+        """Upload into a directory, compared with its slowest stage."""
         return asyncio.run(self._stages(self._folder("stages")))
 
     def to_s3(self) -> list[Line]:
-        """To S3: the whole against rclone with the file that is compressed already."""
+        """Upload to S3, compared with rclone and the compressed file."""
         return asyncio.run(self._to_s3(self._folder("s3")))
 
     def memory(self) -> list[Line]:
-        """Growth of the agent with uploads of two sizes, to S3 and into a directory."""
+        """Memory growth of the agent by uploads of two sizes, to S3 and into a directory."""
         folder, sizes = self._folder("memory"), self.scale.grown
-        into = {size: memory.growth(Machine(folder / f"dir-{size}"), self.databases, size) for size in sizes}
-        over = {}
-        with running_rclone(self._made(folder / "served")) as server:
+        to_directory = {size: memory.growth(Machine(folder / f"dir-{size}"), self.databases, size) for size in sizes}
+        to_s3 = {}
+        with running_rclone(self._created(folder / "served")) as server:
             for size in sizes:
-                place = {"cloud_endpoint": server.endpoint, "cloud_bucket": server.new_bucket()}
-                agent = Machine(folder / f"s3-{size}", **place)
+                target = {"cloud_endpoint": server.endpoint, "cloud_bucket": server.new_bucket()}
+                agent = Machine(folder / f"s3-{size}", **target)
                 agent.environ |= aws_environment()
-                over[size] = memory.growth(agent, self.databases, size)
-        return [*memory.lines("S3", over), *memory.lines("a directory", into)]
+                to_s3[size] = memory.growth(agent, self.databases, size)
+        return [*memory.lines("S3", to_s3), *memory.lines("a directory", to_directory)]
 
     def unchanged(self) -> list[Line]:
-        """What a sync costs where nothing has changed."""
+        """A sync without a change."""
         return unchanged.lines(self._folder("unchanged"), self.databases, self.scale.large)
 
     def latency(self) -> list[Line]:
@@ -124,15 +124,15 @@ class Bench:
         return latency.lines(self._folder("latency") / "machine", self.scale.changes)
 
     def idle(self) -> list[Line]:
-        """What an agent takes that has nothing to do."""
+        """CPU, memory and traffic of an idle agent."""
         folder = self._folder("idle")
-        with running_rclone(self._made(folder / "served")) as server:
+        with running_rclone(self._created(folder / "served")) as server:
             return idle.lines(
                 folder / "machine", self.databases, server, self.scale.idle_seconds, max(self.scale.grown)
             )
 
     def hook(self) -> list[Line]:
-        """What a session's end waits for."""
+        """The duration of the session-end hook."""
         return hook.lines(self._folder("hook") / "scratch", 30)
 
     def startup(self) -> list[Line]:
@@ -140,35 +140,35 @@ class Bench:
         return startup.lines(self._folder("startup"), 20)
 
     def archive(self) -> list[Line]:
-        """What a listing of many uploads takes."""
+        """A listing of many uploads."""
         folder = self._folder("archive")
-        served = self._made(folder / "served")
+        served = self._created(folder / "served")
         with running_rclone(served) as server:
             return asyncio.run(archive.lines(folder, server, served, self.scale.uploads, self.scale.readings))
 
     def nats_latency(self) -> list[Line]:
-        """From a change to its result, through NATS against in process."""
+        """From a change to its result: NATS compared with the in-process bus."""
         folder, scale = self._folder("nats_latency"), self.scale
         alone = asyncio.run(bus_latency.measure(folder / "bus", scale.bus_turns))
         return [*nats_latency.lines(folder, scale.turns), *alone]
 
     def nats_consumer(self) -> list[Line]:
-        """Reading results off the stream, against plain nats-py."""
+        """Consuming results, compared with nats-py."""
         folder, scale = self._folder("nats_consumer"), self.scale
         return asyncio.run(nats_consumer.measure(folder, scale.results, scale.readings))
 
     def nats_idle(self) -> list[Line]:
-        """What NATS costs an agent that has nothing to do."""
+        """The CPU, memory and traffic that NATS adds to an idle agent."""
         return nats_idle.lines(self._folder("nats_idle"), self.scale.idle_seconds)
 
     def http_push(self) -> list[Line]:
-        """Memories to an Akosha server: against the MCP SDK's client, and where little has changed."""
+        """A push of memories, compared with the MCP SDK's client; and syncs with few changes."""
         folder, scale = self._folder("http_push"), self.scale
-        against = asyncio.run(http_push.against_the_sdk(folder / "sdk", scale.pushes))
-        return [*against, *http_push.where_little_changed(folder / "little", scale.readings)]
+        compared = asyncio.run(http_push.against_the_sdk(folder / "sdk", scale.pushes))
+        return [*compared, *http_push.few_changes(folder / "little", scale.readings)]
 
     def http_memory(self) -> list[Line]:
-        """What a push of many memories takes at its peak."""
+        """Peak memory of a push of many memories."""
         return http_memory.lines(self._folder("http_memory"), self.scale.pushed)
 
     def prune(self) -> list[Line]:
@@ -176,52 +176,52 @@ class Bench:
         return asyncio.run(prune.lines(self._folder("prune"), self.scale.pruned))
 
     def restore(self) -> list[Line]:
-        """From S3 to files, against rclone and gzip; and what it takes in memory."""
+        """Restore from S3, compared with rclone and gzip; and its peak memory."""
         folder, scale = self._folder("restore"), self.scale
-        against = asyncio.run(
-            restore.against_rclone(self._made(folder / "against"), self.databases, scale.large, scale.rounds)
+        compared = asyncio.run(
+            restore.against_rclone(self._created(folder / "against"), self.databases, scale.large, scale.rounds)
         )
-        return [*against, *restore.memory(self._made(folder / "memory"), self.databases, scale.grown)]
+        return [*compared, *restore.memory(self._created(folder / "memory"), self.databases, scale.grown)]
 
     async def _stages(self, folder: Path) -> list[Line]:
         data_dir, size = folder / "data", self.scale.large
-        self.databases.place(size, data_dir)
+        self.databases.copy_to(size, data_dir)
         stages = Stages(data_dir, folder / "stages")
         await stages.prepare()
         times: dict[str, list[float]] = {}
         busy: list[float] = []
         uploads: list[Manifest] = []
         for number in range(self.scale.rounds):
-            here = folder / str(number)
+            round_folder = folder / str(number)
 
-            bucket = self._made(here) / "bucket"
+            bucket = self._created(round_folder) / "bucket"
 
-            async def whole(here: Path = here, bucket: Path = bucket) -> None:
-                uploads.append(await pipeline.upload(data_dir, here / "state", DirectoryStore(bucket)))
+            async def upload(round_folder: Path = round_folder, bucket: Path = bucket) -> None:
+                uploads.append(await pipeline.upload(data_dir, round_folder / "state", DirectoryStore(bucket)))
 
-            for name, stage in {**stages.all(), "whole": whole}.items():
+            for name, stage in {**stages.all(), "upload": upload}.items():
                 before = time.process_time()
                 times.setdefault(name, []).append(await timed(stage))
                 stages.clean()
             busy.append((time.process_time() - before) / (os.cpu_count() or 1))
             if number == 0:
                 await asyncio.to_thread(pipeline.check, bucket, uploads[0], data_dir)
-            shutil.rmtree(here)
-        took = times.pop("whole")
-        medians = {name: statistics.median(found) for name, found in times.items()}
+            shutil.rmtree(round_folder)
+        totals = times.pop("upload")
+        medians = {name: statistics.median(measured) for name, measured in times.items()}
         slowest = max(medians, key=lambda name: medians[name])
-        ratio = statistics.median(took) / medians[slowest]
+        ratio = statistics.median(totals) / medians[slowest]
         return [
-            *(Line(f"{size} MiB: {name} alone", seconds(found)) for name, found in times.items()),
+            *(Line(f"{size} MiB: {name} alone", seconds(measured)) for name, measured in times.items()),
             Line(
                 f"{size} MiB into a directory: snapshot + hash + compress + upload",
-                seconds(took),
+                seconds(totals),
                 ratio,
                 f"within {RATIO_BAR} x {slowest} alone",
                 ratio <= RATIO_BAR,
             ),
             Line(
-                f"{size} MiB: the same, were all processors at work all the time",
+                f"{size} MiB: the same, if all processors were fully used",
                 seconds(busy),
                 statistics.median(busy) / medians[slowest],
             ),
@@ -229,17 +229,17 @@ class Bench:
 
     async def _to_s3(self, folder: Path) -> list[Line]:
         data_dir, small, size = folder / "data", folder / "small", self.scale.large
-        self.databases.place(size, data_dir)
-        self.databases.place(memory.SMALL, small)
+        self.databases.copy_to(size, data_dir)
+        self.databases.copy_to(memory.SMALL, small)
         packed = await Stages(data_dir, folder / "stages").prepare()
         times: dict[str, list[float]] = {}
-        async with s3.rivals(data_dir, packed, small, folder) as rivals:
+        async with s3.uploaders(data_dir, packed, small, folder) as uploaders:
             for _ in range(self.scale.rounds):
-                for name, took in (await rivals.times()).items():
+                for name, took in (await uploaders.times()).items():
                     times.setdefault(name, []).append(took)
         ratio = statistics.median(times["agent"]) / statistics.median(times["rclone"])
         return [
-            Line(f"{size} MiB, gzip'ed before, to S3: rclone copyto", seconds(times["rclone"])),
+            Line(f"{size} MiB, compressed before, to S3: rclone copyto", seconds(times["rclone"])),
             Line(
                 f"{size} MiB to S3: snapshot + hash + compress + upload",
                 seconds(times["agent"]),
@@ -250,10 +250,10 @@ class Bench:
         ]
 
     def _folder(self, name: str) -> Path:
-        return self._made(self.folder / name)
+        return self._created(self.folder / name)
 
     @staticmethod
-    def _made(folder: Path) -> Path:
+    def _created(folder: Path) -> Path:
         folder.mkdir(parents=True)
         return folder
 
@@ -265,16 +265,16 @@ def main() -> int:
         *("stages", "to_s3", "memory", "unchanged", "latency", "idle", "hook", "startup", "archive"),
         *("nats_latency", "nats_consumer", "nats_idle", "http_push", "http_memory", "restore", "prune"),
     )
-    parser.add_argument("--only", choices=names, action="append", help="one measurement; may be given several times")
+    parser.add_argument("--only", choices=names, action="append", help="measure only this; may be given several times")
     arguments = parser.parse_args()
     if not Path("/proc/self/smaps_rollup").exists():
-        print("the bench reads /proc as Linux has it: it cannot measure here", file=sys.stderr)
+        print("the bench needs Linux, because it reads /proc", file=sys.stderr)
         return 2
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    machine.TIMEOUT = WAIT_SECONDS  # an upload of a GiB may take its time
+    machine.TIMEOUT = WAIT_SECONDS  # an upload of 1 GiB may be slow
     os.environ |= aws_environment()
-    os.environ[zygote.EXECUTE] = "1"  # what shares its pages with a process it was forked from seems to take less
-    give_back_large_blocks()  # as the agent's own process does
+    os.environ[zygote.EXECUTE] = "1"  # a forked process shares pages with its parent, so its PSS is too low
+    give_back_large_blocks()  # as the agent does
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="akosha-bench-") as scratch:
         folder = Path(scratch)

@@ -1,4 +1,4 @@
-"""To S3: the agent's whole way from a database to an upload, against `rclone copyto` of the file already gzip'ed."""
+"""Upload to S3, from the database to the manifest, compared with `rclone copyto` of the compressed file."""
 
 import asyncio
 import os
@@ -19,8 +19,8 @@ BUCKET = "bench"
 _RCLONE = str(Path(sys.executable).with_name("rclone"))
 
 
-class Rivals:
-    """Both, sending the same database to the same server. `prepare` first."""
+class Uploaders:
+    """The agent and rclone, which upload the same database to the same server. Call `prepare` first."""
 
     def __init__(self, server: S3Server, bucket: Path, data_dir: Path, packed: Path, folder: Path) -> None:
         self._bucket, self._data_dir, self._packed, self._folder = bucket, data_dir, packed, folder
@@ -30,7 +30,7 @@ class Rivals:
         self._sent: Manifest | None = None
 
     async def prepare(self, small: Path) -> None:
-        """Upload something small, so that the client is there: the agent makes it once, rclone's start is quick."""
+        """Make a small upload, so that the S3 client exists: a running agent creates it only once."""
         await pipeline.upload(small, self._folder / "small", self._store)
         await self.clean()
 
@@ -40,7 +40,7 @@ class Rivals:
         self._sent = await pipeline.upload(self._data_dir, self._folder / str(self._round), self._store)
 
     async def rclone(self) -> None:
-        """Upload what is already compressed, with the settings that rclone has by itself."""
+        """Upload the compressed file, with rclone's default settings."""
         remote = f":s3,provider=Other,force_path_style=true,endpoint='{self._endpoint}':{BUCKET}/packed.gz"
         keys = ["--s3-access-key-id", ACCESS_KEY, "--s3-secret-access-key", SECRET_KEY]
         process = await asyncio.create_subprocess_exec(
@@ -50,19 +50,19 @@ class Rivals:
             raise subprocess.CalledProcessError(code, "rclone copyto")
 
     async def times(self) -> dict[str, float]:
-        """Return the seconds that each took in one round. Raises RuntimeError where not all arrived."""
-        found = {}
+        """Return the seconds of each in one round. Raises RuntimeError if the upload is not complete."""
+        times = {}
         for name, stage in {"rclone": self.rclone, "agent": self.agent}.items():
-            found[name] = await timed(stage)
+            times[name] = await timed(stage)
             if self._sent is not None:
                 await asyncio.to_thread(pipeline.check, self._bucket, self._sent, self._data_dir)
                 self._sent = None
             await self.clean()
-        return found
+        return times
 
     async def clean(self) -> None:
-        """Remove what has arrived, by asking the server, which remembers what it has; and what was staged."""
-        await self._store.delete([found.key async for found in self._store.list("")])
+        """Delete the objects, through the server, because it caches its listing; and the staged files."""
+        await self._store.delete([item.key async for item in self._store.list("")])
         for path in self._folder.iterdir():
             shutil.rmtree(path)
 
@@ -71,14 +71,14 @@ class Rivals:
 
 
 @asynccontextmanager
-async def rivals(data_dir: Path, packed: Path, small: Path, folder: Path) -> AsyncIterator[Rivals]:
-    """Run `rclone serve s3` on loopback, and both against it."""
+async def uploaders(data_dir: Path, packed: Path, small: Path, folder: Path) -> AsyncIterator[Uploaders]:
+    """Run `rclone serve s3` on loopback; yield prepared uploaders for it."""
     served, scratch = folder / "served", folder / "scratch"
     (served / BUCKET).mkdir(parents=True)
     scratch.mkdir()
     os.environ |= aws_environment()
     with running_rclone(served) as server:
-        both = Rivals(server, served / BUCKET, data_dir, packed, scratch)
+        both = Uploaders(server, served / BUCKET, data_dir, packed, scratch)
         try:
             await both.prepare(small)
             yield both

@@ -1,4 +1,4 @@
-"""The stages of an upload, each alone, with the agent's own adapters: copy, hash, compress, put."""
+"""The stages of an upload, each alone, with the agent's adapters: copy, hash, compress, put."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ Stage = Callable[[], Awaitable[object]]
 
 
 class Stages:
-    """Stages over the database in `data_dir`; what they make lies in `folder`."""
+    """Stages for the database in `data_dir`; they write into `folder`."""
 
     def __init__(self, data_dir: Path, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -27,7 +27,7 @@ class Stages:
         self._packed = folder / "packed.gz"
 
     async def prepare(self) -> Path:
-        """Compress once, so that there is something to put; return where that is."""
+        """Compress the file for `put`; return the path of the compressed file."""
         with self._packed.open("wb") as file:
             async for piece in GzipMembers().stream(self._main):
                 file.write(piece)
@@ -43,23 +43,23 @@ class Stages:
             await asyncio.to_thread(copy.run, None)
 
     async def hash(self) -> None:
-        """Read the file and work out its SHA-256."""
+        """Read the file and compute its SHA-256."""
         with self._copier() as copy:
             await asyncio.to_thread(_hash_original, copy)
 
     async def compress(self) -> None:
-        """Compress the file, and let go of what comes out."""
+        """Compress the file and discard the output."""
         async for _ in GzipMembers().stream(self._main):
             pass
 
     async def put(self) -> None:
-        """Put the file as compressed into a directory."""
+        """Put the compressed file into a directory."""
         store = DirectoryStore(self._folder / "bucket")
         body: AsyncIterator[bytes] = Uncompressed().stream(self._packed)
         await store.put("packed", body, metadata={}, part_bytes=PART_BYTES, progress=lambda _: None)
 
     def clean(self) -> None:
-        """Remove what the stages made, but for what `prepare` did."""
+        """Remove the output of the stages, except that of `prepare`."""
         for path in self._folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -68,19 +68,19 @@ class Stages:
     def _main(self) -> Path:
         return Path(self._source.files()[0].path or "")
 
-    def _copying(self) -> FileCopy:
+    def _copier(self) -> FileCopy:
         staging = self._folder / "staging"
         staging.mkdir()
         return FileCopy(self._source.files()[0], staging, halt=threading.Event())
 
 
 def _hash_original(copy: FileCopy) -> None:
-    copy.copy, copy.original = copy.original, copy.copy  # what is hashed is the copy: let that be the original
+    copy.copy, copy.original = copy.original, copy.copy  # sha256 hashes the copy: swap them to hash the original
     copy.sha256()
 
 
 async def timed(stage: Stage) -> float:
-    """Return the seconds that a stage takes; what was written before it does not disturb it."""
+    """Return the seconds that a stage takes. Earlier writes are flushed first, so that they do not slow it down."""
     await asyncio.to_thread(os.sync)
     started = time.perf_counter()
     await stage()

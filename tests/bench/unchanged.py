@@ -1,7 +1,7 @@
-"""`sync` where nothing has changed: what it sends, and what it reads of the database.
+"""`sync` without a change: the bytes that it sends, and those that it reads of the database.
 
-The truth about reading is the kernel's: the database's pages are dropped from its cache, and afterwards those that are
-back were read. The kernel reads ahead of who reads 12,288 bytes; more than that is more than a look at the header.
+The page cache shows what was read: the bench drops the database from the cache before the sync, and counts its cached
+pages afterwards. The agent reads the header of 12,288 bytes; the kernel reads ahead.
 """
 
 import ctypes
@@ -20,22 +20,22 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def cached(path: Path) -> int:
-    """Return how many bytes of a file are in the kernel's cache."""
+    """Return how many bytes of a file are in the page cache."""
     size = path.stat().st_size
     pages = -(-size // mmap.PAGESIZE)
-    found = (ctypes.c_ubyte * pages)()
+    states = (ctypes.c_ubyte * pages)()
     with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as view:
         anchor = ctypes.c_char.from_buffer(view)
         try:
-            if _LIBC.mincore(ctypes.c_void_p(ctypes.addressof(anchor)), ctypes.c_size_t(size), found):
+            if _LIBC.mincore(ctypes.c_void_p(ctypes.addressof(anchor)), ctypes.c_size_t(size), states):
                 raise OSError(ctypes.get_errno(), f"mincore of {path}")
         finally:
             del anchor
-    return sum(state & 1 for state in found) * mmap.PAGESIZE
+    return sum(state & 1 for state in states) * mmap.PAGESIZE
 
 
-def forget(path: Path) -> None:
-    """Have the kernel drop a file from its cache."""
+def drop_from_cache(path: Path) -> None:
+    """Drop a file from the page cache."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,24 +45,24 @@ def forget(path: Path) -> None:
 
 
 def lines(folder: Path, databases: Databases, size: int) -> list[Line]:
-    """Sync twice, nothing changing in between. Raises RuntimeError where the second is no skip."""
+    """Sync twice without a change in between. Raises RuntimeError unless the second sync is skipped."""
     machine = Machine(folder)
-    file = databases.place(size, machine.data)
+    file = databases.copy_to(size, machine.data)
     assert machine.sync()["outcome"] == "succeeded"
     before = sorted(path for path in machine.bucket.rglob("*") if path.is_file())
-    forget(file)
-    left, started = cached(file), time.perf_counter()
+    drop_from_cache(file)
+    remaining, started = cached(file), time.perf_counter()
     result = machine.sync()
-    took, read = time.perf_counter() - started, cached(file) - left
+    took, read = time.perf_counter() - started, cached(file) - remaining
     sent = len({path for path in machine.bucket.rglob("*") if path.is_file()} - set(before))
     if result["outcome"] != "skipped":
-        raise RuntimeError(f"sync of what had not changed: {result}")
+        raise RuntimeError(f"sync without a change: {result}")
     what = f"sync of {size} MiB, unchanged"
-    if left:
-        reported = Line(f"{what}: read", "cannot be told: this file system does not drop its cache")
+    if remaining:
+        read_line = Line(f"{what}: read", "unknown: the page cache of this file system cannot be dropped")
     else:
-        bar = f"the {HEADER_BYTES:,} of the header and what the kernel reads ahead"
-        reported = Line(f"{what}: read", f"{read:,} bytes", None, bar, read <= HEADER_BYTES + AHEAD_BYTES)
+        bar = f"the header of {HEADER_BYTES:,} bytes, and the kernel's read-ahead"
+        read_line = Line(f"{what}: read", f"{read:,} bytes", None, bar, read <= HEADER_BYTES + AHEAD_BYTES)
     return [
         Line(
             f"{what}: sent",
@@ -71,6 +71,6 @@ def lines(folder: Path, databases: Databases, size: int) -> list[Line]:
             "nothing",
             result["bytes_transferred"] == sent == 0,
         ),
-        reported,
-        Line(f"{what}: the whole command", f"{took:.2f} s, of {mebibytes(file.stat().st_size)}"),
+        read_line,
+        Line(f"{what}: the command", f"{took:.2f} s, of {mebibytes(file.stat().st_size)}"),
     ]

@@ -1,11 +1,11 @@
-"""The real Akosha for tests: a process of its own interpreter, which the environment variable AKOSHA_PYTHON names.
+"""The real Akosha for tests: a process of the interpreter that the environment variable AKOSHA_PYTHON names.
 
     with running_akosha(folder) as akosha:
         ...  # akosha.url is http://127.0.0.1:PORT/mcp
         akosha.rows()
         akosha.restart()
 
-Its home is in `folder`, and it asks nobody for anything.
+Its home is `folder`, and it makes no network requests.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ STOP_SECONDS = 30
 
 _HERE = Path(__file__).parent
 _BATCH = re.compile(r"Batch store completed: \d+/\d+ stored, (\d+) failed")
-_OWN_LINES = ("AKOSHA_", "SESSION_BUDDY_", "OTEL_", "OTLP_", "FASTMCP_", "JWT_", "PYTHON")
-_QUIET = {
+_REMOVED_PREFIXES = ("AKOSHA_", "SESSION_BUDDY_", "OTEL_", "OTLP_", "FASTMCP_", "JWT_", "PYTHON")
+_OFFLINE = {
     "AKOSHA_SKIP_DHARA_REGISTRATION": "1",
     "OTEL_SDK_DISABLED": "true",
     "FASTMCP_CHECK_FOR_UPDATES": "off",
@@ -43,24 +43,24 @@ _QUIET = {
 
 
 def interpreter() -> str:
-    """Return the interpreter that has the real Akosha; empty where nobody named one."""
-    named = os.environ.get(VARIABLE, "")
-    return str(Path(named).absolute()) if "/" in named else named
+    """Return the interpreter in which Akosha is installed, or an empty string if the variable is not set."""
+    python = os.environ.get(VARIABLE, "")
+    return str(Path(python).absolute()) if "/" in python else python
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return what a process of that interpreter gets: none of this machine's settings, credentials and proxies."""
-    kept = {
+    """Return the environment for Akosha, without this machine's settings, credentials and proxies."""
+    inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith((*_OWN_LINES, "AWS_", "XDG_")) and not name.lower().endswith("_proxy")
+        if not name.startswith((*_REMOVED_PREFIXES, "AWS_", "XDG_")) and not name.lower().endswith("_proxy")
     }
-    return {**kept, **_QUIET, "HOME": str(home)}
+    return {**inherited, **_OFFLINE, "HOME": str(home)}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A memory that Akosha keeps. `square`: the sum of its embedding's squares, 1 for a real one and 0 for zeros."""
+    """A memory that Akosha stores. `square`: the sum of its embedding's squares, 1 for a real one and 0 for zeros."""
 
     system_id: str
     memory_id: str
@@ -71,17 +71,17 @@ class Row:
 
 
 class RealAkosha:
-    """The server. `kept`: what it stores is in a file and outlives it; else it is in memory, as in Akosha as it comes.
+    """The server. If `persistent`, it stores memories in a file; else in memory, which is Akosha's default.
 
-    `plain`: exactly the command that people run; then `rows` cannot be asked. The port stays the same over restarts.
+    If `plain`, it runs Akosha's unchanged command, and `rows` does not work. A restart keeps the port.
     """
 
-    def __init__(self, folder: Path, *, kept: bool = False, plain: bool = False) -> None:
+    def __init__(self, folder: Path, *, persistent: bool = False, plain: bool = False) -> None:
         self._folder, self._plain = folder, plain
-        self._store = str(folder / "hot.duckdb") if kept else ":memory:hot"
+        self._store = str(folder / "hot.duckdb") if persistent else ":memory:hot"
         self._process: subprocess.Popen[bytes] | None = None
-        self._held: socket.socket | None = None
-        self._hold_port(0)
+        self._reserved: socket.socket | None = None
+        self._reserve_port(0)
 
     @property
     def origin(self) -> str:
@@ -102,44 +102,44 @@ class RealAkosha:
 
     @property
     def log(self) -> str:
-        """All that it said, over all its starts."""
+        """The output of all its starts."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def rows(self, system_id: str = "") -> list[Row]:
-        """Return what is stored, of one system or of all, sorted by id."""
-        found = json.loads(self.get(f"/rows?system_id={quote(system_id)}"))
-        return [Row(**{**row, "metadata": json.loads(row["metadata"])}) for row in found]
+        """Return the stored memories of one system or of all, sorted by ID."""
+        rows = json.loads(self.get(f"/rows?system_id={quote(system_id)}"))
+        return [Row(**{**row, "metadata": json.loads(row["metadata"])}) for row in rows]
 
     def types(self, system_id: str = "") -> dict[str, int]:
-        """Return how many memories are stored, by type."""
+        """Return the number of stored memories by type."""
         return dict(Counter(str(row.metadata["type"]) for row in self.rows(system_id)))
 
     def get(self, path: str) -> bytes:
-        """Ask it by plain HTTP."""
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.origin + path) as answer:
-            return answer.read()
+        """Return the body of a GET request."""
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.origin + path) as response:
+            return response.read()
 
     @property
     def batches(self) -> int:
-        """How many batches it was sent, over all its starts."""
+        """The number of batches that it received, over all its starts."""
         return len(_BATCH.findall(self.log))
 
     @property
     def repeated(self) -> int:
-        """How many memories it was sent that it did not store, over all its starts."""
+        """The number of received memories that it did not store, over all its starts."""
         return sum(int(count) for count in _BATCH.findall(self.log))
 
-    def said(self, pattern: str, count: int = 1) -> None:
-        """Wait until it has said this so many times."""
+    def wait_for_log(self, pattern: str, count: int = 1) -> None:
+        """Wait until the log has `count` matches of the pattern."""
         deadline = time.monotonic() + START_SECONDS
         while len(re.findall(pattern, self.log)) < count:
             assert self.running, f"Akosha ended\n{self.log}"
-            assert time.monotonic() < deadline, f"it never said {pattern!r}\n{self.log[-3000:]}"
+            assert time.monotonic() < deadline, f"the log has no {pattern!r}\n{self.log[-3000:]}"
             threading.Event().wait(0.01)
 
     def start(self) -> None:
-        """Start it and return when it is healthy."""
-        assert not self.running, "it runs already"
+        """Start the server and wait until it is healthy."""
+        assert not self.running, "Akosha already runs"
         self._folder.mkdir(parents=True, exist_ok=True)
         command: Sequence[str] = ["-m", "akosha.cli"] if self._plain else [str(_HERE / "real_main.py"), self._store]
         options = ["start", "--host", "127.0.0.1", "--port", str(self.port), "--mode", "lite"]
@@ -160,15 +160,15 @@ class RealAkosha:
             threading.Event().wait(0.05)
 
     def stop(self) -> None:
-        """Ask it to end; return when it has."""
+        """Send SIGTERM and wait for the exit."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it where it stands; return when it is dead."""
+        """Send SIGKILL and wait for the exit."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Kill it and start it again."""
+        """Kill the server and start it again."""
         self.kill()
         self.start()
 
@@ -188,29 +188,29 @@ class RealAkosha:
         self._process.send_signal(number)
         try:
             self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:  # it waits for its clients
+        except subprocess.TimeoutExpired:  # it waits for its clients to disconnect
             self._process.kill()
             self._process.wait(STOP_SECONDS)
         self._process = None
-        self._hold_port(self.port)
+        self._reserve_port(self.port)
 
-    def _hold_port(self, port: int) -> None:
-        # While it is down its port refuses connections, and nobody else is given it.
-        self._held = socket.socket()
-        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._held.bind(("127.0.0.1", port))
-        self.port: int = self._held.getsockname()[1]
+    def _reserve_port(self, port: int) -> None:
+        # While Akosha is down, the bound port refuses connections and is not assigned to another process.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", port))
+        self.port: int = self._reserved.getsockname()[1]
 
     def _release_port(self) -> None:
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
 
 
 @contextlib.contextmanager
-def running_akosha(folder: Path, **how: bool) -> Iterator[RealAkosha]:
-    """Run one with its home, log and store in `folder`. `how` is for RealAkosha."""
-    server = RealAkosha(folder, **how)
+def running_akosha(folder: Path, **options: bool) -> Iterator[RealAkosha]:
+    """Run Akosha with its home, log and store in `folder`; `options` are those of RealAkosha."""
+    server = RealAkosha(folder, **options)
     try:
         server.start()
         yield server

@@ -1,9 +1,9 @@
-"""Runs Akosha's own command, with Akosha's own interpreter; only what it keeps can be looked at, and may outlive it.
+"""Run Akosha's command in its own interpreter, with a route that returns its rows and an optional store file.
 
     python real_main.py STORE start --port PORT ...     STORE: a DuckDB file, or :memory:NAME
 
-Today's Akosha keeps everything in memory, in a hot store for each group of tools. Here all groups share one, at STORE;
-GET /rows tells what is in it, on the same port. Nothing else is other than in `python -m akosha.cli`.
+Akosha 0.11 stores everything in memory, in one hot store per group of tools. Here all groups share the store STORE, and
+GET /rows on the same port returns its rows. Everything else is as in `python -m akosha.cli`.
 """
 
 import json
@@ -24,8 +24,8 @@ def main() -> None:
     akosha.storage.create_hot_store = lambda *_: akosha.storage.HotStore(store)
     create = akosha.mcp.create_app
 
-    def create_app(**how: object) -> object:
-        app = create(**how)
+    def create_app(**options: object) -> object:
+        app = create(**options)
         app.custom_route("/rows", methods=["GET"])(rows)
         return app
 
@@ -33,10 +33,10 @@ def main() -> None:
         from starlette.responses import Response
 
         with duckdb.connect(store) as connection:
-            found = connection.execute(ROWS, [request.query_params.get("system_id", "")])
-            names = [column[0] for column in found.description]
-            kept = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
-        return Response(json.dumps(kept), media_type="application/json")
+            cursor = connection.execute(ROWS, [request.query_params.get("system_id", "")])
+            names = [column[0] for column in cursor.description]
+            stored = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        return Response(json.dumps(stored), media_type="application/json")
 
     akosha.mcp.create_app = create_app
     sys.argv[0] = "akosha"

@@ -1,6 +1,6 @@
-"""Holds manifests to Akosha's own schema, with Akosha's own interpreter.
+"""Validate manifests against Akosha's schema, in Akosha's interpreter.
 
-python schema_main.py        a manifest per line on standard input; "answer: " and what is wrong with it for each
+python schema_main.py        reads a manifest per line; prints "answer: " and its error, or an empty string, for each
 """
 
 import json
@@ -10,7 +10,7 @@ from akosha.models.schemas import SystemMemoryUploadManifest, validate_system_id
 from pydantic import ValidationError
 
 
-def complaint(document: dict[str, object]) -> str:
+def validation_error(document: dict[str, object]) -> str:
     try:
         SystemMemoryUploadManifest(**document)
         validate_system_id(str(document["system_id"]))
@@ -22,4 +22,4 @@ def complaint(document: dict[str, object]) -> str:
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        print(f"answer: {json.dumps(complaint(json.loads(line)))}")
+        print(f"answer: {json.dumps(validation_error(json.loads(line)))}")

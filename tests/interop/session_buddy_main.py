@@ -1,6 +1,6 @@
-"""Session-Buddy's own process: its code holds the database open while it syncs through agent.api. Prints the outcome.
+"""Open a database with Session-Buddy's code and sync it through agent.api; print the results as JSON.
 
-Run by the Python that has both installed; argument: the data directory.
+Runs in a Python that has both installed. Arguments: the data directory and the endpoint.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from session_buddy.adapters.settings import ReflectionAdapterSettings
 
 from agent.api import AkoshaSyncConfig, HybridAkoshaSync
 
-OPEN = "import duckdb, sys; duckdb.connect(sys.argv[1])"
+OPEN_DATABASE = "import duckdb, sys; duckdb.connect(sys.argv[1])"
 
 
 async def main(data: Path, endpoint: str) -> None:
@@ -25,16 +25,18 @@ async def main(data: Path, endpoint: str) -> None:
     database = ReflectionDatabaseAdapterOneiric(settings=settings)
     await database.initialize()
     results = []
-    sync = HybridAkoshaSync(AkoshaSyncConfig(cloud_endpoint=endpoint, system_id="beside", enable_fallback=False))
+    sync = HybridAkoshaSync(AkoshaSyncConfig(cloud_endpoint=endpoint, system_id="session-buddy", enable_fallback=False))
     for number in range(2):
-        await database.store_conversation(f"what was said, {number}", {"project": "beside"})
+        await database.store_conversation(f"what was said, {number}", {"project": "session-buddy"})
         results.append(await sync.sync_memories())
-    other = [sys.executable, "-c", OPEN, str(settings.database_path)]
-    locked = subprocess.run(other, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", OPEN_DATABASE, str(settings.database_path)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     await database.aclose()
     versions = {name: metadata.version(name) for name in ("session-buddy", "akosha-agent", "mcp", "duckdb")}
     print(
-        json.dumps({"results": results, "locked": locked.returncode != 0, "why": locked.stderr, "versions": versions})
+        json.dumps(
+            {"results": results, "locked": process.returncode != 0, "error": process.stderr, "versions": versions}
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""The newest Session-Buddy and this agent in one environment: `make interop` lets pip resolve both at once."""
+"""The newest Session-Buddy and the agent in one environment, which `make interop` installs with one call of pip."""
 
 import json
 import os
@@ -17,10 +17,10 @@ MAIN = Path(__file__).with_name("session_buddy_main.py")
 
 @pytest.fixture(autouse=True, scope="session")
 def akosha_python():
-    """In place of the interpreter that has Akosha: the one that has Session-Buddy and the agent."""
+    """The path of the interpreter with Session-Buddy and the agent, instead of the one with Akosha."""
     python = os.environ.get(VARIABLE)
     if not python:
-        pytest.skip(f"{VARIABLE} does not name a Python that has Session-Buddy: `make interop` does")
+        pytest.skip(f"{VARIABLE} is not set to a Python with Session-Buddy; `make interop` sets it")
     return python
 
 
@@ -29,38 +29,34 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
-def test_both_are_there_in_their_newest_versions_and_session_buddy_syncs_what_it_holds_open(
-    akosha_python, machine, tmp_path
-):
+def test_session_buddy_syncs_the_database_that_it_has_open(akosha_python, machine, tmp_path):
     machine.set(agent_data_dir=machine.data, agent_state_dir=machine.state)
     command = [akosha_python, MAIN, machine.data, machine.bucket.as_uri()]
-    done = subprocess.run(
+    process = subprocess.run(
         command, env=machine.environ, cwd=machine.home, capture_output=True, text=True, timeout=4 * TIMEOUT
     )
-    assert done.returncode == 0, done.stderr
-    reported = json.loads(done.stdout.splitlines()[-1])
-    assert tuple(map(int, reported["versions"]["session-buddy"].split("."))) >= NEWEST
-    assert reported["versions"]["mcp"].startswith("1.")
-    assert [result["success"] for result in reported["results"]] == [True, True], reported["results"]
-    assert reported["locked"], "copying its files drops the lock of a process that has them open"
-    assert "lock" in reported["why"].lower()
-    assert [manifest["upload_id"] for manifest in machine.manifests] == [
-        one["upload_id"] for one in reported["results"]
-    ]
-    arrived = upload_contents.rows(upload_contents.unpack(machine.manifests[-1], machine.object, tmp_path / "arrived"))
-    assert arrived["reflection"]["conversations_v2"] == 2
+    assert process.returncode == 0, process.stderr
+    output = json.loads(process.stdout.splitlines()[-1])
+    assert tuple(map(int, output["versions"]["session-buddy"].split("."))) >= NEWEST
+    assert output["versions"]["mcp"].startswith("1.")
+    assert [result["success"] for result in output["results"]] == [True, True], output["results"]
+    assert output["locked"], "a copy in the process of the writer drops its lock on the database"
+    assert "lock" in output["error"].lower()
+    assert [manifest["upload_id"] for manifest in machine.manifests] == [one["upload_id"] for one in output["results"]]
+    rows = upload_contents.rows(upload_contents.unpack(machine.manifests[-1], machine.object, tmp_path / "uploaded"))
+    assert rows["reflection"]["conversations_v2"] == 2
 
 
-def test_the_mcp_server_answers_there(akosha_python, machine):
-    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+def test_the_mcp_server_answers_in_session_buddys_environment(akosha_python, machine):
+    parameters = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
     messages = [
-        {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello},
+        {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": parameters},
         {"jsonrpc": "2.0", "method": "notifications/initialized"},
         {"jsonrpc": "2.0", "id": 2, "method": "tools/list"},
     ]
-    places = ["--data-dir", str(machine.data), "--state-dir", str(machine.state)]
+    options = ["--data-dir", str(machine.data), "--state-dir", str(machine.state)]
     process = subprocess.Popen(
-        [akosha_python, "-m", "agent", "mcp", *places],
+        [akosha_python, "-m", "agent", "mcp", *options],
         env=machine.environ,
         cwd=machine.home,
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Session end, upload, result, `react`, a row in the real Akosha: each a process or a server of its own."""
+"""The complete chain: session end, upload, result, `react`, rows in the real Akosha. Each part is a process."""
 
 import asyncio
 import json
@@ -48,8 +48,8 @@ def uploading(folder, bucket, server, system_id):
 
 
 @pytest.fixture
-def akoshas_side(tmp_path, bucket, server):
-    """Return a function that makes the machine on which `react` runs: nothing of Session-Buddy's is there."""
+def ingest_machine(tmp_path, bucket, server):
+    """Return a function that creates the machine on which `react` runs; it has no databases of Session-Buddy."""
 
     def make(akosha, name: str = "akosha-1") -> Machine:
         machine = uploading(tmp_path / name, bucket, server, name)
@@ -68,7 +68,7 @@ def open_ingest_service(machine, *words: str):
 
 
 def end_session(server, system_id: str, number: int) -> None:
-    """As Session-Buddy publishes it."""
+    """Publish a session end as Session-Buddy does."""
     event = {
         "specversion": "1.0", "id": f"session-{number}", "source": f"urn:akosha-agent:{system_id}",
         "type": "akosha.session.ended.v1", "time": "2026-11-21T12:00:00Z", "data": {"session_id": str(number)},
@@ -81,23 +81,23 @@ def end_session(server, system_id: str, number: int) -> None:
     asyncio.run(publish())
 
 
-def test_a_session_ends_and_its_memories_are_in_akosha_while_the_writer_holds_its_databases(
-    server, laptop, akoshas_side, akosha, system_id
+def test_memories_reach_akosha_after_a_session_end_while_the_writer_has_its_databases_open(
+    server, laptop, ingest_machine, akosha, system_id
 ):
-    """The first session: everything is in the WALs. Then another one, of which what is new follows."""
-    reactor = akoshas_side(akosha)
+    """In the first session all rows are in the WALs. After the second, only its new memories are ingested."""
+    ingester = ingest_machine(akosha)
     with (
         Writer(laptop.data, "--paused", "--embeddings") as writer,
         listening(server.url, pattern="akosha.ingest.*.*") as listener,
-        open_ingest_service(reactor),
+        open_ingest_service(ingester),
         laptop.run() as agent,
     ):
         for number, commits in enumerate((20, 35), start=1):
             writer.run(f"commit {commits - writer.commits - 1}")
             writer.run("graph 3")
             end_session(server, system_id, number)
-            # The sync of the start may be under way: then a session has two uploads. A writer's entities have no
-            # embedding, and relationships no tool: they wait.
+            # If the sync at the start still runs, a session has two uploads. The writer's entities have no embedding,
+            # and Akosha has no tool for relationships, so both wait.
             expected = {"conversation": commits, "reflection": commits}
             listener.wait(lambda expected=expected: akosha.types(system_id) == expected)
             agent.logged("sync_succeeded", number)
@@ -108,38 +108,40 @@ def test_a_session_ends_and_its_memories_are_in_akosha_while_the_writer_holds_it
     assert len(rows) == len({row.memory_id for row in rows}) == 70
     assert sum(event["data"]["stored"] for event in listener.received) == 70
     assert {event["data"]["source"] for event in listener.received} == {"memories"}
-    assert len([event for event in listener.received if event["data"]["kept_back"]]) >= 2, "of each session"
+    assert len([event for event in listener.received if event["data"]["kept_back"]]) >= 2, (
+        "at least one event for each session"
+    )
 
 
-def test_akosha_is_away_when_the_uploads_come_and_catches_up_when_it_is_back(
-    laptop, akoshas_side, kept_akosha, system_id, real_databases
+def test_uploads_made_while_akosha_is_down_are_ingested_when_it_is_up(
+    laptop, ingest_machine, persistent_akosha, system_id, real_databases
 ):
-    """Uploads that nobody took are not lost; killed in the middle, nothing is there twice."""
-    reactor = akoshas_side(kept_akosha)
-    kept_akosha.kill()
+    """No upload is lost, and no memory is stored twice."""
+    ingester = ingest_machine(persistent_akosha)
+    persistent_akosha.kill()
     for state in ("first", "closed"):
         for path in laptop.data.iterdir():
             path.unlink()
         real_databases(state, laptop.data)
         assert laptop.sync()["outcome"] == "succeeded"
-    with open_ingest_service(reactor) as running:
+    with open_ingest_service(ingester) as running:
         running.log.wait(lambda line: line.get("level") in ("warning", "error"))
-        kept_akosha.start()
+        persistent_akosha.start()
         running.logged("ingest_completed", 2)
-    assert kept_akosha.types(system_id) == {"conversation": 187 + 13, "reflection": 47 + 3, "entity": 39 + 3}
-    done = reactor.call("react", "--once", "--state-dir", str(reactor.state), directories=False)
-    assert (done.code, "nothing new" in done.out) == (0, True), (done.out, done.err)
+    assert persistent_akosha.types(system_id) == {"conversation": 187 + 13, "reflection": 47 + 3, "entity": 39 + 3}
+    result = ingester.call("react", "--once", "--state-dir", str(ingester.state), directories=False)
+    assert (result.code, "nothing new" in result.out) == (0, True), (result.out, result.err)
 
 
-def test_by_both_ways_the_same_memories_are_there_once(laptop, akoshas_side, akosha, system_id, real_databases):
-    """What went over http and comes in an upload once more has the same ids."""
+def test_memories_sent_by_both_methods_are_stored_once(laptop, ingest_machine, akosha, system_id, real_databases):
+    """A memory has the same ID in a push and in an upload."""
     laptop.set(http_endpoint=akosha.url)
     real_databases("mid", laptop.data)
     assert laptop.sync("--method", "http")["memories"] == 305
     pushed = akosha.rows(system_id)
     assert laptop.sync("--method", "cloud")["outcome"] == "succeeded"
-    reactor = akoshas_side(akosha)
-    done = reactor.call("react", "--once", "--state-dir", str(reactor.state), directories=False)
-    assert done.code == 0, done.err
+    ingester = ingest_machine(akosha)
+    result = ingester.call("react", "--once", "--state-dir", str(ingester.state), directories=False)
+    assert result.code == 0, result.err
     assert akosha.rows(system_id) == pushed
-    assert "already stored: 305" in done.out
+    assert "already stored: 305" in result.out

@@ -1,4 +1,4 @@
-"""What lies in the bucket, as Akosha's own schema and Akosha's own ingestion see it."""
+"""Uploads are valid for Akosha's schema and readable by Akosha's ingestion."""
 
 import json
 import shutil
@@ -14,30 +14,30 @@ from tests.support.servers.s3 import aws_environment
 from tests.support.session_buddy import GRAPH, REFLECTION
 
 HERE = Path(__file__).parent
-MARK = "answer: "
+PREFIX = "answer: "
 
 
 @pytest.fixture
-def asked(akosha_python, tmp_path):
-    """Return a function that runs one of our programs with Akosha's interpreter and returns what it says, as JSON."""
+def run_script(akosha_python, tmp_path):
+    """Return a function that runs a script in Akosha's interpreter and returns its answers, decoded from JSON."""
 
-    def ask(program: str, *arguments: str, reported: str = "") -> list:
-        done = subprocess.run(
+    def run(program: str, *arguments: str, stdin: str = "") -> list:
+        process = subprocess.run(
             [akosha_python, str(HERE / program), *arguments],
-            input=reported,
+            input=stdin,
             capture_output=True,
             text=True,
             env=environment(tmp_path),
         )
-        assert done.returncode == 0, done.stderr
-        # Akosha's own log goes to standard output as well.
-        return [json.loads(line[len(MARK) :]) for line in done.stdout.splitlines() if line.startswith(MARK)]
+        assert process.returncode == 0, process.stderr
+        # Akosha also logs to standard output.
+        return [json.loads(line[len(PREFIX) :]) for line in process.stdout.splitlines() if line.startswith(PREFIX)]
 
-    return ask
+    return run
 
 
-def test_akosha_takes_every_manifest_that_is_written(machine, real_databases, asked):
-    """First, changed, carried over, part of the databases, a named graph, without compression, without memories."""
+def test_akoshas_schema_accepts_every_manifest(machine, real_databases, run_script):
+    """First, changed and carried, with some of the databases, a named graph, no compression, no memories."""
     machine.set(force_method="cloud", cloud_endpoint=machine.bucket.as_uri(), system_id="my.mac.local  (work)")
     real_databases("first", machine.data)
     machine.sync()
@@ -49,17 +49,17 @@ def test_akosha_takes_every_manifest_that_is_written(machine, real_databases, as
     shutil.copyfile(machine.data / GRAPH, machine.data / "knowledge_graph_my_graph.duckdb")
     real_databases("mid", machine.data)
     machine.sync()
-    (machine.data / GRAPH).write_bytes(b"no database")
+    (machine.data / GRAPH).write_bytes(b"not a database")
     machine.write(commits=3)
     (machine.data / f"{REFLECTION}.wal").unlink()
     machine.sync()
     manifests = machine.manifests
     assert len(manifests) == 4
     assert any(part["origin"] == "carried" for part in manifests[-1]["parts"])
-    answers = asked("schema_main.py", reported="\n".join(json.dumps(manifest) for manifest in manifests))
+    answers = run_script("schema_main.py", stdin="\n".join(json.dumps(manifest) for manifest in manifests))
     assert answers == [""] * len(manifests)
-    naive = manifests[0] | {"uploaded_at": manifests[0]["uploaded_at"][:19]}
-    assert asked("schema_main.py", reported=json.dumps(naive)) != [""]
+    without_offset = manifests[0] | {"uploaded_at": manifests[0]["uploaded_at"][:19]}
+    assert run_script("schema_main.py", stdin=json.dumps(without_offset)) != [""]
 
 
 @pytest.fixture
@@ -77,18 +77,18 @@ def uploading(tmp_path, moto, system_id):
     return machine, bucket
 
 
-def test_with_the_markers_akoshas_own_ingestion_finds_uploads_and_reads_their_memories(
-    uploading, asked, real_databases, system_id
+def test_with_markers_akoshas_ingestion_finds_uploads_and_stores_their_memories(
+    uploading, run_script, real_databases, system_id
 ):
     machine, bucket = uploading
     real_databases("first", machine.data)
     upload = machine.sync()["upload_id"]
-    (found,) = asked("worker_main.py", bucket.server.endpoint, bucket.name, "get")
-    assert found["uploads"] == [[system_id, upload, 21 + 5]]
-    reported = json.loads(bucket.object(f"systems/{system_id}/uploads/{upload}/memories.json"))["conversations"]
-    rows = {row[1]: row for row in found["rows"]}
-    assert len(reported) == len(rows) == 26
-    for one in reported:
+    (answer,) = run_script("worker_main.py", bucket.server.endpoint, bucket.name, "get")
+    assert answer["uploads"] == [[system_id, upload, 21 + 5]]
+    conversations = json.loads(bucket.object(f"systems/{system_id}/uploads/{upload}/memories.json"))["conversations"]
+    rows = {row[1]: row for row in answer["rows"]}
+    assert len(conversations) == len(rows) == 26
+    for one in conversations:
         system, _, content, _, metadata, square = rows[one["id"]]
         assert (system, content) == (system_id, one["content"])
         assert json.loads(metadata)["type"] == one["metadata"]["type"]
@@ -98,23 +98,23 @@ def test_with_the_markers_akoshas_own_ingestion_finds_uploads_and_reads_their_me
         path.unlink()
     real_databases("closed", machine.data)
     second = machine.sync()["upload_id"]
-    (found,) = asked("worker_main.py", bucket.server.endpoint, bucket.name, "get")
-    assert [one[1] for one in found["uploads"]] == [upload, second]
-    assert len({row[1] for row in found["rows"]}) == len(found["rows"]) > 350
+    (answer,) = run_script("worker_main.py", bucket.server.endpoint, bucket.name, "get")
+    assert [one[1] for one in answer["uploads"]] == [upload, second]
+    assert len({row[1] for row in answer["rows"]}) == len(answer["rows"]) > 350
 
 
-def test_without_the_markers_it_finds_nothing(uploading, asked, real_databases):
+def test_without_markers_akoshas_ingestion_finds_nothing(uploading, run_script, real_databases):
     machine, bucket = uploading
     machine.set(ingestion_markers=False)
     real_databases("first", machine.data)
     machine.sync()
-    assert asked("worker_main.py", bucket.server.endpoint, bucket.name, "get") == [{"uploads": [], "rows": []}]
+    assert run_script("worker_main.py", bucket.server.endpoint, bucket.name, "get") == [{"uploads": [], "rows": []}]
 
 
-def test_with_oneirics_s3_adapter_as_it_is_it_finds_uploads_and_reads_none(uploading, asked, real_databases):
-    """The worker asks for memories.json by a method that the adapter has not got: a reason for `react`."""
+def test_with_oneirics_s3_adapter_akoshas_ingestion_finds_uploads_and_reads_none(uploading, run_script, real_databases):
+    """The worker reads memories.json with a method that the adapter lacks, so that `react` is needed."""
     machine, bucket = uploading
     real_databases("first", machine.data)
     machine.sync()
-    (found,) = asked("worker_main.py", bucket.server.endpoint, bucket.name)
-    assert (len(found["uploads"]), found["rows"]) == (1, [])
+    (answer,) = run_script("worker_main.py", bucket.server.endpoint, bucket.name)
+    assert (len(answer["uploads"]), answer["rows"]) == (1, [])

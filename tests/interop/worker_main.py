@@ -1,10 +1,10 @@
-"""Runs Akosha's own IngestionWorker once over a bucket, with Akosha's own interpreter and Oneiric's own S3 adapter.
+"""Run Akosha's IngestionWorker once over a bucket, in Akosha's interpreter, with Oneiric's S3 adapter.
 
     python worker_main.py ENDPOINT BUCKET [get]
 
-Prints "answer: " and JSON: `uploads` that it found, `rows` that it stored. The client below the adapter is plain HTTP:
-what the server of the tests needs, and nothing that would have to be installed. `get`: the adapter has the method by
-which the worker asks for memories.json; Oneiric 0.17's has it not.
+Prints "answer: " and JSON: the `uploads` found and the `rows` stored. The adapter's client is replaced by plain HTTP,
+which the test server accepts, so that no other package is needed. `get` adds the method with which the worker reads
+memories.json: the adapter of Oneiric 0.17 lacks it.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ ROWS = """SELECT system_id, conversation_id, content, "timestamp"::VARCHAR, meta
     list_sum(list_transform(embedding, lambda x: x * x)) FROM conversations ORDER BY conversation_id"""
 
 
-SIGNED = {"Authorization": "AWS4-HMAC-SHA256 Credential=anybody/20260101/us-east-1/s3/aws4_request"}
-"""moto wants to see that there is a signature; it does not look at it."""
+HEADERS = {"Authorization": "AWS4-HMAC-SHA256 Credential=anybody/20260101/us-east-1/s3/aws4_request"}
+"""moto requires a signature but does not verify it."""
 
 
 class Body:
@@ -38,31 +38,31 @@ class Body:
 
 
 class Client:
-    """The two calls of aioboto3's client that the adapter makes."""
+    """The two methods of aioboto3's client that the adapter calls."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
 
-    async def list_objects_v2(self, **asked: str) -> dict[str, object]:
-        query = {"list-type": "2", "prefix": asked["Prefix"]}
-        if "ContinuationToken" in asked:
-            query["continuation-token"] = asked["ContinuationToken"]
-        page = ET.fromstring(self._ask(f"/{asked['Bucket']}?{urlencode(query)}"))
-        found = {one.tag.rpartition("}")[2]: one.text for one in page}
+    async def list_objects_v2(self, **parameters: str) -> dict[str, object]:
+        query = {"list-type": "2", "prefix": parameters["Prefix"]}
+        if "ContinuationToken" in parameters:
+            query["continuation-token"] = parameters["ContinuationToken"]
+        page = ET.fromstring(self._get(f"/{parameters['Bucket']}?{urlencode(query)}"))
+        elements = {one.tag.rpartition("}")[2]: one.text for one in page}
         keys = [one.text for one in page.iter() if one.tag.rpartition("}")[2] == "Key"]
         return {
             "Contents": [{"Key": key} for key in keys],
-            "IsTruncated": found.get("IsTruncated") == "true",
-            "NextContinuationToken": found.get("NextContinuationToken"),
+            "IsTruncated": elements.get("IsTruncated") == "true",
+            "NextContinuationToken": elements.get("NextContinuationToken"),
         }
 
-    async def get_object(self, **asked: str) -> dict[str, object]:
-        return {"Body": Body(self._ask(f"/{asked['Bucket']}/{quote(asked['Key'])}"))}
+    async def get_object(self, **parameters: str) -> dict[str, object]:
+        return {"Body": Body(self._get(f"/{parameters['Bucket']}/{quote(parameters['Key'])}"))}
 
-    def _ask(self, path: str) -> bytes:
+    def _get(self, path: str) -> bytes:
         try:
-            with urllib.request.urlopen(urllib.request.Request(self._endpoint + path, headers=SIGNED)) as answer:
-                return answer.read()
+            with urllib.request.urlopen(urllib.request.Request(self._endpoint + path, headers=HEADERS)) as response:
+                return response.read()
         except urllib.error.HTTPError as error:
             raise RuntimeError("NoSuchKey" if error.code == 404 else str(error)) from error
 
@@ -75,8 +75,8 @@ async def main() -> None:
     endpoint, bucket, *with_get = sys.argv[1:]
     store = HotStore(":memory:")
     await store.initialize()
-    kind = AdapterWithGet if with_get else S3StorageAdapter
-    worker = IngestionWorker(kind(S3StorageSettings(bucket=bucket), client=Client(endpoint)), store)
+    adapter = AdapterWithGet if with_get else S3StorageAdapter
+    worker = IngestionWorker(adapter(S3StorageSettings(bucket=bucket), client=Client(endpoint)), store)
     uploads = await worker._discover_uploads()
     await worker.run(uploads)
     answer = {

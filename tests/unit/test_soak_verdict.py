@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 
 from tests.bench.report import MEBIBYTE
-from tests.soak.taken import Taken, verdict
+from tests.soak.usage import Usage, verdict
 
-STEADY = Taken(
+STEADY = Usage(
     seconds=0, own=60 * MEBIBYTE, anonymous=50 * MEBIBYTE, tree=60 * MEBIBYTE, descriptors=20, threads=9, children=0,
     ledger=0, left=0,
 )  # fmt: skip
 
 
-def over_time(**each) -> list[Taken]:
+def over_time(**each) -> list[Usage]:
     """Return a hundred samples; each column is a function of the sample's number."""
     return [replace(STEADY, **{name: value(number) for name, value in each.items()}) for number in range(100)]
 

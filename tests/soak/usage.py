@@ -1,4 +1,4 @@
-"""What an agent takes of the machine at one moment, as Linux tells it; and whether that stays the same."""
+"""Samples of the resources that an agent uses, from /proc; and the verdict whether they grow."""
 
 import itertools
 import statistics
@@ -15,10 +15,10 @@ FIFTHS = 5
 
 
 @dataclass(frozen=True)
-class Taken:
-    """`own`, `anonymous`: of the agent's process alone, in bytes of PSS; `tree`: of it and its children.
+class Usage:
+    """One sample. `own` and `anonymous`: PSS of the agent's process in bytes; `tree`: PSS with its children.
 
-    `ledger`: bytes on disk, the WAL included. `left`: files in the staging directory.
+    `ledger`: bytes on disk, with the WAL. `left`: files in the staging directory.
     """
 
     seconds: float
@@ -32,8 +32,8 @@ class Taken:
     left: int
 
 
-def taken(pid: int, state: Path, started: float) -> Taken:
-    """Look once. Raises OSError where the process has ended."""
+def sample(pid: int, state: Path, started: float) -> Usage:
+    """Take a sample. Raises OSError if the process has ended."""
     own = rollup(pid)
     children = list(family(pid))[1:]
     tree = own["Pss"]
@@ -41,7 +41,7 @@ def taken(pid: int, state: Path, started: float) -> Taken:
         with suppress(OSError):  # it has ended
             tree += rollup(child)["Pss"]
     status = Path(f"/proc/{pid}/status").read_text()
-    return Taken(
+    return Usage(
         seconds=time.monotonic() - started,
         own=own["Pss"],
         anonymous=own["Pss_Anon"],
@@ -57,11 +57,11 @@ def taken(pid: int, state: Path, started: float) -> Taken:
 # -------------------------------------------------------------------------------------------------------- the verdict
 
 
-def _memory(before: float) -> float:
-    return before * 0.05 + 4 * MEBIBYTE
+def _memory(baseline: float) -> float:
+    return baseline * 0.05 + 4 * MEBIBYTE
 
 
-def _two(before: float) -> float:
+def _two(baseline: float) -> float:
     return 2
 
 
@@ -72,10 +72,10 @@ JUDGED: Mapping[str, Callable[[float], float]] = {
     "threads": _two,
     "children": _two,
 }
-"""What may grow by how much from the second fifth of the time to the last: medians.
+"""Columns that must not grow, with the tolerance from the median of the second fifth of the time to that of the last.
 
-Not what children take, who live for one sync each: that says how much of the time there is one. Their number must not
-grow.
+The memory of children is not judged, because each lives for one sync: the median depends on how often one runs. Their
+number is judged.
 """
 
 SHOWN = (*JUDGED, "tree", "ledger", "left")
@@ -83,27 +83,29 @@ SHOWN = (*JUDGED, "tree", "ledger", "left")
 
 @dataclass(frozen=True)
 class Growth:
-    """`medians`: of each column, one for each fifth of the time. `grown`: the columns that did not stay the same."""
+    """`medians`: of each column, one per fifth of the time. `grown`: the columns that grew beyond their tolerance."""
 
     medians: Mapping[str, tuple[float, ...]]
     grown: tuple[str, ...]
 
 
-def verdict(samples: Sequence[Taken]) -> Growth:
-    """Compare the second fifth, when all that is loaded once has been, with the last. Raises ValueError for too few."""
+def verdict(samples: Sequence[Usage]) -> Growth:
+    """Compare the second fifth, after all code is loaded, with the last. Raises ValueError if `samples` are too few."""
     if len(samples) < 2 * FIFTHS:
-        raise ValueError(f"{len(samples)} samples are too few to tell")
+        raise ValueError(f"{len(samples)} samples are too few")
     edges = [len(samples) * fifth // FIFTHS for fifth in range(FIFTHS + 1)]
     fifths = [samples[start:end] for start, end in itertools.pairwise(edges)]
     medians = {
         name: tuple(statistics.median(getattr(sample, name) for sample in fifth) for fifth in fifths) for name in SHOWN
     }
-    grown = tuple(name for name, bar in JUDGED.items() if medians[name][-1] - medians[name][1] > bar(medians[name][1]))
+    grown = tuple(
+        name for name, tolerance in JUDGED.items() if medians[name][-1] - medians[name][1] > tolerance(medians[name][1])
+    )
     return Growth(medians, grown)
 
 
-def shown(name: str, value: float) -> str:
-    """Return a value as people read it."""
+def formatted(name: str, value: float) -> str:
+    """Return a value as text, with its unit."""
     return mebibytes(value) if name in ("own", "anonymous", "tree", "ledger") else f"{value:g}"
 
 
