@@ -37,12 +37,12 @@ def laptop(tmp_path):
 
 
 @pytest.fixture
-def reactor(tmp_path, laptop, akosha):
+def react_machine(tmp_path, laptop, akosha):
     """The machine that Akosha runs on, without Session-Buddy."""
-    reactor = Machine(tmp_path / "server", cloud_endpoint=laptop.bucket.as_uri(), http_endpoint=akosha.url)
-    reactor.set(http_token=akosha.token, system_id="akosha-1", agent_rescan_seconds=3600)
-    reactor.secrets = (akosha.token,)
-    return reactor
+    react_machine = Machine(tmp_path / "server", cloud_endpoint=laptop.bucket.as_uri(), http_endpoint=akosha.url)
+    react_machine.set(http_token=akosha.token, system_id="akosha-1", agent_rescan_seconds=3600)
+    react_machine.secrets = (akosha.token,)
+    return react_machine
 
 
 def write(machine: Machine, commits: int) -> None:
@@ -90,12 +90,12 @@ def end_session(url: str) -> None:
     asyncio.run(publish())
 
 
-def test_a_session_end_leads_to_rows_in_akosha_and_an_ingest_event(server, laptop, reactor, akosha):
-    for machine in (laptop, reactor):
+def test_a_session_end_leads_to_rows_in_akosha_and_an_ingest_event(server, laptop, react_machine, akosha):
+    for machine in (laptop, react_machine):
         machine.set(agent_nats_url=server.url)
     with (
         listening(server.url, pattern="akosha.ingest.*.*") as listener,
-        open_ingest_service(reactor),
+        open_ingest_service(react_machine),
         laptop.run() as agent,
     ):
         listener.wait(lambda: len(listener.received) == 1)
@@ -110,19 +110,19 @@ def test_a_session_end_leads_to_rows_in_akosha_and_an_ingest_event(server, lapto
     assert (first["source"], first["stored"], first["known"]) == ("memories", before, 0)
     assert (second["source"], second["stored"], len(akosha.rows("laptop"))) == ("memories", 1, before + 1)
     assert [event["data"]["upload_id"] for event in listener.received] == [m["upload_id"] for m in laptop.manifests]
-    assert [event["id"] for event in reactor.events()] == [event["id"] for event in listener.received]
+    assert [event["id"] for event in react_machine.events()] == [event["id"] for event in listener.received]
 
 
-def test_once_reads_memories_from_a_directory_or_from_the_databases(laptop, reactor, akosha, tmp_path):
+def test_once_reads_memories_from_a_directory_or_from_the_databases(laptop, react_machine, akosha, tmp_path):
     laptop.sync()
     add_a_memory(laptop)
     laptop.sync()
-    assert "memories stored: " in once(reactor)
+    assert "memories stored: " in once(react_machine)
     assert laptop.manifests[1]["memories"]["count"] == 1
     by_deltas, calls = akosha.ids(), len(akosha.calls)
-    assert (once(reactor), len(akosha.calls)) == ("laptop: nothing new\n", calls)
-    words = ("react", "--once", "--system", "nosuch", "--state-dir", str(reactor.state))
-    absent = reactor.call(*words, directories=False)
+    assert (once(react_machine), len(akosha.calls)) == ("laptop: nothing new\n", calls)
+    words = ("react", "--once", "--system", "nosuch", "--state-dir", str(react_machine.state))
+    absent = react_machine.call(*words, directories=False)
     assert (absent.code, absent.out) == (1, "")
     assert absent.err.startswith("nosuch: there is no such system in ")
     assert "systems there: laptop" in absent.err
@@ -139,21 +139,21 @@ def test_once_reads_memories_from_a_directory_or_from_the_databases(laptop, reac
     assert [event["data"]["source"] for event in late.events()] == ["databases"]
 
 
-def test_react_needs_a_bucket_and_its_own_state_directory(reactor):
-    with open_ingest_service(reactor):
-        done = reactor.call("react", "--once", "--state-dir", str(reactor.state), directories=False)
+def test_react_needs_a_bucket_and_its_own_state_directory(react_machine):
+    with open_ingest_service(react_machine):
+        done = react_machine.call("react", "--once", "--state-dir", str(react_machine.state), directories=False)
         assert (done.code, "separate state directories (--state-dir)" in done.err) == (1, True)
-    reactor.set(cloud_endpoint=None)
-    done = reactor.call("react", "--state-dir", str(reactor.state), directories=False)
+    react_machine.set(cloud_endpoint=None)
+    done = react_machine.call("react", "--state-dir", str(react_machine.state), directories=False)
     assert (done.code, "akosha_cloud_bucket" in done.err) == (2, True)
 
 
 def test_a_sync_in_the_state_directory_of_react_fails_without_waiting(tmp_path):
     machine = Machine(tmp_path)
     machine.write(commits=1)
-    with machine.started("react", "--state-dir", str(machine.state), directories=False) as reactor:
-        reactor.logged("ingest_started")
+    with machine.started("react", "--state-dir", str(machine.state), directories=False) as process:
+        process.logged("ingest_started")
         done = machine.call("sync")
         assert (done.code, done.out) == (1, "")
         assert "need separate state directories" in done.err
-        assert reactor.stop() == 0
+        assert process.stop() == 0

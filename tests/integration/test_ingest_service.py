@@ -43,19 +43,19 @@ def home(tmp_path, akosha, monkeypatch):
 @asynccontextmanager
 async def wired(home, *systems):
     identity = await asyncio.to_thread(home.prepare)
-    async with open_ingest_service(home, identity, systems) as reactor:
-        yield reactor
+    async with open_ingest_service(home, identity, systems) as service:
+        yield service
 
 
 async def test_two_systems_with_the_same_rows_are_ingested_once_each(home, akosha, bucket, tmp_path):
     for system in ("laptop", "laptop-2"):
         await Sender(bucket, tmp_path / "scratch", system=system).upload(0, range(1, 6))
-    async with wired(home) as reactor:
-        assert (await reactor.once()).success
+    async with wired(home) as service:
+        assert (await service.once()).success
     assert (len(akosha.rows("laptop")), len(akosha.rows("laptop-2"))) == (5, 5)
     akosha.requests.clear()
-    async with wired(home) as reactor:
-        summary = await reactor.once()
+    async with wired(home) as service:
+        summary = await service.once()
     assert (summary.success, [caught.ingested for caught in summary.outcomes.values()], akosha.requests) == (
         True,
         [0, 0],
@@ -77,8 +77,8 @@ async def test_an_akosha_restart_during_ingest_loses_nothing(home, akosha, bucke
             loop.call_soon_threadsafe(gone.set)
 
     akosha.interfere = go
-    async with wired(home) as reactor, asyncio.timeout(60):
-        running = asyncio.create_task(reactor.run())
+    async with wired(home) as service, asyncio.timeout(60):
+        running = asyncio.create_task(service.run())
         await gone.wait()
         await asyncio.to_thread(akosha.stop)
         await asyncio.to_thread(akosha.start)
