@@ -1,10 +1,10 @@
 """The http method: pushes to Akosha, over MCP, the memories that it lacks.
 
-survey   compare stat fingerprints with the ledger; stop if nothing differs and nothing refused can be offered again
-connect  open a session; a server of another version is offered the memories that it refused
-probe    in a new session, or if a person asks: check whether the server has lost its memories
-stage    take snapshots of the databases that differ
-push     send each row that the target lacks; a batch is recorded before the next one is sent
+survey    compare fingerprints with the ledger; stop if nothing differs and nothing refused can be offered again
+connect   open a session; a server of another version is offered the memories that it refused
+probe     in a new session, or if a person asks: check whether the server has lost its memories
+snapshot  copy the databases that differ
+push      send each row that the target lacks; a batch is recorded before the next one is sent
 """
 
 import asyncio
