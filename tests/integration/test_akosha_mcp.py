@@ -259,14 +259,14 @@ async def test_other_forms_of_servers_are_supported(form):
 
 async def test_a_token_is_sent_with_each_request_and_a_missing_one_is_reported():
     with Akosha(token="let-me-in") as akosha:
-        sink, stranger = AkoshaSink(endpoint=akosha.url, token="let-me-in"), AkoshaSink(endpoint=akosha.url)
+        sink, anonymous = AkoshaSink(endpoint=akosha.url, token="let-me-in"), AkoshaSink(endpoint=akosha.url)
         assert await sink.is_available()
         assert (await sink.store(pack(sink))).stored == 3
-        assert await stranger.is_available(), "the server is available; the handshake reports the missing token"
+        assert await anonymous.is_available(), "the server is available; the handshake reports the missing token"
         with pytest.raises(SinkError, match="akosha_http_token"):
-            await stranger.connect()
+            await anonymous.connect()
         await sink.aclose()
-        await stranger.aclose()
+        await anonymous.aclose()
 
 
 async def test_https_to_a_server_without_tls_is_reported_as_such(akosha):

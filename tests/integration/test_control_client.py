@@ -138,7 +138,7 @@ class Agent:
         """Send the history of the ledger to all readers."""
         for entry in await self.ledger.history(after=0):
             for reader in self.readers:
-                await reader.write(said(self.home, entry.event, entry.position))
+                await reader.write(sse_message(self.home, entry.event, entry.position))
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if (other := self.answers.get(f"{request.method} {request.path}")) is not None:
@@ -162,7 +162,7 @@ class Agent:
             self.changed.notify_all()
 
 
-def said(home: Home, event, position: int | None = None) -> bytes:
+def sse_message(home: Home, event, position: int | None = None) -> bytes:
     number = b"" if position is None else b"id: %d\n" % position
     return number + b"event: %s\ndata: %s\n\n" % (event.type.encode(), home.codec.encode(event))
 
@@ -375,9 +375,9 @@ async def test_a_state_directory_with_a_path_too_long_for_a_socket_is_reached(tm
 # ------------------------------------------------------------------------------------------------ sync
 
 
-async def started(home: Home, heard: list | None = None) -> tuple[SyncClient, asyncio.Task]:
+async def started(home: Home, received: list | None = None) -> tuple[SyncClient, asyncio.Task]:
     asked = await SyncClient.prepare(home.settings)
-    hear = (lambda _: None) if heard is None else heard.append
+    hear = (lambda _: None) if received is None else received.append
     return asked, asyncio.create_task(asked.result(on_progress=hear), name="sync")
 
 
@@ -392,57 +392,57 @@ def notes(home: Home) -> list[Path]:
     return list(home.state.spool.glob("[!.]*.json"))
 
 
-async def noted(home: Home) -> None:
+async def wait_for_note(home: Home) -> None:
     async with asyncio.timeout(PATIENCE):
         while not notes(home):
             await asyncio.sleep(0.005)
 
 
 async def test_one_request_returns_progress_and_result_and_leaves_no_note(agent, home):
-    heard: list[SyncProgress] = []
-    asked, syncing = await started(home, heard)
+    received: list[SyncProgress] = []
+    asked, syncing = await started(home, received)
     await agent.until(lambda: agent.asked and agent.readers)
     assert agent.asked == [asked.ask]
     for done in (1, 2):
-        await agent.readers[0].write(said(home, progress(asked.ask.id, done)))
+        await agent.readers[0].write(sse_message(home, progress(asked.ask.id, done)))
     other = await agent.settle("somebody else's")
     result = await agent.settle(asked.ask.id)
     assert other != result
     await agent.send_history()
     async with asyncio.timeout(PATIENCE):
         assert await syncing == result
-    assert [event.done_bytes for event in heard] == [1, 2]
+    assert [event.done_bytes for event in received] == [1, 2]
     assert (len(agent.asked), list(home.state.spool.iterdir())) == (1, [])
 
 
 async def test_a_result_recorded_before_the_response_is_not_missed(agent, home):
-    async def at_once(request: web.Request) -> web.Response:
+    async def settle_at_once(request: web.Request) -> web.Response:
         ask = home.codec.decode(await request.read())
         await agent.settle(ask.id)
         await agent.send_history()
         return web.json_response({}, status=202)
 
-    agent.answers["POST /v1/events"] = at_once
+    agent.answers["POST /v1/events"] = settle_at_once
     _, syncing = await started(home)
     async with asyncio.timeout(PATIENCE):
         assert (await syncing).why == "all is there"
 
 
 async def test_after_a_broken_connection_a_note_has_the_same_id_and_progress_continues(agent, home):
-    heard: list[SyncProgress] = []
-    asked, syncing = await started(home, heard)
+    received: list[SyncProgress] = []
+    asked, syncing = await started(home, received)
     await agent.until(lambda: agent.asked)
     await agent.cut()
-    await noted(home)
+    await wait_for_note(home)
     [(_, event)] = await home._spool().waiting()
     assert event == asked.ask
     await agent.until(lambda: agent.readers)
-    await agent.readers[0].write(said(home, progress(asked.ask.id, 5)))
+    await agent.readers[0].write(sse_message(home, progress(asked.ask.id, 5)))
     result = await agent.settle(asked.ask.id)
     await agent.send_history()
     async with asyncio.timeout(PATIENCE):
         assert await syncing == result
-    assert ([event.done_bytes for event in heard], len(agent.asked)) == ([5], 1)
+    assert ([event.done_bytes for event in received], len(agent.asked)) == ([5], 1)
     assert list(home.state.spool.iterdir()) == []
 
 
@@ -451,7 +451,7 @@ async def test_after_a_broken_connection_a_note_has_the_same_id_and_progress_con
 async def test_a_request_that_the_agent_does_not_accept_is_left_in_the_spool(agent, home, path, name, logged):
     agent.answers[path] = BROKEN[name]
     asked, syncing = await started(home)
-    await noted(home)
+    await wait_for_note(home)
     result = await agent.settle(asked.ask.id)
     async with asyncio.timeout(PATIENCE):
         assert await syncing == result
@@ -464,7 +464,7 @@ async def test_a_request_that_the_agent_does_not_accept_is_left_in_the_spool(age
 async def test_without_events_from_the_agent_a_note_is_left_and_its_ledger_is_read(agent, home, monkeypatch):
     monkeypatch.setattr(sync_client, "NOTE_AFTER_SECONDS", 0.05)
     asked, syncing = await started(home)
-    await noted(home)
+    await wait_for_note(home)
     await agent.until(lambda: len(agent.readers) == 1)
     result = await agent.settle(asked.ask.id)
     async with asyncio.timeout(PATIENCE):
@@ -500,7 +500,7 @@ async def test_a_sync_accepted_by_an_agent_that_dies_is_done_by_the_command(agen
 
 
 async def test_a_cancelled_sync_ends_as_cancelled_if_the_ledger_cannot_be_read(home, monkeypatch):
-    started_here, said = asyncio.Event(), []
+    started_here, messages = asyncio.Event(), []
 
     async def under_way(*_):
         started_here.set()
@@ -511,13 +511,13 @@ async def test_a_cancelled_sync_ends_as_cancelled_if_the_ledger_cannot_be_read(h
 
     monkeypatch.setattr(SyncClient, "_sync_here", under_way)
     asked = await SyncClient.prepare(home.settings)
-    syncing = asyncio.create_task(asked.result(on_message=said.append), name="sync")
+    syncing = asyncio.create_task(asked.result(on_message=messages.append), name="sync")
     await started_here.wait()
     monkeypatch.setattr(Home, "has_ledger", unreadable)
     syncing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await syncing
-    assert said == ["stopped: the next sync sends what is pending"]
+    assert messages == ["stopped: the next sync sends what is pending"]
 
 
 async def test_a_sync_finished_by_an_agent_that_dies_is_not_repeated(agent, home, monkeypatch):
@@ -538,7 +538,7 @@ async def test_a_cancelled_sync_leaves_no_note_no_connection_and_no_task(agent, 
     _, syncing = await started(home)
     await agent.until(lambda: agent.readers)
     if name == "hang":
-        await noted(home)
+        await wait_for_note(home)
     syncing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await syncing
@@ -587,7 +587,7 @@ async def test_events_are_pushed_by_the_agent_and_the_ledger_is_not_polled(agent
         assert agent.resumed == ["2"]
         monkeypatch.setattr(type(home.clock), "sleep", lambda *_: pytest.fail("the ledger is polled"))
         ids += await agent.remember(1, first=2)
-        await agent.readers[0].write(said(home, progress("r", 1)) + b": beat\n\n")
+        await agent.readers[0].write(sse_message(home, progress("r", 1)) + b": beat\n\n")
         await agent.readers[0].write(b'id: 99\nevent: tomorrow\ndata: {"specversion": "1.0", "type": "tomorrow"}\n\n')
         await agent.readers[0].write(b"id: x\nevent: y\ndata: \xff\xfe\n\n")
         await agent.send_history()
@@ -601,7 +601,7 @@ async def test_a_broken_stream_is_continued_without_gap_or_duplicate(agent, home
         await agent.until(lambda: agent.readers)
         ids += await agent.remember(2, first=1)
         entries = await agent.ledger.history(after=1)
-        reported = b"".join(said(home, entry.event, entry.position) for entry in entries)
+        reported = b"".join(sse_message(home, entry.event, entry.position) for entry in entries)
         cut = {"between": len(reported) // 2, "within": len(reported) * 3 // 4, "after half a line": len(reported) - 1}[
             cut_at
         ]

@@ -619,11 +619,11 @@ async def test_an_unreachable_or_refusing_server_is_an_error_and_one_of_two_a_wa
 
 
 @pytest.mark.parametrize(
-    ("limits", "said"),
+    ("limits", "expected"),
     [("max_streams: 1", "the account has 1 of 1 streams"), ("max_file: 1048576", "the account has 1048576")],
 )
 async def test_a_stream_that_cannot_be_created_is_an_error_without_a_hint_to_start_the_agent(
-    run, tmp_path, limits, said
+    run, tmp_path, limits, expected
 ):
     user = f"users: [{{user: {USER}, password: {PASSWORD}}}]"
     with running_nats(tmp_path, config=f"accounts {{ A {{ jetstream {{ {limits} }}, {user} }} }}") as server:
@@ -631,7 +631,7 @@ async def test_a_stream_that_cannot_be_created_is_an_error_without_a_hint_to_sta
             await client.jsm().add_stream(name="OTHER", subjects=["other"], max_bytes=1000)
         where = {"agent_nats_url": server.url, "agent_nats_user": USER, "agent_nats_password": PASSWORD}
         found = one(await run(nats_checks.nats, **where), ERROR)
-    assert said in found.found
+    assert expected in found.found
     assert "operator" in found.hint
     assert "start" not in found.hint
 

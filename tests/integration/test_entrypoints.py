@@ -150,11 +150,11 @@ def test_events_have_a_readable_line():
     )
     planted = replace(looked, whole=False, problems={"knowledge_graph_\x1b[2J\n.duckdb": "is missing"})
     assert events.line(planted).endswith("metadata: knowledge_graph_\\x1b[2J\\n.duckdb: is missing")
-    gone = UploadsPruned(
+    pruned = UploadsPruned(
         id="i", time=AT, system_id="laptop", upload_ids=("a", "b"), kept=10, objects=6, bytes_freed=1_600, leftovers=0
     )
-    assert events.line(gone).endswith("archive.pruned   2 uploads deleted (6 objects, 1.6 kB), 10 kept")
-    refused = replace(gone, upload_ids=("a",), leftovers=3, error="403 (allow s3:DeleteObject)")
+    assert events.line(pruned).endswith("archive.pruned   2 uploads deleted (6 objects, 1.6 kB), 10 kept")
+    refused = replace(pruned, upload_ids=("a",), leftovers=3, error="403 (allow s3:DeleteObject)")
     assert events.line(refused).endswith(
         "  1 upload deleted (6 objects, 1.6 kB), 10 kept; 3 objects left over from unfinished uploads deleted;"
         " not all were deleted: 403 (allow s3:DeleteObject)"
@@ -207,17 +207,17 @@ async def test_a_sync_cancelled_while_it_waits_for_the_agent_removes_its_note(tm
 async def test_a_sync_cancelled_while_it_writes_its_note_removes_the_note(tmp_path, monkeypatch):
     home = Home.of(settings_of(tmp_path))
     await asyncio.to_thread(home.prepare)
-    begun, write = asyncio.Event(), Home.leave_note
+    writing, write = asyncio.Event(), Home.leave_note
 
     async def slow(self, event):
-        begun.set()
+        writing.set()
         return await write(self, event)
 
     monkeypatch.setattr(Home, "leave_note", slow)
     with home.lock("run"):
         syncing = asyncio.create_task(sync(home.settings, as_json=True))
         async with asyncio.timeout(60):
-            await begun.wait()
+            await writing.wait()
             syncing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await syncing

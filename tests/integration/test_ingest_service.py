@@ -69,17 +69,17 @@ async def test_an_akosha_restart_during_ingest_loses_nothing(home, akosha, bucke
         sender = Sender(bucket, tmp_path / "scratch", system=system)
         await sender.upload(0, range(1, 8))
         await sender.upload(1, range(1, 9), new=[8], base=0)
-    gone = asyncio.Event()
+    several_calls = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def go(_tool, _arguments):
+    def count_calls(_tool, _arguments):
         if len(akosha.calls) >= 5:  # several calls run concurrently
-            loop.call_soon_threadsafe(gone.set)
+            loop.call_soon_threadsafe(several_calls.set)
 
-    akosha.interfere = go
+    akosha.interfere = count_calls
     async with wired(home) as service, asyncio.timeout(60):
         running = asyncio.create_task(service.run())
-        await gone.wait()
+        await several_calls.wait()
         await asyncio.to_thread(akosha.stop)
         await asyncio.to_thread(akosha.start)
         while len(akosha.rows()) < 6 * 8:

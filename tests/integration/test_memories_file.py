@@ -30,11 +30,11 @@ async def written(file: JsonMemoriesFile, memories, path=None):
     async with file.write(SYSTEM) as draft:
         for item in memories:
             await draft.add(item)
-        said = await draft.finish()
+        summary = await draft.finish()
         data = b"".join([piece async for piece in draft.stream()])
     if path is not None:
         path.write_bytes(data)
-    return data, said
+    return data, summary
 
 
 async def read(path, system=SYSTEM) -> list[Memory]:
@@ -48,8 +48,8 @@ async def read(path, system=SYSTEM) -> list[Memory]:
 
 async def test_the_file_is_the_json_that_akosha_ingests(file):
     one, other = memory(1, project="akosha"), memory(2, kind="entity", embedded=False, created_at=None)
-    data, said = await written(file, [one, other])
-    assert (said.size, said.sha256, said.count) == (len(data), hashlib.sha256(data).hexdigest(), 2)
+    data, summary = await written(file, [one, other])
+    assert (summary.size, summary.sha256, summary.count) == (len(data), hashlib.sha256(data).hexdigest(), 2)
     first, second = json.loads(data)["conversations"]
     assert first == {
         "id": memory_id(SYSTEM, one.row),
@@ -71,9 +71,9 @@ async def test_the_file_is_the_json_that_akosha_ingests(file):
 
 
 async def test_an_empty_memories_file_is_valid(file, tmp_path):
-    data, said = await written(file, [], tmp_path / "m.json")
+    data, summary = await written(file, [], tmp_path / "m.json")
     assert json.loads(data) == {"conversations": []}
-    assert said.count == 0
+    assert summary.count == 0
     assert await read(tmp_path / "m.json") == []
 
 
@@ -110,8 +110,8 @@ def test_memories_are_read_as_they_were_written(memories, page, tmp_path, monkey
     monkeypatch.setattr(memories_file, "_MOST_WAITING", page)
 
     async def round_trip():
-        data, said = await written(JsonMemoriesFile(tmp_path), memories, tmp_path / "m.json")
-        assert (await read(tmp_path / "m.json"), said.count) == (memories, len(memories))
+        data, summary = await written(JsonMemoriesFile(tmp_path), memories, tmp_path / "m.json")
+        assert (await read(tmp_path / "m.json"), summary.count) == (memories, len(memories))
         assert [item["id"] for item in json.loads(data)["conversations"]] == [
             memory_id(SYSTEM, item.row) for item in memories
         ]

@@ -130,11 +130,11 @@ async def test_a_server_without_the_requested_tls_is_refused(tmp_path, authority
 @pytest.mark.parametrize("required", ["", '"tls_required": false,', '"tls_available": true,'])
 async def test_with_tls_requested_no_secret_is_sent_in_plain_text_for_any_greeting(authority, required, first):
     greeting = b'INFO {%b"server_id":"x","version":"2.10.0","headers":true,"max_payload":1048576}\r\n'
-    async with recording_server(greeting % required.encode()) as (place, received):
+    async with recording_server(greeting % required.encode()) as (address, received):
         tls = Tls(ca_file=authority.ca, first=first)
-        url = f"tls://{quote(TOKEN, safe='')}@{place}"
+        url = f"tls://{quote(TOKEN, safe='')}@{address}"
         await refusal(url, tls=tls, patience={"connect": 0.1})
-        await refusal(f"tls://{place}", tls=tls, login=Login(user=USER, password=PASSWORD), patience={"connect": 0.1})
+        await refusal(f"tls://{address}", tls=tls, login=Login(user=USER, password=PASSWORD), patience={"connect": 0.1})
     assert received.startswith(b"\x16\x03"), "the client must start a TLS handshake"
     for secret in (b"CONNECT", b"canary", TOKEN.encode(), PASSWORD.encode(), USER.encode()):
         assert secret not in received
@@ -142,9 +142,9 @@ async def test_with_tls_requested_no_secret_is_sent_in_plain_text_for_any_greeti
 
 @websocket
 async def test_a_secure_websocket_sends_no_secret_to_an_insecure_server(authority):
-    async with recording_server(b"HTTP/1.1 101 Switching Protocols\r\n\r\n") as (place, received):
+    async with recording_server(b"HTTP/1.1 101 Switching Protocols\r\n\r\n") as (address, received):
         tls, login = Tls(ca_file=authority.ca), Login(token=TOKEN)
-        await refusal(f"wss://{place}", tls=tls, login=login, patience={"connect": 0.1})
+        await refusal(f"wss://{address}", tls=tls, login=login, patience={"connect": 0.1})
     assert received.startswith(b"\x16\x03")
     assert TOKEN.encode() not in received
 
@@ -215,16 +215,16 @@ WRONG = {
 NAMES = {"password": "_user", "token": "_token", "nkey-file": "_nkey_file", "credentials": "_credentials_file"}
 
 
-@pytest.mark.parametrize("way", LOGINS)
-async def test_a_correct_secret_is_accepted_and_a_wrong_one_is_reported_but_not_shown(tmp_path, way):
-    config, correct = LOGINS[way]
+@pytest.mark.parametrize("login_kind", LOGINS)
+async def test_a_correct_secret_is_accepted_and_a_wrong_one_is_reported_but_not_shown(tmp_path, login_kind):
+    config, correct = LOGINS[login_kind]
     with running_nats(tmp_path / "nats", config=config) as server:
         await assert_accepted(server.url, login=correct(tmp_path))
-        for wrong in [*WRONG[way], lambda _: Login()]:
+        for wrong in [*WRONG[login_kind], lambda _: Login()]:
             detail = await refusal(server.url, login=wrong(tmp_path))
             assert "authorization violation" in detail.lower()
             assert "akosha_agent_nats_user" in detail
-            assert NAMES.get(way, "") in detail
+            assert NAMES.get(login_kind, "") in detail
 
 
 @pytest.mark.parametrize(
@@ -244,10 +244,10 @@ async def test_a_secret_in_the_url_is_percent_decoded_and_not_shown(tmp_path, co
 
 async def test_a_secret_in_a_url_is_sent_only_to_the_server_of_that_url(tmp_path, monkeypatch):
     monkeypatch.setattr("random.sample", lambda servers, _: list(servers))
-    async with recording_server(b'INFO {"server_id":"x","max_payload":1048576}\r\n') as (place, received):
+    async with recording_server(b'INFO {"server_id":"x","max_payload":1048576}\r\n') as (address, received):
         with running_nats(tmp_path, config=token_config()) as server:
             good = f"nats://{quote(TOKEN, safe='')}@127.0.0.1:{server.port}"
-            await assert_accepted(f"nats://{place}", good, patience={"connect": 0.1})
+            await assert_accepted(f"nats://{address}", good, patience={"connect": 0.1})
     assert received.startswith(b"CONNECT")
     assert TOKEN.encode() not in received
 
@@ -255,9 +255,9 @@ async def test_a_secret_in_a_url_is_sent_only_to_the_server_of_that_url(tmp_path
 async def test_servers_advertised_in_the_greeting_get_no_secret():
     async with recording_server() as (elsewhere, received):
         greeting = b'INFO {"server_id":"x","max_payload":1048576,"connect_urls":["%b"]}\r\n' % elsewhere.encode()
-        async with recording_server(greeting, then=b"-ERR 'Authorization Violation'\r\n") as (place, secret):
+        async with recording_server(greeting, then=b"-ERR 'Authorization Violation'\r\n") as (address, secret):
             login = Login(token=TOKEN)
-            await refusal(f"nats://{place}", login=login, patience={"connect": 0.2})
+            await refusal(f"nats://{address}", login=login, patience={"connect": 0.2})
         assert TOKEN.encode() in secret
     assert not received
 
@@ -338,9 +338,9 @@ async def test_an_invalid_secret_is_reported_with_its_setting_only(tmp_path, wha
     assert_no_secret(text, await refusal("nats://127.0.0.1:9", login=login))
 
 
-@pytest.mark.parametrize("way", LOGINS)
-def test_no_representation_shows_a_secret(tmp_path, way):
-    login = LOGINS[way][1](tmp_path)
+@pytest.mark.parametrize("login_kind", LOGINS)
+def test_no_representation_shows_a_secret(tmp_path, login_kind):
+    login = LOGINS[login_kind][1](tmp_path)
     url = f"nats://{USER}:{quote(PASSWORD, safe='')}@example.org"
     made = NatsOptions(servers=(url,), name="test", login=login)
     assert_no_secret(repr(login), repr(made), str(made), made.location, repr(read(login)))

@@ -56,7 +56,7 @@ class Odd(Exception):  # noqa: N818 - deliberately unconventional
     """An exception that no library raises."""
 
 
-async def insist(bus, event) -> None:
+async def publish_until_accepted(bus, event) -> None:
     """Publish until the bus accepts the event. Any error except a transient BusError fails the test."""
     async with asyncio.timeout(4 * SECONDS):
         while True:
@@ -100,14 +100,14 @@ async def test_the_bus_survives_any_exception_of_the_library(fresh_nats, monkeyp
     async with opened_bus(fresh_nats.url, ready=False, own_durables=True, patience=patience) as bus:
         await bus.subscribe("akosha.session.>", kept, durable="d")
         await bus.subscribe("akosha.progress.*", ephemeral)
-        await insist(bus, ended(1))
+        await publish_until_accepted(bus, ended(1))
         await send_lines(fresh_nats, pub(b"akosha.session.mac.ended", b"junk"))
         assert await kept.wait_for_event("e-1")
         left = 1
         await bus.reset_client()
-        await insist(bus, ended(2))
+        await publish_until_accepted(bus, ended(2))
         assert await kept.wait_for_event("e-2")
-        await insist(bus, progress(3))
+        await publish_until_accepted(bus, progress(3))
         async with asyncio.timeout(SECONDS):
             await bus.wait_until_ready()
         assert not bus._connection._task.done()
@@ -138,7 +138,7 @@ async def test_an_unknown_error_of_publishing_is_described_and_logged_once(fresh
             assert "secret" not in str(caught.value)
             assert isinstance(caught.value.__cause__, Strange)
         assert [line["operation"] for line in logs if line["event"] == "unexpected_error"] == operations
-        await insist(bus, ended(2))
+        await publish_until_accepted(bus, ended(2))
 
 
 async def test_base_exceptions_and_errors_of_the_agent_are_not_translated():
@@ -156,7 +156,7 @@ async def test_a_connection_whose_flusher_has_ended_is_replaced(fresh_nats):
         async with asyncio.timeout(SECONDS):
             await client.lost.wait()
         await until(lambda: bus._connection.is_up and bus._connection.client() is not client)
-        await insist(bus, ended(1))
+        await publish_until_accepted(bus, ended(1))
 
 
 INFO = b'INFO {"server_id":"x","version":"2.10.0","headers":true,"max_payload":%b}\r\n'
@@ -186,9 +186,9 @@ INVALID_SERVERS = {
 @pytest.mark.parametrize("what", INVALID_SERVERS)
 async def test_a_server_that_does_not_speak_nats_is_a_transient_error(what, login):
     greeting, then = INVALID_SERVERS[what]
-    async with recording_server(greeting, then=then) as (place, _):
+    async with recording_server(greeting, then=then) as (address, _):
         how = {"patience": {"connect": 0.2, "ping": 0.1, "ping_timeout": 0.1}}
-        async with opened_bus(f"nats://{place}", ready=False, **how) as bus:
+        async with opened_bus(f"nats://{address}", ready=False, **how) as bus:
             await bus._connection.first_attempt(SECONDS)
             for _ in range(3):
                 with pytest.raises(BusError) as caught:
@@ -197,7 +197,7 @@ async def test_a_server_that_does_not_speak_nats_is_a_transient_error(what, logi
             assert not bus.state.ready
             assert not bus._connection._task.done()
         if login:
-            (facts,) = await examine(options(f"nats://{place}", **how))
+            (facts,) = await examine(options(f"nats://{address}", **how))
             assert facts.refused or facts.jetstream
 
 

@@ -79,7 +79,7 @@ async def test_calls_that_upload_nothing_are_not_limited(build_methods):
 
 
 async def test_s3_uploads_are_limited_when_bytes_are_sent(build_methods):
-    """Before the buffering of parts, the limit would cause bursts; twice, it would halve the rate."""
+    """S3Store buffers parts. A limit before the buffer would cause bursts; a second limit would halve the rate."""
     bucket = {"cloud_bucket": "bucket", "cloud_endpoint": "http://127.0.0.1:9"}
     store, sink, _ = await build_methods(100, **bucket)
     assert type(store) is S3Store

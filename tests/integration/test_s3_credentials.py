@@ -300,8 +300,8 @@ async def test_a_cancelled_caller_does_not_stop_building_the_client_for_others(h
 async def test_a_hanging_refresh_during_a_request_times_out_and_is_repeated_by_the_next_attempt(
     helper, moto, stores, limits
 ):
-    soon = (datetime.now(UTC) + timedelta(seconds=30)).isoformat()
-    answer(helper, 1, Expiration=soon)
+    expiration = (datetime.now(UTC) + timedelta(seconds=30)).isoformat()
+    answer(helper, 1, Expiration=expiration)
     store = stores(moto, build_seconds=BUILD_SECONDS)
     error = await refused_in(limits, store, lambda: len(runs(helper)) == 2)
     assert "credential_process" in error.message
@@ -341,7 +341,7 @@ async def test_a_hanging_instance_metadata_service_is_named(files, moto, stores,
         server.close()
 
 
-async def test_the_credentials_for_doctor_are_read_anew_with_a_timeout(helper, moto, stores, limits):
+async def test_the_credentials_for_doctor_are_read_again_with_a_timeout(helper, moto, stores, limits):
     store = stores(moto, build_seconds=BUILD_SECONDS)
     task = asyncio.create_task(store.credentials())
     await until(lambda: runs(helper))

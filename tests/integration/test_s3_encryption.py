@@ -49,7 +49,7 @@ async def stored_options(store, key):
     )
 
 
-async def made_in_every_way(store):
+async def put_and_copy(store):
     """Put a small object and one in parts, and copy both; return the keys."""
     for key, data in (("small", SMALL), ("large", LARGE)):
         source = await put(store, key, data)
@@ -61,7 +61,7 @@ async def made_in_every_way(store):
 async def test_every_request_that_creates_an_object_has_the_headers_and_parts_do_not(proxied, proxy, wanted):
     store = proxied(object_options=wanted, single_copy_bytes=PART)
     with structlog.testing.capture_logs() as logs:
-        keys = await made_in_every_way(store)
+        keys = await put_and_copy(store)
     assert logs == []
     expected = dict.fromkeys(keys, wanted)
     assert {key: await stored_options(store, key) for key in keys} == expected
@@ -143,10 +143,10 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
-@pytest.mark.parametrize(("status", "code", "said", "way", "named"), REFUSALS.values(), ids=REFUSALS)
-async def test_a_refusal_is_permanent_and_names_the_setting(proxied, proxy, status, code, said, way, named, data):
-    store = proxied(object_options=OPTIONS[way])
-    proxy.on("put_object" if data is SMALL else "create_multipart_upload", refuse(status, code, secret=said))
+@pytest.mark.parametrize(("status", "code", "text", "option", "named"), REFUSALS.values(), ids=REFUSALS)
+async def test_a_refusal_is_permanent_and_names_the_setting(proxied, proxy, status, code, text, option, named, data):
+    store = proxied(object_options=OPTIONS[option])
+    proxy.on("put_object" if data is SMALL else "create_multipart_upload", refuse(status, code, secret=text))
     with pytest.raises(StoreError) as failure:
         await put(store, "key", data)
     error = failure.value

@@ -1,4 +1,4 @@
-"""Snapshots of databases without a writer: the copy_state files, the result, and that nothing else changes."""
+"""Snapshots of databases without a writer: the copied files, the result, and that nothing else changes."""
 
 import asyncio
 import hashlib

@@ -162,7 +162,7 @@ async def test_a_sidecar_renamed_during_the_copy_is_not_lost(listing, data_dir, 
     main = data_dir / "reflection.duckdb"
     wal, other = data_dir / "reflection.duckdb.wal", data_dir / "reflection.duckdb.wal.checkpoint"
     wal.write_bytes(b"in the main file by now")
-    look, open_both, listings, pair = source._find_file, bracketed_copy.FileCopy.__init__, [0], []
+    find_file, open_both, listings, pair = source._find_file, bracketed_copy.FileCopy.__init__, [0], []
 
     def flip(self, found, folder, *, halt):
         if found.name == main.name and not (other.exists() or wal.read_bytes() == b"committed meanwhile"):
@@ -180,7 +180,7 @@ async def test_a_sidecar_renamed_during_the_copy_is_not_lost(listing, data_dir, 
             pair.append(name)
             if len(pair) == 2 and listings[0] == listing:
                 other.replace(wal)
-        return look(root, name, path)
+        return find_file(root, name, path)
 
     monkeypatch.setattr(bracketed_copy.FileCopy, "__init__", flip)
     monkeypatch.setattr(source, "_find_file", rename)

@@ -148,12 +148,12 @@ def plant_pipe(path: Path) -> None:
 
 def plant_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
-        here = Path.cwd()
+        previous = Path.cwd()
         os.chdir(path.parent)  # the path of a socket is limited to about 100 bytes
         try:
             listener.bind(path.name)
         finally:
-            os.chdir(here)
+            os.chdir(previous)
 
 
 def plant_foreign_event(path: Path) -> None:
@@ -232,12 +232,12 @@ async def test_a_note_deleted_during_reading_is_not_an_error(spool, directory, m
     keep = await spool.write(asked(2))
     read = SpoolDirectory._read
 
-    def gone(self, name):
+    def delete_and_read(self, name):
         if name != keep:
             (directory / name).unlink()
         return read(self, name)
 
-    monkeypatch.setattr(SpoolDirectory, "_read", gone)
+    monkeypatch.setattr(SpoolDirectory, "_read", delete_and_read)
     with capture_logs() as logs:
         assert [name for name, _ in await spool.waiting()] == [keep]
     assert logs == []

@@ -33,11 +33,11 @@ def analyze(tmp_path):
 
 
 def knows_offline() -> bool:
-    said = subprocess.run([str(ANALYZE), "--version"], capture_output=True, text=True, timeout=60).stdout
-    return int(re.search(r"systemd (\d+)", said)[1]) >= 250
+    version = subprocess.run([str(ANALYZE), "--version"], capture_output=True, text=True, timeout=60).stdout
+    return int(re.search(r"systemd (\d+)", version)[1]) >= 250
 
 
-def made(tmp_path: Path) -> Path:
+def write_unit(tmp_path: Path) -> Path:
     """Write the user's unit as the agent installs it, and return its path."""
     keeper = Systemd(tmp_path, Runner({}, say=lambda _: None))
     text = keeper.render(ServiceSpec((NOTHING, "run", "--data-dir", '/a b/$HOME/%h/"q"')))
@@ -47,7 +47,7 @@ def made(tmp_path: Path) -> Path:
 
 
 def test_systemd_verifies_the_unit_of_the_user(analyze, tmp_path):
-    done = analyze("--user", "--man=no", "verify", made(tmp_path))
+    done = analyze("--user", "--man=no", "verify", write_unit(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -71,20 +71,20 @@ def test_systemd_verifies_the_unit_of_react(analyze, tmp_path):
 def test_the_units_meet_the_exposure_limit(analyze, tmp_path, kind, threshold):
     if not knows_offline():
         pytest.skip("this systemd-analyze cannot check a file offline")
-    unit = made(tmp_path) if kind == "user" else DEPLOY / "akosha-agent-react.service"
+    unit = write_unit(tmp_path) if kind == "user" else DEPLOY / "akosha-agent-react.service"
     done = analyze("security", "--offline=true", f"--threshold={threshold}", unit)
     assert done.returncode == 0, done.stdout[-200:] + done.stderr
 
 
 def test_the_unit_of_the_user_has_no_key_that_needs_privileges(tmp_path):
     """Such a key prevents the start (status 218), has no effect, or needs user namespaces."""
-    keys = {line.partition("=")[0] for line in made(tmp_path).read_text().splitlines() if re.match(r"\w+=", line)}
+    keys = {line.partition("=")[0] for line in write_unit(tmp_path).read_text().splitlines() if re.match(r"\w+=", line)}
     stopping = {"CapabilityBoundingSet", "PrivateDevices", "ProtectClock", "ProtectKernelLogs", "ProtectKernelModules"}
     silent = {"ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateNetwork", "PrivateUsers", "ReadWritePaths", "User"}
     assert keys & (stopping | silent) == set()
 
 
 def test_the_unit_of_the_user_works_with_systemd_252(tmp_path):
-    text = made(tmp_path).read_text()
+    text = write_unit(tmp_path).read_text()
     assert re.search(r"(?m)^Type=notify$", text)
     assert not re.search(r"(?m)^(RestartSteps|RestartMaxDelaySec|RestartMode|MemoryZSwapMax)=", text)

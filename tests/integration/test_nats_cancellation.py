@@ -16,7 +16,7 @@ SECONDS = 60.0
 
 async def test_a_publisher_cancelled_at_any_moment_ends(fresh_nats):
     bus = await NatsBus.open(nats_options(fresh_nats.url), CloudEventsCodec(), clock=SystemClock())
-    dice, published = random.Random(1), []
+    rng, published = random.Random(1), []
 
     async def publish() -> None:
         while True:
@@ -28,7 +28,7 @@ async def test_a_publisher_cancelled_at_any_moment_ends(fresh_nats):
         async with asyncio.timeout(SECONDS):
             while len(published) < moment:
                 await asyncio.sleep(0)
-            for _ in range(dice.randrange(60)):  # turns of the event loop, to reach a random point of the next publish
+            for _ in range(rng.randrange(60)):  # turns of the event loop, to reach a random point of the next publish
                 await asyncio.sleep(0)
         publisher.cancel()
         done, _ = await asyncio.wait({publisher}, timeout=SECONDS)

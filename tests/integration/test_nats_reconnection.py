@@ -61,9 +61,9 @@ async def test_an_invalid_credentials_file_is_reported_until_it_is_corrected(tmp
     [b"INFO []\r\n", b"INFO 5\r\n", b'INFO {"max_payload": "x"}\r\n', b'INFO {"nonce": 5}\r\n'],
 )
 async def test_an_invalid_greeting_is_a_connection_failure(greeting):
-    async with recording_server(greeting, then=b"PONG\r\n") as (place, _):
+    async with recording_server(greeting, then=b"PONG\r\n") as (address, _):
         login = Login(nkey_seed=KEY.seed)
-        async with opened_bus(f"nats://{place}", ready=False, patience={"connect": 0.2}, login=login) as bus:
+        async with opened_bus(f"nats://{address}", ready=False, patience={"connect": 0.2}, login=login) as bus:
             await bus._connection.first_attempt(SECONDS)
             assert not (bus._connection._task.done() and bus._connection._task.exception())
             assert not bus.state.ready
