@@ -14,7 +14,7 @@ MCP1_VERSION := 1.30.0
 MCP1 := $(VENV)/mcp1/.ready-$(MCP1_VERSION)
 MINUTES ?= 30
 # The tests that may depend on the interpreter: pure code, tasks and sockets, the built wheel.
-ALSO   := tests/unit tests/integration/test_nats_cancelling.py tests/integration/test_akosha_mcp.py tests/e2e/test_wheel.py
+ALSO   := tests/unit tests/integration/test_nats_cancellation.py tests/integration/test_akosha_mcp.py tests/e2e/test_wheel.py
 
 # The Akosha server of PyPI, in its own environment: it needs a newer Python, and other versions of the dependencies.
 AKOSHA         := .venv-interop
