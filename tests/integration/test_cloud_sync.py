@@ -103,7 +103,7 @@ class Rig:
         self.change(f"INSERT INTO conversations_v2(id, content, category) VALUES ('{name}', 'about {name}', 'general')")
 
     def memories(self, manifest: Manifest) -> list[str]:
-        """Return the ids of the rows in the upload's memories.json."""
+        """Return the IDs of the rows in the upload's memories.json."""
         entries = json.loads(self.bucket.objects[manifest.memories.key][0])["conversations"]
         return [entry["metadata"]["original_id"] for entry in entries]
 

@@ -166,9 +166,9 @@ async def test_a_command_that_cannot_be_started_is_retried(monkeypatch):
 @pytest.mark.parametrize("does_not", ["trap '' TERM; ", ""], ids=["does not end", "leaves one that does not"])
 async def test_a_command_that_does_not_end_in_time_is_killed_with_its_children(folder, monkeypatch, does_not):
     monkeypatch.setattr(events, "END_SECONDS", 0.3)
-    command = f"{does_not}(trap '' TERM; echo begun > begun; while :; do sleep 60; done) & wait; wait"
+    command = f"{does_not}(trap '' TERM; echo started > started; while :; do sleep 60; done) & wait; wait"
     running = asyncio.create_task(execution(f"echo $$ > group; {command}").handle(SKIPPED), name="running")
-    await appears(folder / "begun")
+    await appears(folder / "started")
     group = int(await appears(folder / "group"))
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -179,18 +179,18 @@ async def test_a_command_that_does_not_end_in_time_is_killed_with_its_children(f
 
 
 async def test_a_cancellation_during_the_start_of_a_command_ends_the_command(folder, monkeypatch):
-    begin, begun, proceed = asyncio.create_subprocess_exec, asyncio.Event(), asyncio.Event()
+    begin, started, proceed = asyncio.create_subprocess_exec, asyncio.Event(), asyncio.Event()
 
     async def slow(*words, **how):
         process = await begin(*words, **how)
-        begun.set()
+        started.set()
         await proceed.wait()
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
     command = "trap 'echo terminated > terminated; exit' TERM; echo $$ > group; while :; do sleep 0.05; done"
     running = asyncio.create_task(execution(command).handle(SKIPPED), name="running")
-    await begun.wait()
+    await started.wait()
     await appears(folder / "group")
     running.cancel()
     await asyncio.sleep(0)
@@ -201,9 +201,11 @@ async def test_a_cancellation_during_the_start_of_a_command_ends_the_command(fol
 
 
 async def test_a_terminated_command_gets_time_to_end(folder):
-    command = "(trap 'sleep 0.2; echo done > done; exit' TERM; echo begun > begun; while :; do sleep 0.05; done) & wait"
+    command = (
+        "(trap 'sleep 0.2; echo done > done; exit' TERM; echo started > started; while :; do sleep 0.05; done) & wait"
+    )
     running = asyncio.create_task(execution(command).handle(SKIPPED), name="running")
-    await appears(folder / "begun")
+    await appears(folder / "started")
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

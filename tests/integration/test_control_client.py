@@ -121,7 +121,7 @@ class Agent:
         """Record the result of a request in the ledger and return it."""
         result = SyncSkipped(
             id=f"{ask_id}.skipped", time=AT, system_id="laptop", request_id=ask_id, method="cloud", success=True,
-            triggered_by="manual", why="all is there",
+            triggered_by="manual", why="nothing has changed",
         )  # fmt: skip
         await self.ledger.settle(None, result)
         return result
@@ -425,7 +425,7 @@ async def test_a_result_recorded_before_the_response_is_not_missed(agent, home):
     agent.answers["POST /v1/events"] = settle_at_once
     _, syncing = await started(home)
     async with asyncio.timeout(PATIENCE):
-        assert (await syncing).why == "all is there"
+        assert (await syncing).why == "nothing has changed"
 
 
 async def test_after_a_broken_connection_a_note_has_the_same_id_and_progress_continues(agent, home):
