@@ -106,7 +106,7 @@ async def test_a_result_is_printed_as_one_line_without_control_characters(tmp_pa
     home = Home.of(settings_of(tmp_path))
     await events._printing(home, system=True, as_json=False)(bad)
     (line,) = capsys.readouterr().out.removesuffix("\n").split("\n")
-    assert line.endswith("  sync.failed      laptop-7  one\\r\\ntwo \\x1b[31mred \\x9b2J\\x07 größer")
+    assert line.endswith("  sync.failed       laptop-7  one\\r\\ntwo \\x1b[31mred \\x9b2J\\x07 größer")
     await events._printing(home, system=False, as_json=True)(bad)
     assert json.loads(capsys.readouterr().out)["data"]["error"] == bad.error
 

@@ -140,7 +140,7 @@ def test_events_have_a_readable_line():
     assert events.line(taken).endswith(
         "ingest.completed  u: 1,000 memories stored; 2 already stored; 3 not stored: no embedding"
     )
-    assert events.line(IngestFailed(**about, error="too large")).endswith("ingest.failed    u: too large")
+    assert events.line(IngestFailed(**about, error="too large")).endswith("ingest.failed     u: too large")
     assert "next attempt at " in events.line(IngestFailed(**about, error="not yet", retry_at=AT))
     looked = UploadVerified(**about, whole=True, deep=False, objects=4, problems={})
     assert events.line(looked).endswith("archive.verified  u: intact, 4 objects compared with the store's metadata")
@@ -153,7 +153,7 @@ def test_events_have_a_readable_line():
     pruned = UploadsPruned(
         id="i", time=AT, system_id="laptop", upload_ids=("a", "b"), kept=10, objects=6, bytes_freed=1_600, leftovers=0
     )
-    assert events.line(pruned).endswith("archive.pruned   2 uploads deleted (6 objects, 1.6 kB), 10 kept")
+    assert events.line(pruned).endswith("archive.pruned    2 uploads deleted (6 objects, 1.6 kB), 10 kept")
     refused = replace(pruned, upload_ids=("a",), leftovers=3, error="403 (allow s3:DeleteObject)")
     assert events.line(refused).endswith(
         "  1 upload deleted (6 objects, 1.6 kB), 10 kept; 3 objects left over from unfinished uploads deleted;"
