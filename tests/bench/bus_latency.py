@@ -64,7 +64,7 @@ async def measure(folder: Path, rounds: int) -> list[Line]:
         options = NatsOptions(servers=(server.url,), name="bench")
         buses: list[EventBus] = [
             MemoryBus(clock),
-            await NatsBus.open(options, CloudEventsCodec(), clock=clock, patient=True),
+            await NatsBus.open(options, CloudEventsCodec(), clock=clock, wait_for_connection=True),
         ]
         try:
             async with asyncio.timeout(_SECONDS + rounds):

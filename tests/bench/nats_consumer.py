@@ -71,7 +71,7 @@ async def by_bus(url: str, durable: str) -> AsyncGenerator[object, None]:
         await handled.put(message.event)
         await message.ack()
 
-    bus = await NatsBus.open(_options(url), CloudEventsCodec(), clock=SystemClock(), patient=True)
+    bus = await NatsBus.open(_options(url), CloudEventsCodec(), clock=SystemClock(), wait_for_connection=True)
     try:
         await bus.subscribe(PATTERN, handle, durable=durable)
         while True:
@@ -122,7 +122,7 @@ async def _read(url: str, durable: str, count: int) -> dict[str, list[float]]:
 async def _fill(url: str, count: int) -> int:
     """Publish `count` results of different uploads; return the encoded size of one."""
     codec = CloudEventsCodec()
-    bus = await NatsBus.open(_options(url), codec, clock=SystemClock(), patient=True)
+    bus = await NatsBus.open(_options(url), codec, clock=SystemClock(), wait_for_connection=True)
     try:
         for first in range(0, count, _CONCURRENT):
             batch = [_result(number) for number in range(first, min(first + _CONCURRENT, count))]

@@ -347,7 +347,7 @@ def test_channels_with_a_stream_are_those_of_its_subjects():
         assert ("x-stream" in asyncapi()["channels"][channel]) == in_stream
 
 
-def test_a_subject_of_nobody_belongs_to_no_channel():
+def test_an_unknown_subject_belongs_to_no_channel():
     assert channels(f"akosha.asked.{SYSTEM}") == {}
     assert channels(f"akosha.sync.{SYSTEM}.requested") == {}
     assert channels(f"akosha.sync.{SYSTEM}.requested.cloud.x") == {}
