@@ -15,6 +15,7 @@ from agent.entrypoints.status_view import gather_status
 from agent.entrypoints.sync_client import SyncClient
 from agent.settings import load
 from tests.support.machine import TIMEOUT, Machine
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -52,12 +53,6 @@ async def following(home: Home) -> AsyncIterator[list[Event]]:
         reading.cancel()
         with suppress(asyncio.CancelledError):
             await reading
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(TIMEOUT):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_commands_use_the_agents_socket_and_wait_while_it_is_suspended(machine):

@@ -21,6 +21,7 @@ from tests.support import values
 from tests.support.machine import NO_AKOSHA
 from tests.support.notify import notified
 from tests.support.session_buddy import GRAPH, create
+from tests.support.waiting import until
 
 SYNCED = "nothing pending; last upload 2"
 
@@ -206,6 +207,7 @@ async def test_changed_keys_are_logged_without_values(world):
 @pytest.mark.long
 async def test_twenty_reloads_leak_no_task_thread_or_descriptor(world):
     def held() -> tuple[int, int, int]:
+        """Return the numbers of tasks, threads and descriptors."""
         threads = [one for one in threading.enumerate() if not one.name.startswith("asyncio_")]
         return len(asyncio.all_tasks()), len(threads), len(list(Path("/dev/fd").iterdir()))
 
@@ -216,4 +218,5 @@ async def test_twenty_reloads_leak_no_task_thread_or_descriptor(world):
             await world.reload(agent_quiet_seconds=0.2 + number / 100)
             await world.wait_for_notification("STATUS", SYNCED)
             counts.append(held())
-        assert counts[-1] <= counts[1], counts
+        # A descriptor of the last sync may be open for a moment after its notification.
+        await until(lambda: all(now <= before for now, before in zip(held(), counts[1], strict=True)))

@@ -16,6 +16,7 @@ from agent.domain.errors import StoreError
 from agent.ports import Reconnectable, StoredObject
 from tests.support.servers.faulty_proxy import refuse
 from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY, Authority
+from tests.support.waiting import until
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 
@@ -252,12 +253,6 @@ def is_alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_hanging_credential_process_is_named_killed_and_run_again_by_the_next_call(

@@ -18,6 +18,7 @@ from agent.adapters.system_clock import SystemClock
 from agent.adapters.watcher import DirectoryWatcher, scan
 from agent.domain.databases import database_of
 from tests.support.clock import ManualClock
+from tests.support.waiting import until
 
 NEVER = 1e6
 """A rescan interval so long that only the native watch can report a change."""
@@ -47,12 +48,6 @@ class Reader:
 
     async def mode(self, start: str) -> None:
         await until(lambda: self.watcher.mode.startswith(start))
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def is_memory(name: str) -> bool:
