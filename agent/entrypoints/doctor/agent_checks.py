@@ -14,6 +14,7 @@ from agent.entrypoints.doctor.findings import Finding, Level, error, ok, skipped
 from agent.entrypoints.hook.claude_settings import settings_file
 from agent.entrypoints.hook.command_line import HookCommand
 from agent.entrypoints.hook.status import TOO_OLD, installed_hook, runs_args
+from agent.entrypoints.installation import REINSTALL
 from agent.entrypoints.service.status import service_status
 from agent.settings.sources import COMMAND_LINE
 
@@ -140,9 +141,8 @@ def _versions() -> list[Finding]:
             problems.append(f"{name} {version} is not older than {below}")
     if not problems:
         return [ok(VERSIONS, f"akosha-agent {__version__}, {system}", detail=shown)]
-    hint = "reinstall akosha-agent: uv tool upgrade akosha-agent, pipx reinstall akosha-agent, or pip install -U"
     text = f"akosha-agent {__version__}: {', '.join(problems)}"
-    return [error(VERSIONS, text, hint=hint, detail=f"{system}; {shown}")]
+    return [error(VERSIONS, text, hint=REINSTALL, detail=f"{system}; {shown}")]
 
 
 def _required() -> list[tuple[str, str, str]]:

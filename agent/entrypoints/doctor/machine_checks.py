@@ -15,6 +15,7 @@ from agent.domain.errors import LedgerDamaged, SnapshotError
 from agent.entrypoints.doctor.context import DoctorContext, in_thread
 from agent.entrypoints.doctor.findings import Finding, error, from_error, ok, skipped, warning
 from agent.entrypoints.formatting import human_bytes
+from agent.entrypoints.installation import REINSTALL
 
 DATA, DATABASES, STATE, SPACE = "data directory", "databases", "state directory", "free space"
 LEDGER, INOTIFY = "ledger", "inotify"
@@ -57,7 +58,7 @@ async def databases(context: DoctorContext) -> list[Finding]:
     except metadata.PackageNotFoundError:
         engine = ""
         text = "duckdb, which verifies copies, is not installed"
-        found.append(error(DATABASES, text, hint="pip install --force-reinstall akosha-agent"))
+        found.append(error(DATABASES, text, hint=REINSTALL))
     path = context.settings.agent_data_dir
     facts = await in_thread(lambda: database_facts.examine(path))
     if not facts:

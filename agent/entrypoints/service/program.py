@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from agent.domain.errors import AkoshaError
+from agent.entrypoints.installation import INSTALL
 
 NAME = "akosha-agent"
-INSTALL = f"install it permanently: uv tool install {NAME}, or pipx install {NAME}; then {NAME} service install"
+_INSTALL_HINT = f"install it permanently, {INSTALL}; then {NAME} service install"
 
 _BIN_VARIABLES = ("PIPX_BIN_DIR", "UV_TOOL_BIN_DIR", "XDG_BIN_HOME")
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/var/folders")  # noqa: S108 - only compared with
@@ -64,7 +65,9 @@ def _check_permanent(path: Path, home: Path, environ: Mapping[str, str]) -> None
     for kind, folders in (("a cache that is cleared", caches), ("a directory for temporary files", temporary)):
         for folder in folders:
             if any(path_.is_relative_to(real) for path_ in directories for real in (folder, folder.resolve())):
-                raise AkoshaError(f"{path} is in {kind} ({folder}), so the service would stop working", hint=INSTALL)
+                raise AkoshaError(
+                    f"{path} is in {kind} ({folder}), so the service would stop working", hint=_INSTALL_HINT
+                )
 
 
 def _check_installed(python: str) -> None:
@@ -72,5 +75,5 @@ def _check_installed(python: str) -> None:
         importlib.metadata.distribution(NAME)
     except importlib.metadata.PackageNotFoundError as error:
         raise AkoshaError(
-            f"{NAME} is not installed: `{python} -m agent` works in this directory only", hint=INSTALL
+            f"{NAME} is not installed: `{python} -m agent` works in this directory only", hint=_INSTALL_HINT
         ) from error

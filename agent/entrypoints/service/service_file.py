@@ -9,6 +9,7 @@ from pathlib import Path
 import agent
 from agent.adapters import fs
 from agent.domain.errors import AkoshaError
+from agent.entrypoints.installation import REINSTALL
 
 _MARK = "Written by `akosha-agent service install`; sha256"
 _DIGEST_LINE = re.compile(rf"^.*{re.escape(_MARK)} ([0-9a-f]{{64}}).*\n", re.MULTILINE)
@@ -31,9 +32,7 @@ def template(name: str) -> str:
             return (folder / name).read_text(encoding="utf-8")
         except OSError:
             continue
-    raise AkoshaError(
-        f"the template {name} is missing from {package}", hint="reinstall akosha-agent: files are missing"
-    )
+    raise AkoshaError(f"the template {name} is missing from {package}", hint=REINSTALL)
 
 
 def with_digest(text: str, *, before: str, opening: str = "# ", closing: str = "") -> str:
