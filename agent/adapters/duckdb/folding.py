@@ -53,8 +53,8 @@ class DuckdbWalMerger:
         if "error" in found:
             reason = str(found["error"])
             if _FULL.search(reason):
-                raise StagingFull(f"DuckDB cannot fold it: {reason}")
-            raise SnapshotError(f"DuckDB cannot fold it: {reason}", hint=_open_hint(reason, before))
+                raise StagingFull(f"DuckDB cannot merge them: {reason}")
+            raise SnapshotError(f"DuckDB cannot merge them: {reason}", hint=_open_hint(reason, before))
         if await asyncio.to_thread(_version, main) != before:
             raise SnapshotError("folding changed its storage version", hint=opens)
         return cast(dict[str, int], found["rows"])
