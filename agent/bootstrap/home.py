@@ -170,7 +170,7 @@ class Home:
     def machine(self) -> Machine:
         """Return this machine as an owner of uploads. Blocks. Raises StateError."""
         data_dir = self.settings.agent_data_dir.resolve()
-        return Machine.of(machine_id(self.state.path), data_dir, socket.gethostname())
+        return Machine.of(machine_id(self.state.path), data_dir, socket.gethostname(), self.state.path.resolve())
 
     @asynccontextmanager
     async def ownership(self, identity: Identity, store: ObjectStore) -> AsyncIterator[Ownership]:

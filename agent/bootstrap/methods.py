@@ -9,7 +9,7 @@ from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.local_zone import local_zone
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.s3 import S3Store
-from agent.adapters.state_directory import StateDirectory
+from agent.adapters.state_directory import StateDirectory, belongs_to
 from agent.application.memories.delta import MemoryDelta
 from agent.application.memories.push import MemoryPush
 from agent.application.sync.cloud import CloudSync
@@ -132,6 +132,7 @@ def _cloud(
         ledger=ledger,
         clock=clock,
         machine=machine,
+        has_state=belongs_to,
         chunk_bytes=settings.chunk_size_mb * MEBIBYTE,
         deduplicate=settings.enable_deduplication,
         ingestion_markers=settings.ingestion_markers,

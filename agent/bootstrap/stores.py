@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.state_directory import belongs_to
 from agent.application.sync.ownership import Ownership
 from agent.domain.delivery_state import Target
 from agent.domain.identity import Identity, Machine
@@ -69,5 +70,6 @@ def ownership_of(
         machine=machine,
         ledger=ledger,
         clock=clock,
+        has_state=belongs_to,
         keeps_warning=keeps_warning,
     )

@@ -51,28 +51,36 @@ _AGENT_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _CLAIM_ID = re.compile(r"[0-9a-f]{32}")
 _NOT_HOST = re.compile(r"[^A-Za-z0-9_.-]+")
 _LONGEST_HOST = 64
+_LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine that owns uploads: `digest` of its ID and the data directory; `host` is its name, a label."""
+    """A machine that owns uploads: `digest` of its ID and the data directory; `host` is its name, a label.
+
+    `state_dir` is the agent's state directory, "" if it is unknown or has characters that cannot be printed.
+    """
 
     digest: str
     host: str = ""
+    state_dir: str = ""
 
     @classmethod
-    def of(cls, machine_id: str, data_dir: Path, host: str) -> Self:
+    def of(cls, machine_id: str, data_dir: Path, host: str, state_dir: Path | None = None) -> Self:
         """Hash the machine's ID and the data directory, because the users of one machine have a directory each.
 
-        `data_dir` is absolute, with symbolic links resolved, so that one directory has one hash.
+        The directories are absolute, with symbolic links resolved, so that one directory has one hash.
         """
         digest = hashlib.sha256(_SALT + machine_id.encode() + b"\0" + str(data_dir).encode(errors="surrogateescape"))
-        return cls(digest.hexdigest(), host)
+        return cls(digest.hexdigest(), host, _path(str(state_dir)) if state_dir else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The content of owner.json. `claim_id` is random, so that two claims of one agent in one second differ."""
+    """The content of owner.json. `claim_id` is random, so that two claims of one agent in one second differ.
+
+    `state_dir` is the state directory of the agent, on its machine; "" if an earlier version wrote owner.json.
+    """
 
     system_id: str
     machine: str
@@ -80,6 +88,7 @@ class Owner:
     claim_id: str
     claimed_at: datetime
     host: str = ""
+    state_dir: str = ""
 
     @classmethod
     def new(cls, system_id: str, machine: Machine, agent_id: str, at: datetime) -> Self:
@@ -91,6 +100,7 @@ class Owner:
             claim_id=secrets.token_hex(16),
             claimed_at=at,
             host=_label(machine.host),
+            state_dir=machine.state_dir,
         )
 
     @property
@@ -107,6 +117,7 @@ class Owner:
             "agent_id": self.agent_id,
             "claim_id": self.claim_id,
             "claimed_at": self.claimed_at.astimezone(UTC).isoformat(),
+            "state_dir": self.state_dir,
         }
         return json.dumps(document, indent=2).encode() + b"\n"
 
@@ -124,6 +135,7 @@ class Owner:
                 claim_id=_matching(_CLAIM_ID, document["claim_id"]),
                 claimed_at=_aware(document["claimed_at"]),
                 host=_label(str(document.get("host", ""))),
+                state_dir=_path(str(document.get("state_dir", ""))),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, WireError):
@@ -133,7 +145,12 @@ class Owner:
     def __str__(self) -> str:
         """Return the host, the first digits of the machine's hash and the time of the claim, for people."""
         host = f"{self.host} " if self.host else ""
-        return f"{host}(machine {self.machine[:8]}, since {self.claimed_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC)"
+        return f"{host}(machine {self.machine[:8]}, {self.since})"
+
+    @property
+    def since(self) -> str:
+        """The time of the claim, for people."""
+        return f"since {self.claimed_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +190,8 @@ class Refusal(StrEnum):
     """owner.json belongs to another machine, and this ledger has no claim."""
     TAKEN_OVER = "taken_over"
     """owner.json is not the one that this ledger claimed."""
+    OTHER_STATE = "other_state"
+    """owner.json belongs to another state directory on this machine, which still exists."""
     FOREIGN = "foreign"
     """There is no owner.json, and the newest upload was made by another agent."""
     COPIED = "copied"
@@ -228,6 +247,10 @@ def _aware(text: str) -> datetime:
     if at.tzinfo is None:
         raise ValueError("a time without an offset")
     return at
+
+
+def _path(path: str) -> str:
+    return path if path.isprintable() and len(path) <= _LONGEST_PATH else ""
 
 
 def _label(host: str) -> str:

@@ -60,6 +60,7 @@ async def upload(data_dir: Path, state_dir: Path, store: ObjectStore) -> Manifes
             ledger=ledger,
             clock=clock,
             machine=Machine.of("bench", data_dir, ""),
+            has_state=lambda *_: False,
             chunk_bytes=PART_BYTES,
             deduplicate=True,
             ingestion_markers=False,

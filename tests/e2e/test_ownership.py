@@ -109,3 +109,17 @@ def test_a_running_agent_adds_a_suffix_before_its_first_upload(machines):
     assert before.items() <= files(one.bucket).items()
     two.write(commits=2)
     assert two.sync()["upload_id"].endswith(suffixed["system_id"])
+
+
+def test_a_sync_with_another_state_directory_does_not_take_the_uploads_from_the_running_agent(machines, tmp_path):
+    machine, _ = machines
+    with machine.run() as agent:
+        agent.logged("sync_succeeded")
+        refused = machine.call(
+            "sync", "--state-dir", str(tmp_path / "x"), "--data-dir", str(machine.data), directories=False
+        )
+        assert refused.code == 1
+        assert f"another state directory on this machine: {machine.state}" in refused.err
+        machine.write(commits=2)
+        agent.logged("sync_succeeded", count=2)
+    assert machine.status()["warnings"] == []

@@ -9,9 +9,11 @@ import copy
 import json
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.s3 import S3Store
@@ -331,6 +333,61 @@ async def test_a_machine_with_a_lost_state_directory_claims_its_uploads_again(ma
     shutil.move(one.folder / "old-state", one.state)
     one.change()
     assert_refused(await one.sync(), "taken over", "state directory")
+
+
+@on_all_stores
+async def test_a_second_state_directory_of_a_machine_is_refused_while_the_first_exists(machine, target):
+    one = machine("one")
+    await one.sync()
+    second = copy.copy(one)
+    second.state = one.folder / "second state"
+    before = await target.objects()
+    named = f"another state directory on this machine: {one.state}"
+    assert_refused(await second.sync(), named, f"--state-dir {one.state}", "--take-over", "akosha_system_id")
+    with pytest.raises(NotOwner, match="another state directory"):
+        await second.prune()
+    assert await target.objects() == before
+    assert named in (await second.warnings())[0]
+    one.change()
+    assert isinstance(await one.sync(), SyncSucceeded)
+    assert isinstance(await second.sync(take_over=True), SyncSucceeded | SyncSkipped)
+    one.change()
+    assert_refused(await one.sync(), "was taken over by another state directory", f"--state-dir '{second.state}'")
+    shutil.rmtree(second.state)
+    assert_refused(await one.sync(), "was taken over")
+    assert isinstance(await one.sync(take_over=True), SyncSucceeded)
+
+
+async def test_a_new_state_directory_takes_over_from_a_deleted_one_and_logs_it(machine, target):
+    one = machine("one")
+    await one.sync()
+    second = copy.copy(one)
+    second.state = one.folder / "second"
+    shutil.rmtree(one.state)
+    with structlog.testing.capture_logs() as logged:
+        assert isinstance(await second.sync(), SyncSucceeded | SyncSkipped)
+    (line,) = [line for line in logged if line["event"] == "target_taken_over"]
+    assert line["log_level"] == "warning"
+    assert str(one.state) in line["reason"]
+    assert (await target.owner()).state_dir == str(second.state)
+
+
+async def test_a_moved_state_directory_and_an_upgrade_store_the_path(machine, target):
+    one = machine("one")
+    await one.sync()
+    owner = await target.owner()
+    one.state.rename(one.folder / "moved")
+    one.state = one.folder / "moved"
+    assert isinstance(await one.sync(), SyncSkipped)
+    assert await target.owner() == replace(owner, state_dir=str(one.state))
+    target.raw_store.objects[OWNER] = replace(owner, state_dir="").encode(), {}
+    assert isinstance(await one.sync(), SyncSkipped)
+    assert await target.owner() == replace(owner, state_dir=str(one.state))
+    copied = copy.copy(one)
+    copied.state = one.folder / "copied"
+    shutil.copytree(one.state, copied.state)
+    assert isinstance(await copied.sync(), SyncSkipped)
+    assert (await target.owner()).state_dir == str(one.state), "a copy does not replace the path of the original"
 
 
 @pytest.mark.parametrize("with_memory_of_claim", [True, False])

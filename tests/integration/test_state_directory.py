@@ -160,7 +160,8 @@ def test_a_second_locker_gets_an_error_that_names_the_holder(state):
     assert caught.value.command == "run --data-dir /d"
     text = str(caught.value)
     assert f"in use by process {first.pid} (run --data-dir /d) since 20" in text
-    assert "choose another --state-dir" in text
+    assert "stop that process first" in text
+    assert "an akosha_system_id and a --state-dir of its own" in text
 
 
 def test_an_error_releases_the_lock(state):

@@ -61,6 +61,14 @@ def test_a_foreign_host_name_is_sanitised():
     assert len(host) <= 64
 
 
+def test_a_foreign_path_with_control_characters_and_a_missing_one_are_unknown():
+    document = json.loads(OWNER.encode())
+    for path in ("/a\x1b[2J", "/" * 5000):
+        assert Owner.decode(json.dumps(document | {"state_dir": path}).encode()).state_dir == ""
+    del document["state_dir"]
+    assert Owner.decode(json.dumps(document).encode()).state_dir == ""
+
+
 def test_a_claim_is_read_from_its_note_and_an_invalid_note_is_ignored():
     claim = Claim(claim_id="b" * 32, confirmed=True, seen="20260101_120000_laptop")
     assert Claim.from_notes(claim.note()) == claim

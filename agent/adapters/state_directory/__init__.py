@@ -19,13 +19,13 @@ from pathlib import Path
 import structlog
 
 from agent.adapters import fs
-from agent.adapters.state_directory.identity_file import IdentityFile
+from agent.adapters.state_directory.identity_file import IdentityFile, belongs_to
 from agent.adapters.state_directory.lock import Holder, Lock, is_suspended, unusable
 from agent.domain.errors import StateError
 from agent.domain.identity import Identity
 from agent.domain.naming import check_system_id
 
-__all__ = ["Holder", "StateDirectory", "is_suspended"]
+__all__ = ["Holder", "StateDirectory", "belongs_to", "is_suspended"]
 
 _PRIVATE = 0o700
 _SYSTEM_ID = "system-id"

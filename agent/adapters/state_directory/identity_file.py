@@ -15,6 +15,21 @@ from agent.domain.naming import check_system_id, sanitise_system_id
 _AGENT_ID = re.compile(r"[0-9a-f]{16,64}")
 
 
+def belongs_to(directory: str, agent_id: str) -> bool:
+    """Return whether the state directory belongs to this agent. Blocks.
+
+    True as well if the file is there and cannot be read: its agent may be running.
+    """
+    try:
+        return bool(orjson.loads((Path(directory) / "identity.json").read_bytes())["agent_id"] == agent_id)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    except (ValueError, KeyError, TypeError):
+        return False  # damaged: no agent can start with it
+
+
 class IdentityFile:
     """The identity file of a state directory. Processes that start at the same time get the same identity."""
 

@@ -141,7 +141,8 @@ class Lock:
             f"the state directory {self._directory} is in use by {holder}",
             pid=holder.pid,
             command=holder.command,
-            hint="stop that process first, or choose another --state-dir",
+            hint="stop that process first; a second agent on this machine needs an akosha_system_id and a --state-dir "
+            "of its own",
         )
 
     def _write_holder(self, descriptor: int, command: str) -> None:

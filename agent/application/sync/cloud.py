@@ -24,7 +24,7 @@ from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.attempt import Attempt, Staging, describe_problems
 from agent.application.sync.bucket_uploads import LEFT_OVER_AFTER, BucketUploads, UploadIds
 from agent.application.sync.ingestion_markers import IngestionMarkers
-from agent.application.sync.ownership import Ownership
+from agent.application.sync.ownership import Ownership, StateCheck
 from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
 from agent.application.sync.upload import Confirmation, SourceObjectMissing, Upload
@@ -118,6 +118,7 @@ class CloudSync:
         ledger: Ledger,
         clock: Clock,
         machine: Machine,
+        has_state: StateCheck,
         chunk_bytes: int,
         deduplicate: bool,
         ingestion_markers: bool,
@@ -134,7 +135,13 @@ class CloudSync:
         self._ids = UploadIds(self._uploads, target.system_id, store.location, ledger, clock)
         self._lost = LostDatabases(ledger, clock)
         self.ownership = Ownership(
-            store=store, target=target, identity=identity, machine=machine, ledger=ledger, clock=clock
+            store=store,
+            target=target,
+            identity=identity,
+            machine=machine,
+            ledger=ledger,
+            clock=clock,
+            has_state=has_state,
         )
         self._markers = (
             IngestionMarkers(

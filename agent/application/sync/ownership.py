@@ -3,7 +3,8 @@
     owner.json     ledger's claim   ->
     none           none                 claimed if there are no uploads, or if the newest one is this agent's
     this claim     this claim           ours
-    this machine   none                 ours if the ledger is empty or knows the newest upload
+    this machine   none                 ours if the ledger is empty or knows the newest upload; refused if the owner
+                                        is another state directory on this machine that still exists
     another claim  any                  refused (NotOwner); a default system ID gets a suffix (SystemIdTaken)
     none           confirmed            refused: the disk is not mounted, or the bucket was emptied
 
@@ -13,9 +14,9 @@ the target is its own, the refusal is a status warning.
 
 import asyncio
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
 import structlog
@@ -51,6 +52,9 @@ _REPLACES = (
 )
 _OTHER_ID = "set akosha_system_id to an ID of its own"
 
+StateCheck = Callable[[str, str], bool]
+"""Returns whether the state directory at a path of this machine belongs to the agent with an ID. Blocks."""
+
 _log = structlog.get_logger()
 
 
@@ -80,6 +84,7 @@ class Ownership:
     machine: Machine
     ledger: Ledger | None
     clock: Clock
+    has_state: StateCheck
     keeps_warning: bool = True
     """False if the ledger is open read-only."""
 
@@ -203,12 +208,20 @@ class Ownership:
             return _Decision(Refusal.TAKEN_OVER if other else Refusal.TAKEN, owner)
         if claim is not None and claim.confirmed and owner.claim_id != claim.claim_id:
             return _Decision(Refusal.TAKEN_OVER, owner)
+        if owner.agent_id != self.identity.agent_id and await self._other_state_exists(owner):
+            return _Decision(Refusal.OTHER_STATE, owner)
         if record.known and (uploads or not confirmed or record.intent is not None):
             _, complete = await self._uploads.ids_after(record.newest_upload_id)
             newer = await self._unknown_upload(record, claim, complete)
             if newer is not None:
                 return _Decision(Refusal.COPIED, owner, newer)
         return _Decision(None, owner)
+
+    async def _other_state_exists(self, owner: Owner) -> bool:
+        """Return whether the owner's state directory is another one than ours, on this machine, and still its own."""
+        if owner.state_dir in ("", self.machine.state_dir):
+            return False
+        return await asyncio.to_thread(self.has_state, owner.state_dir, owner.agent_id)
 
     async def _judge_unclaimed(self, record: TargetRecord) -> _Decision:
         """Judge a target that never had an owner.json: it has no uploads, or those of a version that wrote none."""
@@ -260,11 +273,20 @@ class Ownership:
         if owner is None:
             await self._create(decision)
         elif owner.agent_id != self.identity.agent_id:
-            # The state directory is new, and the agent with the old one may still run: only one of them may own it.
+            # The state directory is new. If the old one was moved, its agent finds that the claim was replaced.
+            former = f" {owner.state_dir}" if owner.state_dir else ""
+            reason = f"the state directory{former} of the former agent on this machine was replaced by a new one"
+            _log.warning(
+                "target_taken_over", location=self.store.location, system_id=self.target.system_id, reason=reason
+            )
             await self._write(replace=True, reason="this machine has a new state directory")
-        elif claim is None or not claim.confirmed:
-            seen = claim.seen if claim and claim.claim_id == owner.claim_id else ""
-            await self._store_claim(Claim(claim_id=owner.claim_id, confirmed=True, seen=seen))
+        else:
+            if owner.state_dir != self.machine.state_dir and not await self._other_state_exists(owner):
+                moved = replace(owner, state_dir=self.machine.state_dir)
+                await self.store.create(self._key, moved.encode(), replace=True)
+            if claim is None or not claim.confirmed:
+                seen = claim.seen if claim and claim.claim_id == owner.claim_id else ""
+                await self._store_claim(Claim(claim_id=owner.claim_id, confirmed=True, seen=seen))
 
     async def _create(self, decision: _Decision) -> None:
         reason = f"its newest upload {decision.newest.upload_id} is this agent's" if decision.newest else "it is empty"
@@ -338,6 +360,12 @@ class Ownership:
         refusal, owner, location = decision.refusal, decision.owner, self.store.location
         system_id = self.target.system_id
         other_fixes = f"{_OTHER_ID}; {_REPLACES}"
+        if owner is not None and owner.machine == self.machine.digest and refusal is not Refusal.COPIED:
+            verb = "was taken over by" if refusal is Refusal.TAKEN_OVER else "belongs to"
+            return NotOwner(
+                f"the system ID {system_id} in {location} {verb} {self._local_owner(owner)}, {owner.since}",
+                hint=self._local_fixes(owner),
+            )
         if refusal is Refusal.TAKEN:
             return NotOwner(f"the system ID {system_id} in {location} belongs to {owner}", hint=other_fixes)
         if refusal is Refusal.TAKEN_OVER:
@@ -368,6 +396,22 @@ class Ownership:
         return NotOwner(
             f"{location} had uploads of {system_id}, and {self._key} is missing: was the bucket emptied or replaced?",
             hint=f"if that was on purpose: {NEW_TARGET}",
+        )
+
+    def _local_owner(self, owner: Owner) -> str:
+        """Return how messages name an owner on this machine that is not this agent."""
+        if owner.state_dir == self.machine.state_dir != "":
+            return "an agent with another ID in this state directory: the directory was restored, or moved and back"
+        named = f": {owner.state_dir}" if owner.state_dir else ""
+        return f"another state directory on this machine{named}"
+
+    def _local_fixes(self, owner: Owner) -> str:
+        if owner.state_dir == self.machine.state_dir != "":
+            return f"if only this state directory is in use: {TAKE_OVER}"
+        use = f"--state-dir {shlex.quote(owner.state_dir)}" if owner.state_dir else "--state-dir"
+        return (
+            f"use that state directory ({use}, or akosha_agent_state_dir); if it is no longer in use: {TAKE_OVER}; "
+            "for a second agent, set akosha_system_id to an ID of its own and keep the state directories separate"
         )
 
     # State.

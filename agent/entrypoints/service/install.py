@@ -120,7 +120,7 @@ def check_no_other_agent(manager: ServiceManager, settings: Settings) -> None:
         pass  # the service's state is unknown: treat the holder as another agent
     raise AkoshaError(
         f"the state directory {settings.agent_state_dir} is in use by {holder}, which is not the service",
-        hint=f"stop it first (Ctrl-C in its terminal, or kill {holder.pid}), or choose another --state-dir; "
+        hint=f"stop it first (Ctrl-C in its terminal, or kill {holder.pid}); "
         "service install --no-start only installs the service",
     )
 
