@@ -13,6 +13,7 @@ from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.systemd_notify import SystemdSupervisor
 from agent.adapters.watcher import DirectoryWatcher
 from agent.application.agent import Agent
+from agent.application.archive.command_results import CommandResults
 from agent.application.archive.verify_loop import DeepVerifier, OpenVerifier, VerifyLoop, VerifyReporter
 from agent.application.monitoring.agent_service import AgentService
 from agent.application.monitoring.event_stream import EventStream
@@ -226,7 +227,15 @@ def assemble(
         timeout_seconds=rescan_seconds,
         busy=sync_lock.locked,
     )
-    inbox = Inbox(publisher=publisher, bus=bus, ledger=ledger, system_id=system_id, outbox_changed=recorder.flush_soon)
+    cloud = methods.get(CLOUD)
+    inbox = Inbox(
+        publisher=publisher,
+        bus=bus,
+        ledger=ledger,
+        system_id=system_id,
+        record_archive_event=CommandResults(cloud.target if cloud else None, ledger, clock).record,
+        outbox_changed=recorder.flush_soon,
+    )
     spool_reader = SpoolReader(spool=a.spool, watch=a.spool_watch, inbox=inbox, publisher=publisher, ledger=ledger)
     retry_scheduler = RetryScheduler(
         publisher=publisher,

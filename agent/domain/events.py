@@ -299,7 +299,7 @@ class UploadsPruned(Event):
     """Uploads of this system were deleted as the retention settings say. `kept` counts the remaining uploads.
 
     `leftovers` counts objects of uploads that were never completed, and unfinished multipart uploads. `error` is null,
-    or the reason why some of them could not be deleted.
+    or the reason why some of them could not be deleted. `held`: the newest upload is damaged, so nothing was deleted.
     """
 
     type: ClassVar[str] = "akosha.archive.pruned.v1"
@@ -311,6 +311,7 @@ class UploadsPruned(Event):
     leftovers: int
     error: str | None = None
     duration_seconds: float = 0.0
+    held: bool = False
 
     @property
     def subject(self) -> str:

@@ -3,11 +3,14 @@
 import asyncio
 
 from agent.application.archive.catalog import Catalog, CatalogEntry
+from agent.application.archive.command_results import CommandResults
 from agent.bootstrap.home import Home
 from agent.domain.errors import AlreadyRunning, NamingError, SettingsError
 from agent.domain.events import UploadsPruned, UploadVerified
+from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
 from agent.domain.naming import check_system_id
+from agent.domain.routing import CLOUD
 from agent.settings import Settings
 
 
@@ -32,8 +35,8 @@ async def check_mounted(settings: Settings, archive: Catalog, system: str | None
             await ownership.check_mounted()
 
 
-async def record_events(home: Home, *events: UploadVerified | UploadsPruned) -> None:
-    """Write events of this system to the ledger's history and outbox; an agent publishes them.
+async def record_events(home: Home, identity: Identity, *events: UploadVerified | UploadsPruned) -> None:
+    """Write events of this system to the ledger's history and outbox, and to the status; an agent publishes them.
 
     If another process holds the ledger lock, leave the events as notes in the spool. Raises StateError.
     """
@@ -41,8 +44,9 @@ async def record_events(home: Home, *events: UploadVerified | UploadsPruned) -> 
         with home.lock("announce", retry=False):
             ledger = await home.open_ledger()
             try:
+                results = CommandResults(home.targets(identity).get(CLOUD), ledger, home.clock)
                 for event in events:
-                    await ledger.announce(event)
+                    await results.record(event)
             finally:
                 await ledger.aclose()
     except AlreadyRunning:

@@ -102,6 +102,7 @@ FULL: tuple[Event, ...] = (
         leftovers=1,
         error="odd",
         duration_seconds=0.5,
+        held=True,
     ),
     IngestFailed(id="f", time=NOON, system_id=SYSTEM, upload_id=upload_id(), error="odd", retry_at=NOON),
 )

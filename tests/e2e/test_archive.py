@@ -1,6 +1,7 @@
 """`uploads` and `verify` on the command line, with and without a running agent."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
@@ -104,3 +105,59 @@ def test_an_option_before_its_subcommand_is_refused(machine, words):
     done = machine.call("uploads", "--system", "other", *words)
     assert (done.code, done.out) == (2, "")
     assert f"--system must follow {words[0]}" in done.err
+
+
+@pytest.mark.parametrize("agent_runs", [False, True])
+def test_status_shows_the_result_of_verify(machine, agent_runs):
+    machine.set(agent_upload_on_change="false")
+    newest = machine.manifests[0]["upload_id"]
+
+    def verified(whole):
+        def shown(status):
+            last = status["verified"]
+            return last and (last["upload_id"], last["whole"], last["manual"]) == (newest, whole, True)
+
+        return shown
+
+    with machine.run() if agent_runs else nullcontext():
+        assert machine.call("verify").code == 0
+        machine.status(until=verified(whole=True))
+        damage(machine)
+        assert machine.call("verify").code == 1
+        machine.status(until=verified(whole=False))
+        assert machine.call("verify", "--deep").code == 1
+        warnings = machine.status(until=lambda status: status["warnings"])["warnings"]
+        assert [warning["code"] for warning in warnings] == ["upload_damaged"]
+        assert f"{newest} is DAMAGED" in machine.call("status").out
+
+
+def test_status_shows_only_a_verification_of_the_present_target(machine, tmp_path):
+    machine.call("verify")
+    assert machine.status()["verified"]["whole"]
+    first = machine.bucket
+    machine.bucket = tmp_path / "another"
+    machine.set(cloud_endpoint=machine.bucket.as_uri())
+    assert machine.status()["verified"] is None
+    machine.sync()
+    damage(machine)
+    machine.call("verify")
+    assert "is DAMAGED" in machine.call("status").out
+    assert "is intact" not in machine.call("status").out
+    machine.set(cloud_endpoint=first.as_uri())
+    assert "is DAMAGED" not in machine.call("status").out
+
+
+@pytest.mark.parametrize("agent_runs", [False, True])
+def test_a_prune_with_nothing_to_delete_reports_a_damaged_newest_upload(machine, agent_runs):
+    machine.set(agent_upload_on_change="false")
+    assert machine.call("prune", "--dry-run").code == 0
+    damage(machine)
+    dry = machine.call("prune", "--dry-run")
+    assert (dry.code, "is damaged: reflection.duckdb" in dry.err) == (1, True)
+    assert machine.status()["warnings"] == []
+    with machine.run() if agent_runs else nullcontext():
+        assert machine.call("prune").code == 1
+        (warning,) = machine.status(until=lambda status: status["warnings"])["warnings"]
+        assert (warning["code"], "is damaged: reflection.duckdb" in warning["message"]) == ("pruning_held", True)
+        (pruned,) = [e["data"] for e in machine.events() if e["type"] == "akosha.archive.pruned.v1"]
+        assert (pruned["held"], pruned["upload_ids"]) == (True, [])

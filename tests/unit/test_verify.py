@@ -97,7 +97,7 @@ class Setup:
         return [event for event in await self.ledger.outbox() if isinstance(event, UploadVerified)]
 
     async def status(self) -> VerifyStatus | None:
-        return VerifyStatus.from_notes(await self.ledger.notes())
+        return VerifyStatus.from_notes(await self.ledger.notes(), values.TARGET)
 
     async def states(self):
         record = await self.ledger.record(values.TARGET)
@@ -140,7 +140,7 @@ async def test_the_newest_upload_is_verified_after_the_start_and_then_daily(setu
 
 async def test_a_recent_verification_is_not_repeated_at_start(setup):
     last = VerifyStatus(upload_id=values.upload_id(0), at=setup.clock.now(), problems={}, whole=True)
-    await setup.ledger.note("verified", last.note())
+    await setup.ledger.note("verified", last.note(values.TARGET))
     await setup.pass_time(DAY - 60)
     assert setup.opened == 0
     await setup.pass_time(120)
@@ -149,7 +149,7 @@ async def test_a_recent_verification_is_not_repeated_at_start(setup):
 
 async def test_a_note_from_the_future_does_not_prevent_a_verification(setup):
     at = setup.clock.now() + timedelta(days=4000)
-    await setup.ledger.note("verified", VerifyStatus(upload_id="x", at=at, problems={}, whole=True).note())
+    await setup.ledger.note("verified", VerifyStatus(upload_id="x", at=at, problems={}, whole=True).note(values.TARGET))
     await setup.pass_time(FIRST_SECONDS + 5)
     assert (setup.opened, (await setup.status()).upload_id) == (1, values.upload_id(0))
 
@@ -233,4 +233,4 @@ def test_for_damaged_memories_the_databases_of_their_rows_are_damaged():
 
 @pytest.mark.parametrize("note", ["", "{}", "[]", "null", '{"upload_id": 1, "at": "yesterday", "problems": {}}'])
 def test_an_invalid_note_counts_as_no_verification(note):
-    assert VerifyStatus.from_notes({"verified": note}) is None
+    assert VerifyStatus.from_notes({"verified": note}, values.TARGET) is None

@@ -66,6 +66,7 @@ FIELDS = {
     "leftovers": st.integers(0, 2**53),
     "whole": st.booleans(),
     "deep": st.booleans(),
+    "held": st.booleans(),
     "done_bytes": st.integers(0, 2**53),
     "total_bytes": st.integers(0, 2**53),
     "duration_seconds": st.floats(0, 1e9),

@@ -169,8 +169,10 @@ class Pruner:
         self._check = check
         self._uploaded: dict[tuple[str, datetime | None], datetime | None] = {}
 
-    async def plan(self, spared: Mapping[str, str]) -> PrunePlan:
+    async def plan(self, spared: Mapping[str, str], *, always_verify: bool = False) -> PrunePlan:
         """Plan a prune. `spared` maps uploads that must be kept to the reasons.
+
+        `always_verify`: check the newest upload even if there is nothing to delete.
 
         One listing shows whether anything can be deleted. Only then are the manifests of the kept uploads read. A
         damaged upload does not count towards the rules, so that a good one is kept instead. If the newest upload is
@@ -183,7 +185,7 @@ class Pruner:
         times = await self._times(contents, complete)
         kept = keep(complete, self.rules, spared=spared, times=times)
         leftovers = {upload: contents.objects[upload] for upload in contents.left_over(set(complete), spared)}
-        deletable = len(kept) < len(complete) or leftovers
+        deletable = always_verify or len(kept) < len(complete) or leftovers
         if deletable and (blocked := await self._damage_of_newest(kept, contents)):
             return PrunePlan(
                 kept=dict.fromkeys(sorted(complete, reverse=True), ("kept while the newest upload is damaged",)),

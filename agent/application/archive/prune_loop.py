@@ -80,7 +80,7 @@ class PruneLoop:
     async def _prune(self) -> bool:
         spared = spared_by(await self._ledger.record(self._target))
         plan = await self._pruning.plan(spared)
-        await self._update_warning(plan.blocked)
+        await update_held_warning(plan.blocked, self._target.system_id, self._ledger, self._clock)
         if plan.is_empty:
             return False
         pruned = await self._pruning.carry_out(plan, spared)
@@ -100,15 +100,6 @@ class PruneLoop:
         self._logged = ""
         await self._ledger.note(NOTE, "")
         return not pruned.is_empty
-
-    async def _update_warning(self, blocked: str) -> None:
-        """Set the warning that a damaged newest upload blocks deleting; clear it if `blocked` is empty."""
-        if not blocked:
-            await clear_warning(self._ledger, HELD)
-            return
-        warning = StatusWarning(code=HELD, message=f"no old upload is deleted: {blocked}", hint=HELD_HINT)
-        if await set_warning(self._ledger, warning, self._clock):
-            _log.warning("pruning_held", system_id=self._target.system_id, reason=blocked, hint=HELD_HINT)
 
     async def _was_refused_recently(self) -> bool:
         since = refused_since((await self._ledger.notes()).get(NOTE, ""), self._pruning.location)
@@ -134,6 +125,16 @@ class PruneLoop:
             next_step="pruning is retried after the next upload",
         )
         self._logged = text
+
+
+async def update_held_warning(blocked: str, system_id: str, ledger: Ledger, clock: Clock) -> None:
+    """Set the warning that a damaged newest upload blocks deleting; clear it if `blocked` is empty."""
+    if not blocked:
+        await clear_warning(ledger, HELD)
+        return
+    warning = StatusWarning(code=HELD, message=f"no old upload is deleted: {blocked}", hint=HELD_HINT)
+    if await set_warning(ledger, warning, clock):
+        _log.warning("pruning_held", system_id=system_id, reason=blocked, hint=HELD_HINT)
 
 
 def refusal(location: str, at: datetime) -> str:

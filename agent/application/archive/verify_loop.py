@@ -215,15 +215,10 @@ class DeepVerifier:
         return found
 
     async def _record(self, schedule: DeepSchedule, uploads: Sequence[str], found: VerifyResult) -> None:
-        problem = "; ".join(f"{name}: {reason}" for name, reason in sorted(found.problems.items()))[:LONGEST_NAMED]
+        problem = _one_line(found.problems)
         schedule = schedule.record(found.upload_id, uploads, self.clock.now(), problem)
         await self.reporter.report(found, self.reporter.event(found), NOTE, schedule.note())
-        if schedule.damaged:
-            damage = "; ".join(f"{upload} ({problem})" for upload, problem in sorted(schedule.damaged.items()))
-            warning = StatusWarning(code=DAMAGED, message=f"kept uploads are damaged: {damage}", hint=_DAMAGED_HINT)
-            await set_warning(self.ledger, warning, self.clock)
-        else:
-            await clear_warning(self.ledger, DAMAGED)
+        await _update_damage_warning(schedule, self.ledger, self.clock)
         if found.left_out:
             message = f"{', '.join(found.left_out)} of {found.upload_id} not verified deep: larger than the limit"
             warning = StatusWarning(code=LIMITED, message=message, hint=_LIMITED_HINT)
@@ -285,9 +280,9 @@ class VerifyLoop:
 
     async def _seconds_left(self) -> float:
         """Return the seconds until the next verification: 0 for a new upload after a damaged one."""
-        last = VerifyStatus.from_notes(await self.ledger.notes())
-        if last is None:
-            return 0.0
+        last = VerifyStatus.from_notes(await self.ledger.notes(), self.target)
+        if last is None or (last.manual and not last.whole):
+            return 0.0  # after `verify` has found damage, this loop has it uploaded again
         now, upload = self.clock.now(), (await self.ledger.record(self.target)).newest_upload_id
         if not last.whole and upload != last.upload_id:
             return 0.0
@@ -312,7 +307,7 @@ class VerifyLoop:
         if self.sync_lock.locked() or (await self.ledger.record(self.target)).newest_upload_id != upload:
             return False  # there is a newer upload, or a sync is making one
         event = self.reporter.event(found)
-        await self.reporter.report(found, event, VERIFIED, _noted(found, event.time))
+        await self.reporter.report(found, event, VERIFIED, _status(found, event.time).note(self.target))
         if not found.whole:
             await self._resend_damaged(found)
         return True
@@ -335,7 +330,41 @@ class VerifyLoop:
             await self.sync_again()
 
 
-def _noted(found: VerifyResult, at: datetime) -> str:
+async def record_verified(event: UploadVerified, target: Target, ledger: Ledger, clock: Clock) -> None:
+    """Update the status from the event of the command `verify`. Raises StateError.
+
+    Only the newest upload of the target is shown. A deep verification also updates the list of damaged uploads.
+    """
+    notes = await ledger.notes()
+    if event.deep:
+        schedule = DeepSchedule.from_notes(notes)
+        damaged = {upload: problem for upload, problem in schedule.damaged.items() if upload != event.upload_id}
+        if not event.whole:
+            damaged[event.upload_id] = _one_line(event.problems)
+        if damaged != schedule.damaged:
+            schedule = replace(schedule, damaged=damaged)
+            await ledger.note(NOTE, schedule.note())
+            await _update_damage_warning(schedule, ledger, clock)
+    last = VerifyStatus.from_notes(notes, target)
+    is_old = last is not None and event.time < last.at <= clock.now()
+    if not is_old and event.upload_id == (await ledger.record(target)).newest_upload_id:
+        await ledger.note(VERIFIED, replace(_status(event, event.time), manual=True).note(target))
+
+
+async def _update_damage_warning(schedule: DeepSchedule, ledger: Ledger, clock: Clock) -> None:
+    if not schedule.damaged:
+        await clear_warning(ledger, DAMAGED)
+        return
+    damage = "; ".join(f"{upload} ({problem})" for upload, problem in sorted(schedule.damaged.items()))
+    warning = StatusWarning(code=DAMAGED, message=f"kept uploads are damaged: {damage}", hint=_DAMAGED_HINT)
+    await set_warning(ledger, warning, clock)
+
+
+def _one_line(problems: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in sorted(problems.items()))[:LONGEST_NAMED]
+
+
+def _status(found: VerifyResult | UploadVerified, at: datetime) -> VerifyStatus:
     first = sorted(found.problems.items())[:MOST_NOTED]
     problems = {name[:LONGEST_NOTED]: problem[:LONGEST_NOTED] for name, problem in first}
-    return VerifyStatus(upload_id=found.upload_id, at=at, problems=problems, whole=found.whole).note()
+    return VerifyStatus(upload_id=found.upload_id, at=at, problems=problems, whole=found.whole)

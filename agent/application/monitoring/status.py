@@ -10,7 +10,7 @@ from agent.application.status_warnings import warnings_in, without_warnings
 from agent.application.sync.bus_recovery import BUS, BUS_SINCE
 from agent.application.sync.delivery_probe import ProbeState, without_probes
 from agent.domain.databases import Survey
-from agent.domain.delivery_state import Problem, State, TargetRecord, next_try, pending, problems
+from agent.domain.delivery_state import Problem, State, Target, TargetRecord, next_try, pending, problems
 from agent.domain.identity import is_decided, without_claims
 from agent.domain.routing import CLOUD, HTTP
 from agent.domain.status_warning import StatusWarning
@@ -74,27 +74,42 @@ class BusStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyStatus:
-    """The agent's last verification of its newest upload. `problems` by object; none if the upload is complete."""
+    """The last verification of the agent's newest upload. `problems` by object; none if the upload is complete.
+
+    `manual`: the command `verify` made it.
+    """
 
     upload_id: str
     at: datetime
     problems: Mapping[str, str]
     whole: bool
+    manual: bool = False
 
     @classmethod
-    def from_notes(cls, notes: Mapping[str, str]) -> Self | None:
-        """Return the verification in the ledger's notes, None if there was none yet."""
+    def from_notes(cls, notes: Mapping[str, str], target: Target) -> Self | None:
+        """Return the verification in the ledger's notes, None if there was none yet of an upload in this target."""
         try:
             note = json.loads(notes[VERIFIED])
+            if note["target"] != target.id:
+                return None
             problems = {str(name): str(problem) for name, problem in note["problems"].items()}
             at = datetime.fromisoformat(note["at"])
-            return cls(upload_id=str(note["upload_id"]), at=at, problems=problems, whole=not problems)
+            manual = note.get("manual") is True
+            return cls(upload_id=str(note["upload_id"]), at=at, problems=problems, whole=not problems, manual=manual)
         except (KeyError, ValueError, TypeError, AttributeError):
             return None
 
-    def note(self) -> str:
+    def note(self, target: Target) -> str:
         """Return the verification as a note for `from_notes`."""
-        return json.dumps({"upload_id": self.upload_id, "at": self.at.isoformat(), "problems": dict(self.problems)})
+        return json.dumps(
+            {
+                "target": target.id,
+                "upload_id": self.upload_id,
+                "at": self.at.isoformat(),
+                "problems": dict(self.problems),
+                "manual": self.manual,
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +118,8 @@ class Status:
     method has delivered them.
 
     `bus` is None if no agent runs. `results_waiting` counts results that no bus has confirmed yet. `verified` is the
-    agent's last verification of its newest upload. `warnings` are lasting conditions that need a user's action.
+    last verification of its newest upload in the target of the settings. `warnings` are lasting conditions that need a
+    user's action.
     """
 
     system_id: str
@@ -140,8 +156,8 @@ def describe(
     `running`: an agent runs and keeps the notes up to date. `warnings` were computed for this status; those in the
     notes are appended.
     """
-    clouds = [record for record in records if record.target.method == CLOUD and not record.known]
-    undecided = default_system_id and bool(clouds) and not is_decided(notes, system_id)
+    cloud = next((record for record in records if record.target.method == CLOUD), None)
+    undecided = default_system_id and cloud is not None and not cloud.known and not is_decided(notes, system_id)
     used = [record for at, record in enumerate(records) if at == 0 or record.databases]
     targets = tuple(
         _target(record, survey, memory_counts.get(record.target.method, MemoryCounts()), notes) for record in used
@@ -156,7 +172,7 @@ def describe(
         notes=without_claims(without_probes(without_warnings(notes))),
         bus=_bus(notes) if running else None,
         results_waiting=results_waiting,
-        verified=VerifyStatus.from_notes(notes),
+        verified=VerifyStatus.from_notes(notes, cloud.target) if cloud else None,
         warnings=(*warnings, *warnings_in(notes)),
         system_id_undecided=undecided,
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -40,7 +40,7 @@ class Received:
 class Inbox:
     """Publishes one request for each SyncAsked and one SessionEnded for each session end; records archive events once.
 
-    `outbox_changed` is called after an event was added to the outbox.
+    `record_archive_event` adds one to the ledger; `outbox_changed` is called after an event was added to the outbox.
     """
 
     def __init__(
@@ -50,10 +50,11 @@ class Inbox:
         bus: EventBus,
         ledger: Ledger,
         system_id: str,
+        record_archive_event: Callable[[ArchiveEvent], Awaitable[None]],
         outbox_changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._publisher, self._bus, self._ledger, self._system_id = publisher, bus, ledger, system_id
-        self._outbox_changed = outbox_changed
+        self._record_archive_event, self._outbox_changed = record_archive_event, outbox_changed
         self._asks: OrderedDict[str, tuple[SyncAsked, SyncRequested]] = OrderedDict()
         self._ends: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._in_progress: dict[tuple[str, str], asyncio.Event] = {}
@@ -102,7 +103,7 @@ class Inbox:
 
     async def announce(self, event: ArchiveEvent) -> None:
         """Record and publish an archive event of another process; ignore a duplicate. Raises StateError."""
-        await self._ledger.announce(event)
+        await self._record_archive_event(event)
         self._outbox_changed()
 
     async def open_asks(self) -> Sequence[SyncAsked]:

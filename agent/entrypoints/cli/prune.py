@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -72,7 +73,7 @@ async def prune(
     try:
         async with open_prune(settings, identity, machine, rules, home.clock, ledger) as prune_objects:
             pruner, spared = prune_objects.pruner, prune_objects.spared
-            plan = await pruner.plan(spared)
+            plan = await pruner.plan(spared, always_verify=True)
             if dry_run:
                 pruned = None
             elif plan.blocked:
@@ -82,8 +83,11 @@ async def prune(
     finally:
         if ledger is not None:
             await ledger.aclose()
-    if pruned is not None and not (pruned.is_empty and pruned.error is None):
-        await record_events(home, pruner.event(pruned, identity.agent_id))
+    if pruned is not None and plan.blocked:
+        event = replace(pruner.event(pruned, identity.agent_id), error=plan.blocked, held=True)
+        await record_events(home, identity, event)
+    elif pruned is not None and not (pruned.is_empty and pruned.error is None):
+        await record_events(home, identity, pruner.event(pruned, identity.agent_id))
     refused = pruned is not None and isinstance(pruned.error, NotPermitted)
     system_id, bucket = pruner.system_id, settings.cloud_bucket
     lifecycle = {"s3": s3_rule(system_id, rules), "r2": r2_command(bucket, system_id, rules)}

@@ -67,7 +67,7 @@ async def verify(
             for line in _lines(one):
                 typer.echo(printable(line), err=not one.whole)
     if system_id == identity.system_id:
-        await record_events(home, *(one.event(identity, home.clock) for one in found))
+        await record_events(home, identity, *(one.event(identity, home.clock) for one in found))
     return 0 if whole else 1
 
 
