@@ -168,7 +168,7 @@ class _UnpackedFile:
                 self._write(self._member.decompress(piece, PIECE_BYTES))
                 piece = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
         except _NotGzip as error:
-            raise WireError(f"{self._path.name} is not gzip: {error}", transient=True) from error
+            raise self._not_valid(error) from error
 
     def finish(self, sha256: str) -> None:
         """Check that the file is complete. Flushes the file, without fsync."""
@@ -176,7 +176,7 @@ class _UnpackedFile:
             while self._gzip and not self._member.eof and (tail := self._member.decompress(b"", PIECE_BYTES)):
                 self._write(tail)
         except _NotGzip as error:
-            raise WireError(f"{self._path.name} is not gzip: {error}", transient=True) from error
+            raise self._not_valid(error) from error
         complete = self._stored == self._stored_limit and self._raw == self._raw_limit
         if not complete or (self._gzip and not self._member.eof):
             raise WireError(
@@ -198,6 +198,12 @@ class _UnpackedFile:
             self._file.close()
         except OSError as error:
             raise _unusable(self._path, error) from error
+
+    def _not_valid(self, error: Exception) -> WireError:
+        text = str(error)
+        if any(word in text for word in ("checksum", "data check", "length check")):  # isal's word, and zlib's
+            return WireError(f"{self._path.name} is damaged: it is gzip with a wrong checksum", transient=True)
+        return WireError(f"{self._path.name} is not valid gzip: {text}", transient=True)
 
     def _write(self, raw: bytes) -> None:
         self._raw += len(raw)

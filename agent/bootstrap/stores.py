@@ -10,6 +10,7 @@ from agent.domain.identity import Identity, Machine
 from agent.domain.routing import CLOUD, HTTP
 from agent.ports import Clock, Ledger, ObjectStore, RateLimiter
 from agent.settings import Settings
+from agent.settings.endpoints import directory_of, is_directory
 
 if TYPE_CHECKING:
     from agent.adapters.s3 import ObjectOptions
@@ -24,6 +25,17 @@ def targets_of(settings: Settings, system_id: str) -> dict[str, Target]:
         cloud = Target(CLOUD, settings.cloud_endpoint, settings.cloud_bucket, system_id)
         return {CLOUD: cloud, **targets}
     return targets
+
+
+def location_of(method: str, endpoint: str, bucket: str, region: str) -> str:
+    """Return the address of a target for people: the location that its store reports, or the Akosha server's URL."""
+    if method != CLOUD:
+        return endpoint
+    if is_directory(endpoint):
+        return (directory_of(endpoint) / bucket).as_uri()
+    from agent.adapters.s3.bucket_address import BucketAddress  # noqa: PLC0415 - as in `object_store`
+
+    return str(BucketAddress(bucket, endpoint, region))
 
 
 def object_store(settings: Settings, rate_limiter: RateLimiter | None = None) -> ObjectStore:

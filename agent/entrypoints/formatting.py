@@ -71,7 +71,7 @@ def ingest_summary(event: IngestCompleted | IngestFailed) -> str:
 
 def verify_summary(event: UploadVerified) -> str:
     """Return the outcome of a verification in one line."""
-    checked = "downloaded and read" if event.deep else "compared with the store's metadata"
+    checked = "downloaded and read" if event.deep else "compared with the manifest"
     if event.whole:
         return f"{event.upload_id}: intact, {event.objects} objects {checked}"
     problems = "; ".join(f"{name}: {reason}" for name, reason in sorted(event.problems.items()))

@@ -89,7 +89,7 @@ def allowed(key: str) -> str:
     field = FIELDS[key]
     kind = field.annotation
     if get_origin(kind) is Literal:
-        *most, last = get_args(kind)
+        *most, last = (value or "empty" for value in get_args(kind))
         return f"{', '.join(most)} or {last}"
     if kind is bool:
         return "true or false"
@@ -97,8 +97,8 @@ def allowed(key: str) -> str:
         bounds = {
             name: getattr(part, name) for part in field.metadata for name in ("ge", "gt", "le") if hasattr(part, name)
         }
-        low = f"from {bounds['ge']:g} to" if "ge" in bounds else f"above {bounds['gt']:g}, up to"
-        return f"a {'whole ' if kind is int else ''}number {low} {bounds['le']:g}"
+        low = f"from {bounds['ge']:.12g} to" if "ge" in bounds else f"above {bounds['gt']:.12g}, up to"
+        return f"a {'whole ' if kind is int else ''}number {low} {bounds['le']:.12g}"
     if key in PATHS:
         return "the path of a directory" if kind is Path else "the path of a file"
     return "a text (quote it if YAML reads it as another type)"

@@ -156,7 +156,7 @@ class Settings(BaseSettings):
     agent_state_dir: Directory = Field(
         default_factory=lambda: platformdirs.user_state_path(APP, appauthor=False),
         description="Directory of the agent's own files: ledger, spool, lock, staged copies.",
-        json_schema_extra={"shown_default": "the platform's state directory"},
+        json_schema_extra={"shown_default": "~/.local/state/akosha-agent on Linux"},
     )
     agent_upload_on_change: bool = Field(
         default=True, description="Sync when a database changes, not only when a session ends."

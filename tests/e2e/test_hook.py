@@ -126,7 +126,7 @@ def test_an_installed_hook_runs_in_any_environment_and_uninstall_removes_it(mach
     assert (moved.exit_code, moved.stdout.split(":")[0]) == (1, "hook     outdated")
     assert hook("install").stdout.startswith("updated")
     assert "broken: /nowhere/python does not exist" in hook("status").stdout
-    assert hook("uninstall").exit_code == 0
+    assert "\nfile     deleted: hook install had created it" in hook("uninstall").stdout
     assert not settings.parent.exists()
     assert hook("uninstall").stdout.startswith("not installed")
 

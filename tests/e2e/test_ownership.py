@@ -1,5 +1,6 @@
 """Machines that share a system ID, and disks that are not mounted: what the commands report."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,7 @@ def test_a_running_agent_adds_a_suffix_before_its_first_upload(machines):
     for machine in machines:
         machine.set(system_id=None)
     assert one.status()["system_id_undecided"]
+    assert re.search(r"may become \S+-[0-9a-f]+ if another machine already uses this name", one.call("status").out)
     name = one.sync()["upload_id"].split("_", 2)[2]
     assert not one.status()["system_id_undecided"]
     before = files(one.bucket)

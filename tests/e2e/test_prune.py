@@ -66,7 +66,8 @@ def test_a_dry_run_prints_what_a_prune_deletes_and_keeps(machine):
     shown = machine.call("prune", "--dry-run", *KEEP_TWO)
     assert shown.code == 0, shown.err
     assert "dry run: 3 of 5 uploads would be deleted; nothing was deleted" in shown.out
-    assert "keep: newest, last" in shown.out
+    assert "keep    newest, keep_last" in shown.out
+    assert not [line for line in shown.out.splitlines() if line != line.rstrip()]
     planned = machine.call("prune", "--dry-run", "--json", *KEEP_TWO).json
     assert (planned["dry_run"], planned["deleted"], planned["leftovers"]) == (True, ids[2:], 1)
     assert [kept["upload_id"] for kept in planned["kept"]] == ids[:2]

@@ -103,7 +103,7 @@ def test_the_status_shows_names_paths_and_errors_without_markup(tmp_path, capsys
         "(pid 7, run [w])",
         "watching   waiting for [q]",
         "pending    knowledge_graph_[bold]",
-        "\ncloud  file:///nas [dim] b[x]\n",
+        "\ncloud  file:///nas%20%5Bdim%5D/b%5Bx%5D\n",
         "last upload  u[z]",
         "last error   cannot write [red]x[/red] :smile:\n",
         "memories     1,234 delivered; 2 wait: no [embedding]; 3 were refused: akosha-agent memories --failed",
@@ -143,13 +143,13 @@ def test_events_have_a_readable_line():
     assert events.line(IngestFailed(**about, error="too large")).endswith("ingest.failed     u: too large")
     assert "next attempt at " in events.line(IngestFailed(**about, error="not yet", retry_at=AT))
     looked = UploadVerified(**about, whole=True, deep=False, objects=4, problems={})
-    assert events.line(looked).endswith("archive.verified  u: intact, 4 objects compared with the store's metadata")
+    assert events.line(looked).endswith("archive.verified  u: intact, 4 objects compared with the manifest")
     broken = replace(looked, whole=False, deep=True, problems={"reflection.duckdb": "is missing", "b": "cut"})
     assert events.line(broken).endswith(
         "u: DAMAGED, 4 objects downloaded and read: b: cut; reflection.duckdb: is missing"
     )
     planted = replace(looked, whole=False, problems={"knowledge_graph_\x1b[2J\n.duckdb": "is missing"})
-    assert events.line(planted).endswith("metadata: knowledge_graph_\\x1b[2J\\n.duckdb: is missing")
+    assert events.line(planted).endswith("manifest: knowledge_graph_\\x1b[2J\\n.duckdb: is missing")
     pruned = UploadsPruned(
         id="i", time=AT, system_id="laptop", upload_ids=("a", "b"), kept=10, objects=6, bytes_freed=1_600, leftovers=0
     )

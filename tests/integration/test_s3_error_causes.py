@@ -63,8 +63,8 @@ async def proxy_that(answer):
     ("head_status", "status", "code", "begins", "hint"),
     [
         (400, 400, "ExpiredToken", "expired token", "AWS_SESSION_TOKEN"),
-        (403, 403, "InvalidAccessKeyId", "wrong key", "AWS_ACCESS_KEY_ID"),
-        (403, 403, "SignatureDoesNotMatch", "wrong key", "AWS_SECRET_ACCESS_KEY"),
+        (403, 403, "InvalidAccessKeyId", "unknown access key", "AWS_ACCESS_KEY_ID"),
+        (403, 403, "SignatureDoesNotMatch", "wrong secret key", "AWS_SECRET_ACCESS_KEY"),
         (403, 403, "RequestTimeTooSkewed", "this machine's clock", "clock"),
         (403, 403, "AccessDenied", "no permission to read from s3://", "s3:GetObject"),
     ],
@@ -116,6 +116,23 @@ async def test_an_unreadable_ca_bundle_is_named_with_its_setting(name, moto_tls,
         assert not error.transient
         missing.write_text("this is no certificate")
         assert (await head_fails(store)).message == f"the CA bundle {missing} has no usable certificate"
+
+
+async def test_the_missing_half_of_a_key_is_named(moto, aws, monkeypatch, tmp_path):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    async with store_at(moto.endpoint) as store:
+        error = await head_fails(store)
+    assert error.message.startswith("AWS_SECRET_ACCESS_KEY is missing: ")
+    assert error.hint == "set AWS_SECRET_ACCESS_KEY"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    file = tmp_path / "credentials"
+    file.write_text("[default]\naws_access_key_id = AKIA\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    async with store_at(moto.endpoint) as store:
+        error = await head_fails(store)
+    assert error.message.startswith(
+        "aws_secret_access_key is missing in the AWS configuration (shared-credentials-file)"
+    )
 
 
 async def test_an_unreadable_web_identity_token_is_named_with_its_variable(moto, aws, monkeypatch, tmp_path):

@@ -729,7 +729,7 @@ def test_the_table_has_every_key_with_value_source_default_and_description(world
 def test_the_defaults_in_the_table_are_the_same_on_every_machine(world):
     table = {row.key: row for row in settings_table(world.load())}
     assert table["akosha_agent_data_dir"].default == "Session-Buddy's own data_dir, else ~/.claude/data"
-    assert table["akosha_agent_state_dir"].default == "the platform's state directory"
+    assert table["akosha_agent_state_dir"].default == "~/.local/state/akosha-agent on Linux"
     assert not [row for row in table.values() if str(Path.home()) in row.default]
 
 

@@ -149,6 +149,8 @@ async def test_a_time_resolves_to_the_newest_upload_not_after_it():
     earlier = (noon - timedelta(seconds=1)).isoformat(" ", "seconds")
     with pytest.raises(NoSuchObject, match=re.escape(f"from {earlier} or before: the oldest is {values.upload_id(0)}")):
         await archive.resolve_at(noon - timedelta(microseconds=10))
+    with pytest.raises(NoSuchObject, match="from 2026-11-20 01:00 or before"):
+        await archive.resolve_at(noon - timedelta(days=9), "2026-11-20 01:00")
 
 
 async def test_show_reads_only_one_upload():

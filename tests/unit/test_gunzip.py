@@ -50,6 +50,15 @@ async def test_an_object_that_differs_from_its_manifest_is_refused(tmp_path, sto
     assert caught.value.transient is transient
 
 
+async def test_a_wrong_checksum_is_distinguished_from_other_bytes_than_gzip(tmp_path):
+    stored = bytearray(gzip.compress(b"abc"))
+    stored[-5] ^= 1  # in the CRC
+    with pytest.raises(WireError, match="is damaged: it is gzip with a wrong checksum"):
+        await unpack(tmp_path, bytes(stored), b"abc")
+    with pytest.raises(WireError, match="is not valid gzip: "):
+        await unpack(tmp_path, b"rubbish" * 9, b"abc")
+
+
 async def test_an_object_larger_than_declared_is_a_permanent_error(tmp_path):
     with pytest.raises(WireError) as caught:
         await unpack(tmp_path, b"abcdefghij" * 10, b"abc", compression="none", stored_size=3)

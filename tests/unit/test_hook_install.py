@@ -63,7 +63,8 @@ def test_uninstall_deletes_a_file_that_install_created(tmp_path, hook_command, s
     path.parent.parent.mkdir()
     assert install(path, hook_command, state).backup is None
     assert path.stat().st_mode & 0o777 == 0o600
-    assert uninstall(path, state).outcome is Outcome.REMOVED
+    removed = uninstall(path, state)
+    assert (removed.outcome, removed.deleted) == (Outcome.REMOVED, True)
     assert names(tmp_path / "new") == []
 
 

@@ -3,18 +3,19 @@
 import asyncio
 import random
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from agent.application.archive.catalog import Catalog
-from agent.application.archive.prune import PrunePlan, Pruner, own_upload, spared_by
+from agent.application.archive.prune import Pruned, PrunePlan, Pruner, own_upload, spared_by
 from agent.domain import naming
 from agent.domain.delivery_state import DatabaseRecord, State, TargetRecord
 from agent.domain.errors import NamingError, NotPermitted, StoreError
 from agent.domain.retention import KeepRules, bases_needed, days_kept, r2_command, s3_rule
-from agent.entrypoints.cli.prune import _print_plan
+from agent.entrypoints.cli.prune import _print_plan, _print_result
 from agent.ports import StoredObject
 from tests.support import uploads, values
 from tests.support.clock import ManualClock
@@ -404,7 +405,19 @@ def test_the_lifecycle_rule_covers_the_retention_rules_and_only_this_system():
 def test_in_a_pipe_each_upload_has_one_line_with_its_reasons(capsys):
     reasons = ("newest", "this agent's last upload", "last", "daily 2026-11-21", "weekly 2026-W47", "monthly 2026-11")
     upload = uploads.upload_id(NOW)
-    _print_plan(PrunePlan(kept={upload: reasons}, to_delete={}, leftovers={}, started_before=NOW))
-    _, line, summary = capsys.readouterr().out.splitlines()
-    assert line.split(maxsplit=1) == [upload, f"keep: {', '.join(reasons)}"]
+    pruner = SimpleNamespace(system_id=values.SYSTEM, location="file:///nas")
+    _print_plan(PrunePlan(kept={upload: reasons}, to_delete={}, leftovers={}, started_before=NOW), pruner)
+    titles, line, summary = capsys.readouterr().out.splitlines()
+    assert titles.split() == ["upload", "freed", "action", "reason"]
+    shown = (
+        "newest, this agent's last upload, keep_last, keep_daily 2026-11-21, keep_weekly 2026-W47, keep_monthly 2026-11"
+    )
+    assert line.split(maxsplit=2) == [upload, "keep", shown]
     assert summary == "dry run: 0 of 1 upload would be deleted; nothing was deleted"
+
+
+def test_without_uploads_a_prune_says_so(capsys):
+    pruner = SimpleNamespace(system_id=values.SYSTEM, location="file:///nas")
+    _print_plan(PrunePlan(kept={}, to_delete={}, leftovers={}, started_before=NOW), pruner)
+    _print_result(Pruned(kept=0), pruner)
+    assert capsys.readouterr().out == f"there are no uploads of {values.SYSTEM} in file:///nas\n" * 2

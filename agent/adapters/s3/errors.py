@@ -55,8 +55,8 @@ _DAMAGED = frozenset({"BadDigest", "InvalidDigest", "IncompleteBody", "XAmzConte
 _HINTS = {
     "NoSuchBucket": "create the bucket, or set akosha_cloud_bucket, akosha_cloud_endpoint and akosha_cloud_region",
     "InvalidBucketName": "set akosha_cloud_bucket to a bucket's name",
-    "InvalidAccessKeyId": f"the store does not know this key: check {CREDENTIALS}, and akosha_cloud_endpoint",
-    "SignatureDoesNotMatch": f"the secret does not belong to the key: check {CREDENTIALS}",
+    "InvalidAccessKeyId": f"correct {CREDENTIALS}, or akosha_cloud_endpoint",
+    "SignatureDoesNotMatch": "correct AWS_SECRET_ACCESS_KEY, or another part of the AWS credential chain",
     "ExpiredToken": f"the credentials have expired: renew {CREDENTIALS}, with AWS_SESSION_TOKEN",
     "TokenRefreshRequired": f"the credentials have expired: renew {CREDENTIALS}, with AWS_SESSION_TOKEN",
     "InvalidToken": f"check AWS_SESSION_TOKEN: it must belong to {CREDENTIALS}",
@@ -72,8 +72,8 @@ _HINTS = {
 _PROBLEMS = {
     "NoSuchBucket": "bucket {bucket} does not exist at {host}",
     "InvalidBucketName": "{host} does not accept the bucket name {bucket}",
-    "InvalidAccessKeyId": "wrong key: {host} does not know the access key",
-    "SignatureDoesNotMatch": "wrong key: {host} has another secret key for the access key",
+    "InvalidAccessKeyId": "unknown access key at {host}",
+    "SignatureDoesNotMatch": "wrong secret key for {host}",
     "ExpiredToken": "expired token: the credentials for {host} are no longer valid",
     "TokenRefreshRequired": "expired token: the credentials for {host} are no longer valid",
     "InvalidToken": "wrong token: {host} does not accept the session token",
@@ -128,7 +128,15 @@ def translate(
 
     if isinstance(error, boto.ClientError):
         return _refusal(error.response, address, operation, key, object_options)
-    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.NoAuthTokenError):
+    if isinstance(error, boto.PartialCredentialsError):
+        missing, source = str(error.kwargs["cred_var"]), error.kwargs["provider"]
+        if source == "env":
+            return StoreError(f"{missing} is missing: {address.authority} needs it", hint=f"set {missing}")
+        return StoreError(
+            f"{missing} is missing in the AWS configuration ({source}): {address.authority} needs it",
+            hint=f"add it in ~/.aws, or set {CREDENTIALS}",
+        )
+    if isinstance(error, boto.NoCredentialsError | boto.NoAuthTokenError):
         return StoreError(f"there are no credentials for {address.authority}", hint=f"set {CREDENTIALS}")
     if (fault := local_fault(error, address)) is not None:
         return fault

@@ -184,18 +184,19 @@ class Catalog:
         except NotAManifest:
             return False
 
-    async def resolve_at(self, time: datetime) -> str:
+    async def resolve_at(self, time: datetime, written: str = "") -> str:
         """Return the ID of the newest upload made at or before an aware time (see `naming.made_at`).
 
-        Raises NoSuchObject if there is none.
+        Raises NoSuchObject if there is none; its message has the time as `written`, if given.
         """
         known = (await self.listing(manifests=0, exact=True)).uploads
         for entry in known:
             if entry.at <= time:
                 return entry.upload_id
         oldest = f"the oldest is {known[-1].upload_id}" if known else "it has no uploads"
+        limit = written or time.isoformat(" ", "seconds")
         raise NoSuchObject(
-            f"there is no upload of {self.system_id} from {time.isoformat(' ', 'seconds')} or before: {oldest}",
+            f"there is no upload of {self.system_id} from {limit} or before: {oldest}",
             hint=_LIST,
         )
 

@@ -12,10 +12,10 @@ from agent.entrypoints.cli.options import HELP_OPTIONS, Verbose
 
 COMMANDS = {
     "run": ("cli.run", "Watch the databases and sync changes until stopped (Ctrl-C or SIGTERM)."),
-    "sync": ("cli.sync", "Sync once, now. If an agent is running, it does the sync; the result is the same."),
+    "sync": ("cli.sync", "Sync once, now. If an agent is running, it does the sync, with its own settings."),
     "status": ("cli.status", "Show the agent, pending changes, the last uploads, and what blocks the next one."),
     "events": ("cli.events", "Show sync requests and results, oldest first; or follow results from any machine."),
-    "memories": ("cli.memories", "Show how many memories were delivered to Akosha, and which are waiting or refused."),
+    "memories": ("cli.memories", "Show how many memories each target has received, and which are waiting or refused."),
     "config": ("cli.config", "Show every setting, its value and its source. Secrets are masked."),
     "mcp": ("mcp.command", "Run an MCP server (stdio) for a coding assistant: sync, status and restore points."),
     "react": ("cli.react", "Run on the Akosha side: ingest every upload in the bucket into Akosha until stopped."),
@@ -60,10 +60,10 @@ def _import_structlog_without_rich() -> None:
 app = typer.Typer(
     name="akosha-agent",
     cls=LazyGroup,
-    help="Back up the memories of Session-Buddy to Akosha. The agent watches the databases, uploads what changed, and "
-    "publishes the results as events.\n\nTo try it, run `akosha-agent demo` (a scratch database, no account). To "
-    "set it up, set akosha_cloud_endpoint (and akosha_cloud_bucket), test with `akosha-agent sync`, then start "
-    "`akosha-agent run`.",
+    help="Back up the memories of Session-Buddy to a bucket, a directory or Akosha. The agent watches the databases, "
+    "uploads what changed, and publishes the results as events.\n\n"
+    "To try it, run `akosha-agent demo` (a scratch database, no account). To set it up, set akosha_cloud_endpoint "
+    "(and akosha_cloud_bucket), test with `akosha-agent sync`, then start `akosha-agent run`.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings=HELP_OPTIONS,

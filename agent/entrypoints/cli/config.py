@@ -7,7 +7,7 @@ from rich.table import Table
 
 from agent.entrypoints.cli.command import CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson
-from agent.entrypoints.cli.terminal import table_console
+from agent.entrypoints.cli.terminal import print_table
 from agent.settings import settings_table
 
 app = CommandGroup()
@@ -28,4 +28,4 @@ def config(options: Options, as_json: AsJson = False) -> None:
     table.add_column("from", overflow="fold")
     for row in rows:
         table.add_row(row.key, row.value or '""', row.origin, style=None if row.origin != "default" else "dim")
-    table_console().print(table)
+    print_table(table)

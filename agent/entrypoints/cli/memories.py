@@ -13,13 +13,14 @@ from rich.table import Table
 from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
 from agent.application.sync.delivery_probe import PREFIX, ProbeState
 from agent.bootstrap.home import Home
+from agent.bootstrap.stores import location_of
 from agent.domain.delivery_state import Target
 from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
 from agent.domain.plain_text import shorten
 from agent.domain.routing import HTTP
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
-from agent.entrypoints.cli.terminal import table_console
+from agent.entrypoints.cli.terminal import print_table, table_console
 from agent.entrypoints.formatting import local_time
 from agent.ports import HeldMemory, MemoryCounts
 from agent.settings import Settings
@@ -55,7 +56,7 @@ async def memories(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Show how many memories were delivered to Akosha, and which are waiting or refused."""
+    """Show how many memories each target has received, and which are waiting or refused."""
     home = Home.of(settings)
     if again:
         return await _send_again(home)
@@ -77,7 +78,7 @@ async def memories(
         typer.echo(json.dumps([_document(account) for account in accounts], indent=2))
     else:
         for account in accounts:
-            _print(account, failed=failed)
+            _print(account, settings.cloud_region, failed=failed)
     return 0
 
 
@@ -121,15 +122,15 @@ def _document(account: _Account) -> Mapping[str, object]:
     }
 
 
-def _print(account: _Account, *, failed: bool) -> None:
+def _print(account: _Account, region: str, *, failed: bool) -> None:
     console = table_console()
-    counts = account.counts
+    counts, target = account.counts, account.target
     refused, waiting = sum(counts.refused.values()), sum(counts.waiting.values())
     console.print(
-        f"{account.target.method}  {account.target.endpoint} {account.target.bucket}".rstrip()
-        + f": {counts.delivered:,} delivered, {waiting:,} wait, {refused:,} were refused"
+        f"{target.method}  {location_of(target.method, target.endpoint, target.bucket, region)}"
+        f": {counts.delivered:,} delivered, {waiting:,} wait, {refused:,} were refused"
     )
-    if account.target.method == HTTP and counts.delivered:
+    if target.method == HTTP and counts.delivered:
         console.print(f"  {DELIVERED_TO_AKOSHA}")
     if account.confirmed_at:
         console.print(f"  {CONFIRMED}: checked at {local_time(account.confirmed_at)}")
@@ -148,7 +149,7 @@ def _print(account: _Account, *, failed: bool) -> None:
             one.state,
             shorten(one.reason, LONGEST_SHOWN),
         )
-    console.print(table)
+    print_table(table)
     total = refused if failed else refused + waiting
     if len(account.held) < total:
         console.print(f"  and {total - len(account.held):,} more")

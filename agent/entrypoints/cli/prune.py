@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from agent.application.archive.prune import Pruned, PrunePlan, Pruner
 from agent.application.archive.prune_loop import HELD_HINT
@@ -18,8 +17,7 @@ from agent.domain.retention import KeepRules, r2_command, s3_rule
 from agent.entrypoints.archive import record_events
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
-from agent.entrypoints.cli.terminal import table_console
-from agent.entrypoints.formatting import human_bytes
+from agent.entrypoints.formatting import columns, human_bytes
 from agent.settings import Settings
 from agent.settings.model import MAX_KEPT
 
@@ -95,9 +93,9 @@ async def prune(
         document = _document(pruner, plan, pruned)
         typer.echo(json.dumps(document | ({"lifecycle": lifecycle} if refused else {}), indent=2))
     elif pruned is None:
-        _print_plan(plan)
+        _print_plan(plan, pruner)
     else:
-        _print_result(pruned)
+        _print_result(pruned, pruner)
     if plan.blocked:
         typer.echo(f"akosha-agent: nothing was deleted: {printable(plan.blocked)} ({HELD_HINT})", err=True)
         return 1
@@ -134,21 +132,30 @@ def _document(pruner: Pruner, plan: PrunePlan, pruned: Pruned | None) -> dict[st
     }
 
 
-def _print_plan(plan: PrunePlan) -> None:
-    table = Table("upload", "size", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    rows = {upload: ("", f"keep: {', '.join(reasons)}") for upload, reasons in plan.kept.items()}
-    rows |= {u: (human_bytes(sum(item.size for item in objects)), "delete") for u, objects in plan.to_delete.items()}
-    for upload, objects in plan.leftovers.items():
-        rows[upload] = human_bytes(sum(item.size for item in objects)), "delete: left over, without a manifest"
-    for upload in sorted(rows, reverse=True):
-        table.add_row(upload, *rows[upload])
-    table_console().print(table, soft_wrap=True)
+def _print_plan(plan: PrunePlan, pruner: Pruner) -> None:
+    rows = {upload: ("", "keep", ", ".join(map(_reason, reasons))) for upload, reasons in plan.kept.items()}
+    for doomed, reason in ((plan.to_delete, "no rule keeps it"), (plan.leftovers, "left over, without a manifest")):
+        rows |= {u: (human_bytes(sum(item.size for item in found)), "delete", reason) for u, found in doomed.items()}
+    if not rows:
+        typer.echo(f"there are no uploads of {pruner.system_id} in {printable(pruner.location)}")
+        return
+    for line in columns(
+        [("upload", "freed", "action", "reason"), *((u, *rows[u]) for u in sorted(rows, reverse=True))]
+    ):
+        typer.echo(printable(line))
     total = _uploads(len(plan.kept) + len(plan.to_delete))
     typer.echo(f"dry run: {len(plan.to_delete)} of {total} would be deleted; nothing was deleted")
 
 
-def _print_result(pruned: Pruned) -> None:
-    if pruned.is_empty:
+def _reason(reason: str) -> str:
+    """Return a reason with the setting of its rule: `keep_last` for `last`, `keep_daily 2026-11-21`."""
+    return f"keep_{reason}" if reason.partition(" ")[0] in ("last", "daily", "weekly", "monthly") else reason
+
+
+def _print_result(pruned: Pruned, pruner: Pruner) -> None:
+    if pruned.is_empty and not pruned.kept:
+        typer.echo(f"there are no uploads of {pruner.system_id} in {printable(pruner.location)}")
+    elif pruned.is_empty:
         typer.echo(f"nothing was deleted; {_uploads(pruned.kept)} {'is' if pruned.kept == 1 else 'are'} kept")
     else:
         freed = f"{pruned.objects} objects, {human_bytes(pruned.bytes_freed)}"

@@ -83,7 +83,7 @@ async def restore(
     request = RestoreRequest(only=tuple(only or ()), raw=raw, force=force)
     await asyncio.to_thread(check_destination, settings, to)
     async with open_archive(settings, await system_of(settings, system)) as archive:
-        restored = await _restored(settings, archive, to, upload, moment, request, system)
+        restored = await _restored(settings, archive, to, upload, moment, at, request, system)
     if as_json:
         typer.echo(json.dumps(restored.to_document(), indent=2))
     else:
@@ -97,14 +97,18 @@ async def _restored(
     archive: Catalog,
     to: Path,
     upload: str | None,
-    at: datetime | None,
+    moment: datetime | None,
+    at: str | None,
     request: RestoreRequest,
     system: str | None,
 ) -> Restored:
     """Finish interrupted restores to the directory, then restore the upload unless it was one of them."""
     finished = {one.upload_id: one for one in await asyncio.to_thread(finish_restores, to)}
     try:
-        found = await (archive.resolve_at(at) if at else archive.resolve(LATEST if upload is None else upload))
+        if moment is not None:
+            found = await archive.resolve_at(moment, at or "")
+        else:
+            found = await archive.resolve(LATEST if upload is None else upload)
         if found in finished and _satisfies(finished[found], await archive.manifest(found), request):
             return finished.pop(found)
     except NoSuchObject:

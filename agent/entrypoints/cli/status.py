@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 import typer
 
 from agent.application.monitoring.status import TargetStatus, VerifyStatus
-from agent.bootstrap.home import RUN
+from agent.bootstrap.home import RUN, Home
+from agent.bootstrap.stores import location_of
+from agent.domain.identity import suffixed
 from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
 from agent.domain.plain_text import printable
 from agent.domain.routing import CLOUD_HINT
@@ -37,11 +39,10 @@ async def status(settings: Settings, as_json: AsJson = False) -> int:
 
 def _print(status: StatusDocument, settings: Settings) -> None:
     _echo(f"agent      {_agent(status)}")
-    undecided = "  (the cloud target may add a suffix at the first upload)" if status.system_id_undecided else ""
-    _echo(f"system     {status.system_id}{undecided}")
+    _echo(f"system     {status.system_id}{_undecided(status, settings)}")
     _echo(f"databases  {status.data_dir}")
     if status.running and status.notes.get("watcher"):
-        _echo(f"watching   {status.notes['watcher']}")
+        _echo(f"watching   {_watching(status.notes['watcher'])}")
     if status.bus:
         since = (
             "" if status.bus.since is None else f"  (since {local_time(status.bus.since)}, {_age(status.bus.since)})"
@@ -59,9 +60,9 @@ def _print(status: StatusDocument, settings: Settings) -> None:
         _echo(f"target     none: {CLOUD_HINT}")
     _echo(f"pending    {status.problem or ', '.join(status.pending) or 'nothing'}")
     for target in status.targets:
-        where = f"  {target.endpoint or 'AWS S3'} {target.bucket}".rstrip()
         _echo("")
-        _echo(where, bold=target.method)
+        location = location_of(target.method, target.endpoint, target.bucket, settings.cloud_region)
+        _echo(f"  {location}", bold=target.method)
         _echo(f"  last upload  {_last_upload(target)}")
         if memories := _counted(target.memories):
             _echo(f"  memories     {memories}")
@@ -91,6 +92,19 @@ def _agent(status: StatusDocument) -> str:
     if status.running is None:
         return "not running (to start it: akosha-agent run)"
     return status.unresponsive_agent or f"running (pid {status.running.get('pid')}, {status.running.get('command')})"
+
+
+def _undecided(status: StatusDocument, settings: Settings) -> str:
+    """Return the system ID that the first upload takes if another machine uses the default one; "" if it is decided."""
+    if not status.system_id_undecided:
+        return ""
+    other = suffixed(status.system_id, Home.of(settings).machine())
+    return f"  (may become {other} if another machine already uses this name)" if other else ""
+
+
+def _watching(mode: str) -> str:
+    """Return the watcher's mode; `native` is shown as the name of the system's interface."""
+    return {"linux": "inotify", "darwin": "FSEvents"}.get(sys.platform, mode) if mode == "native" else mode
 
 
 def _next_try(status: StatusDocument, at: datetime) -> str:

@@ -47,7 +47,7 @@ async def sync(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Sync once, now. If an agent is running, it does the sync; the result is the same."""
+    """Sync once, now. If an agent is running, it does the sync, with its own settings."""
     client = await SyncClient.prepare(
         settings,
         method=method.value,

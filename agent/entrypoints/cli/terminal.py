@@ -3,7 +3,9 @@
 import sys
 from typing import Any
 
+import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from agent.domain.plain_text import printable
@@ -17,6 +19,14 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
+
+
+def print_table(table: Table) -> None:
+    """Print a table, without the spaces that pad its last column."""
+    console = table_console()
+    with console.capture() as printed:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def table_console() -> PlainConsole:

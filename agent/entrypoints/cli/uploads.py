@@ -14,7 +14,7 @@ from agent.domain.manifest import Manifest
 from agent.entrypoints.archive import carried_databases, check_mounted, system_of, upload_document
 from agent.entrypoints.cli.command import CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson, System
-from agent.entrypoints.cli.terminal import table_console
+from agent.entrypoints.cli.terminal import print_table, table_console
 from agent.entrypoints.formatting import human_bytes, local_time
 from agent.entrypoints.shutdown import run_to_end
 from agent.settings import Settings
@@ -107,7 +107,7 @@ def _print_list(listing: CatalogListing, system_id: str, location: str) -> None:
     if not listing.uploads:
         console.print(f"there are no uploads of {system_id} in {location}")
     else:
-        console.print(_table(listing))
+        print_table(_table(listing))
     if unread := sum(1 for entry in listing.uploads if entry.manifest is None and not entry.problems):
         console.print(f"the manifests of {unread} older uploads were not read (--all reads them)")
     if listing.unfinished:
@@ -125,7 +125,7 @@ def _table(listing: CatalogListing) -> Table:
     table.add_column("time", no_wrap=True)
     for title in ("stored", "raw", "rows"):
         table.add_column(title, justify="right", no_wrap=True)
-    for title in ("verified", *(("carried over",) if any(carried.values()) else ()), *(("",) if damaged else ())):
+    for title in ("copy checked", *(("carried over",) if any(carried.values()) else ()), *(("",) if damaged else ())):
         table.add_column(title, overflow="fold")
     for entry in listing.uploads:
         table.add_row(
@@ -134,7 +134,7 @@ def _table(listing: CatalogListing) -> Table:
             human_bytes(entry.stored_bytes),
             "" if entry.raw_bytes is None else human_bytes(entry.raw_bytes),
             "" if entry.rows is None else f"{entry.rows:,}",
-            _verified(entry.manifest),
+            _copy_checked(entry.manifest),
             *((", ".join(carried[entry.upload_id]),) if any(carried.values()) else ()),
             *((damage_summary(entry.problems),) if damaged else ()),
         )
@@ -166,14 +166,14 @@ def _print_one(entry: CatalogEntry) -> None:
     table = Table("file", box=None, padding=(0, 2, 0, 0))
     for title in ("raw", "stored"):
         table.add_column(title, justify="right")
-    for title in ("origin", "verified", "sha256"):
+    for title in ("origin", "copy checked", "sha256"):
         table.add_column(title)
     for part in manifest.parts:
         origin = f"carried from {part.carried_from}" if part.origin == "carried" else part.origin
         checked = "yes" if part.verified else f"no: {part.unverified_reason}"
         row = (part.name, human_bytes(part.raw_size), human_bytes(part.stored_size), origin, checked, part.sha256[:12])
         table.add_row(*row)
-    console.print(table)
+    print_table(table)
     for database, note in manifest.storage_notes().items():
         console.print(f"{database}: {note}")
     for database, tables in sorted(manifest.rows.items()):
@@ -190,7 +190,8 @@ def damage_summary(problems: Mapping[str, str]) -> str:
     return f"DAMAGED: {name}: {reason}{more}"
 
 
-def _verified(manifest: Manifest | None) -> str:
+def _copy_checked(manifest: Manifest | None) -> str:
+    """Return whether DuckDB opened and read the copies before the upload. The objects in the bucket are not checked."""
     if manifest is None:
         return ""
     unverified = sorted({part.database for part in manifest.parts if not part.verified})

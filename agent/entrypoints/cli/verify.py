@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,7 +65,7 @@ async def verify(
         typer.echo(json.dumps(document, indent=2))
     else:
         for one in found:
-            for line in _lines(one):
+            for line in _lines(one, settings.directory):
                 typer.echo(printable(line), err=not one.whole)
     if system_id == identity.system_id:
         await record_events(home, identity, *(one.event(identity, home.clock) for one in found))
@@ -93,8 +94,9 @@ async def _verify(verifier: Verifier, uploads: Sequence[str], *, deep: bool) -> 
     return found
 
 
-def _lines(found: VerifyResult) -> Iterator[str]:
-    checked = "downloaded and read" if found.deep else "compared with the store's metadata"
+def _lines(found: VerifyResult, directory: Path | None) -> Iterator[str]:
+    compared = "compared with the store's metadata" if directory is None else "read, digests equal"
+    checked = "downloaded and read" if found.deep else compared
     if found.whole:
         yield f"{found.upload_id}: intact, {found.objects} objects {checked}, {found.duration_seconds:.1f} s"
     else:

@@ -21,7 +21,6 @@ from agent.domain.routing import HTTP
 from agent.entrypoints.doctor.context import CONNECT_SECONDS, DoctorContext, in_thread
 from agent.entrypoints.doctor.findings import Finding, Level, error, from_error, ok, skipped, warning
 from agent.entrypoints.formatting import local_time
-from agent.settings import without_credentials
 
 CREDENTIALS, BUCKET, LEFTOVERS, CLOCK, AKOSHA = "credentials", "bucket", "leftovers", "clock", "Akosha"
 AKOSHA_MEMORIES = "memories in Akosha"
@@ -74,7 +73,7 @@ async def bucket(context: DoctorContext) -> list[Finding]:
         return [skipped(BUCKET, SET_UP)]
     s = context.settings
     directory = s.directory / s.cloud_bucket if s.directory is not None else None
-    location = str(directory or f"s3://{s.cloud_bucket} at {without_credentials(s.cloud_endpoint) or 'AWS'}")
+    location = context.store().location
     try:
         key = await _probe_key(context)
         if directory is not None and await in_thread(

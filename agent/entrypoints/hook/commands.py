@@ -75,6 +75,8 @@ def uninstall(settings: Settings, claude_settings: ClaudeSettings = None) -> Non
     path = _path(claude_settings)
     change = installer.uninstall(path, settings.agent_state_dir)
     typer.echo(f"not installed in {path}" if change.outcome is installer.Outcome.UNCHANGED else f"removed from {path}")
+    if change.deleted:
+        typer.echo("file     deleted: hook install had created it, and it has no other settings")
     if change.backup:
         typer.echo(f"backup   {change.backup}")
 

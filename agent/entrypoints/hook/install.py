@@ -34,10 +34,14 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What was done, and the backup of the previous file, if one was made and kept."""
+    """What was done, and the backup of the previous file, if one was made and kept.
+
+    `deleted`: the file was removed, because `install` had created it and nothing else is in it.
+    """
 
     outcome: Outcome
     backup: Path | None = None
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +93,10 @@ def uninstall(path: Path, state_dir: Path) -> Change:
     settings.remove(record.made)
     text, target = settings.render(), path.resolve()
     backup: Path | None = None
+    deleted = _FILE in record.made and not settings.document
     with _translated(path):
         redundant = [old for old in map(Path, record.backups) if _has_no_other_change(old, text, record)]
-        if _FILE in record.made and not settings.document:
+        if deleted:
             _check_unchanged(settings)
             target.unlink()
         else:
@@ -103,7 +108,7 @@ def uninstall(path: Path, state_dir: Path) -> Change:
             with suppress(OSError):  # another program has created files in it
                 target.parent.rmdir()
         _update_records(installed_from, path, None)
-    return Change(Outcome.REMOVED, backup)
+    return Change(Outcome.REMOVED, backup, deleted)
 
 
 def _installed_from(commands: list[HookCommand], default: Path) -> Path:

@@ -17,8 +17,11 @@ ADD = "claude mcp add --scope user akosha-agent -- akosha-agent mcp"
 async def mcp(options: Options) -> int:
     """Run an MCP server (stdio) for a coding assistant: sync, status and restore points.
 
-    To add it to Claude Code: claude mcp add --scope user akosha-agent -- akosha-agent mcp
-    """
+    To add it to Claude Code:
+
+    \b
+    claude mcp add --scope user akosha-agent -- akosha-agent mcp
+    """  # noqa: D301 - \b keeps the command on one line
     if sys.stdin.isatty():
         typer.echo(f"this is an MCP server for a coding assistant; to add it to Claude Code: {ADD}", err=True)
     logs.configure("INFO" if options.verbose else "WARNING", "auto")
