@@ -199,6 +199,8 @@ def assemble(
             recorder=recorder,
             clock=clock,
             rules=RetryRules(s.max_retries, s.retry_backoff_seconds),
+            policy=policy,
+            survey=a.taker.survey,
             sync_lock=sync_lock,
             after_outcome=sync_finished.set,
             errors=errors,

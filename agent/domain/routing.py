@@ -14,6 +14,7 @@ CLOUD = "cloud"
 HTTP = "http"
 AUTO = "auto"
 
+DEFAULT_HTTP_ENDPOINT = "http://localhost:8682/mcp"
 CLOUD_HINT = "set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory"
 
 MANUAL = "manual"

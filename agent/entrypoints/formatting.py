@@ -1,13 +1,16 @@
 """Text for terminals and logs: one-line summaries of results, sizes, times, and hints."""
 
+import itertools
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.events import (
     IngestCompleted,
     IngestFailed,
+    SyncFailed,
     SyncResult,
     SyncSkipped,
     SyncSucceeded,
@@ -22,6 +25,17 @@ _CORRECT_SETTING = "correct the setting; settings are read again at each call"
 def hint_of(error: AkoshaError) -> str:
     """Return the error's hint, or a general one if it has none."""
     return error.hint or (_CORRECT_SETTING if isinstance(error, SettingsError) else SEE_STATUS)
+
+
+def error_lines(label: str, error: str) -> list[str]:
+    """Return the text of an AkoshaError as a line with the message, and a line with the hint if it has one.
+
+    >>> error_lines("cloud: ", "the bucket memories does not exist (create it)")
+    ['cloud: the bucket memories does not exist', '  create it']
+    """
+    if hint := hint_of_text(error):
+        return [label + error.removesuffix(f"({hint})").rstrip(), f"  {hint}"]
+    return [label + error]
 
 
 def hint_of_text(error: str) -> str:
@@ -41,6 +55,16 @@ def hint_of_text(error: str) -> str:
             found = error[at + 1 : -1]
             return found if " " in found else ""
     return ""
+
+
+def sync_lines(result: SyncResult) -> list[str]:
+    """Return the result of a sync in lines: the outcome, the error of each method, and the fix below each error."""
+    if isinstance(result, SyncFailed) and result.errors:
+        return [line for e in result.errors for line in error_lines(f"{e.method}: ", e.error)]
+    if isinstance(result, SyncSucceeded):
+        failed = (error_lines(f"{e.method} failed: ", e.error) for e in result.errors)
+        return [sync_summary(replace(result, errors=())), *itertools.chain.from_iterable(failed)]
+    return [sync_summary(result)]
 
 
 def sync_summary(result: SyncResult) -> str:

@@ -16,11 +16,10 @@ from pydantic import Field, SecretStr, ValidationInfo, field_serializer, field_v
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from agent.domain.routing import plan_route
+from agent.domain.routing import DEFAULT_HTTP_ENDPOINT, plan_route
 from agent.settings import endpoints
 from agent.settings.validators import (
     AUTO_REGION,
-    DEFAULT_HTTP_ENDPOINT,
     KMS,
     Bucket,
     Bus,

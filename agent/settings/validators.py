@@ -11,10 +11,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from agent.domain import naming
 from agent.domain.errors import SettingsError
+from agent.domain.routing import DEFAULT_HTTP_ENDPOINT
 from agent.settings import endpoints
 
 PREFIX = "akosha_"
-DEFAULT_HTTP_ENDPOINT = "http://localhost:8682/mcp"
 AUTO_REGION = "auto"
 KMS = "aws:kms"
 

@@ -10,7 +10,7 @@ import pytest
 
 from agent import __version__
 from tests.support import upload_contents
-from tests.support.machine import COMMAND, Machine
+from tests.support.machine import COMMAND, NO_AKOSHA, Machine
 from tests.support.session_buddy import REAL, STATES, Checker, Finding
 
 PROMISED = {
@@ -133,6 +133,37 @@ def test_sync_without_a_target_names_the_setting(machine):
     assert (done.code, done.out) == (1, "")
     assert "akosha_cloud_bucket" in done.err
     assert machine.status()["pending"] == ["knowledge_graph", "reflection"]
+
+
+def test_sync_without_a_target_and_a_data_directory_names_the_directory(machine):
+    machine.data.rmdir()
+    machine.set(cloud_endpoint=None)
+    done = machine.call("sync")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.splitlines()[0] == f"http: the data directory {machine.data} does not exist"
+    assert "akosha_agent_data_dir" in done.err
+    assert "cannot be reached" not in done.err
+
+
+def test_the_errors_of_two_methods_are_lines_with_their_fixes_below(machine, tmp_path):
+    machine.write(commits=1)
+    missing = tmp_path / "mnt" / "nas"
+    machine.set(cloud_endpoint=missing.as_uri())
+    done = machine.call("sync")
+    assert done.code == 1
+    assert done.err.splitlines() == [
+        f"cloud: {missing.as_uri()} cannot be reached",
+        f"  is the disk mounted? To make the directory: mkdir -p {missing}",
+        f"http: {NO_AKOSHA} cannot be reached",
+        "  start Akosha there, or set akosha_http_endpoint; akosha_enable_fallback: false switches this fallback off",
+    ]
+    assert (
+        f"""
+  last error   {missing.as_uri()} cannot be reached
+               is the disk mounted? To make the directory: mkdir -p {missing}
+"""
+        in machine.call("status").out
+    )
 
 
 def test_run_without_a_target_logs_one_failure(machine):

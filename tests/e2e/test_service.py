@@ -293,11 +293,12 @@ def test_the_service_is_not_started_while_another_agent_runs(scratch):
     assert scratch.commands_run() == [f"systemctl --user start {UNIT}"]
 
 
-def test_a_dry_run_needs_no_session(scratch):
+def test_a_dry_run_without_a_session_ends_as_the_install_does(scratch):
     (scratch.fake / "unreachable").touch()
-    done = scratch.call("install", "--dry-run")
-    assert "Failed to connect to bus" in done.output
-    assert "ExecStart=" in done.output
+    done = scratch.call("install", "--dry-run", code=1)
+    assert done.stderr == scratch.call("install", code=1).stderr
+    assert done.stdout == ""
+    assert "ExecStart=" in scratch.call("install", "--no-start", "--dry-run").output
 
 
 def test_the_home_of_another_user_is_refused(scratch, monkeypatch):

@@ -99,7 +99,7 @@ def test_a_failed_sync_prints_its_message_once_and_logs_only_with_v(machine, tmp
     other = Machine(tmp_path / "other", cloud_endpoint=None, agent_log_level="DEBUG")
     other.write(commits=1)
     done = other.call("sync")
-    assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
+    assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 2)
     assert "akosha_cloud_bucket" in done.err
     for where in (("sync", "-v"), ("-v", "sync")):
         loud = other.call(*where)

@@ -4,6 +4,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+import pytest
+
 from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.application.status_warnings import warnings_in
@@ -14,7 +16,7 @@ from agent.domain.delivery_state import State
 from agent.domain.errors import CloudUploadError, StoreError
 from agent.domain.events import Event, MethodError, SyncProgress, SyncRequested
 from agent.domain.identity import Identity
-from agent.domain.routing import RetryRules
+from agent.domain.routing import RetryRules, SyncPolicy
 from agent.entrypoints.formatting import sync_summary
 from agent.entrypoints.results import ResultDocument
 from tests.support import values
@@ -25,6 +27,9 @@ from tests.support.method import ScriptedMethod
 TRANSIENT = CloudUploadError("the bucket answers 503", "cloud", transient=True)
 PERMANENT = CloudUploadError("403", "cloud", hint="allow s3:PutObject")
 SOURCE = CloudUploadError("reflection: it is a directory", "cloud", forwardable=False)
+
+
+NO_CLOUD = SyncPolicy()
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Setup:
 
 
 @asynccontextmanager
-async def sync_setup(tmp_path, cloud=(), http=()):
+async def sync_setup(tmp_path, cloud=(), http=(), policy=NO_CLOUD):
     clock = ManualClock(values.NOON)
     bus = MemoryBus(clock)
     ledger = inline_ledger(clock)
@@ -64,10 +69,14 @@ async def sync_setup(tmp_path, cloud=(), http=()):
     def ended() -> None:
         b.outcomes += 1
 
+    async def survey():
+        return {}
+
     for method in (b.cloud, b.http):
         subscriber = SyncSubscriber(
             method, bus=bus, requests=requests, ledger=ledger, recorder=recorder,
-            clock=clock, rules=RetryRules(3, 2.0), sync_lock=sync_lock, after_outcome=ended, errors=b.errors,
+            clock=clock, rules=RetryRules(3, 2.0), policy=policy, survey=survey,
+            sync_lock=sync_lock, after_outcome=ended, errors=b.errors,
             jitter=lambda: 0.5,
         )  # fmt: skip
         await bus.subscribe(f"akosha.sync.*.requested.{method.name}", subscriber.handle, durable=method.name)
@@ -165,6 +174,27 @@ async def test_an_unavailable_method_forwards_at_once_without_an_attempt(tmp_pat
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["succeeded"])
         assert b.cloud.asked == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "hint"),
+    [
+        (
+            NO_CLOUD,
+            "start Akosha there, or set akosha_http_endpoint, akosha_cloud_bucket or akosha_cloud_endpoint",
+        ),
+        (SyncPolicy(cloud_configured=True), "akosha_enable_fallback: false switches this fallback off"),
+        (SyncPolicy(cloud_configured=True, force_method="http"), "start Akosha there, or set akosha_http_endpoint"),
+    ],
+    ids=["no bucket", "fallback", "forced"],
+)
+async def test_the_hint_for_an_akosha_that_is_not_there_fits_the_settings(tmp_path, policy, hint):
+    async with sync_setup(tmp_path, policy=policy) as b:
+        b.http.available = False
+        b.http.target = replace(b.http.target, endpoint="http://localhost:8682/mcp")
+        await b.requests.issue(values.request(route=("http",)))
+        await b.until(lambda: b.results() == ["failed"])
+        assert b.received[-1].error == f"http: no Akosha server at http://localhost:8682/mcp ({hint})"
 
 
 async def test_if_the_last_method_fails_all_errors_are_reported(tmp_path):

@@ -10,7 +10,7 @@ import asyncio
 import random
 import re
 import shlex
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -22,14 +22,27 @@ from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.request_log import RequestLog
 from agent.application.sync.results import ResultRecorder
 from agent.application.sync.stall import ProgressReporter, sync_with_restarts
+from agent.domain.databases import Survey
 from agent.domain.delivery_state import Target, TargetRecord
-from agent.domain.errors import AkoshaError, SyncError
+from agent.domain.errors import AkoshaError, SnapshotError, SyncError
 from agent.domain.events import SyncRequested
-from agent.domain.routing import CLOUD, HTTP, URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
+from agent.domain.routing import (
+    CLOUD,
+    DEFAULT_HTTP_ENDPOINT,
+    HTTP,
+    URGENT,
+    Forward,
+    GiveUp,
+    RetryAt,
+    RetryRules,
+    SyncPolicy,
+    next_step,
+    target_backoff,
+)
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Delivered, EventBus, Ledger, Message, Meter, NoMeter, SyncMethod, Unchanged
 
-_HINTS = {HTTP: "start Akosha there, or set akosha_http_endpoint, akosha_cloud_bucket or akosha_cloud_endpoint; "}
+_START_AKOSHA = "start Akosha there, or set akosha_http_endpoint"
 
 _COUNTS = re.compile(r"[\d,]+ (?=wait|were refused)")
 """Counts in messages; they differ between messages about the same condition."""
@@ -48,7 +61,8 @@ class SyncSubscriber:
     """The subscriber of one method.
 
     All subscribers of an agent share `sync_lock`, so that one sync runs at a time, and `unreachable`, the methods whose
-    target could not be reached when it was last needed. `in_progress_seconds`: interval at which a message is reported
+    target could not be reached when it was last needed. `survey` raises SnapshotError if the data directory cannot be
+    read. `in_progress_seconds`: interval at which a message is reported
     as in progress, so that it is not redelivered; a third of the bus's ack wait.
     """
 
@@ -62,6 +76,8 @@ class SyncSubscriber:
         recorder: ResultRecorder,
         clock: Clock,
         rules: RetryRules,
+        policy: SyncPolicy,
+        survey: Callable[[], Awaitable[Survey]],
         sync_lock: asyncio.Lock,
         after_outcome: Callable[[], None],
         errors: asyncio.Queue[Exception],
@@ -73,6 +89,7 @@ class SyncSubscriber:
         self.method = method
         self._meter = meter or NoMeter()
         self._unreachable = set() if unreachable is None else unreachable
+        self._policy, self._survey = policy, survey
         self._rules, self._jitter, self._in_progress_seconds = rules, jitter, in_progress_seconds
         self._bus, self._requests, self._ledger, self._recorder, self._clock = bus, requests, ledger, recorder, clock
         self._sync_lock, self._after_outcome, self._errors = sync_lock, after_outcome, errors
@@ -184,17 +201,26 @@ class SyncSubscriber:
     async def _attempt(self, request: SyncRequested) -> Delivered | Unchanged:
         if not await self.method.is_available():
             self._unreachable.add(self.method.name)
+            await self._check_data_directory()
             record = await self._ledger.record(self.method.target)
+            message, hint = _unreachable(self.method.target, self._policy)
             raise SyncError(
-                f"{self.method.target.endpoint or 'the store'} cannot be reached",
+                message,
                 self.method.name,
-                hint=_hint_for(self.method.target) + "a running agent retries by itself",
+                hint=hint,
                 # After a failed attempt the server may be restarting: retry, unless another method can deliver.
                 transient=bool(_attempts_before(record, request)) and len(request.route) == 1,
             )
         self._unreachable.discard(self.method.name)
         async with ProgressReporter(self._bus, self._clock, request, self.method.name).open() as report:
             return await sync_with_restarts(self.method, request, report)
+
+    async def _check_data_directory(self) -> None:
+        """Raise SyncError if the data directory cannot be read: no target would help."""
+        try:
+            await self._survey()
+        except SnapshotError as error:
+            raise SyncError(error.message, self.method.name, error, hint=error.hint, forwardable=False) from error
 
     async def _give_up(
         self, request: SyncRequested, record: TargetRecord, error: SyncError, step: GiveUp | None
@@ -235,12 +261,24 @@ class SyncSubscriber:
             await asyncio.wait({task})
 
 
-def _hint_for(target: Target) -> str:
-    """Return the hint for a target that cannot be reached, ending in "; ", or ""."""
+def _unreachable(target: Target, policy: SyncPolicy) -> tuple[str, str]:
+    """Return message and hint for a target that cannot be reached. They depend on nothing that changes meanwhile."""
+    message = f"{target.endpoint or 'the store'} cannot be reached"
     if target.method == CLOUD and target.endpoint.startswith("file:"):
         path = "/".join(filter(None, (unquote(target.endpoint.removeprefix("file://")).rstrip("/"), target.bucket)))
-        return f"is the disk mounted? To make the directory: mkdir -p {shlex.quote(path)}; "
-    return _HINTS.get(target.method, "")
+        return message, f"is the disk mounted? To make the directory: mkdir -p {shlex.quote(path)}"
+    if target.method == CLOUD:
+        return message, "check the network, akosha_cloud_endpoint and akosha_cloud_bucket"
+    if target.method != HTTP:
+        return message, ""
+    is_default = target.endpoint == DEFAULT_HTTP_ENDPOINT
+    message = f"no Akosha server at {target.endpoint}" if is_default else message
+    if not policy.cloud_configured:
+        return message, f"{_START_AKOSHA}, akosha_cloud_bucket or akosha_cloud_endpoint"
+    hints = [] if is_default and HTTP in policy.route[1:] else [_START_AKOSHA]
+    if HTTP in policy.route[1:]:
+        hints.append("akosha_enable_fallback: false switches this fallback off")
+    return message, "; ".join(hints)
 
 
 def _is_known(request: SyncRequested, record: TargetRecord, error: SyncError) -> bool:

@@ -15,7 +15,7 @@ from agent.domain.plain_text import printable
 from agent.domain.routing import CLOUD_HINT
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
-from agent.entrypoints.formatting import columns, human_bytes, local_time
+from agent.entrypoints.formatting import columns, error_lines, human_bytes, local_time
 from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.status_view import gather_status
 from agent.ports import MemoryCounts
@@ -71,7 +71,10 @@ def _print(status: StatusDocument, settings: Settings) -> None:
         if target.confirmed_at:
             _echo(f"  confirmed    {CONFIRMED}  ({_age(target.confirmed_at)})")
         if target.error:
-            _echo(f"  last error   {target.error}")
+            message, *hint = error_lines("", target.error)
+            _echo(f"  last error   {message}")
+            for line in hint:
+                _echo(f"               {line.strip()}")
         if target.next_try:
             _echo(f"  next try     {_next_try(status, target.next_try)}")
         rows = [

@@ -12,7 +12,7 @@ from agent.entrypoints import logs
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.progress import progress_bar
-from agent.entrypoints.formatting import sync_summary
+from agent.entrypoints.formatting import sync_lines
 from agent.entrypoints.sync_client import SyncClient
 from agent.settings import Settings
 
@@ -75,5 +75,6 @@ async def sync(
 
         typer.echo(json.dumps(ResultDocument.of(result).to_dict(), indent=2))
     else:
-        typer.echo(printable(sync_summary(result)), err=not result.success)
+        for line in sync_lines(result):
+            typer.echo(printable(line), err=not result.success)
     return 0 if result.success else 1

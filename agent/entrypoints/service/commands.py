@@ -56,7 +56,7 @@ def install(
     spec = ServiceSpec((*program(home, os.environ), "run", *words), variables)
     service_environ = installer.service_environment(home, spec, env.read_environment(file) if file else {})
     found, warnings = _settings(home, spec, service_environ)
-    if not (no_start or dry_run):
+    if not no_start:
         installer.check_no_other_agent(manager, found)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)

@@ -41,12 +41,12 @@ def install(
     """Write the service's file if it must change, enable the service and, with `start`, start it.
 
     `environment`: the file for credentials, created if missing. Raises AkoshaError. If `start` is set and the service
-    manager cannot be reached, raises before writing anything; a dry run only reports that.
+    manager cannot be reached, raises before writing anything; a dry run does the same.
     """
     text = manager.render(spec)
     file_state, old = service_file.read(manager.file)
     restrict_mode = environment is not None and is_open_to_others(environment)
-    before = _state(manager, required=(start or linger) and not runner.dry_run, say=say)
+    before = _state(manager, required=start or linger, say=say)
     changed = text != old
     if environment is not None:
         _prepare_environment(environment, runner, restrict_mode=restrict_mode, say=say)
