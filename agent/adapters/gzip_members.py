@@ -20,6 +20,7 @@ from typing import Protocol
 
 from agent.domain.errors import StateError
 from agent.domain.manifest import Compression
+from agent.ports import Progress, ignore_progress
 
 PIECE_BYTES = 512 * 1024
 """Number of raw bytes that are read at once."""
@@ -57,13 +58,14 @@ class Uncompressed:
     def compression(self) -> Compression:
         return "none"
 
-    async def stream(self, path: Path) -> AsyncGenerator[bytes, None]:
+    async def stream(self, path: Path, *, read: Progress = ignore_progress) -> AsyncGenerator[bytes, None]:
         """Yield the file's bytes. Raises StateError if the staged file cannot be read."""
         size = await asyncio.to_thread(_size, path)
         offset = 0
         while offset < size:
             piece = await asyncio.to_thread(_read, path, offset, min(2 * PIECE_BYTES, size - offset))
             offset += len(piece)
+            read(len(piece))
             yield piece
 
 
@@ -83,7 +85,7 @@ class GzipMembers:
     def compression(self) -> Compression:
         return "gzip"
 
-    async def stream(self, path: Path) -> AsyncGenerator[bytes, None]:
+    async def stream(self, path: Path, *, read: Progress = ignore_progress) -> AsyncGenerator[bytes, None]:
         """Yield the file as gzip members; an empty file is one empty member.
 
         Raises StateError if the staged file cannot be read, or became shorter meanwhile. The threads have ended when
@@ -94,7 +96,7 @@ class GzipMembers:
         stop = threading.Event()
         executor = ThreadPoolExecutor(self._threads, thread_name_prefix="gzip")
         loop = asyncio.get_running_loop()
-        ahead: deque[asyncio.Future[deque[bytes]]] = deque()
+        ahead: deque[asyncio.Future[deque[tuple[bytes, int]]]] = deque()
 
         def begin_next() -> None:
             if (offset := next(offsets, None)) is not None:
@@ -109,17 +111,23 @@ class GzipMembers:
                 ahead.popleft()
                 begin_next()  # before yielding: the consumer may be slow
                 while member:
-                    yield member.popleft()
+                    piece, raw_bytes = member.popleft()
+                    read(raw_bytes)
+                    yield piece
         finally:
             stop.set()
             await asyncio.gather(*ahead, return_exceptions=True)
             executor.shutdown(wait=False)
 
-    def _member(self, path: Path, offset: int, length: int, stop: threading.Event) -> deque[bytes]:
-        """Return the pieces of one member; they are incomplete if `stop` is set, and are not used then."""
+    def _member(self, path: Path, offset: int, length: int, stop: threading.Event) -> deque[tuple[bytes, int]]:
+        """Return the pieces of one member, each with the number of raw bytes in it.
+
+        They are incomplete if `stop` is set, and are not used then.
+        """
         deflater = self._deflater(self._level)
         buffer = memoryview(bytearray(min(PIECE_BYTES, max(length, 1))))
-        pieces: deque[bytes] = deque()
+        pieces: deque[tuple[bytes, int]] = deque()
+        raw_bytes = 0
         try:
             with path.open("rb", buffering=0) as file:
                 file.seek(offset)
@@ -128,11 +136,13 @@ class GzipMembers:
                     if not count:
                         raise _cut_short(path)
                     length -= count
+                    raw_bytes += count
                     if piece := deflater.compress(buffer[:count]):
-                        pieces.append(piece)
+                        pieces.append((piece, raw_bytes))
+                        raw_bytes = 0
         except OSError as error:
             raise _unreadable(path, error) from error
-        pieces.append(deflater.flush())
+        pieces.append((deflater.flush(), raw_bytes))
         return pieces
 
 

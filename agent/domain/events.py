@@ -158,6 +158,7 @@ class SyncSucceeded(SyncResult):
 
     `incomplete` maps databases that stay owed, and memories that the target did not accept, to the reason. `memories`
     counts those that the target has now and lacked before. `errors` are those of the methods that were tried before.
+    `repairs` is the upload before, if it was damaged and its databases were therefore sent again; else "".
     """
 
     type: ClassVar[str] = "akosha.sync.succeeded.v1"
@@ -167,6 +168,7 @@ class SyncSucceeded(SyncResult):
     incomplete: dict[str, str]
     memories: int = 0
     errors: tuple[MethodError, ...] = ()
+    repairs: str = ""
 
     def abridged(self) -> Self:
         first = sorted(self.incomplete)[:MOST_NAMED]

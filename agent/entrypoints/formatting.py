@@ -77,7 +77,8 @@ def sync_summary(result: SyncResult) -> str:
             return f"{result.memories:,} memories, {sent}{missing}{failed}"
         text = f"{result.upload_id}: {len(result.files_uploaded)} objects, {sent}"
         missing = "".join(f"; {name} is still pending: {reason}" for name, reason in sorted(result.incomplete.items()))
-        return f"{text}{missing}{failed}"
+        repaired = f"; {result.repairs} was damaged: its damaged databases were sent again" if result.repairs else ""
+        return f"{text}{repaired}{missing}{failed}"
     if isinstance(result, SyncSkipped):
         return result.why
     return result.error or "failed"

@@ -46,6 +46,9 @@ class ResultDocument(BaseModel):
         default_factory=dict, description="What has not been delivered yet, with the reason. It is retried."
     )
     memories: int = Field(default=0, ge=0, description="Number of memories that the target has now and lacked before.")
+    repairs: str = Field(
+        default="", description="The upload before this one, if it was damaged and its databases were sent again."
+    )
     why: str = Field(default="", description="If skipped: why there was nothing to deliver.")
     errors: list[MethodErrorDocument] = Field(
         default_factory=list, description="Errors of the methods that failed, also before another one succeeded."
@@ -77,6 +80,7 @@ class ResultDocument(BaseModel):
                 "location": result.location,
                 "incomplete": dict(result.incomplete),
                 "memories": result.memories,
+                "repairs": result.repairs,
                 "errors": _errors(result.errors),
             }
         elif isinstance(result, SyncSkipped):

@@ -8,6 +8,7 @@ from typing import Protocol
 from agent.domain.databases import Fingerprint, Survey
 from agent.domain.manifest import Compression
 from agent.domain.upload_plan import RawFile
+from agent.ports.objects import Progress, ignore_progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,9 @@ class Compressor(Protocol):
         """The compression's name in metadata and manifests."""
         ...
 
-    def stream(self, path: Path) -> AsyncGenerator[bytes, None]:
-        """Yield the compressed file in pieces of bounded size, compressed outside the event loop."""
+    def stream(self, path: Path, *, read: Progress = ignore_progress) -> AsyncGenerator[bytes, None]:
+        """Yield the compressed file in pieces of bounded size, compressed outside the event loop.
+
+        `read` is called before each piece with the number of uncompressed bytes in it.
+        """
         ...

@@ -63,6 +63,7 @@ FULL: tuple[Event, ...] = (
         incomplete={"knowledge_graph": "it is a folder"},
         errors=ERRORS[:1],
         memories=7,
+        repairs=upload_id(),
     ),
     replace(skipped(), **RESULT, error="odd"),
     replace(failed(), **RESULT, errors=ERRORS, retry_at=NOON.astimezone(timezone(timedelta(hours=-5)))),

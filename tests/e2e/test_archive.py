@@ -161,3 +161,15 @@ def test_a_prune_with_nothing_to_delete_reports_a_damaged_newest_upload(machine,
         assert (warning["code"], "is damaged: reflection.duckdb" in warning["message"]) == ("pruning_held", True)
         (pruned,) = [e["data"] for e in machine.events() if e["type"] == "akosha.archive.pruned.v1"]
         assert (pruned["held"], pruned["upload_ids"]) == (True, [])
+
+
+@pytest.mark.parametrize("agent_runs", [False, True])
+def test_a_sync_that_repairs_the_newest_upload_names_it(machine, agent_runs):
+    machine.set(agent_upload_on_change="false")
+    newest = machine.manifests[0]["upload_id"]
+    with machine.run() if agent_runs else nullcontext():
+        assert "was damaged" not in machine.call("sync").out
+        damage(machine)
+        done = machine.call("sync")
+        assert (done.code, f"; {newest} was damaged: its damaged databases were sent again" in done.out) == (0, True)
+        assert machine.call("verify").code == 0

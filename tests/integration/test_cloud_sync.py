@@ -17,6 +17,7 @@ from agent.application.archive.prune import Pruner, spared_by
 from agent.application.archive.restore import RestoreRequest
 from agent.application.archive.verify import Verifier
 from agent.application.status_warnings import warnings_in
+from agent.application.sync import subscriber
 from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap, methods
 from agent.bootstrap.home import Home
 from agent.bootstrap.restore import open_restore
@@ -846,3 +847,31 @@ async def test_a_replacement_machine_uploads_only_the_folded_database(rig):
     await restored_elsewhere(rig, "newest")
     assert isinstance(await rig.sync(take_over=True), SyncSkipped), "no database has a WAL now"
     assert len(rig.manifests) == 2
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+async def test_progress_counts_the_uncompressed_bytes_of_its_total(tmp_path, monkeypatch, compressed):
+    phases = []
+
+    class Recorded(subscriber.ProgressReporter):
+        def phase(self, name, total_bytes):
+            phases.append((name, total_bytes, []))
+
+        def moved(self, count):
+            phases[-1][2].append(count)
+
+    monkeypatch.setattr(subscriber, "ProgressReporter", Recorded)
+    rig = Rig(tmp_path, monkeypatch, memories=True)
+    rig.settings["enable_compression"] = compressed
+    sent = await rig.sync()
+    name, total, counts = phases[-1]
+    assert (name, sum(counts)) == ("upload", total)
+    (manifest,) = [
+        Manifest.decode(data) for key, (data, _) in rig.bucket.objects.items() if key.endswith("/manifest.json")
+    ]
+    assert total == sum(part.raw_size for part in manifest.parts) + manifest.memories.size
+    assert (sent.bytes_transferred < total) == compressed
+    rig.commit()
+    await rig.sync()
+    name, total, counts = phases[-1]
+    assert (name, sum(counts)) == ("upload", total)

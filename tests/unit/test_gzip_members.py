@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import os
 import random
 import shutil
 import subprocess
@@ -158,3 +159,14 @@ async def test_a_copy_truncated_while_it_is_read_is_an_error(tmp_path, compresso
     staged.write_bytes(b"short")
     with pytest.raises(StateError, match="became shorter"):
         _ = [piece async for piece in pieces]
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 * PIECE_BYTES + 7, 5 * 2**20])
+@pytest.mark.parametrize("compressor", [GzipMembers(member_bytes=2**20), Uncompressed()], ids=["gzip", "none"])
+async def test_the_raw_bytes_of_the_pieces_are_those_of_the_file(tmp_path, compressor, size):
+    staged = tmp_path / "staged"
+    staged.write_bytes(os.urandom(size))
+    counts = []
+    async for _piece in compressor.stream(staged, read=counts.append):
+        assert sum(counts) <= size
+    assert sum(counts) == size

@@ -23,7 +23,7 @@ class Attempt:
     """One attempt. `same`: copies of databases that the target has already. `changed`: copies of those that it lacks.
 
     `problems`: databases that could not be copied. `abandoned`: ID of an unfinished upload of other bytes, which is not
-    used again.
+    used again. `repairs`: ID of the newest upload, if it is damaged and its databases are sent again.
     """
 
     request: SyncRequested
@@ -34,6 +34,7 @@ class Attempt:
     changed: dict[str, Snapshot] = field(default_factory=dict)
     problems: dict[str, Problem] = field(default_factory=dict)
     abandoned: str | None = None
+    repairs: str = ""
 
     @property
     def urgent(self) -> bool:

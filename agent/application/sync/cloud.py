@@ -15,6 +15,7 @@ manifest   put the manifest and confirm it
 import json
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 
 import structlog
 
@@ -194,7 +195,7 @@ class CloudSync:
             manifest=manifest,
             fingerprints={name: snapshot.fingerprint for name, snapshot in attempt.changed.items()},
             problems=attempt.problems,
-            result=succeeded(manifest, method=CLOUD, location=self._store.location),
+            result=replace(succeeded(manifest, method=CLOUD, location=self._store.location), repairs=attempt.repairs),
         )
 
     def _limit_stalls(self) -> AbstractAsyncContextManager[Callable[[], None]]:
@@ -234,16 +235,20 @@ class CloudSync:
             _log.warning("upload_missing", upload_id=record.newest_upload_id, location=self._store.location)
             await self._ledger.forget(self.target, list(record.databases))
         elif attempt.request.reason in ASKED and record.newest_upload_id and record.intent is None:
-            await self._forget_damaged(record, record.newest_upload_id, progress)
+            attempt.repairs = await self._forget_damaged(record, record.newest_upload_id, progress)
         return await self._ledger.record(self.target)
 
-    async def _forget_damaged(self, record: TargetRecord, newest: str, progress: Callable[[], None]) -> None:
-        """Send databases again that are damaged in the newest upload and exist on this machine."""
+    async def _forget_damaged(self, record: TargetRecord, newest: str, progress: Callable[[], None]) -> str:
+        """Send databases again that are damaged in the newest upload and exist on this machine.
+
+        Return the upload, "" if there are no such databases.
+        """
         damaged = await self._uploads.damaged(newest, progress)
         names = {*record.databases} if damaged is None else damaged
         if to_send := sorted(names & await self._staging.present()):
             _log.warning("newest_upload_damaged", upload_id=newest, location=self._store.location, names=to_send)
             await self._ledger.forget(self.target, to_send)
+        return newest if to_send else ""
 
     async def _forget_missing(self, database: str) -> None:
         """Forget `database` and all others that are missing from the bucket: the next attempt sends them."""

@@ -3,7 +3,8 @@
 All objects are confirmed in the store before the manifest is put, then the manifest itself.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -108,6 +109,38 @@ class SourceObjectMissing(NoSuchObject):
         self.database = part.database
 
 
+class _RawProgress:
+    """Converts the progress of a put, in compressed bytes, to the uncompressed bytes of the file."""
+
+    def __init__(self, moved: Callable[[int], None]) -> None:
+        self._moved = moved
+        self._read = self._compressed = self._sent = self._reported = 0
+        self._marks: deque[tuple[int, int]] = deque()
+
+    def read(self, count: int) -> None:
+        """Count uncompressed bytes of the next piece."""
+        self._read += count
+
+    async def watch(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Yield the pieces, and remember where each ends."""
+        async for piece in pieces:
+            self._compressed += len(piece)
+            self._marks.append((self._compressed, self._read))
+            yield piece
+
+    def sent(self, count: int) -> None:
+        """Report the pieces of which the last byte was sent."""
+        self._sent += count
+        while self._marks and self._marks[0][0] <= self._sent:
+            self.reached(self._marks.popleft()[1])
+
+    def reached(self, raw_bytes: int) -> None:
+        """Report that so many uncompressed bytes of the file are done."""
+        if raw_bytes > self._reported:
+            self._moved(raw_bytes - self._reported)
+            self._reported = raw_bytes
+
+
 @dataclass(slots=True)
 class Upload:
     """One upload in progress. `progress` is called whenever it makes progress.
@@ -164,7 +197,9 @@ class Upload:
         stored = await self._already_there(part.key, part.metadata)
         if stored is None:
             async with aclosing(draft.stream()) as body:
-                stored = await self._put(part.key, body, part.metadata, raw_size=part.size)
+                stored = await self._put(part.key, body, part.metadata, raw_size=part.size, sent=self.report.moved)
+        else:
+            self.report.moved(part.size)
         self._placed[part.key] = stored
 
     async def confirm(
@@ -195,7 +230,8 @@ class Upload:
                     return
             raise
 
-    async def _send(self, step: Send) -> Part:
+    async def _send(self, step: Send, *, counted: bool = True) -> Part:
+        """Send one file. `counted`: its size is part of the phase's total."""
         snapshot = self.staged[step.database]
         name = naming.object_name(step.file.name)
         part = Part(
@@ -213,9 +249,14 @@ class Upload:
             storage_version=snapshot.storage_version,
         )
         stored = await self._already_there(part.key, part.metadata)
+        progress = _RawProgress(self.report.moved if counted else lambda _: None)
         if stored is None:
-            async with aclosing(self.compressor.stream(snapshot.folder / step.file.name)) as body:
-                stored = await self._put(part.key, body, part.metadata, raw_size=part.raw_size)
+            async with (
+                aclosing(self.compressor.stream(snapshot.folder / step.file.name, read=progress.read)) as pieces,
+                aclosing(progress.watch(pieces)) as body,
+            ):
+                stored = await self._put(part.key, body, part.metadata, raw_size=part.raw_size, sent=progress.sent)
+        progress.reached(part.raw_size)
         self._placed[part.key] = stored
         return replace(part, stored_size=stored.size)
 
@@ -224,7 +265,7 @@ class Upload:
         snapshot = self.staged.get(part.database)
         if snapshot is not None:
             raw = next(file for file in snapshot.files if file.name == part.name)
-            return await self._send(Send(part.database, raw))
+            return await self._send(Send(part.database, raw), counted=False)
         if isinstance(error, NoSuchObject) or not await self.uploads.holds(step.part, self.progress):
             raise SourceObjectMissing(step.part) from error
         _log.info("copy_fallback", upload_id=self.upload_id, key=step.part.key, reason=error.message)
@@ -246,10 +287,16 @@ class Upload:
         return stored if stored.metadata == metadata else None
 
     async def _put(
-        self, key: str, body: AsyncIterator[bytes], metadata: Mapping[str, str], *, raw_size: int
+        self,
+        key: str,
+        body: AsyncIterator[bytes],
+        metadata: Mapping[str, str],
+        *,
+        raw_size: int,
+        sent: Callable[[int], None] = lambda _: None,
     ) -> StoredObject:
         def progress(count: int) -> None:
-            self.report.moved(count)
+            sent(count)
             self.progress()
 
         size = part_bytes(raw_size, self.chunk_bytes)
