@@ -343,6 +343,7 @@ async def test_the_credentials_for_doctor_are_read_again_with_a_timeout(helper, 
     limits.expire()
     with pytest.raises(StoreError, match="credential_process of profile work did not answer"):
         await task
+    await until(lambda: not any(map(is_alive, runs(helper)[0])))  # it would take the answer of the next one
     answer(helper, 1)
     found = await store.credentials()
     assert (found.source, found.key_end) == ("custom-process", ACCESS_KEY[-4:])
