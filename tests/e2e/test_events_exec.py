@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.machine import TIMEOUT, Machine, Running
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.long
 
@@ -89,7 +90,7 @@ def test_a_signal_stops_the_command_and_its_result_is_delivered_again(machine):
         child = int((machine.home / "pid").read_text())
         assert is_running(child)
         assert following.stop(signal.SIGTERM) == 128 + signal.SIGTERM, "".join(following.log.raw)
-        assert not is_running(child)
+        wait_until(lambda: not is_running(child))  # a killed process may need a moment
     assert following.printed.raw[-1] == "stopped\n"
     with machine.started("events", "--exec", "echo again $AKOSHA_EVENT_ID", "--durable", "hook") as following:
         assert printed(following, "again") == [f"again {result['id']}"]

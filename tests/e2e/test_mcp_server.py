@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 
 from agent.adapters.state_directory import StateDirectory
 from tests.support.machine import COMMAND, TIMEOUT, Machine, Running
+from tests.support.waiting import wait_until
 
 SYNC, STATUS, POINTS = "sync_to_akosha", "akosha_sync_status", "akosha_restore_points"
 TOKEN = "canary-t0ken"
@@ -127,13 +127,6 @@ def machine(sdk, tmp_path):
     machine = Machine(tmp_path)
     machine.environ |= sdk
     return machine
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def notes(machine: Machine) -> list[Path]:
@@ -262,10 +255,10 @@ def test_a_cancelled_call_withdraws_its_note_and_the_next_one_works(assistant):
     assistant.progress.clear()
     with StateDirectory(assistant.machine.state).lock("holder"):
         call = assistant.start(SYNC)
-        until(lambda: any("(holder), which holds" in message for *_, message in assistant.progress))
-        until(lambda: notes(assistant.machine))
+        wait_until(lambda: any("(holder), which holds" in message for *_, message in assistant.progress))
+        wait_until(lambda: notes(assistant.machine))
         assert call.cancel()
-        until(lambda: not notes(assistant.machine))
+        wait_until(lambda: not notes(assistant.machine))
         assert assistant.status()["running"]["command"] == "holder"
     assert assistant.sync()["success"] is True
 
@@ -336,7 +329,7 @@ def test_a_disconnect_of_the_client_withdraws_the_note_and_exits_0(machine):
     StateDirectory(machine.state).prepare()
     with StateDirectory(machine.state).lock("holder"), called(machine) as server:
         server.printed.wait(lambda line: "(holder), which holds" in line.get("params", {}).get("message", ""))
-        until(lambda: notes(machine))
+        wait_until(lambda: notes(machine))
         server.process.stdin.close()
         assert server.process.wait(TIMEOUT) == 0
         assert notes(machine) == []

@@ -38,8 +38,12 @@ class ResultListener:
 
     def wait(self, wanted: Callable[[], object]) -> None:
         """Wait until `wanted` is true; it is called after each event."""
+        assert self.wait_for(wanted, TIMEOUT), self.ids()
+
+    def wait_for(self, wanted: Callable[[], object], seconds: float) -> bool:
+        """Return whether `wanted` becomes true within a time; it is called after each event."""
         with self._changed:
-            assert self._changed.wait_for(wanted, TIMEOUT), [event["id"] for event in self.received]
+            return bool(self._changed.wait_for(wanted, seconds))
 
     def start(self) -> None:
         self._thread.start()

@@ -1,6 +1,7 @@
 """Waiting for a condition that no event announces."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 LIMIT_SECONDS = 60
@@ -11,3 +12,12 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(LIMIT_SECONDS):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait as `until` does, in a test without an event loop."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.01)

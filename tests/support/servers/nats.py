@@ -103,7 +103,7 @@ class NatsServer:
             command = [_COMMAND, "-c", str(self._folder / "nats.conf")]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.logged("Server is ready")
-        output = self._output()
+        output = self.output
         self._ports = {name: int((re.search(line, output) or [0, -1])[1]) for name, line in _LISTENERS.items()}
         self._websocket_url = (re.search(r"websocket clients on (wss?:\S+)", output) or ["", ""])[1]
         socket.create_connection(("127.0.0.1", self.port), START_SECONDS).close()
@@ -155,18 +155,18 @@ class NatsServer:
     def logged(self, text: str, count: int = 1) -> None:
         """Wait until the output since the last start contains `text` `count` times."""
         deadline = time.monotonic() + START_SECONDS
-        while self._output().count(text) < count:
-            assert self.running, (
-                f"nats-server ended with {self._process and self._process.returncode}\n{self._output()}"
-            )
-            assert time.monotonic() < deadline, f"nats-server did not print {text!r}\n{self._output()}"
+        while self.output.count(text) < count:
+            assert self.running, f"nats-server ended with {self._process and self._process.returncode}\n{self.output}"
+            assert time.monotonic() < deadline, f"nats-server did not print {text!r}\n{self.output}"
             threading.Event().wait(0.002)
 
     @property
     def _log(self) -> Path:
         return self._folder / "nats.log"
 
-    def _output(self) -> str:
+    @property
+    def output(self) -> str:
+        """The server's output since its last start."""
         with self._log.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")
