@@ -42,6 +42,8 @@ class SyncResult(TypedDict):
     """What has not been delivered yet, with the reason."""
     memories: NotRequired[int]
     """Number of memories that the target has now and lacked before."""
+    repairs: NotRequired[str]
+    """The upload before this one, if it was damaged and its databases were sent again; else ""."""
     errors: NotRequired[list[dict[str, str]]]
     """`method` and `error` of each method that failed before this one delivered."""
 

@@ -84,7 +84,7 @@ async def test_the_agents_verification_can_be_switched_off(home):
 
 
 async def test_archive_events_are_recorded_in_the_ledger_or_left_for_its_holder(home):
-    home.prepare()
+    identity = home.prepare()
     first, second = (
         UploadVerified(
             id=f"event-{number}",
@@ -98,9 +98,9 @@ async def test_archive_events_are_recorded_in_the_ledger_or_left_for_its_holder(
         )
         for number in (1, 2)
     )
-    await record_events(home, first)
+    await record_events(home, identity, first)
     with home.lock("run"):
-        await record_events(Home.of(home.settings), second)
+        await record_events(Home.of(home.settings), identity, second)
     ledger = await home.open_ledger()
     assert [event.id for event in await ledger.outbox()] == ["event-1"]
     await ledger.aclose()
