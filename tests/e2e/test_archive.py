@@ -142,6 +142,7 @@ def test_status_shows_only_a_verification_of_the_present_target(machine, tmp_pat
     damage(machine)
     machine.call("verify")
     assert "is DAMAGED" in machine.call("status").out
+    assert "damaged: reflection.duckdb: " in machine.call("doctor").out.replace("\n", " ")
     assert "is intact" not in machine.call("status").out
     machine.set(cloud_endpoint=first.as_uri())
     assert "is DAMAGED" not in machine.call("status").out

@@ -7,8 +7,11 @@ from importlib import metadata
 
 from agent import __version__
 from agent.adapters.unix_http import agent_health
+from agent.application.monitoring.status import VerifyStatus
 from agent.application.status_warnings import warnings_in
 from agent.bootstrap.home import RUN
+from agent.domain.routing import CLOUD
+from agent.domain.status_warning import StatusWarning
 from agent.entrypoints.doctor.context import DoctorContext, in_thread
 from agent.entrypoints.doctor.findings import Finding, Level, error, ok, skipped, warning
 from agent.entrypoints.hook.claude_settings import settings_file
@@ -58,15 +61,22 @@ async def agent(context: DoctorContext) -> list[Finding]:
 
 
 async def warnings(context: DoctorContext) -> list[Finding]:
-    """Report notes that wait for an agent, and the warnings recorded in the ledger."""
+    """Report notes that wait for an agent, the warnings recorded in the ledger, and a damaged newest upload."""
     home = context.home
     found = await home.waiting_notes()
     if await home.has_ledger():
         ledger = await home.read_ledger()
         try:
-            found = (*found, *warnings_in(await ledger.notes()))
+            notes = await ledger.notes()
         finally:
             await ledger.aclose()
+        found = (*found, *warnings_in(notes))
+        cloud = home.targets(await in_thread(home.prepare)).get(CLOUD)
+        last = VerifyStatus.from_notes(notes, cloud) if cloud else None
+        if last and not last.whole:
+            problems = "; ".join(f"{name}: {reason}" for name, reason in sorted(last.problems.items()))
+            text = f"the last check found upload {last.upload_id} damaged: {problems}"
+            found = (*found, StatusWarning(code="verified", message=text, hint="akosha-agent sync sends it again"))
     if not found:
         return [ok(WARNINGS, "none recorded, and no notes wait for an agent")]
     return [warning(WARNINGS, one.message, hint=one.hint or "akosha-agent status", detail=one.code) for one in found]
