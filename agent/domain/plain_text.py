@@ -8,6 +8,7 @@ match ordinary words.
 import base64
 import json
 import re
+from collections.abc import Mapping
 from urllib.parse import quote, quote_plus
 
 MASK = "********"
@@ -54,6 +55,11 @@ def printable(text: str, *, lines: bool = False) -> str:
         return text
     kept = f"{_SPACES}\n" if lines else _SPACES
     return "".join(char if char.isprintable() or char in kept else _escape(char) for char in text)
+
+
+def problem_list(problems: Mapping[str, str]) -> str:
+    """Return problems in one line, sorted by name: `name: reason; name: reason`."""
+    return "; ".join(f"{name}: {reason}" for name, reason in sorted(problems.items()))
 
 
 def safe_text(text: str, *, lines: bool = False) -> str:

@@ -17,6 +17,7 @@ from agent.domain.events import (
     UploadsPruned,
     UploadVerified,
 )
+from agent.domain.plain_text import problem_list
 
 SEE_STATUS = "run akosha-agent status to see the problem"
 _CORRECT_SETTING = "correct the setting; settings are read again at each call"
@@ -99,7 +100,7 @@ def verify_summary(event: UploadVerified) -> str:
     checked = "downloaded and read" if event.deep else "compared with the manifest"
     if event.whole:
         return f"{event.upload_id}: intact, {event.objects} objects {checked}"
-    problems = "; ".join(f"{name}: {reason}" for name, reason in sorted(event.problems.items()))
+    problems = problem_list(event.problems)
     return f"{event.upload_id}: DAMAGED, {event.objects} objects {checked}: {problems}"
 
 

@@ -24,6 +24,7 @@ from agent.domain.delivery_state import Target
 from agent.domain.errors import LedgerDamaged, NamingError, SnapshotError, StateError, StoreError
 from agent.domain.events import UploadVerified
 from agent.domain.identity import Identity
+from agent.domain.plain_text import problem_list
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger, SnapshotTaker
 
@@ -361,7 +362,7 @@ async def _update_damage_warning(schedule: DeepSchedule, ledger: Ledger, clock: 
 
 
 def _one_line(problems: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {reason}" for name, reason in sorted(problems.items()))[:LONGEST_NAMED]
+    return problem_list(problems)[:LONGEST_NAMED]
 
 
 def _status(found: VerifyResult | UploadVerified, at: datetime) -> VerifyStatus:

@@ -7,6 +7,7 @@ from agent.application.monitoring.health import HealthMonitor
 from agent.application.monitoring.status import Status
 from agent.application.signal import Signal
 from agent.domain.errors import AkoshaError
+from agent.domain.plain_text import problem_list
 from agent.ports import Clock, Ledger, Supervisor
 
 _log = structlog.get_logger()
@@ -52,7 +53,7 @@ class SupervisorLoop:
 
     async def _line(self) -> str:
         if problems := self._health.problems():
-            return "unhealthy: " + "; ".join(f"{name}: {reason}" for name, reason in sorted(problems.items()))
+            return "unhealthy: " + problem_list(problems)
         try:
             return line(await self._agent_service.brief_status())
         except AkoshaError as error:

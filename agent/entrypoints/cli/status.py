@@ -11,7 +11,7 @@ from agent.bootstrap.home import RUN, Home
 from agent.bootstrap.stores import location_of
 from agent.domain.identity import suffixed
 from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
-from agent.domain.plain_text import printable
+from agent.domain.plain_text import printable, problem_list
 from agent.domain.routing import CLOUD_HINT
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
@@ -127,7 +127,7 @@ def _verified(last: VerifyStatus) -> str:
     """Return the result of the last verification of the newest upload."""
     if last.whole:
         return f"{last.upload_id} is intact  ({_age(last.at)})"
-    problems = "; ".join(f"{name}: {reason}" for name, reason in sorted(last.problems.items()))
+    problems = problem_list(last.problems)
     return f"{last.upload_id} is DAMAGED  ({_age(last.at)}): {problems}"
 
 

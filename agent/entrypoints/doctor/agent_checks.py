@@ -10,6 +10,7 @@ from agent.adapters.unix_http import agent_health
 from agent.application.monitoring.status import VerifyStatus
 from agent.application.status_warnings import warnings_in
 from agent.bootstrap.home import RUN
+from agent.domain.plain_text import problem_list
 from agent.domain.routing import CLOUD
 from agent.domain.status_warning import StatusWarning
 from agent.entrypoints.doctor.context import DoctorContext, in_thread
@@ -74,7 +75,7 @@ async def warnings(context: DoctorContext) -> list[Finding]:
         cloud = home.targets(await in_thread(home.prepare)).get(CLOUD)
         last = VerifyStatus.from_notes(notes, cloud) if cloud else None
         if last and not last.whole:
-            problems = "; ".join(f"{name}: {reason}" for name, reason in sorted(last.problems.items()))
+            problems = problem_list(last.problems)
             text = f"the last check found upload {last.upload_id} damaged: {problems}"
             found = (*found, StatusWarning(code="verified", message=text, hint="akosha-agent sync sends it again"))
     if not found:
