@@ -2,9 +2,7 @@
 
 import json
 import signal
-import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +12,7 @@ from agent.entrypoints.cli.app import app
 from agent.entrypoints.hook import command_line
 from agent.settings.sources import variable
 from tests.faults import restricted
+from tests.support.hook import run_hook
 from tests.support.machine import COMMAND, Machine
 
 SESSIONS = 100
@@ -27,11 +26,7 @@ def machine(tmp_path):
 def end_session(machine, session_id: str, prefix=(COMMAND,)) -> None:
     data = json.dumps({"session_id": session_id, "reason": "other", "hook_event_name": "SessionEnd"})
     words = [*prefix, "hook", "session-end", "--state-dir", str(machine.state)]
-    # Written before the hook starts, as Claude Code does, so that a busy test process does not delay the hook.
-    with tempfile.TemporaryFile() as stdin:
-        stdin.write(data.encode())
-        stdin.seek(0)
-        done = subprocess.run(words, stdin=stdin, env=machine.environ, capture_output=True)
+    done = run_hook(words, data=data.encode(), env=machine.environ)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), done.stderr
 
 
@@ -115,7 +110,7 @@ def test_an_installed_hook_runs_in_any_environment_and_uninstall_removes_it(mach
     (project / "agent" / "__init__.py").write_text("raise SystemExit('another agent')")
     shell = ["/bin/sh", "-c", entry["command"]]
     environ = {"PYTHONPATH": str(project)}
-    done = subprocess.run(shell, input=data, env=environ, cwd=project, capture_output=True)
+    done = run_hook(shell, data=data, env=environ, cwd=project)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     (note,) = (machine.state / "spool").iterdir()
     event = json.loads(note.read_bytes())
@@ -152,7 +147,7 @@ def test_install_replaces_a_shell_hook_by_the_exec_form_if_supported(machine, ho
     assert hook("status").exit_code == 0, "a shell line runs in every version"
     assert hook("install").stdout.startswith("updated")
     (direct,) = entries(settings)
-    done = subprocess.run([direct["command"], *direct["args"]], input=b"{}", env={}, capture_output=True)
+    done = run_hook([direct["command"], *direct["args"]], data=b"{}", env={})
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert len(list((state / "spool").glob("[!.]*.json"))) == 1
     (command,) = json.loads(hook("status", "--json").stdout)["commands"]

@@ -75,6 +75,15 @@ def test_behind_a_proxy_the_tcp_address_is_that_of_the_proxy(monkeypatch):
     assert BucketAddress("bucket", "https://minio.example.org", "auto").tcp_address == ("minio.example.org", 443)
 
 
+def test_cas_are_needed_for_a_tls_endpoint_and_for_a_tls_proxy(monkeypatch):
+    plain, secure = BucketAddress("bucket", "http://nas.example:9000", "auto"), BucketAddress("bucket", R2, "auto")
+    assert (plain.uses_tls, secure.uses_tls, BucketAddress("bucket", "", "auto").uses_tls) == (False, True, True)
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    assert plain.uses_tls is False
+    monkeypatch.setenv("http_proxy", "https://proxy.example:3128")
+    assert plain.uses_tls is True
+
+
 def test_the_text_of_an_address_has_no_secret():
     assert (
         str(BucketAddress("bucket", "https://user:canary@minio.example.org:9000/", "auto"))

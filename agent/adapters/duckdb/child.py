@@ -12,10 +12,11 @@ import queue
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from agent.adapters.duckdb.contents import Contents, contents, fold, is_unsupported
-from agent.adapters.duckdb.engine import limit_resources, opened, reason
+from agent.adapters.duckdb.contents import contents, fold, is_unsupported
+from agent.adapters.duckdb.engine import Engine, limit_resources, opened, reason
 from agent.adapters.duckdb.frames import BEAT, BEAT_SECONDS, BEGIN, FOLD, OPEN, PAGE, READ, VERIFY, framed
 from agent.adapters.duckdb.reading import Reading
 from agent.domain.memories import Json
@@ -78,50 +79,66 @@ def main() -> int:
     return 0
 
 
-def _serve(copy: Path, commands: Commands) -> None:
+class _Copy:
+    """The copy. The connection that verified it also reads it: DuckDB needs 30 ms of processor time to open one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened = ExitStack()
+        self._engine: Engine | None = None
+
+    def engine(self) -> Engine:
+        """Return the open copy; opens it if it is closed. Raises DuckDB's errors."""
+        if self._engine is None:
+            self._engine = self._opened.enter_context(opened(self.path))
+        return self._engine
+
+    def close(self) -> None:
+        self._engine = None
+        self._opened.close()
+
+
+def _serve(path: Path, commands: Commands) -> None:
+    copy = _Copy(path)
     while True:
         verb, argument = _next(commands)
         if verb == VERIFY:
             _output.answer({"verdict": _verdict(copy)})
         elif verb == FOLD:
-            _output.answer({"folded": fold(copy)})
+            copy.close()
+            _output.answer({"folded": fold(path)})
         elif verb == OPEN:
-            _read(copy, str(json.loads(argument)), commands)
+            _read(copy.engine(), str(json.loads(argument)), commands)
         else:
             raise ValueError(f"no such command: {verb!r}")
 
 
-def _verdict(copy: Path) -> Json:
+def _verdict(copy: _Copy) -> Json:
+    """Read every column of every row that this DuckDB supports. Does not modify the copy."""
     try:
-        found = examine(copy)
+        found = contents(copy.engine())
     except Exception as error:  # noqa: BLE001 - any error of DuckDB is the verdict
-        return {"error": reason(error, copy.parent), "damaged": not is_unsupported(error)}
+        copy.close()
+        return {"error": reason(error, copy.path.parent), "damaged": not is_unsupported(error)}
     return {"rows": dict(found.rows), "unread": dict(found.unread)}
 
 
-def examine(copy: Path) -> Contents:
-    """Read every column of every row that this DuckDB supports. Does not modify the copy."""
-    with opened(copy) as engine:
-        return contents(engine)
-
-
-def _read(copy: Path, graph: str, commands: Commands) -> None:
+def _read(engine: Engine, graph: str, commands: Commands) -> None:
     """Read memories from the copy at the parent's commands, until the process ends."""
-    with opened(copy) as engine:
-        reading = Reading(engine, graph)
-        _output.answer({"tables": len(reading.tables)})
-        while True:
-            verb, argument = _next(commands)
-            if verb == BEGIN:
-                reading.begin()
-                _output.answer({"started": True})
-            elif verb == PAGE:
-                _output.answer({"page": reading.page()})
-                reading.prefetch()
-            elif verb == READ:
-                _output.answer({"rows": reading.read(json.loads(argument))})
-            else:
-                raise ValueError(f"no such command: {verb!r}")
+    reading = Reading(engine, graph)
+    _output.answer({"tables": len(reading.tables)})
+    while True:
+        verb, argument = _next(commands)
+        if verb == BEGIN:
+            reading.begin()
+            _output.answer({"started": True})
+        elif verb == PAGE:
+            _output.answer({"page": reading.page()})
+            reading.prefetch()
+        elif verb == READ:
+            _output.answer({"rows": reading.read(json.loads(argument))})
+        else:
+            raise ValueError(f"no such command: {verb!r}")
 
 
 def _next(commands: Commands) -> tuple[bytes, bytes]:

@@ -72,6 +72,12 @@ class BucketAddress:
         return proxy_for(self.host, self._scheme)
 
     @property
+    def uses_tls(self) -> bool:
+        """Whether any connection uses TLS: to the endpoint, or to its proxy."""
+        proxy = self.proxy
+        return self._scheme == "https" or (proxy is not None and proxy.scheme == "https")
+
+    @property
     def _scheme(self) -> str:
         return urlsplit(self.endpoint).scheme or "https"
 

@@ -142,8 +142,9 @@ class ClientBuilder:
         check_variants(address, session._session.get_scoped_config())  # noqa: SLF001
         await self._chain(session, thread).credentials()
         region = address.signing_region or session.region_name or "us-east-1"
+        verify = self._verify if address.uses_tls else False  # loading the CAs takes 40 ms of processor time
         owner: AbstractAsyncContextManager[Any] = session.client(
-            "s3", region_name=region, endpoint_url=address.endpoint or None, verify=self._verify, config=config
+            "s3", region_name=region, endpoint_url=address.endpoint or None, verify=verify, config=config
         )
         client = await owner.__aenter__()
         client.meta.events.register("before-sign.s3.DeleteObjects", sign_by_md5)
