@@ -33,6 +33,23 @@ _OURS = frozenset({"type", "original_id", "database", "digest"})
 _EMBEDDING = b',"embedding":'
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
+OPENING = b'{"conversations":['
+CLOSING = b"]}"
+PIECE_BYTES = 2**20
+
+_MOST_WAITING = 500
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+MAX_LINE_BYTES = 64 * 2**20
+PAGE_ROWS = 200
+PAGE_BYTES = 4 * 2**20
+"""A page ends with the row that exceeds this size, so that memory is bounded by a page and a line."""
+
+__all__ = ["JsonMemoriesFile"]
+
+_log = structlog.get_logger()
+
 
 def encode(memory: Memory, system_id: str) -> bytes:
     """Return the memory as a line without newline. Raises SnapshotError if it cannot be represented in JSON."""
@@ -135,17 +152,6 @@ def _time(entry: Mapping[str, object]) -> str | None:
     except ValueError:
         pass
     raise WireError(f"{text[:100]!r} is not a time with an offset")
-
-
-OPENING = b'{"conversations":['
-CLOSING = b"]}"
-PIECE_BYTES = 2**20
-
-_log = structlog.get_logger()
-
-_MOST_WAITING = 500
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Draft:
@@ -264,12 +270,6 @@ class Draft:
         return SnapshotError(f"the memories cannot be written: {reason}", hint=f"check {folder}", transient=True)
 
 
-MAX_LINE_BYTES = 64 * 2**20
-PAGE_ROWS = 200
-PAGE_BYTES = 4 * 2**20
-"""A page ends with the row that exceeds this size, so that memory is bounded by a page and a line."""
-
-
 class FileSource:
     """The memories in one file of one system. Holds the complete memories of the last page."""
 
@@ -351,9 +351,6 @@ class _Reading:
 
     def _error(self, problem: str) -> WireError:
         return WireError(f"memories.json, line {self._line}: {problem}")
-
-
-__all__ = ["JsonMemoriesFile"]
 
 
 class JsonMemoriesFile:

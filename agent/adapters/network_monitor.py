@@ -32,6 +32,8 @@ _NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 SourceAddresses = tuple[str, ...]
 """One source address per address family; "" if the kernel has no route."""
 
+_EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
+
 
 def seconds_asleep() -> float:
     """Return the seconds that the machine has slept since boot; 0 if its clocks do not show it."""
@@ -95,6 +97,3 @@ class MachineNetworkMonitor:
     def _ahead(self) -> float:
         """Return the wall clock minus the monotonic clock: the difference changes if the wall clock jumps."""
         return (self._clock.now() - _EPOCH).total_seconds() - self._clock.monotonic()
-
-
-_EPOCH = datetime(2020, 1, 1, tzinfo=UTC)

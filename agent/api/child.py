@@ -18,7 +18,7 @@ from agent.api.process import Request
 from agent.bootstrap.home import Home
 from agent.domain.errors import AkoshaError
 from agent.entrypoints import logs
-from agent.entrypoints.results import ResultDocument
+from agent.entrypoints.result_document import ResultDocument
 from agent.entrypoints.shutdown import run_to_end
 from agent.entrypoints.sync_client import SyncClient
 

@@ -102,8 +102,8 @@ class SyncRequested(Event):
 
     Every trigger publishes this event. `reason` names the trigger (manual, session_end, file_change, startup, retry,
     remote). `errors` are those of the methods that failed before. `caused_by` are the IDs of the session ends that the
-    request answers. The fields `upload_*`, `take_over` and
-    `new_target` are copied from the SyncAsked, if there is one.
+    request answers. The fields `upload_*`, `take_over` and `new_target` are copied from the SyncAsked, if
+    there is one.
     """
 
     type: ClassVar[str] = "akosha.sync.requested.v1"

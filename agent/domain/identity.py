@@ -20,6 +20,24 @@ from agent.domain import naming
 from agent.domain.delivery_state import Target
 from agent.domain.errors import WireError
 
+VERSION = 1
+MAX_BYTES = 64 * 2**10
+"""Larger objects are not read as owner.json."""
+
+SUFFIX_DIGITS = (4, 8)
+"""Number of digits of the machine's hash in a suffix; the second if the first suffix is taken, too."""
+
+_SALT = b"akosha-agent owner 1\0"
+_HEX_64 = re.compile(r"[0-9a-f]{64}")
+_AGENT_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_CLAIM_ID = re.compile(r"[0-9a-f]{32}")
+_NOT_HOST = re.compile(r"[^A-Za-z0-9_.-]+")
+_LONGEST_HOST = 64
+_LONGEST_PATH = 4096
+
+NOTE = "owner "
+"""Prefix of the keys of claims' notes; the target's ID follows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -36,22 +54,6 @@ class Identity:
     def durable(self, role: str) -> str:
         """Return the name of this agent's durable consumer on the bus, for one role."""
         return f"{self.system_id}-{self.agent_id[:8]}-{role}"
-
-
-VERSION = 1
-MAX_BYTES = 64 * 2**10
-"""Larger objects are not read as owner.json."""
-
-SUFFIX_DIGITS = (4, 8)
-"""Number of digits of the machine's hash in a suffix; the second if the first suffix is taken, too."""
-
-_SALT = b"akosha-agent owner 1\0"
-_HEX_64 = re.compile(r"[0-9a-f]{64}")
-_AGENT_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
-_CLAIM_ID = re.compile(r"[0-9a-f]{32}")
-_NOT_HOST = re.compile(r"[^A-Za-z0-9_.-]+")
-_LONGEST_HOST = 64
-_LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +202,6 @@ class Refusal(StrEnum):
     """This ledger has a claim, or uploads, and there is no owner.json."""
     DAMAGED = "damaged"
     """owner.json cannot be read."""
-
-
-NOTE = "owner "
-"""Prefix of the keys of claims' notes; the target's ID follows."""
 
 
 def note_key(target: Target) -> str:

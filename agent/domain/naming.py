@@ -34,6 +34,12 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _METHOD = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _STAMP = "%Y%m%d_%H%M%S"
 
+MAX_CLOCK_SKEW = timedelta(minutes=5)
+"""How far an ID may be ahead of the store's clock, since clocks differ slightly."""
+
+MAX_COMPLETION_DELAY = timedelta(hours=1)
+"""Maximum time between an upload's ID and its manifest for which the time in the ID is trusted."""
+
 
 def sanitise_system_id(text: str) -> str:
     """Return `text` as a system ID: other characters become `-`, truncated to 84. Raises NamingError if it is empty."""
@@ -211,13 +217,6 @@ def subject_matches(pattern: str, subject: str) -> bool:
         if at >= len(given) or piece not in ("*", given[at]):
             return False
     return len(wanted) == len(given)
-
-
-MAX_CLOCK_SKEW = timedelta(minutes=5)
-"""How far an ID may be ahead of the store's clock, since clocks differ slightly."""
-
-MAX_COMPLETION_DELAY = timedelta(hours=1)
-"""Maximum time between an upload's ID and its manifest for which the time in the ID is trusted."""
 
 
 def is_in_future(upload: str, now: datetime) -> bool:

@@ -25,6 +25,37 @@ _SPACES = "\u00a0\u202f\u3000"
 _hidden: tuple[str, ...] = ()
 """All encodings of all secrets, longest first, because one may be a part of another."""
 
+_VALUE = r"""['"]?\s*[:=,]\s*b?['"]?"""
+"""The text between a name and its value in headers, queries, JSON, and Python's repr of a mapping or a pair."""
+
+_PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
+    (("authorization",), re.compile(rf"(?i)(authorization{_VALUE})[^'\"\r\n}}]+"), rf"\1{MASK}"),
+    (("bearer",), re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"), rf"\1{MASK}"),
+    (("aws4-hmac",), re.compile(r"(AWS4-HMAC-SHA256)\s+[^'\"\r\n]+"), rf"\1 {MASK}"),
+    (
+        ("security-token", "signature", "x-amz-credential"),
+        re.compile(rf"(?i)((?:x-amz-security-token|signature|x-amz-credential){_VALUE})[^\s'\"&,}}]{{6,}}"),
+        rf"\1{MASK}",
+    ),
+    (
+        ("pass", "secret", "_token", "api_key"),
+        re.compile(
+            r"(?i)((?:password|passwd|pass|secret|secret_access_key|session_token|auth_token|access_token|api_key)"
+            r"(?:=|['\"]\s*:\s*b?['\"]))[^\s'\",&}]{6,}"
+        ),
+        rf"\1{MASK}",
+    ),
+    (("://",), re.compile(r"(://)[^/\s'\"<>]*@"), rf"\1{MASK}@"),
+    (
+        ("-----begin",),
+        re.compile(r"-----BEGIN [A-Z ]*(?:KEY|SEED|JWT)-----.*?(?:-----END[^-]*-----|\Z)", re.DOTALL),
+        MASK,
+    ),
+    (("eyj",), re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), MASK),
+    (tuple(f"s{kind}" for kind in "uaocnx"), re.compile(r"\bS[UAOCNX][A-Z2-7]{56}\b"), MASK),
+)
+"""Words, pattern, replacement. Every match contains at least one of these words in lower case (a fast pre-check)."""
+
 
 def hide(*secrets: str) -> None:
     """Mask these values in all texts of this process from now on. Idempotent, and cheap for known values."""
@@ -96,35 +127,3 @@ def _forms(secret: str) -> set[str]:
         repr(encoded)[2:-1],
         base64.b64encode(encoded).decode(),
     }
-
-
-_VALUE = r"""['"]?\s*[:=,]\s*b?['"]?"""
-"""The text between a name and its value in headers, queries, JSON, and Python's repr of a mapping or a pair."""
-
-_PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
-    (("authorization",), re.compile(rf"(?i)(authorization{_VALUE})[^'\"\r\n}}]+"), rf"\1{MASK}"),
-    (("bearer",), re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"), rf"\1{MASK}"),
-    (("aws4-hmac",), re.compile(r"(AWS4-HMAC-SHA256)\s+[^'\"\r\n]+"), rf"\1 {MASK}"),
-    (
-        ("security-token", "signature", "x-amz-credential"),
-        re.compile(rf"(?i)((?:x-amz-security-token|signature|x-amz-credential){_VALUE})[^\s'\"&,}}]{{6,}}"),
-        rf"\1{MASK}",
-    ),
-    (
-        ("pass", "secret", "_token", "api_key"),
-        re.compile(
-            r"(?i)((?:password|passwd|pass|secret|secret_access_key|session_token|auth_token|access_token|api_key)"
-            r"(?:=|['\"]\s*:\s*b?['\"]))[^\s'\",&}]{6,}"
-        ),
-        rf"\1{MASK}",
-    ),
-    (("://",), re.compile(r"(://)[^/\s'\"<>]*@"), rf"\1{MASK}@"),
-    (
-        ("-----begin",),
-        re.compile(r"-----BEGIN [A-Z ]*(?:KEY|SEED|JWT)-----.*?(?:-----END[^-]*-----|\Z)", re.DOTALL),
-        MASK,
-    ),
-    (("eyj",), re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), MASK),
-    (tuple(f"s{kind}" for kind in "uaocnx"), re.compile(r"\bS[UAOCNX][A-Z2-7]{56}\b"), MASK),
-)
-"""Words, pattern, replacement. Every match contains at least one of these words in lower case (a fast pre-check)."""

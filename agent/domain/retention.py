@@ -14,6 +14,8 @@ from agent.domain.naming import check_system_id, upload_time, uploads_prefix
 
 NEWEST = "newest"
 
+MIN_DAYS = 92
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepRules:
@@ -109,9 +111,6 @@ def _month(at: datetime) -> str:
 def _week(at: datetime) -> str:
     year, week, _ = at.isocalendar()
     return f"{year:04d}-W{week:02d}"
-
-
-MIN_DAYS = 92
 
 
 def days_kept(rules: KeepRules) -> int:

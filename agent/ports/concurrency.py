@@ -18,6 +18,8 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 T = TypeVar("T")
 
+P = ParamSpec("P")
+
 
 async def finish_cleanup(task: "asyncio.Task[Any]", seconds: float) -> None:
     """Wait for a cleanup task without passing on a cancellation; cancel the task after `seconds`.
@@ -99,9 +101,6 @@ async def gather_all(work: Sequence[Coroutine[Any, Any, T]], name: str) -> list[
     async with ConcurrentTasks(name) as tasks:
         started = [tasks.start(each) for each in work]
     return [task.result() for task in started]
-
-
-P = ParamSpec("P")
 
 
 class DaemonExecutor(ThreadPoolExecutor):

@@ -25,6 +25,11 @@ _TOKEN = re.compile(r"[\x21-\x7e]*")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]*")
 _NKEY_SEED = re.compile(r"SU[A-Z2-7]{56}")
 
+Bucket = Annotated[str, AfterValidator(endpoints.check_bucket)]
+CloudEndpoint = Annotated[str, AfterValidator(endpoints.check_cloud_endpoint)]
+
+NatsUrl = Annotated[str, AfterValidator(endpoints.check_nats_url)]
+
 
 class EarlierFieldError(ValueError):
     """An error of the field `key`, raised by the validator of a later field, since fields are validated in order."""
@@ -126,10 +131,7 @@ def _path(value: Path, what: str) -> Path:
 
 Integer = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Bucket = Annotated[str, AfterValidator(endpoints.check_bucket)]
-CloudEndpoint = Annotated[str, AfterValidator(endpoints.check_cloud_endpoint)]
 HttpEndpoint = Annotated[str, AfterValidator(_http_endpoint)]
-NatsUrl = Annotated[str, AfterValidator(endpoints.check_nats_url)]
 Region = Annotated[str, AfterValidator(_region)]
 SystemId = Annotated[str, AfterValidator(_system_id)]
 Token = Annotated[SecretStr, AfterValidator(_token)]

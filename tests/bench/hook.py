@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agent.entrypoints.hook.command_line import hook_command
+from agent.entrypoints.hook.hook_command import hook_command
 from agent.settings import Settings
 from tests.bench.report import Line
 from tests.support.machine import Machine

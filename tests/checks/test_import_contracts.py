@@ -11,15 +11,17 @@ ROOT = Path(__file__).parents[2]
 PLANTED = {
     "Layers: a module imports only from layers below its own": (
         "application/sync/results.py",
-        "import agent.entrypoints.results",
+        "import agent.entrypoints.result_document",
     ),
     "Layers of the application": ("application/sync/attempt.py", "import agent.application.archive.catalog"),
     "The core knows no technology": ("application/sync/bucket_uploads.py", "import sqlite3"),
     "The domain is the standard library": ("domain/routing.py", "import asyncio"),
+    "The core gets values, not settings": ("ports/objects.py", "import agent.settings"),
+    "Adapters know the ports, not the use cases": ("adapters/gunzip.py", "import agent.application.signal"),
     "Adapters do not import each other": ("adapters/spool.py", "import agent.adapters.wire"),
     "Only the bootstrap imports adapters": ("entrypoints/cli/events.py", "import agent.adapters.wire"),
     "Only the child process imports duckdb": ("entrypoints/cli/status.py", "import duckdb"),
-    "No import cycles": ("entrypoints/results.py", "import agent.entrypoints.cli.sync"),
+    "No import cycles": ("entrypoints/result_document.py", "import agent.entrypoints.cli.sync"),
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.entrypoints.mcp.tools import RestorePoint, tool_definitions
-from agent.entrypoints.results import ResultDocument
+from agent.entrypoints.result_document import ResultDocument
 
 ROOT = Path(__file__).parents[2]
 ASSISTANTS = (ROOT / "docs" / "guides" / "assistants-mcp.md").read_text(encoding="utf-8")

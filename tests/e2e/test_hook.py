@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.entrypoints.cli.app import app
-from agent.entrypoints.hook import command_line
+from agent.entrypoints.hook import hook_command
 from agent.settings.sources import variable
 from tests.faults import restricted
 from tests.support.hook import run_hook
@@ -115,7 +115,7 @@ def test_an_installed_hook_runs_in_any_environment_and_uninstall_removes_it(mach
     (note,) = (machine.state / "spool").iterdir()
     event = json.loads(note.read_bytes())
     assert (event["source"], event["data"]["session_id"]) == ("urn:akosha-agent:laptop", "s-1")
-    monkeypatch.setattr(command_line.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(hook_command.sys, "executable", "/nowhere/python")
     monkeypatch.setenv("PATH", "/nowhere")
     moved = hook("status")
     assert (moved.exit_code, moved.stdout.split(":")[0]) == (1, "hook     outdated")

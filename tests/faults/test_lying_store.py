@@ -8,7 +8,7 @@ from agent.application.archive.catalog import Catalog
 from agent.application.archive.verify import Verifier
 from agent.application.sync import upload
 from agent.application.sync.bucket_uploads import BucketUploads
-from agent.application.sync.cloud import LOST_REASON
+from agent.application.sync.lost_databases import LOST_REASON
 from agent.domain.events import SyncFailed, SyncSucceeded
 from tests.integration.test_cloud_sync import PREFIX, Rig
 from tests.support.servers.faulty_proxy import answer_with, ending, swallow

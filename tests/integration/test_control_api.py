@@ -22,7 +22,7 @@ from agent.domain.events import IngestFailed, SyncAsked
 from agent.entrypoints.control_api import Limits
 from agent.entrypoints.control_api.auth import load_or_create_token
 from agent.entrypoints.control_api.server import ControlSocket
-from agent.entrypoints.results import ResultDocument
+from agent.entrypoints.result_document import ResultDocument
 from agent.entrypoints.status_document import StatusDocument
 from agent.settings import Settings
 from tests.support import values

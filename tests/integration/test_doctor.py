@@ -31,7 +31,7 @@ from agent.entrypoints.doctor.context import DoctorContext
 from agent.entrypoints.doctor.findings import Level
 from agent.entrypoints.doctor.run import examine
 from agent.entrypoints.hook.claude_settings import ClaudeSettings
-from agent.entrypoints.hook.command_line import HookCommand
+from agent.entrypoints.hook.hook_command import HookCommand
 from agent.entrypoints.service.manager import Runner, ServiceSpec
 from agent.entrypoints.service.systemd import Systemd
 from agent.settings import Settings

@@ -17,7 +17,7 @@ import pytest
 
 from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, WarmChildren
 from agent.adapters.duckdb.child_process import CHILD
-from agent.adapters.duckdb.frames import PAGE_ROWS
+from agent.adapters.duckdb.child_protocol import PAGE_ROWS
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.support import zygote

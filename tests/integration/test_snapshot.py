@@ -125,7 +125,7 @@ async def test_a_copy_is_unverified_if_its_verification_hangs_and_the_child_is_k
 async def test_a_slow_verification_with_progress_is_awaited(data_dir, staging):
     """The child reports progress. The stall timeout starts again with each report, not with the request."""
     program = (
-        "import sys, time; from agent.adapters.duckdb.frames import BEAT, framed\n"
+        "import sys, time; from agent.adapters.duckdb.child_protocol import BEAT, framed\n"
         "sys.stdin.readline()\n"
         "for _ in range(8): sys.stdout.buffer.write(BEAT); sys.stdout.buffer.flush(); time.sleep(0.2)\n"
         "sys.stdout.buffer.write(framed(b'{\"verdict\": 1}')); sys.stdout.buffer.flush()"

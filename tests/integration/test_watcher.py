@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters import watcher as watcher_module
 from agent.adapters.system_clock import SystemClock
-from agent.adapters.watcher import DirectoryWatcher, scan
+from agent.adapters.watcher import DirectoryWatcher, scan, watcher as watcher_module
 from agent.domain.databases import database_of
 from tests.support.clock import ManualClock
 from tests.support.waiting import until

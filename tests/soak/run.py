@@ -25,7 +25,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agent.entrypoints.hook.command_line import hook_command
+from agent.entrypoints.hook.hook_command import hook_command
 from agent.settings import Settings
 from tests.bench.report import machine as this_machine
 from tests.soak.clients import Reader, get

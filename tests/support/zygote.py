@@ -304,7 +304,7 @@ def _program(words: Sequence[str]) -> tuple[Callable[[str], object], str] | None
 
 
 def _run_module(name: str) -> object:
-    module = sys.modules.get(name if name != "agent" else "agent.__main__")
+    module = sys.modules.get(f"{name}.__main__") or sys.modules.get(name)
     if module is not None and hasattr(module, "main"):
         return module.main()
     return runpy.run_module(name, run_name="__main__", alter_sys=True) and None

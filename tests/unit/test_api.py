@@ -25,7 +25,7 @@ from agent.api import (
     reachability,
 )
 from agent.api.process import Request
-from agent.entrypoints.results import ResultDocument
+from agent.entrypoints.result_document import ResultDocument
 from agent.settings.sources import variable
 
 NAMES = {

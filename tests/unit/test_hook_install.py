@@ -8,7 +8,7 @@ import pytest
 
 from agent.domain.errors import SettingsError, StateError
 from agent.entrypoints.hook import install as installing
-from agent.entrypoints.hook.command_line import HookCommand
+from agent.entrypoints.hook.hook_command import HookCommand
 from agent.entrypoints.hook.install import Outcome, install, uninstall
 from agent.entrypoints.hook.status import State, hook_status, installed_hook
 

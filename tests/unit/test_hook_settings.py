@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from agent.domain.errors import SettingsError
 from agent.entrypoints.hook.claude_settings import ClaudeSettings
-from agent.entrypoints.hook.command_line import HookCommand, parsed
+from agent.entrypoints.hook.hook_command import HookCommand, parsed
 
 COMMAND = HookCommand(("/opt/akosha-agent",), {"--state-dir": "/home/me/the state"})
 OTHER = HookCommand(("/old/akosha-agent",), {"--state-dir": "/elsewhere", "--system-id": "x"})

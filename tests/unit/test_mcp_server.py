@@ -14,7 +14,7 @@ from agent.entrypoints.formatting import hint_of_text
 from agent.entrypoints.mcp import progress
 from agent.entrypoints.mcp.progress import ProgressCounter, ProgressReporter
 from agent.entrypoints.mcp.tools import RESTORE_POINTS, STATUS, SYNC, call_tool, tool_definitions
-from agent.entrypoints.results import ResultDocument
+from agent.entrypoints.result_document import ResultDocument
 from tests.support.values import NOON, SYSTEM
 
 OUTPUT = {tool["name"]: Draft202012Validator(tool["outputSchema"]) for tool in tool_definitions()}

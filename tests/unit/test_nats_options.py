@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -10,7 +11,7 @@ import pytest
 from agent.adapters.nats import Login, NatsOptions, Patience
 from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.messages import encoded
-from agent.adapters.nats.options import Server
+from agent.adapters.nats.options import Server, Tls
 from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
 from agent.domain.errors import WireError
 from agent.domain.events import MethodError
@@ -156,3 +157,13 @@ def test_the_reconnect_pause_doubles_up_to_the_maximum_with_25_percent_jitter():
 
 def test_the_maximum_pause_applies_to_the_first_attempt_too():
     assert max(pauses(0, reconnect=10.0, reconnect_max=2.0)) <= 2.5
+
+
+def test_the_systems_cas_are_loaded_again_only_after_their_files_have_changed(tmp_path, monkeypatch):
+    bundle = tmp_path / "cas.pem"
+    bundle.write_bytes(b"")
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    first = Tls().context()
+    assert Tls(first=True).context() is first
+    os.utime(bundle, ns=(1, 1))
+    assert Tls().context() is not first

@@ -18,7 +18,7 @@ from agent.domain.events import Event, MethodError, SyncProgress, SyncRequested
 from agent.domain.identity import Identity
 from agent.domain.routing import RetryRules, SyncPolicy
 from agent.entrypoints.formatting import sync_summary
-from agent.entrypoints.results import ResultDocument
+from agent.entrypoints.result_document import ResultDocument
 from tests.support import values
 from tests.support.clock import ManualClock
 from tests.support.ledger import inline_ledger

@@ -27,6 +27,19 @@ _UNKNOWN = (404, 405, 410)
 _TRANSIENT = frozenset({408, 421, 423, 425, 429})
 _SERVER_FAULT, _NOT_IMPLEMENTED = 500, 501
 
+_MEMORY_FAULT = re.compile(
+    r"validation error|should be a valid|embedding|isoformat|codec|conversion error|missing required|\binvalid\b"
+    r"|unexpected keyword|missing_argument|must be |too (long|large|big)|out of range",
+    re.IGNORECASE,
+)
+_TRANSIENT_ERROR = re.compile(
+    r"\block(ed)?\b|time[d -]*out|connect|temporar|unavailable|try again|busy|\bdisk\b|no space|out of memory"
+    r"|read-only|not initialized|shutting down|rate limit|too many|transaction|io error|internal|fatal|invalidated",
+    re.IGNORECASE,
+)
+_UNKNOWN_TOOL = re.compile(r"unknown tool\b|no such tool\b|tool .{1,60} not found", re.IGNORECASE)
+_DUPLICATE = re.compile(r"duplicate key|primary key constraint", re.IGNORECASE)
+
 
 class TlsFailed(SinkError):  # noqa: N818 - a state, not a fault of the code
     """TLS failed on either side. Certificates may be replaced; a new client reads them again."""
@@ -149,20 +162,6 @@ def _redirect(address: ServerAddress, status: int, headers: Mapping[str, str]) -
         hint="sign in if this network requires it (a captive portal), "
         "or set akosha_http_endpoint to the server's own address if you trust it",
     )
-
-
-_MEMORY_FAULT = re.compile(
-    r"validation error|should be a valid|embedding|isoformat|codec|conversion error|missing required|\binvalid\b"
-    r"|unexpected keyword|missing_argument|must be |too (long|large|big)|out of range",
-    re.IGNORECASE,
-)
-_TRANSIENT_ERROR = re.compile(
-    r"\block(ed)?\b|time[d -]*out|connect|temporar|unavailable|try again|busy|\bdisk\b|no space|out of memory"
-    r"|read-only|not initialized|shutting down|rate limit|too many|transaction|io error|internal|fatal|invalidated",
-    re.IGNORECASE,
-)
-_UNKNOWN_TOOL = re.compile(r"unknown tool\b|no such tool\b|tool .{1,60} not found", re.IGNORECASE)
-_DUPLICATE = re.compile(r"duplicate key|primary key constraint", re.IGNORECASE)
 
 
 def is_memory_fault(reason: str) -> bool:

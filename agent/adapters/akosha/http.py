@@ -26,6 +26,16 @@ from agent.domain.errors import SinkError
 MAX_BYTES = 16 * 1024 * 1024
 ENDING_SECONDS = 0.5
 
+CONNECT_SECONDS = 10.0
+CLOSE_SECONDS = 1.0
+PIECE = 64 * 1024
+_IDLE_SECONDS = 3.0
+"""Shorter than servers keep idle connections (uvicorn: 5 s), so that a request rarely uses a closed one."""
+_LOGGERS = ("httpx2", "httpcore2")
+_PROXY_AUTHENTICATION = "407"
+_REFUSAL_BYTES = 16 * 1024
+_LONGEST_VERSION = 100
+
 
 async def read_message(
     response: httpx2.Response, address: ServerAddress, request_id: int, on_activity: Callable[[], None]
@@ -115,17 +125,6 @@ def _check_encoding(response: httpx2.Response, address: ServerAddress) -> None:
 
 def _too_large(address: ServerAddress) -> SinkError:
     return errors.invalid_response(address, f"the response is larger than {MAX_BYTES // 2**20} MiB")
-
-
-CONNECT_SECONDS = 10.0
-CLOSE_SECONDS = 1.0
-PIECE = 64 * 1024
-_IDLE_SECONDS = 3.0
-"""Shorter than servers keep idle connections (uvicorn: 5 s), so that a request rarely uses a closed one."""
-_LOGGERS = ("httpx2", "httpcore2")
-_PROXY_AUTHENTICATION = "407"
-_REFUSAL_BYTES = 16 * 1024
-_LONGEST_VERSION = 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,12 @@ from agent.ports import Capabilities, PackedMemory, RateLimiter, StoreResult, Un
 _MAX_DEPTH = 64
 _INTEGER_LIMIT = 2**63
 
+MAX_REFUSED = 16
+"""After so many memories were refused one by one and none was stored, the batch fails: the server is at fault."""
+
+Numbered = tuple[int, PackedMemory]
+"""A memory with its position in the batch."""
+
 
 def pack(memory: Memory, system_id: str) -> PackedMemory:
     """Return the memory in its encoded form. Never fails, whatever the memory contains."""
@@ -53,13 +59,6 @@ def _sanitised(value: object, depth: int) -> object:
     if isinstance(value, list | tuple):
         return [_sanitised(inner, depth - 1) for inner in value] if depth else None
     return value
-
-
-MAX_REFUSED = 16
-"""After so many memories were refused one by one and none was stored, the batch fails: the server is at fault."""
-
-Numbered = tuple[int, PackedMemory]
-"""A memory with its position in the batch."""
 
 
 class AkoshaSink:

@@ -15,6 +15,27 @@ from agent.ports import Capabilities, PackedMemory
 Message = dict[str, Any]
 """A parsed JSON object from the server. It does not leave this package."""
 
+BATCH = "batch_store_memories"
+OWN_TOOLS: Mapping[Kind, str] = {
+    "reflection": "store_reflection",
+    "entity": "create_entity",
+    "relationship": "create_relation",
+}
+"""Kinds that may have their own tool. Akosha 0.11 has none of these tools."""
+
+_BATCHED: frozenset[Kind] = frozenset({"conversation", "reflection", "entity"})
+_LISTS = ("tags", "observations", "embedding")
+_OBJECTS = ("metadata", "properties")
+_COMMON = ("memory_id", "id", "text", "content", "metadata", "properties", "source", "system_id", "original_id", "type")
+_ALWAYS: Mapping[Kind, tuple[str, ...]] = {
+    "reflection": (*_COMMON, "tags"),
+    "entity": (*_COMMON, "name", "entity_type", "observations"),
+    "relationship": (*_COMMON, "from_entity", "to_entity", "relation_type", "from", "to", "from_id", "to_id"),
+}
+_SOMETIMES = ("embedding", "created_at", "timestamp", "project", "session_id", "category", "graph", "namespace")
+_EVERYTHING = ("memory_id", "text", "metadata", "created_at")
+_HASH_DIGITS = 12
+
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
@@ -50,28 +71,6 @@ def _object(text: str) -> Message | None:
     except orjson.JSONDecodeError:
         return None
     return value if isinstance(value, dict) else None
-
-
-BATCH = "batch_store_memories"
-OWN_TOOLS: Mapping[Kind, str] = {
-    "reflection": "store_reflection",
-    "entity": "create_entity",
-    "relationship": "create_relation",
-}
-"""Kinds that may have their own tool. Akosha 0.11 has none of these tools."""
-
-_BATCHED: frozenset[Kind] = frozenset({"conversation", "reflection", "entity"})
-_LISTS = ("tags", "observations", "embedding")
-_OBJECTS = ("metadata", "properties")
-_COMMON = ("memory_id", "id", "text", "content", "metadata", "properties", "source", "system_id", "original_id", "type")
-_ALWAYS: Mapping[Kind, tuple[str, ...]] = {
-    "reflection": (*_COMMON, "tags"),
-    "entity": (*_COMMON, "name", "entity_type", "observations"),
-    "relationship": (*_COMMON, "from_entity", "to_entity", "relation_type", "from", "to", "from_id", "to_id"),
-}
-_SOMETIMES = ("embedding", "created_at", "timestamp", "project", "session_id", "category", "graph", "namespace")
-_EVERYTHING = ("memory_id", "text", "metadata", "created_at")
-_HASH_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,9 @@ verification     verifies a copy
 reader           implements `MemoryReader`
 folding          merges a main file and its sidecars into one file
 
-child_process    child processes that run DuckDB, and requests to them: the parent's side
-frames           the protocol between parent and child
-child            the program of a child
-engine           DuckDB in a child: the only module that imports duckdb
-contents         rows and digests of tables, and folding, in the child
-reading          pages of memories, in the child
-tables           which tables hold memories, and the statements that read them
+child_process    starts and ends child processes that run DuckDB, and sends them commands
+child_protocol   the commands, answers and frames between parent and child
+child            the child's program; only it imports duckdb
 rows             the text, metadata and digest of a row
 database_facts   facts about databases, for `doctor`
 """

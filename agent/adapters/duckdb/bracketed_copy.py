@@ -43,6 +43,14 @@ _FICLONE = 0x40049409
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
+MARGIN_BYTES = 16 * 2**20
+LEAST_ATTEMPTS = 3
+
+_PAUSE_SECONDS = (0.010, 0.060)
+_RESTORE_HINT = "restore it from an earlier upload, or move it out of the data directory"
+
+log = structlog.get_logger()
+
 
 class SourceChanged(Exception):  # noqa: N818 - not an error: the writer may write at any time
     """The originals changed during the copy."""
@@ -179,15 +187,6 @@ def _clone(original: int, copy: int) -> bool:
     except OSError:
         return False  # not supported, or another file system
     return True
-
-
-MARGIN_BYTES = 16 * 2**20
-LEAST_ATTEMPTS = 3
-
-_PAUSE_SECONDS = (0.010, 0.060)
-_RESTORE_HINT = "restore it from an earlier upload, or move it out of the data directory"
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)

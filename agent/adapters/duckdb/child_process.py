@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import orjson
 
-from agent.adapters.duckdb.frames import BEAT, HEAD_BYTES, length_of
+from agent.adapters.duckdb.child_protocol import BEAT, HEAD_BYTES, length_of
 from agent.domain.memories import Json
 
 CHILD = "agent.adapters.duckdb.child"
@@ -28,6 +28,14 @@ _BUFFER_BYTES = 2**20
 _DRAINED_BYTES = 2**16
 
 _reaping: set[asyncio.Task[None]] = set()
+
+STALL_SECONDS = 60.0
+"""Maximum time without a frame while an answer is outstanding. A child sends a heartbeat every second."""
+
+_SLICES = 6
+"""Number of parts of STALL_SECONDS: a suspension of this process uses up one part only."""
+
+_EXIT_SECONDS = 5.0
 
 
 async def start(copy: Path) -> Process:
@@ -87,15 +95,6 @@ def signal_of(status: int) -> tuple[str, bool] | None:
     if status >= 0:
         return None
     return signal.Signals(-status).name, -status in _KILLED_FROM_OUTSIDE
-
-
-STALL_SECONDS = 60.0
-"""Maximum time without a frame while an answer is outstanding. A child sends a heartbeat every second."""
-
-_SLICES = 6
-"""Number of parts of STALL_SECONDS: a suspension of this process uses up one part only."""
-
-_EXIT_SECONDS = 5.0
 
 
 class EngineError(Exception):

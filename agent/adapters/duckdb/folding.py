@@ -7,7 +7,7 @@ from typing import cast
 
 from agent.adapters.duckdb import child_process
 from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer
-from agent.adapters.duckdb.frames import FOLD
+from agent.adapters.duckdb.child_protocol import FOLD
 from agent.adapters.duckdb.source import HEADER_BYTES, Header
 from agent.domain.databases import reader_of
 from agent.domain.errors import SnapshotError, StagingFull, WireError

@@ -12,7 +12,7 @@ import orjson
 
 from agent.adapters.duckdb import child_process
 from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer
-from agent.adapters.duckdb.frames import BEGIN, OPEN, PAGE, READ, scratch_name
+from agent.adapters.duckdb.child_protocol import BEGIN, OPEN, PAGE, READ, scratch_name
 from agent.adapters.duckdb.rows import instant
 from agent.domain.databases import KNOWLEDGE_GRAPH
 from agent.domain.errors import SnapshotError

@@ -24,6 +24,16 @@ _DEEPEST = 64
 _INTEGERS = range(-(2**63), 2**64)
 """The integers that JSON readers can be expected to support."""
 
+TIMES: Mapping[Kind, tuple[str, ...]] = {
+    "conversation": ("timestamp",),
+    "reflection": ("created_at", "timestamp"),
+    "entity": ("created_at",),
+    "relationship": ("created_at",),
+}
+"""The columns of the time; the first that has a value is used."""
+
+_encoded = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -51,15 +61,6 @@ def row_of(kind: Kind, values: Values, *, graph: str = "", names: Mapping[str, s
         metadata["graph"] = graph
     present: dict[str, Json] = {name: value for name, value in metadata.items() if value}
     return Row(kind=kind, id=row_id, text=text, metadata=present, time=_time(values, *TIMES[kind]))
-
-
-TIMES: Mapping[Kind, tuple[str, ...]] = {
-    "conversation": ("timestamp",),
-    "reflection": ("created_at", "timestamp"),
-    "entity": ("created_at",),
-    "relationship": ("created_at",),
-}
-"""The columns of the time; the first that has a value is used."""
 
 
 def digest(row: Row, *, embedded: bool) -> str:
@@ -191,8 +192,6 @@ def _time(values: Values, *names: str) -> str | None:
 
 
 # -------------------------------------------------------------------------------------------------------------- JSON
-
-_encoded = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -31,6 +31,11 @@ _MAGIC_AT, _VERSION_AT = 8, 12
 _DATABASE_HEADERS_AT = (4096, 8192)
 _BLOCK_BYTES = range(4096, 2**24 + 1)
 
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_ABSENT = (errno.ENOENT, errno.ENAMETOOLONG)
+_MISSING_HINT = "start Session-Buddy once, mount the disk with the directory, or set akosha_agent_data_dir (--data-dir)"
+_DATA_DIR_HINT = "set akosha_agent_data_dir to the directory that contains the databases"
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -57,12 +62,6 @@ class Header:
         _checksum, iteration, _meta, _free, _count, block_bytes, _vector = active
         known = block_bytes in _BLOCK_BYTES and not block_bytes & (block_bytes - 1)
         return cls(version=version, iteration=iteration if known else None)
-
-
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_ABSENT = (errno.ENOENT, errno.ENAMETOOLONG)
-_MISSING_HINT = "start Session-Buddy once, mount the disk with the directory, or set akosha_agent_data_dir (--data-dir)"
-_DATA_DIR_HINT = "set akosha_agent_data_dir to the directory that contains the databases"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import cast
 
 from agent.adapters.duckdb import child_process
 from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer
-from agent.adapters.duckdb.frames import VERIFY
+from agent.adapters.duckdb.child_protocol import VERIFY
 from agent.domain.memories import Json
 
 MOST_NAMED = 3

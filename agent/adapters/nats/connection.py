@@ -28,6 +28,13 @@ from agent.ports import Clock
 NEVER_SECONDS = 10**9
 """Disables a timer of nats-py that cannot be switched off; `NatsConnection` has its own."""
 
+Prepare = Callable[[Client], Awaitable[None]]
+
+SHORT_PING_TIMEOUT_SECONDS = 3.0
+"""Ping timeout after sleep or a network change, when the connection is probably dead."""
+
+_log = structlog.get_logger()
+
 
 async def connect(url: str, options: NatsOptions, context: ssl.SSLContext, secrets: LoginSecrets) -> Client:
     """Connect to one server, in one attempt with a time limit. Raises a transient BusError with a hint."""
@@ -124,14 +131,6 @@ def _connect_error(server: Server, error: Exception, to_mask: Iterable[str]) -> 
         message = f"NATS at {server.location} cannot be reached: its answer is not valid NATS"
         return unexpected(error, "connecting", message, hint="check that akosha_agent_nats_url names a NATS server.")
     return BusError(f"NATS at {server.location} cannot be reached: {text}", hint=hint, transient=True)
-
-
-Prepare = Callable[[Client], Awaitable[None]]
-
-SHORT_PING_TIMEOUT_SECONDS = 3.0
-"""Ping timeout after sleep or a network change, when the connection is probably dead."""
-
-_log = structlog.get_logger()
 
 
 class NatsConnection:

@@ -25,6 +25,19 @@ from agent.ports import StreamMark
 EPHEMERAL_INACTIVE_SECONDS = 300.0
 """How long the server keeps the consumer of a disconnected subscription that has no durable name."""
 
+EXPIRES_SECONDS = 120.0
+HEARTBEAT_SECONDS = 15.0
+MISSED_SECONDS = HEARTBEAT_SECONDS * 2 + 5.0
+
+_NANOSECONDS = 10**9
+_REQUEST = json.dumps(
+    {
+        "batch": 1,
+        "expires": int(EXPIRES_SECONDS * _NANOSECONDS),
+        "idle_heartbeat": int(HEARTBEAT_SECONDS * _NANOSECONDS),
+    }
+).encode()
+
 
 @dataclass(slots=True)
 class DurableConsumer:
@@ -111,19 +124,6 @@ class DurableConsumer:
             ),
         )
 
-
-EXPIRES_SECONDS = 120.0
-HEARTBEAT_SECONDS = 15.0
-MISSED_SECONDS = HEARTBEAT_SECONDS * 2 + 5.0
-
-_NANOSECONDS = 10**9
-_REQUEST = json.dumps(
-    {
-        "batch": 1,
-        "expires": int(EXPIRES_SECONDS * _NANOSECONDS),
-        "idle_heartbeat": int(HEARTBEAT_SECONDS * _NANOSECONDS),
-    }
-).encode()
 
 _HEARTBEAT, _NOTHING, _EXPIRED, _CONFLICT = "100", "404", "408", "409"
 

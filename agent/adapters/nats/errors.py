@@ -18,6 +18,8 @@ from agent.adapters.nats.client import Client
 from agent.domain.errors import AkoshaError, BusError
 from agent.ports import UnexpectedErrors
 
+_unexpected = UnexpectedErrors("nats_bus", BusError)
+
 
 @contextmanager
 def preserve_cancellation() -> Iterator[None]:
@@ -32,9 +34,6 @@ def preserve_cancellation() -> Iterator[None]:
         raise
     if task and task.cancelling() > before:
         raise asyncio.CancelledError
-
-
-_unexpected = UnexpectedErrors("nats_bus", BusError)
 
 
 class StreamGone(BusError):  # noqa: N818 - the name is the state

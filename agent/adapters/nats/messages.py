@@ -11,6 +11,10 @@ from agent.domain.errors import BusError, WireError
 from agent.domain.events import Event, SessionEnded, SyncResult
 from agent.ports import Codec
 
+ACK_SECONDS = 5.0
+
+_log = structlog.get_logger()
+
 
 def encoded(event: Event, codec: Codec, *, max_bytes: int) -> bytes:
     """Return the encoded event, within the limits of its readers and of the server (`max_bytes`).
@@ -41,11 +45,6 @@ def decoded(message: Msg, codec: Codec) -> Event:
     if event.subject != message.subject:
         raise WireError(f"{event.type} belongs on {event.subject!r}, but arrived on {message.subject[:80]!r}")
     return event
-
-
-ACK_SECONDS = 5.0
-
-_log = structlog.get_logger()
 
 
 class JetStreamMessage:

@@ -3,6 +3,7 @@
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -39,6 +40,8 @@ class Tls:
 
     def context(self) -> ssl.SSLContext:
         """Return the TLS context. Blocks on files: call it in a thread. Raises SettingsError if a file is invalid."""
+        if self.ca_file is None and self.certificate_file is None:
+            return _default_context(_default_ca_files())
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:
@@ -56,6 +59,22 @@ class Tls:
                     hint="use a certificate chain and its unencrypted key, both in PEM format",
                 ) from error
         return context
+
+
+@lru_cache(maxsize=1)
+def _default_context(_: tuple[tuple[Path, int], ...]) -> ssl.SSLContext:
+    """Return a context with the system's CAs, loaded anew if their files changed.
+
+    Loading takes 40 ms of processor time, which each attempt to connect would spend while the server is down.
+    """
+    return ssl.create_default_context()
+
+
+def _default_ca_files() -> tuple[tuple[Path, int], ...]:
+    """Return the files of the system's CAs with their modification times."""
+    paths = ssl.get_default_verify_paths()
+    files = (Path(name) for name in (paths.cafile, paths.capath) if name)
+    return tuple((file, file.stat().st_mtime_ns) for file in files if file.exists())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

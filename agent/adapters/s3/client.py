@@ -22,19 +22,6 @@ from agent.adapters.s3.credential_sources import CredentialChain, Fingerprint, H
 from agent.adapters.s3.local_faults import check_ca_bundle, check_proxy, check_variants
 from agent.ports.concurrency import DaemonExecutor, in_daemon_thread
 
-
-def sign_by_md5(request: Any, **_: object) -> None:
-    """Replace botocore's CRC of a batch with Content-MD5, before it is signed.
-
-    Older S3-compatible stores do not support the CRC; all of them accept Content-MD5.
-    """
-    headers: Any = request.headers
-    for name in [name for name in headers if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-"))]:
-        del headers[name]
-    body = request.data if isinstance(request.data, bytes) else str(request.data).encode()
-    headers["Content-MD5"] = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-
-
 T = TypeVar("T")
 
 ATTEMPTS = 3
@@ -46,6 +33,32 @@ BUILD_SECONDS = 30.0
 SHOWN_CHARACTERS = 4
 MIN_KEY_CHARACTERS = 16
 """The last four characters of a key ID are shown if it is as long as AWS's key IDs; shorter ones are not shown."""
+
+REFUSED = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+    | {"InvalidToken", "InvalidTokenId", "InvalidClientTokenId", "UnrecognizedClientException", "AuthFailure"}
+    | {"InvalidSecurity", "NotSignedUp", "RequestExpired"}
+)
+"""Error codes that refuse the key or token itself."""
+
+_AMBIGUOUS = frozenset({400, 401, 403})
+_BARE = frozenset({"", "400", "401", "403", "Bad Request", "BadRequest", "Forbidden"})
+"""Codes of a refusal without a body, as for HEAD: an expired token or a missing permission."""
+
+STALE_SECONDS = 60.0
+"""After a refusal without a body, only an older client is replaced: a younger one has just read its credentials."""
+
+
+def sign_by_md5(request: Any, **_: object) -> None:
+    """Replace botocore's CRC of a batch with Content-MD5, before it is signed.
+
+    Older S3-compatible stores do not support the CRC; all of them accept Content-MD5.
+    """
+    headers: Any = request.headers
+    for name in [name for name in headers if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-"))]:
+        del headers[name]
+    body = request.data if isinstance(request.data, bytes) else str(request.data).encode()
+    headers["Content-MD5"] = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,21 +211,6 @@ class _WorkerThread:
         if loop is not None and task is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the work is complete
                 loop.call_soon_threadsafe(task.cancel)
-
-
-REFUSED = frozenset(
-    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
-    | {"InvalidToken", "InvalidTokenId", "InvalidClientTokenId", "UnrecognizedClientException", "AuthFailure"}
-    | {"InvalidSecurity", "NotSignedUp", "RequestExpired"}
-)
-"""Error codes that refuse the key or token itself."""
-
-_AMBIGUOUS = frozenset({400, 401, 403})
-_BARE = frozenset({"", "400", "401", "403", "Bad Request", "BadRequest", "Forbidden"})
-"""Codes of a refusal without a body, as for HEAD: an expired token or a missing permission."""
-
-STALE_SECONDS = 60.0
-"""After a refusal without a body, only an older client is replaced: a younger one has just read its credentials."""
 
 
 def is_credentials_error(error: Exception) -> bool:

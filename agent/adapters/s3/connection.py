@@ -29,6 +29,8 @@ UNINFORMATIVE = BODYLESS | {"InvalidRange", "416", "NoSuchKey", "404"}
 
 _CLOSING_TURNS = 3
 
+_BUILD = "s3-client"
+
 _log = structlog.get_logger()
 
 
@@ -218,9 +220,6 @@ class Connection:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(mark_retrieved)
         return task
-
-
-_BUILD = "s3-client"
 
 
 @dataclass(slots=True)

@@ -36,6 +36,25 @@ from agent.ports.concurrency import ConcurrentTasks, gather_all
 
 log = structlog.get_logger()
 
+_UNSUPPORTED = frozenset({400, 501})
+
+SINGLE_COPY_BYTES = 5 * 2**30
+"""Maximum size for one CopyObject (AWS, R2)."""
+
+PART_COPY_BYTES = 2**30
+
+_NOT_ABOUT_COPYING = frozenset(
+    {"NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+    | {"RequestTimeTooSkewed", "PermanentRedirect", "AuthorizationHeaderMalformed", "QuotaExceeded"}
+)
+"""Error codes that would also occur when sending the bytes instead of copying."""
+
+CONCURRENT_DELETES = 8
+"""Maximum number of concurrent single deletions. Up to this number of keys, no batch is used."""
+
+BATCH = 1000
+"""Maximum number of keys that S3 deletes in one request."""
+
 
 class ObjectWriter:
     """Puts objects into one bucket. Remembers for its lifetime if the store's multipart ETags are not usable."""
@@ -159,7 +178,6 @@ class ObjectWriter:
 
 
 _EXISTS, _CONFLICT = 412, 409
-_UNSUPPORTED = frozenset({400, 501})
 
 
 class ObjectCreator:
@@ -221,18 +239,6 @@ class ObjectCreator:
             StorageClass=None,
             **condition,
         )
-
-
-SINGLE_COPY_BYTES = 5 * 2**30
-"""Maximum size for one CopyObject (AWS, R2)."""
-
-PART_COPY_BYTES = 2**30
-
-_NOT_ABOUT_COPYING = frozenset(
-    {"NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
-    | {"RequestTimeTooSkewed", "PermanentRedirect", "AuthorizationHeaderMalformed", "QuotaExceeded"}
-)
-"""Error codes that would also occur when sending the bytes instead of copying."""
 
 
 class ObjectCopier:
@@ -308,13 +314,6 @@ def _matches(stored: StoredObject, expected: StoredObject) -> bool:
     metadata = {name.lower(): value for name, value in expected.metadata.items()}
     # A store may add its own names (rclone: mtime).
     return stored.size == expected.size and all(stored.metadata.get(name) == value for name, value in metadata.items())
-
-
-CONCURRENT_DELETES = 8
-"""Maximum number of concurrent single deletions. Up to this number of keys, no batch is used."""
-
-BATCH = 1000
-"""Maximum number of keys that S3 deletes in one request."""
 
 
 class ObjectDeleter:

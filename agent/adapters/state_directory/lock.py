@@ -19,6 +19,13 @@ import orjson
 from agent.adapters import fs
 from agent.domain.errors import AlreadyRunning, StateError
 
+_STOPPED = "Tt"
+_PS_SECONDS = 2.0
+
+_TRIES = 15
+_PAUSE_SECONDS = 0.02
+"""Retry for 0.3 s before failing: `Lock.holder` in another process takes the lock for microseconds."""
+
 
 def unusable(directory: Path, error: OSError) -> StateError:
     """Return the StateError for an OSError in the state directory."""
@@ -29,10 +36,6 @@ def unusable(directory: Path, error: OSError) -> StateError:
         f"the state directory {directory} cannot be used: {error.strerror or error} ({error.filename or directory})",
         hint=hint,
     )
-
-
-_STOPPED = "Tt"
-_PS_SECONDS = 2.0
 
 
 def is_suspended(pid: int) -> bool:
@@ -58,11 +61,6 @@ def _state_by_ps(pid: int) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return result.stdout.strip()
-
-
-_TRIES = 15
-_PAUSE_SECONDS = 0.02
-"""Retry for 0.3 s before failing: `Lock.holder` in another process takes the lock for microseconds."""
 
 
 @dataclass(frozen=True, slots=True)

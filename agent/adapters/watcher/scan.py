@@ -18,6 +18,9 @@ _SILENT = frozenset({
 })  # fmt: skip
 """File systems that other hosts or programs can change without this kernel's notice; so can every `fuse.*`."""
 
+Root = tuple[int, int]
+"""A directory's device and inode."""
+
 
 def silent(kind: str) -> bool:
     """Return whether files on a file system of this type can change without a notification."""
@@ -37,10 +40,6 @@ def file_system(directory: Path) -> str:
         if real.is_relative_to(point) and len(point.parts) >= best:  # a later mount at the same point hides the earlier
             best, kind = len(point.parts), rest.split(" ")[0]
     return kind
-
-
-Root = tuple[int, int]
-"""A directory's device and inode."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,12 @@ from agent.domain.retention import KeepRules, bases_needed, keep
 from agent.ports import Clock, StoredObject
 from agent.ports.concurrency import gather_all
 
+T = TypeVar("T")
+
+UPLOADS_AT_ONCE = 1000
+KEYS_AT_ONCE = 1000
+"""Number of uploads per batch, and of keys per delete request: the maximum that S3 accepts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePlan:
@@ -118,13 +124,6 @@ def own_upload(system_id: str, key: str) -> str | None:
     except NamingError:
         return None
     return upload if upload == ours and key.startswith(f"{naming.uploads_prefix(system_id)}{upload}/") else None
-
-
-T = TypeVar("T")
-
-UPLOADS_AT_ONCE = 1000
-KEYS_AT_ONCE = 1000
-"""Number of uploads per batch, and of keys per delete request: the maximum that S3 accepts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,16 @@ from agent.ports.concurrency import gather_all
 from agent.ports.objects import FILE_TAG
 from agent.ports.unpacking import Unpacker
 
+CHECKED_AT_ONCE = 8
+"""Maximum number of objects checked in parallel."""
+
+MOST_PROBLEMS = 20
+LONGEST_PROBLEM = 300
+"""Maximum number of problems in an event, and of characters per problem, so that every result fits into an event."""
+
+OTHER_BYTES = "was modified after the upload: its ETag or digest differs (verify --deep compares the contents)"
+_CHANGED = "was modified after the upload: its SHA-256 differs"
+
 
 class Verdict(Protocol):
     """The result of reading a database. `damaged`: the database is damaged, rather than unreadable by this DuckDB."""
@@ -170,17 +180,6 @@ def _differing(rows: Mapping[str, int], verdict: Verdict) -> str:
         for name in names
         if verdict.rows.get(name) != rows.get(name)
     )
-
-
-CHECKED_AT_ONCE = 8
-"""Maximum number of objects checked in parallel."""
-
-MOST_PROBLEMS = 20
-LONGEST_PROBLEM = 300
-"""Maximum number of problems in an event, and of characters per problem, so that every result fits into an event."""
-
-OTHER_BYTES = "was modified after the upload: its ETag or digest differs (verify --deep compares the contents)"
-_CHANGED = "was modified after the upload: its SHA-256 differs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,8 @@ READY_SECONDS = 5.0
 
 _ALL = "all systems"
 
+PREFIX = "systems/"
+
 _log = structlog.get_logger()
 
 
@@ -213,9 +215,6 @@ def _upload(event: SyncSucceeded) -> str:
     except NamingError:
         return ""
     return event.upload_id or ""
-
-
-PREFIX = "systems/"
 
 
 async def systems_in(store: ObjectStore) -> list[str]:

@@ -25,6 +25,11 @@ DELIVERED_TO_AKOSHA = (
 VERIFIED = "verified"
 """Key of the ledger note of the last verification."""
 
+MARGIN_BYTES = 16 * 2**20
+"""Space needed in addition to the copies: for the ledger, notes and memories.json."""
+
+STATE_DISK_FULL = "state_disk_full"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseStatus:
@@ -224,12 +229,6 @@ def _described(problem: Problem | None) -> str:
     if problem is None:
         return ""
     return f"{problem.reason} ({problem.hint})" if problem.hint else problem.reason
-
-
-MARGIN_BYTES = 16 * 2**20
-"""Space needed in addition to the copies: for the ledger, notes and memories.json."""
-
-STATE_DISK_FULL = "state_disk_full"
 
 
 def disk_warning(

@@ -17,6 +17,8 @@ from agent.ports import Clock, Ledger, Reporter, Snapshot, SnapshotTaker
 
 NOT_REQUESTED = "the request does not include it"
 
+_log = structlog.get_logger()
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -88,9 +90,6 @@ class Attempt:
 
 def _reasons(record: TargetRecord, survey: Survey) -> Mapping[str, str]:
     return {name: problem.reason for name, problem in problems(record, survey).items()}
-
-
-_log = structlog.get_logger()
 
 
 class Staging:

@@ -20,6 +20,18 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 LEFT_OVER_AFTER = timedelta(days=1)
 """Age at which an unfinished upload is removed. Another agent may still be working on a younger one."""
 
+FOREIGN = "foreign_uploads"
+AHEAD = "upload_id_ahead"
+
+LAST_YEAR = 9998
+"""Last year of valid IDs. IDs of the year 9999, our own included, are ignored: later IDs would soon run out."""
+
+MOST_NAMED = 3
+"""Maximum number of foreign IDs in a warning."""
+
+_FOREIGN_HINT = "find out which program writes there, and delete those objects"
+_AHEAD_HINT = "correct this machine's clock; until it catches up, retention and --at use the objects' times"
+
 _log = structlog.get_logger()
 
 
@@ -174,19 +186,6 @@ async def manifest_bytes(store: ObjectStore, key: str, progress: Callable[[], No
     except NoSuchObject:
         return None
     return bytes(data)
-
-
-FOREIGN = "foreign_uploads"
-AHEAD = "upload_id_ahead"
-
-LAST_YEAR = 9998
-"""Last year of valid IDs. IDs of the year 9999, our own included, are ignored: later IDs would soon run out."""
-
-MOST_NAMED = 3
-"""Maximum number of foreign IDs in a warning."""
-
-_FOREIGN_HINT = "find out which program writes there, and delete those objects"
-_AHEAD_HINT = "correct this machine's clock; until it catches up, retention and --at use the objects' times"
 
 
 @dataclass(frozen=True, slots=True)

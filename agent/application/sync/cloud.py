@@ -12,8 +12,7 @@ confirm    check that the store has every object that it accepted
 manifest   put the manifest and confirm it
 """
 
-import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 
@@ -21,10 +20,10 @@ import structlog
 
 from agent import __version__
 from agent.application.memories.delta import Delta, MemoryDelta
-from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.attempt import Attempt, Staging, describe_problems
 from agent.application.sync.bucket_uploads import LEFT_OVER_AFTER, BucketUploads, UploadIds
 from agent.application.sync.ingestion_markers import IngestionMarkers
+from agent.application.sync.lost_databases import LostDatabases
 from agent.application.sync.ownership import Ownership, StateCheck
 from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
@@ -35,7 +34,6 @@ from agent.domain.events import SyncRequested, request_event_id
 from agent.domain.identity import Identity, Machine
 from agent.domain.manifest import Manifest
 from agent.domain.routing import ASKED, CLOUD
-from agent.domain.status_warning import StatusWarning
 from agent.domain.upload_plan import Send, plan
 from agent.ports import (
     Clock,
@@ -47,57 +45,6 @@ from agent.ports import (
     SnapshotTaker,
     Unchanged,
 )
-
-DATABASE_LOST = "database_lost"
-LOST_NOTE = "lost_databases"
-LOST_HINT = "restore it from an upload that is complete: akosha-agent verify --all lists them"
-LOST_REASON = "its objects in the bucket are damaged or missing, and its file is no longer on this machine"
-
-
-class LostDatabases:
-    """Databases whose objects in the bucket are damaged or missing, and whose files are no longer on this machine.
-
-    Later uploads omit them, because damaged objects are not copied. Manifests and results list them as incomplete, and
-    a status warning stays until a file of that name is uploaded again. Kept in the ledger's notes; every method raises
-    StateError.
-    """
-
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
-        self._ledger, self._clock = ledger, clock
-
-    async def reasons(self) -> Mapping[str, str]:
-        """Return the lost databases, each with the reason that manifests and results give."""
-        return dict.fromkeys(sorted(await self._names()), LOST_REASON)
-
-    async def add(self, databases: Collection[str]) -> None:
-        """Record these as lost, and log them."""
-        known = await self._names()
-        if new := {*databases} - known:
-            _log.error("databases_lost", names=sorted(new), hint=LOST_HINT)
-            await self._keep(known | new)
-
-    async def drop(self, databases: Collection[str]) -> None:
-        """Remove these: an upload has them again."""
-        known = await self._names()
-        if known & {*databases}:
-            await self._keep(known - {*databases})
-
-    async def _names(self) -> set[str]:
-        try:
-            return {str(name) for name in json.loads((await self._ledger.notes()).get(LOST_NOTE) or "[]")}
-        except (ValueError, TypeError):
-            return set()
-
-    async def _keep(self, names: set[str]) -> None:
-        await self._ledger.note(LOST_NOTE, json.dumps(sorted(names)) if names else "")
-        if names:
-            message = f"later uploads do not include {', '.join(sorted(names))}: {LOST_REASON}"
-            await set_warning(
-                self._ledger, StatusWarning(code=DATABASE_LOST, message=message, hint=LOST_HINT), self._clock
-            )
-        else:
-            await clear_warning(self._ledger, DATABASE_LOST)
-
 
 _log = structlog.get_logger()
 

@@ -39,6 +39,11 @@ from agent.ports import (
     Unchanged,
 )
 
+SERVER_NOTE = "http_server"
+"""Ledger note: endpoint, version and settings at the last session."""
+
+_log = structlog.get_logger()
+
 
 @dataclass(slots=True)
 class PushOutcome:
@@ -102,12 +107,6 @@ def kept_back(pushed: Pushed) -> str:
     """Describe how many memories a target did not take, and why; "" if it took all."""
     parts = [f"{count:,} wait: {reason}" for reason, count in sorted(pushed.waiting.items())]
     return "; ".join(parts + [f"{count:,} were refused: {reason}" for reason, count in sorted(pushed.refused.items())])
-
-
-SERVER_NOTE = "http_server"
-"""Ledger note: endpoint, version and settings at the last session."""
-
-_log = structlog.get_logger()
 
 
 class HttpSync:

@@ -62,8 +62,8 @@ class SyncSubscriber:
 
     All subscribers of an agent share `sync_lock`, so that one sync runs at a time, and `unreachable`, the methods whose
     target could not be reached when it was last needed. `survey` raises SnapshotError if the data directory cannot be
-    read. `in_progress_seconds`: interval at which a message is reported
-    as in progress, so that it is not redelivered; a third of the bus's ack wait.
+    read. `in_progress_seconds`: interval at which a message is reported as in progress, so that it is not
+    redelivered; a third of the bus's ack wait.
     """
 
     def __init__(

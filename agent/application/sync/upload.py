@@ -26,6 +26,8 @@ POLL_SECONDS = 0.5
 _COPIED = "is a copy of this machine running an agent with the same state directory?"
 _HINT = "the upload is tried again; if this repeats, check the store and any proxy or cache in front of it"
 
+_log = structlog.get_logger()
+
 
 class Confirmation:
     """Confirms that a store has the objects that it accepted. `progress` is called at every answer of the store.
@@ -95,9 +97,6 @@ def _difference(placed: StoredObject, found: StoredObject) -> str:
     if len(found.etag) == len(placed.etag) and is_changed(placed.etag, found.etag):
         return f"its ETag is {found.etag}, not {placed.etag}"
     return ""
-
-
-_log = structlog.get_logger()
 
 
 class SourceObjectMissing(NoSuchObject):

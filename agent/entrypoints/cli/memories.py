@@ -29,6 +29,8 @@ MOST_SHOWN = 1000
 LONGEST_SHOWN = 200
 """Length limit of an ID or a reason in the table; JSON has the full text."""
 
+app = CommandGroup()
+
 
 @dataclass(frozen=True, slots=True)
 class _Account:
@@ -38,9 +40,6 @@ class _Account:
     counts: MemoryCounts
     held: Sequence[HeldMemory]
     confirmed_at: datetime | None
-
-
-app = CommandGroup()
 
 
 @app.command()

@@ -71,7 +71,7 @@ async def sync(
 
         result = await client.result(on_progress=show, on_message=say)
     if as_json:
-        from agent.entrypoints.results import ResultDocument  # noqa: PLC0415 - building its pydantic model takes time
+        from agent.entrypoints.result_document import ResultDocument  # noqa: PLC0415 - building its pydantic model takes time
 
         typer.echo(json.dumps(ResultDocument.of(result).to_dict(), indent=2))
     else:

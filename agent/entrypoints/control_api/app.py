@@ -22,7 +22,7 @@ from agent.entrypoints.control_api.connection import Connection, Limits
 from agent.entrypoints.control_api.openapi import CLOUD_EVENT, JSON, ROUTES, SyncOrder, openapi_document
 from agent.entrypoints.control_api.problems import COMMON_HEADERS, Problem, problem_middleware
 from agent.entrypoints.control_api.sse import EventStreams
-from agent.entrypoints.results import ResultDocument
+from agent.entrypoints.result_document import ResultDocument
 from agent.entrypoints.status_document import StatusDocument, running_process
 from agent.settings import Settings
 

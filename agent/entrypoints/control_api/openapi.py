@@ -12,7 +12,7 @@ from agent import __version__
 from agent.domain.events import ALL, Event, SessionEnded, SyncAsked
 from agent.entrypoints.control_api.problems import PROBLEM_TYPE, ProblemDocument
 from agent.entrypoints.control_api.sse import EVENT_STREAM
-from agent.entrypoints.results import ResultDocument
+from agent.entrypoints.result_document import ResultDocument
 from agent.entrypoints.status_document import StatusDocument
 
 JSON = "application/json"

@@ -16,7 +16,7 @@ from agent.domain.status_warning import StatusWarning
 from agent.entrypoints.doctor.context import DoctorContext, in_thread
 from agent.entrypoints.doctor.findings import Finding, Level, error, ok, skipped, warning
 from agent.entrypoints.hook.claude_settings import settings_file
-from agent.entrypoints.hook.command_line import HookCommand
+from agent.entrypoints.hook.hook_command import HookCommand
 from agent.entrypoints.hook.status import TOO_OLD, installed_hook, runs_args
 from agent.entrypoints.installation import REINSTALL
 from agent.entrypoints.service.status import service_status

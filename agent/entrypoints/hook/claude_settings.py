@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from agent.domain.errors import SettingsError
-from agent.entrypoints.hook.command_line import HookCommand, parsed
+from agent.entrypoints.hook.hook_command import HookCommand, parsed
 
 CONFIG_DIR = "CLAUDE_CONFIG_DIR"
 HOOKS, EVENT = "hooks", "SessionEnd"

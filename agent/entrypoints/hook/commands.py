@@ -12,7 +12,7 @@ from agent.entrypoints.cli.command import FAILED, USAGE, CommandGroup
 from agent.entrypoints.cli.options import AsJson, StateDir
 from agent.entrypoints.hook import install as installer
 from agent.entrypoints.hook.claude_settings import settings_file
-from agent.entrypoints.hook.command_line import hook_command
+from agent.entrypoints.hook.hook_command import hook_command
 from agent.entrypoints.hook.session_end import main
 from agent.entrypoints.hook.status import State, hook_status, installed_hook, runs_args
 from agent.settings import Settings

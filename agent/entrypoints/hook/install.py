@@ -16,7 +16,7 @@ from pathlib import Path
 from agent.adapters import fs
 from agent.domain.errors import SettingsError, StateError
 from agent.entrypoints.hook.claude_settings import CONTAINERS, ClaudeSettings
-from agent.entrypoints.hook.command_line import HookCommand
+from agent.entrypoints.hook.hook_command import HookCommand
 
 RECORD = "claude-hook.json"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.domain.errors import SettingsError
 from agent.entrypoints.hook.claude_settings import ClaudeSettings
-from agent.entrypoints.hook.command_line import HookCommand
+from agent.entrypoints.hook.hook_command import HookCommand
 
 FIRST_WITH_ARGS = (2, 1, 139)
 """First version of Claude Code that starts a hook with `args` without a shell: `command` is the program, and each of

@@ -14,7 +14,7 @@ from agent.domain.routing import AUTO, CLOUD, HTTP
 from agent.entrypoints.archive import check_mounted, system_of, upload_document
 from agent.entrypoints.formatting import hint_of, sync_summary
 from agent.entrypoints.mcp.progress import ProgressReporter, ReportProgress
-from agent.entrypoints.results import ResultDocument
+from agent.entrypoints.result_document import ResultDocument
 from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.status_view import gather_status
 from agent.entrypoints.sync_client import SyncClient

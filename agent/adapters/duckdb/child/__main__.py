@@ -2,7 +2,7 @@
 
     python -m agent.adapters.duckdb.child COPY
 
-`frames` describes the protocol. The child exits at the end of its standard input, so it never outlives its parent.
+`child_protocol` describes the commands. The child exits at the end of its standard input: it never outlives its parent.
 DuckDB can access the copy's folder only.
 """
 
@@ -15,10 +15,10 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from agent.adapters.duckdb.contents import contents, fold, is_unsupported
-from agent.adapters.duckdb.engine import Engine, limit_resources, opened, reason
-from agent.adapters.duckdb.frames import BEAT, BEAT_SECONDS, BEGIN, FOLD, OPEN, PAGE, READ, VERIFY, framed
-from agent.adapters.duckdb.reading import Reading
+from agent.adapters.duckdb.child.contents import contents, fold, is_unsupported
+from agent.adapters.duckdb.child.engine import Engine, limit_resources, opened, reason
+from agent.adapters.duckdb.child.reading import Reading
+from agent.adapters.duckdb.child_protocol import BEAT, BEAT_SECONDS, BEGIN, FOLD, OPEN, PAGE, READ, VERIFY, framed
 from agent.domain.memories import Json
 
 LEAST_WORK_SECONDS = 0.001

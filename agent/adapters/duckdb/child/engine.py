@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from agent.adapters.duckdb.frames import scratch_name
+from agent.adapters.duckdb.child_protocol import scratch_name
 
 MEMORY_LIMIT = "80MB"
 """DuckDB's memory limit. With it the process allocates less than 128 MiB while it verifies or lists, whatever the

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.adapters.duckdb.contents import is_unsupported
-from agent.adapters.duckdb.engine import Engine, quoted, reason_in
+from agent.adapters.duckdb.child.contents import is_unsupported
+from agent.adapters.duckdb.child.engine import Engine, quoted, reason_in
 from agent.adapters.duckdb.rows import TIMES
 from agent.domain.memories import EMBEDDING_LENGTH, Kind
 
@@ -18,6 +18,9 @@ SMALL_BYTES = 64 * 1024
 
 VECTOR_ROWS = 2048
 """Number of rows that DuckDB reads at once, at least."""
+
+_NAMES = "kg_entities"
+_NUMBERS = re.compile(r"(FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)|U?(TINY|SMALL|BIG|HUGE)?INT|U?INTEGER|VARCHAR)\[\d*\]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +67,6 @@ _SHAPES = (
         block=4 * VECTOR_ROWS,  # each block scans all entities for the names
     ),
 )
-_NAMES = "kg_entities"
-_NUMBERS = re.compile(r"(FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)|U?(TINY|SMALL|BIG|HUGE)?INT|U?INTEGER|VARCHAR)\[\d*\]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

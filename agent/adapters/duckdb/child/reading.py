@@ -7,10 +7,10 @@ page, so that reading complete rows only needs their embeddings.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.adapters.duckdb.engine import Cell, Engine, OutOfMemory
-from agent.adapters.duckdb.frames import PAGE_ROWS
+from agent.adapters.duckdb.child.engine import Cell, Engine, OutOfMemory
+from agent.adapters.duckdb.child.tables import SMALL_BYTES, Table, entity_names, tables_of
+from agent.adapters.duckdb.child_protocol import PAGE_ROWS
 from agent.adapters.duckdb.rows import Row, Values, digest, row_of
-from agent.adapters.duckdb.tables import SMALL_BYTES, Table, entity_names, tables_of
 from agent.domain.memories import Json
 
 BLOCK_BYTES = 4 * 2**20

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.adapters.duckdb.engine import FOLDING_MEMORY_LIMITS, Engine, opened, quoted, reason, reason_in
+from agent.adapters.duckdb.child.engine import FOLDING_MEMORY_LIMITS, Engine, opened, quoted, reason, reason_in
 from agent.domain.databases import SIDECAR_SUFFIXES
 from agent.domain.memories import Json
 
@@ -20,6 +20,10 @@ _CANNOT = re.compile(
     re.IGNORECASE,
 )
 """Matches DuckDB's errors about files that it does not support, rather than damaged ones."""
+
+_ROW = '"the whole row"'
+
+_NO_MEMORY = re.compile(r"out of memory|failed to (allocate|pin)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,6 @@ def contents(engine: Engine) -> Contents:
     return found
 
 
-_ROW = '"the whole row"'
-
-
 def _by_columns(engine: Engine, schema: str, table: str, name: str, found: Contents) -> None:
     """Read a table column by column, because at least one column cannot be read."""
     columns = list(
@@ -99,9 +100,6 @@ def _hashed(engine: Engine, source: str, value: str) -> tuple[int, str]:
 
 def _qualified(schema: object, table: object) -> str:
     return f"s.{quoted(str(schema))}.{quoted(str(table))}"
-
-
-_NO_MEMORY = re.compile(r"out of memory|failed to (allocate|pin)", re.IGNORECASE)
 
 
 def fold(copy: Path) -> Json:
