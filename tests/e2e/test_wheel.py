@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.once import made_once
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 300
 
@@ -35,10 +37,12 @@ def call(*command: object, folder: Path, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """Build the wheel with pip and the build backend of this environment, so that nothing is downloaded."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
-    call(*pip, "--wheel-dir", folder, ROOT, folder=folder)
-    (built,) = folder.glob("*.whl")
+
+    def build(folder: Path) -> None:
+        pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+        call(*pip, "--wheel-dir", folder, ROOT, folder=folder)
+
+    (built,) = made_once(tmp_path_factory, "wheel", build).glob("*.whl")
     return built
 
 

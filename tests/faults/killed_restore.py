@@ -2,9 +2,8 @@
 
     python killed_restore.py JSON
 
-`[["kill", BUCKET, FOLDER, ROUNDS, SEED], ["full", BUCKET, FOLDER, BYTES], ...]`. "kill": in each
-round, a restore is killed at a random moment and done again. "full": no file may grow beyond BYTES. For each job the
-program prints a JSON list with the outcome of each round.
+`["kill", BUCKET, FOLDER, ROUNDS, SEED]`: in each round, a restore is killed at a random moment and done again.
+`["full", BUCKET, FOLDER, BYTES]`: no file may grow beyond BYTES. The program prints the outcomes of the rounds.
 
 The children are forked, so they start at once, and a kill hits the restore itself.
 """
@@ -103,12 +102,12 @@ def rounds(bucket: Path, folder: Path, count: int, seed: int) -> list[dict]:
 def main() -> int:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    for what, bucket, folder, *numbers in json.loads(sys.argv[1]):
-        if what == "kill":
-            found = rounds(Path(bucket), Path(folder), *numbers)
-        else:
-            found = [end(*start(Path(bucket), Path(folder), *numbers))]
-        print(json.dumps(found), flush=True)
+    what, bucket, folder, *numbers = json.loads(sys.argv[1])
+    if what == "kill":
+        found = rounds(Path(bucket), Path(folder), *numbers)
+    else:
+        found = [end(*start(Path(bucket), Path(folder), *numbers))]
+    print(json.dumps(found))
     return 0
 
 

@@ -24,6 +24,7 @@ from agent.domain.manifest import Manifest
 from tests.support.archive import StoredUpload, flip_bit, memory_store, objects_in, put
 from tests.support.faulty_store import FaultyStore
 from tests.support.machine import Machine
+from tests.support.once import made_once
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 
@@ -35,12 +36,16 @@ DATABASES = OBJECTS[:2]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The objects of two uploads of one machine."""
-    machine = Machine(tmp_path_factory.mktemp("made") / "machine")
-    machine.write(commits=12, entities=4)
-    machine.sync()
-    machine.write(commits=15, entities=6)
-    machine.sync()
-    return asyncio.run(objects_in(machine.bucket))
+
+    def upload(folder):
+        machine = Machine(folder / "machine")
+        machine.write(commits=12, entities=4)
+        machine.sync()
+        machine.write(commits=15, entities=6)
+        machine.sync()
+        machine.bucket.rename(folder / "bucket")
+
+    return asyncio.run(objects_in(made_once(tmp_path_factory, "two-uploads", upload) / "bucket"))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.support.folder_uploads import uploaded
 from tests.support.session_buddy import REAL
 
 PROGRAM = Path(__file__).with_name("killed_restore.py")
-
+MAIN = "reflection.duckdb"
 
 KILLS, KILLS_FOLDING = 28, 2
 
@@ -26,34 +26,35 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tmp(tmp_path_factory):
-    return tmp_path_factory.mktemp("restores")
+@pytest.fixture
+def plain(tmp_path):
+    """A folder with the data and the upload of two databases without a WAL."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "reflection.duckdb").write_bytes(os.urandom(3 * 2**20))
+    (data / "knowledge_graph.duckdb").write_bytes(os.urandom(2**20))
+    asyncio.run(uploaded(DirectoryStore(tmp_path / "bucket"), data))
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
-def found(tmp):
-    """The outcomes of all restores. One process does them, because its start is slow."""
-    plain, wal = tmp / "plain", tmp / "wal"
-    for folder in (plain, wal):
-        (folder / "data").mkdir(parents=True)
-    (plain / "data" / "reflection.duckdb").write_bytes(os.urandom(3 * 2**20))
-    (plain / "data" / "knowledge_graph.duckdb").write_bytes(os.urandom(2**20))
+@pytest.fixture
+def wal(tmp_path):
+    """A folder with the data and the upload of a database with a WAL."""
+    data = tmp_path / "data"
+    data.mkdir()
     for path in (REAL / "mid").glob("reflection*"):
-        shutil.copyfile(path, wal / "data" / path.name)
-    for folder in (plain, wal):
-        asyncio.run(uploaded(DirectoryStore(folder / "bucket"), folder / "data"))
-    jobs = {
-        "kill plain": ["kill", plain / "bucket", plain, KILLS, 2026],
-        "kill wal": ["kill", wal / "bucket", wal, KILLS_FOLDING, 6],
-        "full plain": ["full", plain / "bucket", plain / "to", 2 * 2**20],
-        "full wal": ["full", wal / "bucket", wal / "to", (wal / "data" / "reflection.duckdb").stat().st_size],
-    }
-    command = [sys.executable, str(PROGRAM), json.dumps([*jobs.values()], default=str)]
+        shutil.copyfile(path, data / path.name)
+    asyncio.run(uploaded(DirectoryStore(tmp_path / "bucket"), data))
+    return tmp_path
+
+
+def outcomes(*job: object) -> list[dict]:
+    """Return the outcomes of the restores of a job."""
+    command = [sys.executable, str(PROGRAM), json.dumps(job, default=str)]
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return dict(zip(jobs, map(json.loads, done.stdout.splitlines()), strict=True))
+    return json.loads(done.stdout)
 
 
 def contents(names, folder):
@@ -71,8 +72,8 @@ def check_killed(folder, found):
         assert contents([main, f"{main}.wal"], folder) == {main: b"old main", f"{main}.wal": b"old wal"}
 
 
-def test_a_killed_restore_leaves_no_partial_file_and_the_next_completes(tmp, found):
-    plain, rounds = tmp / "plain", found["kill plain"]
+def test_a_killed_restore_leaves_no_partial_file_and_the_next_completes(plain):
+    rounds = outcomes("kill", plain / "bucket", plain, KILLS, 2026)
     assert len(rounds) == KILLS
     new = contents(["reflection.duckdb", "knowledge_graph.duckdb"], plain / "data")
     for number, one in enumerate(rounds):
@@ -88,8 +89,8 @@ def test_a_killed_restore_leaves_no_partial_file_and_the_next_completes(tmp, fou
     assert any(one["unfinished"] for one in rounds)
 
 
-def test_a_restore_killed_while_folding_starts_again(tmp, found):
-    wal, rounds = tmp / "wal", found["kill wal"]
+def test_a_restore_killed_while_folding_starts_again(wal):
+    rounds = outcomes("kill", wal / "bucket", wal, KILLS_FOLDING, 6)
     assert len(rounds) == KILLS_FOLDING
     for number, one in enumerate(rounds):
         check_killed(wal / f"{number}-killed", one)
@@ -99,13 +100,15 @@ def test_a_restore_killed_while_folding_starts_again(tmp, found):
         assert left["reflection.duckdb"] > (wal / "data" / "reflection.duckdb").stat().st_size // 2
 
 
-@pytest.mark.parametrize("kind", ["plain", "wal"])
-def test_a_full_disk_names_the_bytes_needed_and_leaves_nothing(tmp, found, kind):
-    """During a download, and while a WAL is folded into its main file."""
-    (one,) = found[f"full {kind}"]
-    size = sum(path.stat().st_size for path in (tmp / kind / "data").iterdir())
-    needed = {"plain": size, "wal": 2 * size}[kind] + 32 * 2**20
+@pytest.mark.parametrize(
+    ("kind", "most", "times"),
+    [pytest.param("plain", 2 * 2**20, 1, id="download"), pytest.param("wal", None, 2, id="merge-of-the-wal")],
+)
+def test_a_full_disk_names_the_bytes_needed_and_leaves_nothing(request, kind, most, times):
+    folder = request.getfixturevalue(kind)
+    (one,) = outcomes("full", folder / "bucket", folder / "to", most or (folder / "data" / MAIN).stat().st_size)
+    size = sum(path.stat().st_size for path in (folder / "data").iterdir())
     assert one["code"] == 1
-    assert f"{tmp / kind / 'to'} is full" in one["message"]
-    assert f"the restore needs {needed:,} bytes" in one["message"]
-    assert list((tmp / kind / "to").iterdir()) == []
+    assert f"{folder / 'to'} is full" in one["message"]
+    assert f"the restore needs {times * size + 32 * 2**20:,} bytes" in one["message"]
+    assert list((folder / "to").iterdir()) == []
