@@ -442,11 +442,12 @@ async def test_a_child_that_dies_while_reading_is_an_error(number, message, tran
 
 async def test_a_child_that_does_not_answer_is_an_error_and_is_killed(copy):
     make(copy, "INSERT INTO conversations_v2(id, content, category) SELECT n::VARCHAR, 'x', 'c' FROM range(5000) r(n)")
-    async with source_of(copy, timeout_seconds=5) as source:
+    async with source_of(copy) as source:
         pages = source.pages()
         first = await anext(pages)
         reading_child().send_signal(signal.SIGSTOP)
-        with pytest.raises(SnapshotError, match="the reader was not done after 5 s") as caught:
+        source._exchange._timeout_seconds = 0.5
+        with pytest.raises(SnapshotError, match="the reader was not done after 0.5 s") as caught:
             await anext(pages)
         assert caught.value.transient
         with pytest.raises(SnapshotError, match="was interrupted before"):

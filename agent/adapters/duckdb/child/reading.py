@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.adapters.duckdb.child.engine import Cell, Engine, OutOfMemory
-from agent.adapters.duckdb.child.tables import SMALL_BYTES, Table, entity_names, tables_of
+from agent.adapters.duckdb.child.tables import SMALL_BYTES, Table, columns_of, entity_names, tables_of
 from agent.adapters.duckdb.child_protocol import PAGE_ROWS
 from agent.adapters.duckdb.rows import Row, Values, digest, row_of
 from agent.domain.memories import Json
@@ -49,7 +49,8 @@ class Reading:
     def __init__(self, engine: Engine, graph: str) -> None:
         self._engine = engine
         self._graph = graph
-        self.tables, self._unread = tables_of(engine)
+        self._columns = columns_of(engine)
+        self.tables, self._unread = tables_of(engine, self._columns)
         self._pages = self._paged()
         self._page: _Page = []
         self._next: _Page | None = None
@@ -170,7 +171,7 @@ class Reading:
         if table.kind != "relationship":
             return {}
         ids = {values[end] for values in rows for end in ("from_entity", "to_entity") if end in values}
-        return entity_names(self._engine, sorted(ids))
+        return entity_names(self._engine, self._columns, sorted(ids))
 
 
 def _values(table: Table, cells: Sequence[Cell]) -> Values:

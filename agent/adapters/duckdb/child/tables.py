@@ -88,12 +88,11 @@ class Table:
     """Parameters: first and last rowid, list of rowids with an embedding. Returns rowid, and the embedding as JSON."""
 
 
-def tables_of(engine: Engine) -> tuple[list[Table], dict[str, str]]:
+def tables_of(engine: Engine, found: Mapping[str, "Found"]) -> tuple[list[Table], dict[str, str]]:
     """Return the tables with memories that have rows, and those that DuckDB cannot read: name -> reason.
 
-    An optional column that DuckDB cannot read is treated as absent. Raises DuckDB's errors.
+    An optional column that DuckDB cannot read is treated as absent, and removed from `found`. Raises DuckDB's errors.
     """
-    found = _columns(engine)
     tables, unread = [], dict[str, str]()
     for shape in _SHAPES:
         name = next((name for name in shape.tables if name in found), None)
@@ -109,7 +108,7 @@ def tables_of(engine: Engine) -> tuple[list[Table], dict[str, str]]:
     return tables, unread
 
 
-def _drop_unreadable(engine: Engine, shape: _Shape, found: "_Found") -> dict[str, str]:
+def _drop_unreadable(engine: Engine, shape: _Shape, found: "Found") -> dict[str, str]:
     """Remove the columns that DuckDB cannot read from `found`; return column -> reason."""
     wanted = (*shape.texts, *shape.lists, *shape.documents, *TIMES[shape.kind], "embedding")
     unreadable = dict[str, str]()
@@ -126,9 +125,9 @@ def _drop_unreadable(engine: Engine, shape: _Shape, found: "_Found") -> dict[str
     return unreadable
 
 
-def entity_names(engine: Engine, ids: Sequence[str]) -> Mapping[str, str]:
+def entity_names(engine: Engine, found: Mapping[str, "Found"], ids: Sequence[str]) -> Mapping[str, str]:
     """Return entity ID -> name. Entities without a name, or that do not exist, are left out."""
-    entities = _columns(engine).get(_NAMES)
+    entities = found.get(_NAMES)
     if not ids or entities is None or not {"id", "name"} <= entities.types.keys():
         return {}
     statement = (
@@ -144,7 +143,7 @@ def entity_names(engine: Engine, ids: Sequence[str]) -> Mapping[str, str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class Found:
     """A table in the database. `types` and `names` are by the lower-case column name, as DuckDB compares names."""
 
     quoted: str
@@ -180,21 +179,26 @@ class _Found:
         return quoted(self.names[column])
 
 
-def _columns(engine: Engine) -> dict[str, _Found]:
-    found: dict[str, _Found] = {}
-    for table, column, kind in engine.rows(
-        "SELECT table_name, column_name, data_type FROM duckdb_columns() JOIN duckdb_tables() "
-        "USING (database_name, schema_name, table_name) "
-        "WHERE database_name = 's' AND schema_name = 'main' ORDER BY table_name, column_index"
+def columns_of(engine: Engine) -> dict[str, Found]:
+    """Return the columns of the tables that may hold memories, by the table's name in lower case."""
+    possible = {name for shape in _SHAPES for name in shape.tables}
+    found: dict[str, Found] = {}
+    for (table,) in list(
+        engine.rows(
+            "SELECT table_name FROM duckdb_tables() WHERE database_name = 's' AND schema_name = 'main' ORDER BY ALL"
+        )
     ):
-        name = f"s.main.{quoted(str(table))}"
-        entry = found.setdefault(str(table).lower(), _Found(quoted=name, types={}, names={}))
-        entry.types[str(column).lower()] = str(kind)
-        entry.names[str(column).lower()] = str(column)
+        if (key := str(table).lower()) not in possible:
+            continue
+        entry = found.setdefault(key, Found(quoted=f"s.main.{quoted(str(table))}", types={}, names={}))
+        # duckdb_columns() would take 12 ms: it examines every view of the system catalog, too.
+        for column, kind in engine.rows("SELECT name, type FROM pragma_table_info(?)", [entry.quoted]):
+            entry.types[str(column).lower()] = str(kind)
+            entry.names[str(column).lower()] = str(column)
     return found
 
 
-def _table(shape: _Shape, found: _Found, first: int, last: int) -> Table:
+def _table(shape: _Shape, found: Found, first: int, last: int) -> Table:
     wanted = [(name, found.text) for name in (*shape.texts, *shape.documents)]
     wanted += [(name, found.texts) for name in shape.lists] + [(name, found.time) for name in TIMES[shape.kind]]
     present = {name: expression(name) for name, expression in wanted if name in found.types}
