@@ -27,6 +27,9 @@ from agent.domain.errors import StateError
 from agent.domain.manifest import Part
 from agent.domain.routing import LAST_TARGET_BACKOFF
 
+NO_CHANGE = "nothing has changed since the last sync"
+"""Why a target needs nothing."""
+
 
 class State(StrEnum):
     """State of one database at one target."""

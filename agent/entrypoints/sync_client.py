@@ -172,7 +172,7 @@ class SyncClient:
             await self.home.clock.sleep(OBSTACLE_SECONDS)
             try:
                 if found := await self.obstacle():
-                    message_once(found.code, str(found))
+                    message_once(found.code, f"{found}; waiting until this is corrected")
             except StateError as error:
                 _log.debug("obstacle_unknown", error=str(error))
 

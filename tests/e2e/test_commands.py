@@ -238,7 +238,7 @@ def test_only_changed_databases_are_uploaded_again(machine, tmp_path):
     assert (again["success"], again["outcome"], again["files_uploaded"]) == (True, "skipped", [])
     assert (again["bytes_transferred"], again["upload_id"]) == (0, None)
     done = machine.call("sync")
-    assert (done.code, done.out, done.err) == (0, "nothing has changed since the last upload\n", "")
+    assert (done.code, done.out, done.err) == (0, "nothing has changed since the last sync\n", "")
     assert len(machine.manifests) == 1
     machine.write(commits=25)
     second = machine.sync()

@@ -136,7 +136,7 @@ def test_each_session_end_has_a_result_that_names_it(server, machine):
             assert outcome(1)[0] == "succeeded"
             end_session(1)
             end_session(2)
-            assert outcome(2) == ("skipped", "nothing has changed since the last delivery")
+            assert outcome(2) == ("skipped", "nothing has changed since the last sync")
             end_session(2, source="/another")
             listener.wait(lambda: [event["data"]["caused_by"] for event in listener.received].count(["session-2"]) == 2)
             machine.write(commits=4)

@@ -24,7 +24,7 @@ MY_UID = os.getuid()
 SYSTEMCTL = """#!/bin/sh
 echo "systemctl $*" >> "$FAKE/log"
 units="$HOME/.config/systemd/user"
-[ -e "$FAKE/unreachable" ] && [ "$2" = show ] && { echo "Failed to connect to bus" >&2; exit 1; }
+[ -e "$FAKE/unreachable" ] && [ "$SYSTEMD_OFFLINE" != 1 ] && { echo "Failed to connect to bus" >&2; exit 1; }
 case "$2" in
   show)
     pid=0; state=inactive; [ -e "$FAKE/running" ] && pid=4711 && state=active
@@ -254,7 +254,9 @@ def test_without_a_session_install_names_the_fix_and_no_start_works(scratch):
     scratch.call("install", "--no-start")
     assert scratch.commands_run() == [f"systemctl --user enable {UNIT}"]
     assert scratch.unit.exists()
-    assert "cannot be reached" in scratch.call("status", code=1).output
+    status = scratch.call("status", code=1).output
+    assert "enabled    unknown\nrunning    unknown\n" in status
+    assert "cannot be reached" in status
     scratch.call("uninstall")
     assert scratch.commands_run() == [f"systemctl --user disable {UNIT}"]
     assert scratch.tree() == before

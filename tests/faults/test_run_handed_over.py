@@ -29,7 +29,7 @@ def test_a_running_agent_does_the_sync_and_refuses_a_second_agent(machine):
         assert (result["request_id"], result["triggered_by"]) == (asked["request_id"], "manual")
         assert (result["success"], result["upload_id"]) == (True, machine.manifests[-1]["upload_id"])
         again = machine.call("sync")
-        assert (again.code, again.out) == (0, "nothing has changed since the last upload\n")
+        assert (again.code, again.out) == (0, "nothing has changed since the last sync\n")
         assert machine.sync("--method", "http", code=1)["method"] == "http"
         second = machine.call("run")
         assert (second.code, second.out) == (1, "")

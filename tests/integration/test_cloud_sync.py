@@ -616,7 +616,7 @@ async def test_the_problem_of_a_removed_database_is_deleted(rig):
     await rig.sync()
     assert "knowledge_graph_x" in rig.manifests[0].incomplete
     odd.rmdir()
-    assert (await rig.sync()).why == "nothing has changed since the last upload"
+    assert (await rig.sync()).why == "nothing has changed since the last sync"
     rig.commit("reflection")
     assert (await rig.sync()).incomplete == {}
 

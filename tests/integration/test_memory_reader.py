@@ -447,7 +447,7 @@ async def test_a_child_that_does_not_answer_is_an_error_and_is_killed(copy):
         first = await anext(pages)
         reading_child().send_signal(signal.SIGSTOP)
         source._exchange._timeout_seconds = 0.5
-        with pytest.raises(SnapshotError, match="the reader was not done after 0.5 s") as caught:
+        with pytest.raises(SnapshotError, match=r"the reader was not done after 0\.5 s") as caught:
             await anext(pages)
         assert caught.value.transient
         with pytest.raises(SnapshotError, match="was interrupted before"):

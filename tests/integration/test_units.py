@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,31 @@ def test_the_unit_of_the_user_works_with_systemd_252(tmp_path):
     text = write_unit(tmp_path).read_text()
     assert re.search(r"(?m)^Type=notify$", text)
     assert not re.search(r"(?m)^(RestartSteps|RestartMaxDelaySec|RestartMode|MemoryZSwapMax)=", text)
+
+
+OTHER_RUN = 'mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system && exec "$@"'
+"""Runs a command where systemd seems to have booted the machine, and no user manager answers, as after `su`."""
+
+CALL = """
+import os, sys
+from pathlib import Path
+from agent.entrypoints.service.manager import Runner
+from agent.entrypoints.service.systemd import Systemd
+manager = Systemd(Path.home(), Runner(os.environ, say=print))
+manager.enable(None, changed=True, start=False) if sys.argv[1] == "enable" else manager.disable(None)
+"""
+
+
+def test_without_a_user_manager_systemctl_enables_and_disables_the_service(tmp_path):
+    without_manager = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", OTHER_RUN, "sh"]
+    if subprocess.run([*without_manager, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare cannot create a mount namespace here")
+    environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    units = tmp_path / ".config/systemd/user"
+    units.mkdir(parents=True)
+    write_unit(units)
+    link = units / "default.target.wants" / UNIT
+    for word, linked in (("enable", True), ("disable", False)):
+        command = [*without_manager, sys.executable, "-c", CALL, word]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, link.is_symlink()) == (0, linked), done.stdout + done.stderr

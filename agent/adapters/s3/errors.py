@@ -32,7 +32,8 @@ PERMISSIONS = {
     "list_multipart_uploads": "s3:ListBucketMultipartUploads",
 }
 
-CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or another part of the AWS credential chain"
+_CHAIN = "~/.aws/credentials, or another part of the AWS credential chain"
+CREDENTIALS = f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, {_CHAIN}"
 
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 _DENIED = frozenset({"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "UnauthorizedAccess"})
@@ -56,7 +57,7 @@ _HINTS = {
     "NoSuchBucket": "create the bucket, or set akosha_cloud_bucket, akosha_cloud_endpoint and akosha_cloud_region",
     "InvalidBucketName": "set akosha_cloud_bucket to a bucket's name",
     "InvalidAccessKeyId": f"correct {CREDENTIALS}, or akosha_cloud_endpoint",
-    "SignatureDoesNotMatch": "correct AWS_SECRET_ACCESS_KEY, or another part of the AWS credential chain",
+    "SignatureDoesNotMatch": f"correct AWS_SECRET_ACCESS_KEY, {_CHAIN}",
     "ExpiredToken": f"the credentials have expired: renew {CREDENTIALS}, with AWS_SESSION_TOKEN",
     "TokenRefreshRequired": f"the credentials have expired: renew {CREDENTIALS}, with AWS_SESSION_TOKEN",
     "InvalidToken": f"check AWS_SESSION_TOKEN: it must belong to {CREDENTIALS}",

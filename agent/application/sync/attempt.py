@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from agent.domain.databases import NO_DATABASES, Survey, is_requested
-from agent.domain.delivery_state import Problem, Target, TargetRecord, due, pending, problems
+from agent.domain.delivery_state import NO_CHANGE, Problem, Target, TargetRecord, due, pending, problems
 from agent.domain.errors import SnapshotError
 from agent.domain.events import SyncRequested
 from agent.domain.manifest import Rows
@@ -85,7 +85,7 @@ class Attempt:
         waiting = _reasons(record, self.survey)
         if waiting:
             return "; ".join(f"{name} waits: {reason}" for name, reason in sorted(waiting.items()))
-        return "nothing has changed since the last upload"
+        return NO_CHANGE
 
 
 def _reasons(record: TargetRecord, survey: Survey) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ import structlog
 from agent.application.sync.request_log import RequestLog
 from agent.application.sync.results import ResultRecorder
 from agent.domain.databases import Survey
-from agent.domain.delivery_state import TargetRecord, active_methods, due
+from agent.domain.delivery_state import NO_CHANGE, TargetRecord, active_methods, due
 from agent.domain.errors import SnapshotError
 from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
 from agent.domain.identity import Identity
@@ -79,7 +79,7 @@ class Publisher:
         elif self._survey_error:
             await self._refuse(request, AUTO, self._survey_error, "")
         else:
-            await self._skip(request, "nothing has changed since the last delivery")
+            await self._skip(request, NO_CHANGE)
         return None
 
     async def republish(self, request: SyncRequested) -> None:

@@ -12,7 +12,7 @@ from agent.bootstrap.stores import location_of
 from agent.domain.identity import suffixed
 from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
 from agent.domain.plain_text import printable, problem_list
-from agent.domain.routing import CLOUD_HINT
+from agent.domain.routing import CLOUD_HINT, HTTP
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.formatting import columns, error_lines, human_bytes, local_time
@@ -63,7 +63,7 @@ def _print(status: StatusDocument, settings: Settings) -> None:
         _echo("")
         location = location_of(target.method, target.endpoint, target.bucket, settings.cloud_region)
         _echo(f"  {location}", bold=target.method)
-        _echo(f"  last upload  {_last_upload(target)}")
+        _echo(f"  {'last push  ' if target.method == HTTP else 'last upload'}  {_last_delivery(target)}")
         if memories := _counted(target.memories):
             _echo(f"  memories     {memories}")
         if target.memories.delivered and target.delivered_means:
@@ -117,7 +117,7 @@ def _next_try(status: StatusDocument, at: datetime) -> str:
     return local_time(at) if at > datetime.now(UTC) else "now"
 
 
-def _last_upload(target: TargetStatus) -> str:
+def _last_delivery(target: TargetStatus) -> str:
     if target.last_success is None:
         return "never"
     return f"{target.newest_upload_id or local_time(target.last_success)}  ({_age(target.last_success)})"

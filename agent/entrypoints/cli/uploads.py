@@ -175,10 +175,12 @@ def _print_one(entry: CatalogEntry) -> None:
         table.add_row(*row)
     print_table(table)
     for database, note in manifest.storage_notes().items():
-        console.print(f"{database}: {note}")
+        console.print(f"{database}: {note}", soft_wrap=True)
     for database, tables in sorted(manifest.rows.items()):
-        rows = ", ".join(f"{table} {count:,}" for table, count in sorted(tables.items()))
-        console.print(f"{database}: {rows or 'no tables'}")
+        rows = [f"{table} {count:,}" for table, count in sorted(tables.items()) if count]
+        if empty := len(tables) - len(rows):
+            rows.append(f"{empty} empty {'table' if empty == 1 else 'tables'}")
+        console.print(f"{database}: {', '.join(rows) or 'no tables'}", soft_wrap=True)
 
 
 def damage_summary(problems: Mapping[str, str]) -> str:

@@ -95,7 +95,8 @@ async def _verify(verifier: Verifier, uploads: Sequence[str], *, deep: bool) -> 
 
 
 def _lines(found: VerifyResult, directory: Path | None) -> Iterator[str]:
-    compared = "compared with the store's metadata" if directory is None else "read, digests equal"
+    how = "by the store's checksums" if directory is None else "by digest"
+    compared = f"compared with the manifest {how}"
     checked = "downloaded and read" if found.deep else compared
     if found.whole:
         yield f"{found.upload_id}: intact, {found.objects} objects {checked}, {found.duration_seconds:.1f} s"

@@ -134,7 +134,9 @@ async def free_space(context: DoctorContext) -> list[Finding]:
     except SnapshotError:
         facts = []  # reported by the check of the databases
     largest = max((database.size for database in facts), default=0)
-    text = f"{human_bytes(folder.free)} free for {path}; the largest database has {human_bytes(largest)}"
+    text = f"{human_bytes(folder.free)} free for {path}"
+    if largest:
+        text += f"; the largest database has {human_bytes(largest)}"
     if folder.free < largest:
         return [error(SPACE, text, hint=FREE_SPACE)]
     if folder.free < 2 * largest:

@@ -107,8 +107,9 @@ def status(as_json: AsJson = False) -> int:
         since = f" since {local_time(found.since)}" if found.since else ""
         edited = " (edited since it was installed)" if found.edited else ""
         typer.echo(f"installed  {f'{found.path}{edited}' if found.installed else 'no'}")
-        typer.echo(f"enabled    {_yes(found.enabled)}")
-        typer.echo(f"running    {_yes(found.running)}{pid}{since}")
+        enabled, running = (_yes(value) if found.reachable else "unknown" for value in (found.enabled, found.running))
+        typer.echo(f"enabled    {enabled}")
+        typer.echo(f"running    {running}{pid}{since}")
         if found.last_exit:
             typer.echo(f"last exit  {found.last_exit}")
         if found.linger:

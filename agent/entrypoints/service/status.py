@@ -21,7 +21,8 @@ class ServiceStatus:
     `outdated`: `service install` would write another file (a newer template), or the service's program is missing.
     `edited`: the file was changed since it was installed. `path`: the file's path, even if it does not exist; None on a
     platform without services. `detail`: the problem, or the state, on one line. `hint`: the command that fixes the
-    problem. `manager`: systemd or launchd; "" on a platform without services.
+    problem. `manager`: systemd or launchd; "" on a platform without services. `reachable`: whether the manager answers;
+    otherwise `enabled` and `running` are False because they are unknown.
     """
 
     installed: bool
@@ -37,6 +38,7 @@ class ServiceStatus:
     since: datetime | None = None
     last_exit: str = ""
     linger: str = ""
+    reachable: bool = True
 
     def document(self) -> dict[str, object]:
         """Return the document of `service status --json`."""
@@ -120,6 +122,7 @@ def status_of(manager: ServiceManager) -> ServiceStatus:
         since=state.since,
         last_exit=state.last_exit,
         linger=state.linger,
+        reachable=problem is None,
     )
 
 

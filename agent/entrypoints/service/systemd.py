@@ -93,9 +93,12 @@ class Systemd:
     def enable(self, before: ServiceState | None, *, changed: bool, start: bool) -> None:
         if before is not None and (changed or not before.loaded):
             self._systemctl("daemon-reload")
-        if before is None or not before.enabled:
+        if before is None:
+            self._offline("enable", UNIT)
+            return
+        if not before.enabled:
             self._systemctl("enable", UNIT)
-        if before is None or not start:
+        if not start:
             return
         if before.running and changed:
             self._systemctl("restart", UNIT)
@@ -103,7 +106,10 @@ class Systemd:
             self._start(before)
 
     def disable(self, before: ServiceState | None) -> None:
-        self._systemctl("disable", *(() if before is None else ("--now",)), UNIT, ignore_failure=before is None)
+        if before is None:
+            self._offline("disable", UNIT)
+        else:
+            self._systemctl("disable", "--now", UNIT)
 
     def after_removal(self, before: ServiceState | None) -> None:
         if before is not None:
@@ -156,6 +162,10 @@ class Systemd:
             if ran.out == "yes"
             else f"no: it stops when you log out; {LINGER}"
         )
+
+    def _offline(self, *words: str) -> None:
+        """Run systemctl without a user manager: it edits the links below ~/.config, and the next manager reads them."""
+        self._runner.execute("env", "SYSTEMD_OFFLINE=1", "systemctl", "--user", *words)
 
     def _systemctl(self, *words: str, ignore_failure: bool = False) -> None:
         self._runner.execute("systemctl", "--user", *words, ignore_failure=ignore_failure)
