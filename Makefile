@@ -58,7 +58,7 @@ $(MCP1): $(READY)
 demo: $(READY)  ## run the agent on a scratch database; needs no server and no account
 	$(BIN)/akosha-agent demo
 
-test: $(READY) $(WRITER) $(MCP1)  ## run every test
+test: $(READY) $(WRITER) $(MCP1)  ## run the tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 cover: $(READY) $(WRITER) $(MCP1)  ## measure the coverage of all tests that are not marked long

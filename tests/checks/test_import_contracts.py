@@ -20,6 +20,8 @@ PLANTED = {
     "Adapters know the ports, not the use cases": ("adapters/gunzip.py", "import agent.application.signal"),
     "Adapters do not import each other": ("adapters/spool.py", "import agent.adapters.wire"),
     "Only the bootstrap imports adapters": ("entrypoints/cli/events.py", "import agent.adapters.wire"),
+    "The Python API is built from the entrypoints": ("api/config.py", "import agent.ports"),
+    "The events client gets values, not settings": ("events_client/logs.py", "import agent.settings"),
     "Only the child process imports duckdb": ("entrypoints/cli/status.py", "import duckdb"),
     "No import cycles": ("entrypoints/result_document.py", "import agent.entrypoints.cli.sync"),
 }

@@ -8,9 +8,10 @@ import importlib
 import json
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 
 Constants = Mapping[str, object]
-"""`module:NAME` -> its value, or a mapping of the fields to replace in a dataclass."""
+"""`module:NAME` -> its value; for a dataclass a mapping of the fields to replace, for a timedelta of its arguments."""
 
 
 def replaced(constants: Constants) -> dict[tuple[object, str], object]:
@@ -20,7 +21,10 @@ def replaced(constants: Constants) -> dict[tuple[object, str], object]:
         module_name, _, name = path.partition(":")
         module = importlib.import_module(module_name)
         before = getattr(module, name)
-        values[module, name] = dataclasses.replace(before, **value) if isinstance(value, Mapping) else value
+        if isinstance(before, timedelta) and isinstance(value, Mapping):
+            values[module, name] = timedelta(**value)
+        else:
+            values[module, name] = dataclasses.replace(before, **value) if isinstance(value, Mapping) else value
     return values
 
 

@@ -1,0 +1,157 @@
+"""`make faults SEED=n MINUTES=m`: fault after fault against a running agent; prove that nothing is lost.
+
+In each round a writer commits transactions, a fault strikes, and once things have calmed down every promise is checked
+(`checks`). The same seed gives the same faults at the same moments of the campaign's clock. The time is spread over the
+rows; `--rounds N` does N rounds of each row instead. `--keep FILE` records each finished row, and goes on after the
+rows that FILE has. Prints the table; exits with 1 if there was a violation.
+"""
+
+import argparse
+import json
+import platform
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.campaign.checks import violations
+from tests.campaign.faults import ALL, SYNC_SECONDS, Fault
+from tests.campaign.world import NotSettled, World
+
+MOST_SHOWN = 5
+COMMITS = 6
+"""Most transactions of a round in each database."""
+
+
+@dataclass
+class Outcome:
+    """The rounds of one row. `slowest_seconds`: the longest time from the end of the fault to calm."""
+
+    row: str
+    rounds: int = 0
+    seconds: float = 0.0
+    slowest_seconds: float = 0.0
+    violations: list[str] = field(default_factory=list)
+
+
+def play(kind: type[Fault], seed: str, folder: Path, *, seconds: float, rounds: int | None = None) -> Outcome:
+    """Play rounds of a fault in one world, for `seconds` (at least one round), or so many `rounds`."""
+    rng, fault, outcome = random.Random(seed), kind(), Outcome(kind.row)
+    started = time.monotonic()
+    with World(folder, rng, store=kind.store, nats=kind.nats) as world:
+        while outcome.rounds != rounds and (
+            rounds is not None or not outcome.rounds or time.monotonic() < started + seconds
+        ):
+            number = outcome.rounds + 1
+            try:
+                calm_after = one_round(world, fault, rng)
+                outcome.slowest_seconds = max(outcome.slowest_seconds, calm_after)
+                found = violations(world)
+            except NotSettled as error:
+                found = [str(error)]
+            outcome.rounds = number
+            outcome.violations += [f"round {number}: {text}" for text in found]
+            if found:
+                break  # what follows would be its consequence
+        if not outcome.violations:
+            outcome.violations += [f"at the end: {text}" for text in violations(world, every_upload=True)]
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def one_round(world: World, fault: Fault, rng: random.Random) -> float:
+    """Commit, strike, commit, heal, and wait for calm; return the seconds that this took. Raises NotSettled."""
+    if not fault.delayed:
+        fault.strike(world, rng)
+        world.commit(rng.randint(1, COMMITS))
+    else:
+        pause = rng.uniform(0, SYNC_SECONDS)
+        world.commit(rng.randint(1, COMMITS))
+        threading.Event().wait(pause)
+        fault.strike(world, rng)
+        if rng.random() < 0.5:
+            world.commit(1)
+    fault.heal(world, rng)
+    ended = time.monotonic()
+    world.settle()
+    return time.monotonic() - ended
+
+
+def report(outcomes: Sequence[Outcome], seed: str) -> Table:
+    table = Table(
+        title=f"Faults, seed {seed}, {sum(one.seconds for one in outcomes) / 60:.0f} min", title_justify="left"
+    )
+    for title, justify in (("fault", "left"), ("rounds", "right"), ("violations", "right"), ("slowest calm", "right")):
+        table.add_column(title, justify=justify)
+    for one in outcomes:
+        table.add_row(one.row, str(one.rounds), str(len(one.violations)), f"{one.slowest_seconds:.1f} s")
+    return table
+
+
+def markdown(outcomes: Sequence[Outcome], seed: str) -> str:
+    """Return the table as docs/reliability.md shows it."""
+    lines = ["| fault | rounds | violations | longest time to calm |", "|---|---|---|---|"]
+    lines += [f"| {one.row} | {one.rounds} | {len(one.violations)} | {one.slowest_seconds:.1f} s |" for one in outcomes]
+    minutes = sum(one.seconds for one in outcomes) / 60
+    rounds = sum(one.rounds for one in outcomes)
+    today = time.strftime("%Y-%m-%d")
+    ran = f"Seed {seed}, {rounds} rounds in {minutes:.0f} minutes on {today}, Python {platform.python_version()}."
+    return "\n".join([*lines, "", ran, ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--rounds", type=int, help="rounds of each row, instead of --minutes")
+    parser.add_argument("--only", default="", help="only rows that contain this text")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="record finished rows, and go on after them")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table to this file")
+    arguments = parser.parse_args()
+    console = Console()
+    done = {one.row: one for one in recorded(arguments.keep)}
+    kinds = [kind for kind in ALL if arguments.only.lower() in kind.row.lower()]
+    share = arguments.minutes * 60 / len(kinds)
+    for kind in kinds:
+        if kind.row in done:
+            continue
+        folder = Path(tempfile.mkdtemp(prefix="faults-"))
+        console.print(f"{kind.row} ...", highlight=False)
+        outcome = play(kind, f"{arguments.seed} {kind.row}", folder, seconds=share, rounds=arguments.rounds)
+        done[kind.row] = outcome
+        if arguments.keep:
+            with arguments.keep.open("a") as file:
+                file.write(json.dumps(asdict(outcome)) + "\n")
+        for text in outcome.violations[:MOST_SHOWN]:
+            console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+        if outcome.violations:
+            console.print(f"  its files: {folder}", highlight=False)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    outcomes = [done[kind.row] for kind in kinds]
+    console.print(report(outcomes, arguments.seed))
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(outcomes, arguments.seed))
+    return 1 if any(one.violations for one in outcomes) else 0
+
+
+def recorded(path: Path | None) -> list[Outcome]:
+    """Return the rows that were finished before."""
+    with suppress(FileNotFoundError):
+        return [Outcome(**json.loads(line)) for line in path.read_text().splitlines()] if path else []
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""What a campaign of faults happens to: a machine with a writer and a running agent, its bucket, and NATS.
+
+with World(folder, rng, store="s3", nats=True) as world:
+    world.commit(3)
+    world.settle()
+"""
+
+import itertools
+import json
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from tests.soak.clients import ControlConnection
+from tests.support.bus_listener import ResultListener, listening
+from tests.support.machine import COMMAND, Machine, Running
+from tests.support.servers.bucket import Bucket
+from tests.support.servers.faulty_proxy import FaultyProxy
+from tests.support.servers.nats import NatsServer, running_nats
+from tests.support.servers.s3 import SECRET_KEY, aws_environment, running_rclone
+from tests.support.servers.threaded_proxy import running_faulty_proxy
+from tests.support.session_buddy import Writer
+
+SETTLE_SECONDS = 120.0
+"""Maximum time until everything has arrived after a fault has ended."""
+
+POLL_SECONDS = 0.1
+CANARY = "canary-of-the-campaign"
+
+_QUICK = {
+    "agent_quiet_seconds": 0.1,
+    "agent_deadline_seconds": 1,
+    "agent_min_interval_seconds": 0.1,
+    "agent_rescan_seconds": 2,
+    "retry_backoff_seconds": 0.05,
+    "agent_keep_last": 6,
+    "agent_keep_daily": 1,
+    "agent_keep_weekly": 0,
+    "agent_keep_monthly": 0,
+}
+_NATS_PATIENCE = {"connect": 1, "ping": 0.2, "ping_timeout": 0.3, "reconnect": 0.05, "reconnect_max": 0.2}
+_BACKOFF = 1.0
+"""Longest back-off of a target in seconds, so that a campaign does not wait for the product's 15 minutes."""
+
+
+class NotSettled(Exception):  # noqa: N818 - an outcome of a round
+    """The agent did not deliver everything in time."""
+
+
+class World:
+    """`store`: directory or s3 (rclone behind a FaultyProxy). Commits are acknowledged when `commit` returns."""
+
+    def __init__(self, folder: Path, rng: random.Random, *, store: str = "directory", nats: bool = False) -> None:
+        self.folder, self.rng = folder, rng
+        self.machine = Machine(folder / "machine", **_QUICK)
+        self.machine.environ["AKOSHA_CANARY"] = CANARY
+        self.machine.constants = {
+            "agent.domain.routing:FIRST_TARGET_BACKOFF": {"seconds": _BACKOFF},
+            "agent.domain.routing:LAST_TARGET_BACKOFF": {"seconds": _BACKOFF},
+        }
+        self.writer: Writer
+        self.agent: Running | None = None
+        self.prefix: Sequence[str] = (COMMAND,)
+        """The command of the agent's next start; a fault may replace it by a program that kills itself."""
+
+        self.proxy: FaultyProxy | None = None
+        self.nats: NatsServer | None = None
+        self.listener: ResultListener | None = None
+        self.log: list[str] = []
+        """The log of all agents so far."""
+
+        self._bucket: Bucket | None = None
+        self._store, self._with_nats = store, nats
+        self._stack = ExitStack()
+        self._restores = itertools.count()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            if self._store == "s3":
+                server = stack.enter_context(running_rclone(self.folder / "rclone"))
+                self._bucket = Bucket(server)
+                self.proxy = stack.enter_context(running_faulty_proxy(server.endpoint))
+                self.machine.environ |= aws_environment()
+                self.machine.secrets += (SECRET_KEY,)
+                self.machine.set(cloud_endpoint=self.proxy.url, cloud_bucket=self._bucket.name)
+            if self._with_nats:
+                self.nats = stack.enter_context(running_nats(self.folder / "nats"))
+                self.machine.set(agent_nats_url=self.nats.url)
+                self.machine.constants["agent.bootstrap.buses:PATIENCE"] = _NATS_PATIENCE
+            self.start_writer()
+            stack.callback(self._end_writer)
+            self.start_agent()
+            stack.callback(self.kill_agent)
+            if self.nats is not None:
+                self.listener = stack.enter_context(listening(self.nats.url))
+            self.commit(3)
+            self.settle()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    # The writer.
+
+    def start_writer(self) -> None:
+        self.writer = Writer(self.machine.data, "--paused").__enter__()
+
+    def crash_writer(self) -> None:
+        """Kill the writer: what it has committed since the last checkpoint is in the WAL only."""
+        self.writer.crash()
+        self._end_writer()
+
+    def _end_writer(self) -> None:
+        self.writer.__exit__(None, None, None)
+
+    def commit(self, count: int = 1) -> None:
+        """Commit so many transactions in both databases, and sometimes a checkpoint."""
+        self.writer.run(f"commit {count}")
+        self.writer.run(f"graph {count}")
+        if self.rng.random() < 0.2:
+            self.writer.run("checkpoint")
+
+    # The agent.
+
+    def start_agent(self) -> None:
+        self.agent = self.machine.start("run", prefix=self.prefix)
+        if tuple(self.prefix) == (COMMAND,):
+            self.agent.logged("agent_started")
+
+    def kill_agent(self) -> None:
+        """Kill the agent, if it runs, and keep its log."""
+        if self.agent is None:
+            return
+        with suppress(ProcessLookupError):
+            self.agent.process.send_signal(signal.SIGCONT)
+        self.agent.process.kill()
+        self._keep_log()
+
+    def stop_agent(self) -> int:
+        """Stop the agent as its service does; return its exit status."""
+        assert self.agent is not None
+        code = self.agent.stop()
+        self._keep_log()
+        return code
+
+    def _keep_log(self) -> None:
+        assert self.agent is not None
+        done = self.agent.end()
+        self.log += [done.out, done.err]
+        self.agent = None
+
+    def children(self, module: str) -> list[psutil.Process]:
+        """Return the agent's child processes that run this module."""
+        assert self.agent is not None
+        with suppress(psutil.NoSuchProcess):
+            return [child for child in psutil.Process(self.agent.pid).children() if module in _command(child)]
+        return []
+
+    def status(self) -> dict | None:
+        """Return the running agent's status; None if it does not answer now."""
+        connection = ControlConnection(self.machine.state / "control.sock", 10)
+        try:
+            connection.request("GET", "/v1/status")
+            response = connection.getresponse()
+            return json.loads(response.read()) if response.status == 200 else None
+        except (OSError, ValueError, EOFError):
+            return None
+        finally:
+            connection.close()
+
+    def settle(self) -> None:
+        """Wait until the agent has delivered everything and its results are published. Raises NotSettled."""
+        # A request answers the question whether the agent has seen the newest change, which the watcher may not have.
+        deadline = time.monotonic() + SETTLE_SECONDS
+        status: dict | None = None
+        while time.monotonic() < deadline:
+            if self.agent is None or self.agent.process.poll() is not None:
+                raise NotSettled(f"the agent has ended: {self._last_lines()}")
+            status = self.status()
+            if status and self._is_settled(status):
+                return
+            time.sleep(POLL_SECONDS)
+        raise NotSettled(f"not settled within {SETTLE_SECONDS:g} s: {_abridged(status)}; {self._last_lines()}")
+
+    def _is_settled(self, status: dict) -> bool:
+        rows = [row for target in status["targets"] for row in target["databases"]]
+        return (
+            not status["pending"]
+            and bool(rows)
+            and all(row["state"] == "clean" and not row["pending"] for row in rows)
+            and not status["results_waiting"]
+            and not self.machine.staged
+        )
+
+    def _last_lines(self) -> str:
+        return "".join((self.agent.log.raw if self.agent else self.log)[-5:])
+
+    # What has arrived.
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys in the bucket, without those of owner.json."""
+        if self._bucket is not None:
+            return self._bucket.keys
+        root = self.machine.bucket
+        paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+        return sorted(str(path) for path in paths if path.name != "owner.json" and path.parts[0] == "systems")
+
+    def fetch(self, key: str) -> bytes:
+        return self._bucket.object(key) if self._bucket is not None else self.machine.object(key)
+
+    def manifests(self) -> list[dict]:
+        """Return the manifests in the bucket, oldest first."""
+        return [json.loads(self.fetch(key)) for key in self.keys if key.endswith("/manifest.json")]
+
+    @property
+    def unfinished_multiparts(self) -> int:
+        return self._bucket.pending_uploads if self._bucket is not None else 0
+
+    def results(self) -> list[dict]:
+        """Return the results that a consumer has received: on NATS if there is one, else in the agent's history."""
+        if self.listener is not None:
+            return list(self.listener.received)
+        return [event for event in self.machine.events() if event["type"].startswith("akosha.sync.")]
+
+    def restored(self) -> Path:
+        """Restore the newest upload by the command, and return the folder."""
+        to = self.folder / f"restored-{next(self._restores)}"
+        done = self.machine.call("restore", "--to", str(to), directories=True)
+        assert done.code == 0, done.err
+        return to
+
+    def forget_restored(self, folder: Path) -> None:
+        shutil.rmtree(folder)
+
+    def wait_until(self, condition: Callable[[], object], seconds: float = 10.0) -> bool:
+        """Return whether the condition becomes true in time."""
+        deadline = time.monotonic() + seconds
+        while not (found := condition()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return bool(found)
+
+
+def _command(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _abridged(status: dict | None) -> str:
+    if status is None:
+        return "the agent does not answer"
+    targets = [{name: target[name] for name in ("error", "next_try", "databases")} for target in status["targets"]]
+    return json.dumps({"pending": status["pending"], "results_waiting": status["results_waiting"], "targets": targets})
