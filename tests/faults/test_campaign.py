@@ -1,0 +1,152 @@
+"""The campaign of faults: a short part of it, and planted violations that its checks must find."""
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from tests.campaign.checks import violations
+from tests.campaign.faults import AgentKilled, LedgerDamaged
+from tests.campaign.run import play
+from tests.campaign.world import CANARY, World
+
+pytestmark = pytest.mark.long
+
+
+@pytest.mark.parametrize("kind", [AgentKilled, LedgerDamaged], ids=lambda kind: kind.__name__)
+def test_nothing_is_lost_in_a_seeded_part_of_the_campaign(tmp_path, kind):
+    outcome = play(kind, "7", tmp_path, seconds=0, rounds=2)
+    assert (outcome.rounds, outcome.violations) == (2, [])
+
+
+def test_the_checks_find_each_planted_violation_and_nothing_else(tmp_path, subtests):
+    with World(tmp_path, random.Random(1)) as world:
+        world.commit(2)
+        world.settle()
+        assert violations(world, every_upload=True) == []
+        for plant in PLANTED:
+            with subtests.test(plant.__name__), plant(world) as expected:
+                assert [text for text in violations(world) if expected in text]
+        assert violations(world) == []
+
+
+@contextmanager
+def replaced(path: Path, data: bytes | None) -> Iterator[None]:
+    """Replace, create or (None) remove a file for the duration of the block."""
+    before = path.read_bytes() if path.exists() else None
+    path.unlink(missing_ok=True)
+    if data is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        if before is not None:
+            path.write_bytes(before)
+
+
+def newest(world: World) -> tuple[dict, Path]:
+    """Return the newest manifest and the folder of its upload."""
+    manifest = world.manifests()[-1]
+    return manifest, world.machine.bucket / f"systems/laptop/uploads/{manifest['upload_id']}"
+
+
+def reflection_of(manifest: dict) -> dict:
+    return next(part for part in manifest["parts"] if part["name"] == "reflection.duckdb")
+
+
+@contextmanager
+def lost_commit(world):
+    with patch.object(world.writer, "commits", world.writer.commits + 1):
+        yield f"but {world.writer.commits} was acknowledged"
+
+
+@contextmanager
+def doubled_result(world):
+    results = world.results()
+    with patch.object(world, "results", lambda: [*results, {**results[-1], "id": "another"}]):
+        yield "has 2 results"
+
+
+@contextmanager
+def missing_result(world):
+    results = world.results()
+    with patch.object(world, "results", lambda: results[:-1]):
+        yield "has no result"
+
+
+@contextmanager
+def torn_copy(world):
+    """The newest upload has the main file of an older one beside its own WAL, and its manifest agrees."""
+    old, (manifest, folder) = reflection_of(world.manifests()[0]), newest(world)
+    part = reflection_of(manifest)
+    facts = {name: old[name] for name in ("raw_size", "stored_size", "sha256")}
+    parts = [{**each, **facts} if each is part else each for each in manifest["parts"]]
+    total = manifest["total_size_bytes"] - part["stored_size"] + old["stored_size"]
+    torn = json.dumps({**manifest, "parts": parts, "total_size_bytes": total}).encode()
+    bucket = world.machine.bucket
+    with replaced(bucket / part["key"], (bucket / old["key"]).read_bytes()), replaced(folder / "manifest.json", torn):
+        yield "reflection.duckdb"
+
+
+@contextmanager
+def cut_object(world):
+    main = world.machine.bucket / reflection_of(newest(world)[0])["key"]
+    with replaced(main, main.read_bytes()[:-9]):
+        yield "is not what its manifest says"
+
+
+@contextmanager
+def missing_object(world):
+    with replaced(newest(world)[1] / "memories.json", None):
+        yield "memories.json is in the manifest, but not in the bucket"
+
+
+@contextmanager
+def stray_object(world):
+    with replaced(newest(world)[1] / "stray", b"1"):
+        yield "/stray belongs to no upload"
+
+
+@contextmanager
+def canary_in_the_log(world):
+    with patch.object(world, "log", [f"token={CANARY}"]):
+        yield f"the log has {CANARY[:6]}..."
+
+
+@contextmanager
+def canary_in_the_state_directory(world):
+    with replaced(world.machine.state / "note.json", CANARY.encode()):
+        yield f"note.json has {CANARY[:6]}..."
+
+
+@contextmanager
+def file_left_in_staging(world):
+    with replaced(world.machine.state / "staging" / "left.duckdb", b"1"):
+        yield "left in staging: left.duckdb"
+
+
+@contextmanager
+def error_of_the_writer(world):
+    with patch.object(world.writer, "events", [*world.writer.events, {"event": "failed", "reason": "locked"}]):
+        yield "the writer failed"
+
+
+PLANTED = (
+    lost_commit,
+    doubled_result,
+    missing_result,
+    torn_copy,
+    cut_object,
+    missing_object,
+    stray_object,
+    canary_in_the_log,
+    canary_in_the_state_directory,
+    file_left_in_staging,
+    error_of_the_writer,
+)
