@@ -13,6 +13,7 @@ WRITER := $(VENV)/writer/.ready-$(WRITER_VERSION) $(NEWER_WRITER_READY)
 MCP1_VERSION := 1.30.0
 MCP1 := $(VENV)/mcp1/.ready-$(MCP1_VERSION)
 MINUTES ?= 30
+SEED ?= 1
 # The tests that may depend on the interpreter: pure code, tasks and sockets, the built wheel.
 ALSO   := tests/unit tests/integration/test_nats_cancellation.py tests/integration/test_akosha_mcp.py tests/e2e/test_wheel.py
 
@@ -25,7 +26,7 @@ BESIDE         := .venv-beside
 BESIDE_READY   := $(BESIDE)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs picture format events bench soak clean
+.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs picture format events bench faults soak clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -133,6 +134,9 @@ format: $(READY)  ## format the code
 
 events: $(READY)  ## generate docs/events from the event classes
 	$(BIN)/python docs/events/generate.py
+
+faults: $(READY)  ## strike a running agent with faults, and check that nothing is lost: make faults SEED=1 MINUTES=15
+	$(BIN)/python tests/campaign/run.py --seed $(SEED) --minutes $(if $(filter command line,$(origin MINUTES)),$(MINUTES),15) $(ARGS)
 
 soak: $(READY)  ## run an agent under load and check that it does not grow: make soak MINUTES=30
 	$(BIN)/python tests/soak/run.py --minutes $(MINUTES) $(ARGS)

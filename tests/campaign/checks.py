@@ -6,7 +6,6 @@
 import gzip
 import shutil
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,9 @@ from agent.domain.events import upload_event_id
 from tests.campaign.world import CANARY, World
 from tests.support import upload_contents
 from tests.support.session_buddy import GRAPH, REFLECTION, Checker, Finding
+
+RESULT_SECONDS = 20.0
+"""How long a published result may be on its way to the consumer."""
 
 CHILD_SECONDS = 60.0
 """How long the agent may have a child process at least once; every sync takes less."""
@@ -95,22 +97,24 @@ def _objects(world: World, manifests: list[dict]) -> Iterator[str]:
 
 
 def _results(world: World, manifests: list[dict]) -> Iterator[str]:
-    """Every upload has its result, and no result is told under two IDs. A consumer may get the same ID again."""
-    succeeded = [event for event in world.results() if event["type"] == "akosha.sync.succeeded.v1"]
+    """A consumer gets one result of every upload, under one ID, which it may get again."""
+    world.wait_until(lambda: not [*_unannounced(world, manifests)], RESULT_SECONDS)
+    yield from _unannounced(world, manifests)
     ids_of = dict[str, set[str]]()
-    for event in succeeded:
+    for event in _succeeded(world):
         ids_of.setdefault(event["data"]["upload_id"], set()).add(event["id"])
-    for upload, ids in sorted(ids_of.items()):
-        if len(ids) > 1:
-            yield f"{upload} has {len(ids)} results"
-    if world.listener is None:
-        for event_id, count in Counter(event["id"] for event in succeeded).items():
-            if count > 1:
-                yield f"the history has the result {event_id} {count} times"
+    yield from (f"{upload} has {len(ids)} results" for upload, ids in sorted(ids_of.items()) if len(ids) > 1)
+
+
+def _unannounced(world: World, manifests: list[dict]) -> Iterator[str]:
+    ids = {event["id"] for event in _succeeded(world)}
     for manifest in manifests:
-        expected = upload_event_id(manifest["upload_id"], manifest["agent_id"])
-        if expected not in ids_of.get(manifest["upload_id"], set()):
+        if upload_event_id(manifest["upload_id"], manifest["agent_id"]) not in ids:
             yield f"{manifest['upload_id']} has no result"
+
+
+def _succeeded(world: World) -> list[dict]:
+    return [event for event in world.results() if event["type"] == "akosha.sync.succeeded.v1"]
 
 
 def _leftovers(world: World) -> Iterator[str]:

@@ -23,11 +23,10 @@ SYNC_SECONDS = 0.7
 
 
 class Fault:
-    """`row`: its row in the report. `store`, `nats`: what its world needs."""
+    """`row`: its row in the report. `store`: directory, or s3 behind a proxy."""
 
     row: ClassVar[str]
     store: ClassVar[str] = "directory"
-    nats: ClassVar[bool] = False
     delayed: ClassVar[bool] = True
     """Strike at a random moment of the sync; otherwise before the change."""
 
@@ -52,7 +51,6 @@ class AgentKilledAtPoint(Fault):
     """The agent kills itself before or after a write."""
 
     row = "SIGKILL of the agent at a named point"
-    nats = True
     delayed = False
     points: ClassVar = [
         f"{name}:{when}"
@@ -98,14 +96,11 @@ class WriterKilled(Fault):
 
 class NatsKilled(Fault):
     row = "SIGKILL of nats-server"
-    nats = True
 
     def strike(self, world: World, rng: random.Random) -> None:
-        assert world.nats is not None
         world.nats.kill()
 
     def heal(self, world: World, rng: random.Random) -> None:
-        assert world.nats is not None
         world.nats.start()
 
 

@@ -49,7 +49,7 @@ def play(kind: type[Fault], seed: str, folder: Path, *, seconds: float, rounds: 
     """Play rounds of a fault in one world, for `seconds` (at least one round), or so many `rounds`."""
     rng, fault, outcome = random.Random(seed), kind(), Outcome(kind.row)
     started = time.monotonic()
-    with World(folder, rng, store=kind.store, nats=kind.nats) as world:
+    with World(folder, rng, store=kind.store) as world:
         while outcome.rounds != rounds and (
             rounds is not None or not outcome.rounds or time.monotonic() < started + seconds
         ):

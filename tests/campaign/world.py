@@ -24,7 +24,7 @@ from tests.support.machine import COMMAND, Machine, Running
 from tests.support.servers.bucket import Bucket
 from tests.support.servers.faulty_proxy import FaultyProxy
 from tests.support.servers.nats import NatsServer, running_nats
-from tests.support.servers.s3 import SECRET_KEY, aws_environment, running_rclone
+from tests.support.servers.s3 import SECRET_KEY, Authority, aws_environment, running_moto
 from tests.support.servers.threaded_proxy import running_faulty_proxy
 from tests.support.session_buddy import Writer
 
@@ -55,15 +55,16 @@ class NotSettled(Exception):  # noqa: N818 - an outcome of a round
 
 
 class World:
-    """`store`: directory or s3 (rclone behind a FaultyProxy). Commits are acknowledged when `commit` returns."""
+    """`store`: directory or s3 (moto behind a FaultyProxy). Commits are acknowledged when `commit` returns."""
 
-    def __init__(self, folder: Path, rng: random.Random, *, store: str = "directory", nats: bool = False) -> None:
+    def __init__(self, folder: Path, rng: random.Random, *, store: str = "directory") -> None:
         self.folder, self.rng = folder, rng
         self.machine = Machine(folder / "machine", **_QUICK)
         self.machine.environ["AKOSHA_CANARY"] = CANARY
         self.machine.constants = {
             "agent.domain.routing:FIRST_TARGET_BACKOFF": {"seconds": _BACKOFF},
             "agent.domain.routing:LAST_TARGET_BACKOFF": {"seconds": _BACKOFF},
+            "agent.bootstrap.buses:PATIENCE": _NATS_PATIENCE,
         }
         self.writer: Writer
         self.agent: Running | None = None
@@ -71,35 +72,33 @@ class World:
         """The command of the agent's next start; a fault may replace it by a program that kills itself."""
 
         self.proxy: FaultyProxy | None = None
-        self.nats: NatsServer | None = None
-        self.listener: ResultListener | None = None
+        self.nats: NatsServer
+        self.listener: ResultListener
         self.log: list[str] = []
         """The log of all agents so far."""
 
         self._bucket: Bucket | None = None
-        self._store, self._with_nats = store, nats
+        self._store = store
         self._stack = ExitStack()
         self._restores = itertools.count()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             if self._store == "s3":
-                server = stack.enter_context(running_rclone(self.folder / "rclone"))
+                (self.folder / "ca").mkdir()
+                server, _ = stack.enter_context(running_moto(Authority(self.folder / "ca")))
                 self._bucket = Bucket(server)
                 self.proxy = stack.enter_context(running_faulty_proxy(server.endpoint))
                 self.machine.environ |= aws_environment()
                 self.machine.secrets += (SECRET_KEY,)
                 self.machine.set(cloud_endpoint=self.proxy.url, cloud_bucket=self._bucket.name)
-            if self._with_nats:
-                self.nats = stack.enter_context(running_nats(self.folder / "nats"))
-                self.machine.set(agent_nats_url=self.nats.url)
-                self.machine.constants["agent.bootstrap.buses:PATIENCE"] = _NATS_PATIENCE
+            self.nats = stack.enter_context(running_nats(self.folder / "nats"))
+            self.machine.set(agent_nats_url=self.nats.url)
             self.start_writer()
             stack.callback(self._end_writer)
             self.start_agent()
             stack.callback(self.kill_agent)
-            if self.nats is not None:
-                self.listener = stack.enter_context(listening(self.nats.url))
+            self.listener = stack.enter_context(listening(self.nats.url))
             self.commit(3)
             self.settle()
             self._stack = stack.pop_all()
@@ -226,10 +225,8 @@ class World:
         return self._bucket.pending_uploads if self._bucket is not None else 0
 
     def results(self) -> list[dict]:
-        """Return the results that a consumer has received: on NATS if there is one, else in the agent's history."""
-        if self.listener is not None:
-            return list(self.listener.received)
-        return [event for event in self.machine.events() if event["type"].startswith("akosha.sync.")]
+        """Return the results that a consumer on NATS has received."""
+        return list(self.listener.received)
 
     def restored(self) -> Path:
         """Restore the newest upload by the command, and return the folder."""

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
+from tests.campaign import checks
 from tests.campaign.checks import violations
 from tests.campaign.faults import AgentKilled, LedgerDamaged
 from tests.campaign.run import play
@@ -25,6 +26,7 @@ def test_nothing_is_lost_in_a_seeded_part_of_the_campaign(tmp_path, kind):
 
 def test_the_checks_find_each_planted_violation_and_nothing_else(tmp_path, subtests):
     with World(tmp_path, random.Random(1)) as world:
+        world.writer.run("checkpoint")
         world.commit(2)
         world.settle()
         assert violations(world, every_upload=True) == []
@@ -76,7 +78,7 @@ def doubled_result(world):
 @contextmanager
 def missing_result(world):
     results = world.results()
-    with patch.object(world, "results", lambda: results[:-1]):
+    with patch.object(world, "results", lambda: results[:-1]), patch.object(checks, "RESULT_SECONDS", 0):
         yield "has no result"
 
 
