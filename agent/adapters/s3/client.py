@@ -151,11 +151,14 @@ class ClientBuilder:
         )
         check_proxy(address)
         session = aioboto3.Session()
-        check_ca_bundle(self._verify, session._session.get_config_variable("ca_bundle"))  # noqa: SLF001 - no public way
         check_variants(address, session._session.get_scoped_config())  # noqa: SLF001
         await self._chain(session, thread).credentials()
         region = address.signing_region or session.region_name or "us-east-1"
-        verify = self._verify if address.uses_tls else False  # loading the CAs takes 40 ms of processor time
+        verify = self._verify
+        if address.uses_tls:
+            check_ca_bundle(verify, session._session.get_config_variable("ca_bundle"))  # noqa: SLF001 - no public way
+        else:
+            verify = False  # loading the CAs takes 40 ms of processor time
         owner: AbstractAsyncContextManager[Any] = session.client(
             "s3", region_name=region, endpoint_url=address.endpoint or None, verify=verify, config=config
         )

@@ -111,18 +111,25 @@ def tables_of(engine: Engine, found: Mapping[str, "Found"]) -> tuple[list[Table]
 def _drop_unreadable(engine: Engine, shape: _Shape, found: "Found") -> dict[str, str]:
     """Remove the columns that DuckDB cannot read from `found`; return column -> reason."""
     wanted = (*shape.texts, *shape.lists, *shape.documents, *TIMES[shape.kind], "embedding")
-    unreadable = dict[str, str]()
-    for column in dict.fromkeys(wanted):
-        if column not in found.types:
-            continue
-        try:
-            list(engine.rows(f"SELECT {quoted(found.names[column])} FROM {found.quoted} LIMIT 0"))  # noqa: S608 - quoted
-        except Exception as error:
-            if not is_unsupported(error):
-                raise
-            unreadable[column] = reason_in(error)
-            del found.types[column]
+    present = [column for column in dict.fromkeys(wanted) if column in found.types]
+    if not _read_error(engine, found, present):
+        return {}
+    unreadable = {column: error for column in present if (error := _read_error(engine, found, [column]))}
+    for column in unreadable:
+        del found.types[column]
     return unreadable
+
+
+def _read_error(engine: Engine, found: "Found", columns: Sequence[str]) -> str:
+    """Return why DuckDB cannot read these columns together, "" if it can. Raises DuckDB's other errors."""
+    names = ", ".join(quoted(found.names[column]) for column in columns)
+    try:
+        list(engine.rows(f"SELECT {names} FROM {found.quoted} LIMIT 0"))  # noqa: S608 - quoted
+    except Exception as error:
+        if not is_unsupported(error):
+            raise
+        return reason_in(error)
+    return ""
 
 
 def entity_names(engine: Engine, found: Mapping[str, "Found"], ids: Sequence[str]) -> Mapping[str, str]:
