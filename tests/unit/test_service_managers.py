@@ -136,7 +136,6 @@ SYSTEMD_STEPS = [
         [("reset-failed", UNIT, "?"), ("start", UNIT)],
         id="failed",
     ),
-    pytest.param(None, {"changed": True, "start": False}, [("enable", UNIT)], id="unreachable"),
 ]
 
 
@@ -145,6 +144,15 @@ def test_systemd_runs_only_the_necessary_commands(tmp_path, before, options, ste
     manager, recording = systemd(tmp_path, RUNNING)
     manager.enable(before, **options)
     assert recording.done == [("systemctl", "--user", *step) for step in steps]
+
+
+def test_without_a_user_manager_systemctl_edits_the_links_itself(tmp_path):
+    manager, recording = systemd(tmp_path, RUNNING)
+    manager.enable(None, changed=True, start=False)
+    manager.disable(None)
+    manager.after_removal(None)
+    offline = ("env", "SYSTEMD_OFFLINE=1", "systemctl", "--user")
+    assert recording.done == [(*offline, "enable", UNIT), (*offline, "disable", UNIT)]
 
 
 def test_systemd_forgets_an_uninstalled_service(tmp_path):
