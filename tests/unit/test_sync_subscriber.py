@@ -306,9 +306,24 @@ async def test_refused_credentials_are_a_status_warning_until_a_sync_succeeds(tm
         await b.until(lambda: b.outcomes == 1)
         (warning,) = warnings_in(await b.ledger.notes())
         assert (warning.code, warning.hint) == ("credentials_refused_cloud", "renew it")
-        assert warning.message.startswith("cloud: the last attempt had no usable credentials: ")
+        assert warning.message.startswith("cloud: an attempt had no usable credentials: ")
         await b.clock.advance(2.2)
         await b.until(lambda: b.results() == ["succeeded"])
+        assert warnings_in(await b.ledger.notes()) == ()
+
+
+async def test_another_answer_of_the_target_ends_the_warning_about_its_credentials(tmp_path):
+    original = StoreError("the store does not know this key", transient=True)
+    original.credentials_refused = True
+    refused = CloudUploadError(original.message, "cloud", original, transient=True)
+    missing = StoreError("the bucket does not exist")
+    no_bucket = CloudUploadError(missing.message, "cloud", missing)
+    async with sync_setup(tmp_path, cloud=[refused, no_bucket]) as b:
+        await b.requests.issue(values.request(route=("cloud",)))
+        await b.until(lambda: b.outcomes == 1)
+        assert len(warnings_in(await b.ledger.notes())) == 1
+        await b.clock.advance(2.2)
+        await b.until(lambda: b.results() == ["failed"])
         assert warnings_in(await b.ledger.notes()) == ()
 
 

@@ -390,7 +390,7 @@ class Ownership:
         if self._is_directory:
             mkdir = f"mkdir -p {shlex.quote(unquote(location.removeprefix('file://')))}"
             return NotOwner(
-                f"this directory had uploads and is now empty: is the disk mounted? ({location})",
+                f"this directory had uploads and is now empty or missing: is the disk mounted? ({location})",
                 hint=f"mount it; if the disk or directory was replaced on purpose: {mkdir}, then {NEW_TARGET}",
             )
         return NotOwner(

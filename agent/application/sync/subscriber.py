@@ -24,7 +24,7 @@ from agent.application.sync.results import ResultRecorder
 from agent.application.sync.stall import ProgressReporter, sync_with_restarts
 from agent.domain.databases import Survey
 from agent.domain.delivery_state import Target, TargetRecord
-from agent.domain.errors import AkoshaError, SnapshotError, SyncError
+from agent.domain.errors import AkoshaError, SinkError, SnapshotError, StoreError, SyncError
 from agent.domain.events import SyncRequested
 from agent.domain.routing import (
     CLOUD,
@@ -175,13 +175,15 @@ class SyncSubscriber:
         return f"credentials_refused_{self.method.name}"
 
     async def _update_warnings(self, error: SyncError, *, repeated: bool) -> None:
-        """Set status warnings: the credentials were refused, or an unexpected error repeats.
+        """Update status warnings: the credentials were refused, or an unexpected error repeats.
 
         `repeated`: an earlier attempt failed too. A single unexpected error causes no warning.
         """
         cause = error.original if isinstance(error.original, AkoshaError) else error
+        if isinstance(cause, StoreError | SinkError) and not (cause.credentials_refused or error.transient):
+            await clear_warning(self._ledger, self._refused_code)  # the target has accepted the credentials
         if cause.credentials_refused:
-            message = f"{self.method.name}: the last attempt had no usable credentials: {error.message}"
+            message = f"{self.method.name}: an attempt had no usable credentials: {error.message}"
             hint = error.hint or REFUSED_HINT
             await set_warning(
                 self._ledger, StatusWarning(code=self._refused_code, message=message, hint=hint), self._clock
