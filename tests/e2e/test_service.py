@@ -1,5 +1,6 @@
 """`service`: install, upgrade, status and uninstall in a temporary home, with recording systemctl and launchctl."""
 
+import hashlib
 import json
 import os
 import stat
@@ -13,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from agent.adapters.state_directory import StateDirectory
 from agent.entrypoints.cli.app import app
-from agent.entrypoints.service import commands, program as programs, status
+from agent.entrypoints.service import commands, environment, program as programs, status
 from agent.entrypoints.service.launchd import Launchd
 from agent.entrypoints.service.manager import Runner
 from tests.support.machine import COMMAND
@@ -155,6 +156,9 @@ def test_uninstall_removes_everything_after_install_and_upgrade(scratch, monkeyp
     assert "Nice=11" in scratch.unit.read_text()
     assert not list(scratch.unit.parent.glob("*.bak"))
 
+    # As an earlier version has written it.
+    monkeypatch.setattr(environment, "_EARLIER_TEMPLATES", {hashlib.sha256(b"# earlier\n").hexdigest()})
+    scratch.environment.write_text("# earlier\n")
     scratch.call("uninstall")
     assert scratch.commands_run() == [
         f"systemctl --user {words}" for words in (f"disable --now {UNIT}", "daemon-reload", f"reset-failed {UNIT}")

@@ -227,6 +227,13 @@ async def test_a_client_that_sends_too_large_a_body_gets_a_413(agent_service, tm
         assert await asyncio.to_thread(send_and_read, agent.path) == b"HTTP/1.1 413"
 
 
+async def test_a_declared_body_that_is_too_large_is_refused_before_it_is_sent(agent_service, tmp_path):
+    async with serve_agent(agent_service, tmp_path / "state") as agent, connected(agent) as (reader, writer):
+        writer.write(POST + b"Content-Length: 999999\r\n\r\n")
+        got, _ = await read_problem(reader)
+        assert got == 413
+
+
 async def test_too_many_connections_get_a_503_until_others_close(agent_service, tmp_path):
     few = Limits(connections=2)
     async with (

@@ -101,6 +101,14 @@ def test_the_note_is_written_with_an_empty_environment(tmp_path, state):
     assert len(notes(state)) == len(notes(tmp_path / "akosha-agent")) == 1
 
 
+def test_the_note_is_written_from_a_working_directory_that_was_removed(tmp_path, state):
+    worktree = tmp_path / "worktree"
+    worktree.mkdir()
+    removing = ["/bin/sh", "-c", 'rmdir "$PWD" && exec "$0" "$@"']
+    done = run_hook([*removing, COMMAND, *HOOK, state], data=INPUT, cwd=worktree)
+    assert (done.returncode, done.stderr, len(notes(state))) == (0, b"", 1)
+
+
 def test_created_files_are_private(state):
     run(state)
     modes = {path.stat().st_mode & 0o777 for path in (state, state / "spool")}

@@ -286,6 +286,15 @@ async def test_a_directory_is_not_a_readable_ledger(tmp_path):
         await reader(tmp_path)
 
 
+async def test_a_directory_that_cannot_be_entered_is_an_error_with_a_hint(tmp_path, monkeypatch):
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(StateError, match="cannot be used: Permission denied"):
+        await reader(tmp_path / "ledger.sqlite")
+
+
 async def test_a_full_disk_is_a_transient_error_without_a_partial_write(path):
     await filled(path)
     ledger = await opened(path)

@@ -16,6 +16,7 @@ from agent.application.monitoring.status import DatabaseStatus, Status, TargetSt
 from agent.bootstrap.home import Home
 from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded, UploadsPruned, UploadVerified
 from agent.entrypoints.cli import events, status, streams
+from agent.entrypoints.cli.command import Options
 from agent.entrypoints.cli.progress import progress_bar
 from agent.entrypoints.cli.sync import sync
 from agent.entrypoints.formatting import sync_summary
@@ -233,3 +234,12 @@ def test_ctrl_c_during_imports_exits_with_130_without_a_traceback(monkeypatch):
     with pytest.raises(SystemExit) as ended:
         __main__.main()
     assert ended.value.code == 130
+
+
+def test_commands_run_in_a_working_directory_that_was_removed(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.setenv("PWD", str(gone))
+    gone.rmdir()
+    assert Options().cwd == gone

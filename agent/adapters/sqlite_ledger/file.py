@@ -52,9 +52,9 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 def open_for_reading(path: Path) -> sqlite3.Connection:
     """Open the file while another process may write it. Raises StateError, also if the ledger does not exist yet."""
     no_ledger = StateError(f"there is no ledger yet at {path}", hint="akosha-agent run or sync creates it")
-    if not path.is_file():
-        raise no_ledger
     with translated(path):
+        if not path.is_file():
+            raise no_ledger
         connection = _connect_for_reading(path)
         with _closed_on_error(connection):
             found = schema.version(connection)

@@ -39,6 +39,14 @@ class LogMode(Enum):
     SETTING = auto()
 
 
+def _working_directory() -> Path:
+    """Return the working directory; if it was deleted, the name that it had, where no file exists."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path(os.environ.get("PWD") or "/")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """The common options of a command line, and the directory that relative paths are resolved against."""
@@ -47,7 +55,7 @@ class Options:
     state_dir: Path | None = None
     settings_file: Path | None = None
     verbose: bool = False
-    cwd: Path = field(default_factory=Path.cwd)
+    cwd: Path = field(default_factory=_working_directory)
 
     def read(self, mode: LogMode, *, to_file: bool = False) -> Loaded:
         """Read the settings and configure logging from them; their secrets are masked in all later log lines.

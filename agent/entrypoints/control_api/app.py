@@ -172,6 +172,11 @@ class ControlApp:
             raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, hint=f"send {' or '.join(content_types)}")
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body is compressed", hint="send it uncompressed")
+        too_large = Problem(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {self._limits.body_bytes} bytes", close=True
+        )
+        if (request.content_length or 0) > self._limits.body_bytes:
+            raise too_large
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 return await request.read()
@@ -179,8 +184,7 @@ class ControlApp:
             detail = f"the body was not received within {self._limits.body_seconds:g} s"
             raise Problem(HTTPStatus.REQUEST_TIMEOUT, detail, close=True) from None
         except web.HTTPRequestEntityTooLarge:
-            detail = f"the body is larger than {self._limits.body_bytes} bytes"
-            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, close=True) from None
+            raise too_large from None
         except (web.RequestPayloadError, ClientPayloadError, HttpProcessingError) as error:
             raise Problem(HTTPStatus.BAD_REQUEST, "the body does not match its headers", close=True) from error
 

@@ -33,7 +33,9 @@ def state_directory(given: str, environ: "os._Environ[str] | dict[str, str]") ->
     if given == "~" or given.startswith("~/"):
         return home + given[1:]
     if given:
-        return os.path.join(os.getcwd(), os.path.expanduser(given))  # noqa: PTH118
+        given = os.path.expanduser(given)
+        # The working directory may be gone: a worktree that was removed at the end of the session.
+        return given if given.startswith("/") else os.path.join(os.getcwd(), given)  # noqa: PTH118
     base = environ.get("XDG_STATE_HOME", "")
     if not base.startswith("/"):
         base = home + ("/Library/Application Support" if sys.platform == "darwin" else "/.local/state")

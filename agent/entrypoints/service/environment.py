@@ -1,5 +1,6 @@
 """The service's environment: the file that systemd reads, and the variables that the service lacks."""
 
+import hashlib
 import os
 import re
 import shlex
@@ -22,8 +23,16 @@ ENVIRONMENT_TEMPLATE = """\
 # SESSION_BUDDY_AKOSHA_CLOUD_ENDPOINT=
 """
 
+_EARLIER_TEMPLATES = {"01b819a7632d5b5dbde12e8e47f786c43dfdf8bb3abc0313338794aedcbe8fe2"}
+"""SHA-256 of the templates of earlier versions."""
+
 _AGENT_VARIABLE = re.compile(r"(SESSION_BUDDY_AKOSHA|AKOSHA|AWS)_\w+")
 _OTHERS = {"XDG_STATE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
+
+
+def is_as_installed(text: str) -> bool:
+    """Return whether this is the text that `service install` of this or an earlier version writes."""
+    return text == ENVIRONMENT_TEMPLATE or hashlib.sha256(text.encode()).hexdigest() in _EARLIER_TEMPLATES
 
 
 def environment_file(config_home: Path) -> Path:

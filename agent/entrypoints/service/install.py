@@ -8,7 +8,7 @@ from pathlib import Path
 from agent.bootstrap.home import RUN, Home
 from agent.domain.errors import AkoshaError, StateError
 from agent.entrypoints.service import service_file
-from agent.entrypoints.service.environment import ENVIRONMENT_TEMPLATE, PRIVATE, is_open_to_others
+from agent.entrypoints.service.environment import ENVIRONMENT_TEMPLATE, PRIVATE, is_as_installed, is_open_to_others
 from agent.entrypoints.service.manager import Runner, ServiceManager, ServiceSpec, ServiceState
 from agent.entrypoints.service.service_file import FileState
 from agent.settings import Settings
@@ -77,7 +77,7 @@ def install(
 def uninstall(manager: ServiceManager, runner: Runner, *, environment: Path | None, say: Say) -> None:
     """Stop the service and remove the files that `install` wrote. Keep edited files. Raises AkoshaError."""
     file_state, _ = service_file.read(manager.file)
-    unchanged = environment is not None and _text(environment) == ENVIRONMENT_TEMPLATE
+    unchanged = environment is not None and is_as_installed(_text(environment))
     if file_state is FileState.ABSENT and not unchanged:
         say(f"not installed: {manager.file} does not exist")
         return
