@@ -84,6 +84,8 @@ def _objects(world: World, manifests: list[dict]) -> Iterator[str]:
     named = set[str]()
     for manifest in manifests:
         prefix = f"systems/{manifest['system_id']}/uploads/{manifest['upload_id']}"
+        if f"{prefix}/manifest.json" not in keys and manifest is not manifests[-1]:
+            continue  # pruned since the manifests were read
         of_upload = {part["key"] for part in manifest["parts"]} | {f"{prefix}/manifest.json"}
         if manifest["memories"]:
             of_upload.add(manifest["memories"]["key"])

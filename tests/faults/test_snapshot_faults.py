@@ -173,7 +173,7 @@ def send_to_children(number, times):
 @pytest.mark.parametrize(
     ("number", "times", "reason"),
     [
-        (signal.SIGKILL, 1, "the verification was killed (SIGKILL)"),
+        (signal.SIGKILL, 2, "the verification was killed (SIGKILL)"),
         (signal.SIGSEGV, 2, "DuckDB crashed on it (SIGSEGV)"),
     ],
 )
@@ -203,9 +203,11 @@ async def test_a_deleted_copy_is_a_transient_error(data_dir, staging, taker, mon
     assert not list(staging.iterdir())
 
 
-async def test_a_crash_that_a_second_copy_does_not_repeat_is_ignored(data_dir, taker):
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+async def test_a_child_that_crashes_or_is_killed_once_is_ignored(number, data_dir, taker):
+    """After a crash the database is copied again; after a kill the copy is verified again."""
     create(data_dir, commits=3)
-    signalling = asyncio.create_task(asyncio.to_thread(send_to_children, signal.SIGSEGV, 1))
+    signalling = asyncio.create_task(asyncio.to_thread(send_to_children, number, 1))
     snapshot = await taker.take("reflection")
     await signalling
     assert (snapshot.verified, snapshot.rows["conversations_v2"]) == (True, 3)

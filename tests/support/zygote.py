@@ -219,7 +219,10 @@ def main() -> None:
 def serve(requests: socket.socket) -> None:
     """Fork and run a command for each message, until the other end closes. Ends the process."""
     while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, _MESSAGE_BYTES, 3)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(requests, _MESSAGE_BYTES, 3)
+        except ConnectionResetError:  # the other process was killed before it read an answer
+            os._exit(0)
         if not message:
             os._exit(0)
         # The intermediate process ends at once, so that the command becomes a child of the requesting process, which is

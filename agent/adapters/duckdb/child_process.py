@@ -102,11 +102,14 @@ class EngineError(Exception):
 
 
 class NoAnswer(Exception):  # noqa: N818 - the caller decides what it means
-    """The child did not answer. `crashed`: DuckDB crashed, and the text is the name of the signal."""
+    """The child did not answer.
 
-    def __init__(self, reason: str, *, crashed: bool = False) -> None:
+    `crashed`: DuckDB crashed, and the text is the name of the signal. `killed`: another process ended the child.
+    """
+
+    def __init__(self, reason: str, *, crashed: bool = False, killed: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.crashed = reason, crashed
+        self.reason, self.crashed, self.killed = reason, crashed, killed
 
 
 class Exchange:
@@ -164,5 +167,5 @@ class Exchange:
             status = 0  # it closed its output and still runs: the owner of the child ends it
         if ended := signal_of(status):
             name, killed = ended
-            raise NoAnswer(f"was killed ({name})" if killed else name, crashed=not killed) from error
+            raise NoAnswer(f"was killed ({name})" if killed else name, crashed=not killed, killed=killed) from error
         raise NoAnswer(f"ended early (exit status {status})") from error

@@ -113,18 +113,23 @@ class DuckdbSnapshotTaker:
             if not self._verify:
                 return folder, copy, _NOT_VERIFIED
             copied = folder / main_name(database)
-            verdict = await verify(
-                copied,
-                timeout_seconds=self._verify_timeout_seconds,
-                stall_seconds=self._verify_stall_seconds,
-                warm=self._warm,
-            )
+            verdict = await self._verdict(copied)
+            if verdict.interrupted:  # as the kernel does if memory is short for a moment
+                verdict = await self._verdict(copied)
             await asyncio.to_thread(_keep_only, folder, {file.name for file in copy.files})
             return folder, copy, verdict
         except BaseException:
             halt.set()
             await self._clean(copying, folder)
             raise
+
+    async def _verdict(self, copied: Path) -> Verdict:
+        return await verify(
+            copied,
+            timeout_seconds=self._verify_timeout_seconds,
+            stall_seconds=self._verify_stall_seconds,
+            warm=self._warm,
+        )
 
     def _copy(self, database: str, folder: Path, halt: threading.Event) -> DatabaseCopy:
         _make_private(self._staging_dir)

@@ -16,7 +16,8 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The result of a verification. `damaged`: the copy itself is damaged; another copy may be intact.
+    """The result of a verification. `damaged`: the copy itself is damaged; another copy may be intact. `interrupted`:
+    another process killed the child, so the copy may be intact.
 
     `rows` is the number of rows per table; if the copy is not `verified`, of the tables that could be read.
     """
@@ -24,6 +25,7 @@ class Verdict:
     verified: bool
     reason: str = ""
     damaged: bool = False
+    interrupted: bool = False
     rows: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -53,7 +55,7 @@ async def verify(
     except NoAnswer as error:
         if error.crashed:
             return Verdict(verified=False, reason=f"DuckDB crashed on it ({error.reason})", damaged=True)
-        return Verdict(verified=False, reason=f"the verification {error.reason}")
+        return Verdict(verified=False, reason=f"the verification {error.reason}", interrupted=error.killed)
     except EngineError as error:
         return Verdict(verified=False, reason=f"the verification failed: {error}")
     finally:
