@@ -84,8 +84,6 @@ def _objects(world: World, manifests: list[dict]) -> Iterator[str]:
     named = set[str]()
     for manifest in manifests:
         prefix = f"systems/{manifest['system_id']}/uploads/{manifest['upload_id']}"
-        if f"{prefix}/manifest.json" not in keys and manifest is not manifests[-1]:
-            continue  # pruned since the manifests were read
         of_upload = {part["key"] for part in manifest["parts"]} | {f"{prefix}/manifest.json"}
         if manifest["memories"]:
             of_upload.add(manifest["memories"]["key"])
@@ -141,7 +139,8 @@ def _secrets(world: World) -> Iterator[str]:
         for path in world.machine.state.rglob("*")
         if path.is_file() and "staging" not in path.parts
     ]
-    places += [(key, lambda key=key: world.fetch(key)) for key in world.keys]
+    places += [(key, lambda key=key: world.fetch(key)) for key in world.keys if key not in world.searched]
+    world.searched.update(world.keys)
     for name, read in places:
         with suppress(OSError, EOFError, zlib.error):  # damaged objects are reported by `_objects` and `_commits`
             data = read()

@@ -143,7 +143,7 @@ class BucketChanged(Fault):
         elif how == "flip":
             _flip(path, rng)
         elif how == "swap":
-            shutil.copyfile(rng.choice(paths), path)
+            shutil.copyfile(rng.choice([other for other in paths if other != path]), path)
         else:
             (path.parent / "manifest.json").unlink()
 

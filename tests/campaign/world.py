@@ -40,10 +40,7 @@ _QUICK = {
     "agent_min_interval_seconds": 0.1,
     "agent_rescan_seconds": 2,
     "retry_backoff_seconds": 0.05,
-    "agent_keep_last": 6,
-    "agent_keep_daily": 1,
-    "agent_keep_weekly": 0,
-    "agent_keep_monthly": 0,
+    "agent_prune": "false",  # the checks read the bucket while the agent runs
 }
 _NATS_PATIENCE = {"connect": 1, "ping": 0.2, "ping_timeout": 0.3, "reconnect": 0.05, "reconnect_max": 0.2}
 _BACKOFF = 1.0
@@ -74,6 +71,9 @@ class World:
         self.proxy: FaultyProxy | None = None
         self.nats: NatsServer
         self.listener: ResultListener
+        self.searched: set[str] = set()
+        """The objects that were searched for secrets."""
+
         self.log: list[str] = []
         """The log of all agents so far."""
 
