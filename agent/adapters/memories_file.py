@@ -27,6 +27,8 @@ from agent.domain.errors import SnapshotError, StagingFull, StateError, WireErro
 from agent.domain.memories import EMBEDDING_LENGTH, Memory, RowState, check_kind, memory_id
 from agent.ports import MemoriesDraft, MemorySource, WrittenMemories
 
+__all__ = ["JsonMemoriesFile"]
+
 T = TypeVar("T")
 
 _OURS = frozenset({"type", "original_id", "database", "digest"})
@@ -45,8 +47,6 @@ MAX_LINE_BYTES = 64 * 2**20
 PAGE_ROWS = 200
 PAGE_BYTES = 4 * 2**20
 """A page ends with the row that exceeds this size, so that memory is bounded by a page and a line."""
-
-__all__ = ["JsonMemoriesFile"]
 
 _log = structlog.get_logger()
 

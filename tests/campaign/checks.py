@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from agent.adapters.directory_store.layout import incoming_folder
 from agent.domain.events import upload_event_id
 from tests.campaign.world import CANARY, World
 from tests.support import upload_contents
 from tests.support.session_buddy import GRAPH, REFLECTION, Checker, Finding
+from tests.support.waiting import happens
 
 RESULT_SECONDS = 20.0
 """How long a published result may be on its way to the consumer."""
 
 CHILD_SECONDS = 60.0
 """How long the agent may have a child process at least once; every sync takes less."""
-
-_LEFTOVER_NAMES = (".draft", ".part", ".tmp", ".incoming")
 
 
 def violations(world: World, *, every_upload: bool = False) -> list[str]:
@@ -37,7 +37,7 @@ def violations(world: World, *, every_upload: bool = False) -> list[str]:
     found += _writer_errors(world)
     if every_upload:
         for manifest in manifests[:-1]:
-            found += (text for text, _ in _problems(world, manifest))
+            found += _opened(world, manifest)[0]
         found += _restore(world)
     return found
 
@@ -47,16 +47,15 @@ def _commits(world: World, newest: Mapping) -> Iterator[str]:
     upload = newest["upload_id"]
     problems, findings = _opened(world, newest)
     yield from problems
+    yield from _missing(world, findings, upload)
+
+
+def _missing(world: World, findings: Mapping[str, Finding], where: str) -> Iterator[str]:
     for name, acknowledged in ((REFLECTION, world.writer.commits), (GRAPH, world.writer.entities)):
         last = findings[name].last if name in findings else -1
         # A commit that was not acknowledged before its writer was killed may be there, too.
         if last < acknowledged:
-            yield f"{upload} has {name} up to commit {last}, but {acknowledged} was acknowledged"
-
-
-def _problems(world: World, manifest: Mapping) -> Iterator[tuple[str, str]]:
-    problems, _ = _opened(world, manifest)
-    yield from ((text, manifest["upload_id"]) for text in problems)
+            yield f"{where} has {name} up to commit {last}, but {acknowledged} was acknowledged"
 
 
 def _opened(world: World, manifest: Mapping) -> tuple[list[str], dict[str, Finding]]:
@@ -98,7 +97,7 @@ def _objects(world: World, manifests: list[dict]) -> Iterator[str]:
 
 def _results(world: World, manifests: list[dict]) -> Iterator[str]:
     """A consumer gets one result of every upload, under one ID, which it may get again."""
-    world.wait_until(lambda: not [*_unannounced(world, manifests)], RESULT_SECONDS)
+    happens(lambda: not [*_unannounced(world, manifests)], RESULT_SECONDS)
     yield from _unannounced(world, manifests)
     ids_of = dict[str, set[str]]()
     for event in _succeeded(world):
@@ -121,11 +120,11 @@ def _leftovers(world: World) -> Iterator[str]:
     """No copy, draft or child process is left."""
     for path in world.machine.staged:
         yield f"left in staging: {path.name}"
-    for path in world.machine.bucket.rglob("*"):
-        if path.is_file() and path.name.endswith(_LEFTOVER_NAMES):
+    for path in incoming_folder(world.machine.bucket, "systems").rglob("*"):
+        if path.is_file():
             yield f"left in the bucket's directory: {path.relative_to(world.machine.bucket)}"
     # A rescan may run one at any moment, but none stays.
-    if world.agent is not None and not world.wait_until(lambda: not world.children("duckdb.child"), CHILD_SECONDS):
+    if world.agent is not None and not happens(lambda: not world.children("duckdb.child"), CHILD_SECONDS):
         yield f"child processes still run: {world.children('duckdb.child')}"
 
 
@@ -159,7 +158,5 @@ def _restore(world: World) -> Iterator[str]:
     findings = _examined(folder)
     for name, finding in findings.items():
         yield from (f"restored {name}: {problem}" for problem in finding.problems)
-    for name, acknowledged in ((REFLECTION, world.writer.commits), (GRAPH, world.writer.entities)):
-        if name not in findings or findings[name].last < acknowledged:
-            yield f"the restored {name} lacks commits that were acknowledged"
-    world.forget_restored(folder)
+    yield from _missing(world, findings, "the restore")
+    shutil.rmtree(folder)

@@ -6,6 +6,8 @@ To add a fault: a subclass with `row`, `strike` and, if something must be put ri
 import random
 import shutil
 import sys
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +19,13 @@ from tests.campaign.world import World
 from tests.faults import killed_run
 from tests.support.machine import COMMAND
 from tests.support.servers.faulty_proxy import Action, ending, lose_the_answer, refuse, reset
+from tests.support.waiting import happens
 
 SYNC_SECONDS = 0.7
 """Approximate time of a sync of the campaign's databases: a fault strikes at a random moment of it."""
 
 
-class Fault:
+class Fault(ABC):
     """`row`: its row in the report. `store`: directory, or s3 behind a proxy."""
 
     row: ClassVar[str]
@@ -30,10 +33,10 @@ class Fault:
     delayed: ClassVar[bool] = True
     """Strike at a random moment of the sync; otherwise before the change."""
 
-    def strike(self, world: World, rng: random.Random) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def strike(self, world: World, rng: random.Random) -> None: ...
 
-    def heal(self, world: World, rng: random.Random) -> None:
+    def heal(self, world: World, rng: random.Random) -> None:  # noqa: B027 - most faults need none
         """Put right what does not mend itself."""
 
 
@@ -65,7 +68,7 @@ class AgentKilledAtPoint(Fault):
 
     def heal(self, world: World, rng: random.Random) -> None:
         assert world.agent is not None
-        world.wait_until(lambda: world.agent.process.poll() is not None, 60)
+        happens(lambda: world.agent.process.poll() is not None, 60)
         world.kill_agent()
         world.prefix = (COMMAND,)
         world.start_agent()
@@ -75,7 +78,7 @@ class ChildKilled(Fault):
     row = "SIGKILL of the DuckDB child"
 
     def strike(self, world: World, rng: random.Random) -> None:
-        world.wait_until(lambda: world.children("duckdb.child"), 2)
+        happens(lambda: world.children("duckdb.child"), 2)
         for child in world.children("duckdb.child"):
             with suppress(psutil.NoSuchProcess):
                 child.kill()
@@ -174,7 +177,7 @@ class DataDirectory(Fault):
             data.rename(aside)
             if rng.random() < 0.5:
                 data.mkdir()
-                world.wait_until(lambda: False, rng.uniform(0, 1))
+                time.sleep(rng.uniform(0, 1))
                 data.rmdir()
             aside.rename(data)
         else:

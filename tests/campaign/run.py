@@ -8,7 +8,6 @@ rows that FILE has. Prints the table; exits with 1 if there was a violation.
 
 import argparse
 import json
-import platform
 import random
 import shutil
 import sys
@@ -50,20 +49,17 @@ def play(kind: type[Fault], seed: str, folder: Path, *, seconds: float, rounds: 
     rng, fault, outcome = random.Random(seed), kind(), Outcome(kind.row)
     started = time.monotonic()
     with World(folder, rng, store=kind.store) as world:
-        while outcome.rounds != rounds and (
-            rounds is not None or not outcome.rounds or time.monotonic() < started + seconds
-        ):
-            number = outcome.rounds + 1
+        while not outcome.violations:  # what follows a violation would be its consequence
+            outcome.rounds += 1
             try:
                 calm_after = one_round(world, fault, rng)
                 outcome.slowest_seconds = max(outcome.slowest_seconds, calm_after)
                 found = violations(world)
             except NotSettled as error:
                 found = [str(error)]
-            outcome.rounds = number
-            outcome.violations += [f"round {number}: {text}" for text in found]
-            if found:
-                break  # what follows would be its consequence
+            outcome.violations += [f"round {outcome.rounds}: {text}" for text in found]
+            if outcome.rounds == rounds or (rounds is None and time.monotonic() >= started + seconds):
+                break
         if not outcome.violations:
             outcome.violations += [f"at the end: {text}" for text in violations(world, every_upload=True)]
     outcome.seconds = time.monotonic() - started
@@ -99,17 +95,6 @@ def report(outcomes: Sequence[Outcome], seed: str) -> Table:
     return table
 
 
-def markdown(outcomes: Sequence[Outcome], seed: str) -> str:
-    """Return the table as docs/reliability.md shows it."""
-    lines = ["| fault | rounds | violations | longest time to calm |", "|---|---|---|---|"]
-    lines += [f"| {one.row} | {one.rounds} | {len(one.violations)} | {one.slowest_seconds:.1f} s |" for one in outcomes]
-    minutes = sum(one.seconds for one in outcomes) / 60
-    rounds = sum(one.rounds for one in outcomes)
-    today = time.strftime("%Y-%m-%d")
-    ran = f"Seed {seed}, {rounds} rounds in {minutes:.0f} minutes on {today}, Python {platform.python_version()}."
-    return "\n".join([*lines, "", ran, ""])
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", default="1")
@@ -117,7 +102,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="rounds of each row, instead of --minutes")
     parser.add_argument("--only", default="", help="only rows that contain this text")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="record finished rows, and go on after them")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table to this file")
     arguments = parser.parse_args()
     console = Console()
     done = {one.row: one for one in recorded(arguments.keep)}
@@ -141,8 +125,6 @@ def main() -> int:
             shutil.rmtree(folder, ignore_errors=True)
     outcomes = [done[kind.row] for kind in kinds]
     console.print(report(outcomes, arguments.seed))
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown(outcomes, arguments.seed))
     return 1 if any(one.violations for one in outcomes) else 0
 
 

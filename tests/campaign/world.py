@@ -1,17 +1,11 @@
-"""What a campaign of faults happens to: a machine with a writer and a running agent, its bucket, and NATS.
+"""What a campaign of faults happens to: a machine with a writer and a running agent, its bucket, and NATS."""
 
-with World(folder, rng, store="s3", nats=True) as world:
-    world.commit(3)
-    world.settle()
-"""
-
-import itertools
+import http.client
 import json
 import random
-import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
@@ -80,7 +74,6 @@ class World:
         self._bucket: Bucket | None = None
         self._store = store
         self._stack = ExitStack()
-        self._restores = itertools.count()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -170,14 +163,16 @@ class World:
             connection.request("GET", "/v1/status")
             response = connection.getresponse()
             return json.loads(response.read()) if response.status == 200 else None
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, http.client.HTTPException):
             return None
         finally:
             connection.close()
 
     def settle(self) -> None:
-        """Wait until the agent has delivered everything and its results are published. Raises NotSettled."""
-        # A request answers the question whether the agent has seen the newest change, which the watcher may not have.
+        """Wait until the agent has delivered everything and its results are published. Raises NotSettled.
+
+        The status compares the files with the ledger, so a change that the watcher has not noticed yet is pending, too.
+        """
         deadline = time.monotonic() + SETTLE_SECONDS
         status: dict | None = None
         while time.monotonic() < deadline:
@@ -230,20 +225,10 @@ class World:
 
     def restored(self) -> Path:
         """Restore the newest upload by the command, and return the folder."""
-        to = self.folder / f"restored-{next(self._restores)}"
-        done = self.machine.call("restore", "--to", str(to), directories=True)
+        to = self.folder / "restored"
+        done = self.machine.call("restore", "--to", str(to))
         assert done.code == 0, done.err
         return to
-
-    def forget_restored(self, folder: Path) -> None:
-        shutil.rmtree(folder)
-
-    def wait_until(self, condition: Callable[[], object], seconds: float = 10.0) -> bool:
-        """Return whether the condition becomes true in time."""
-        deadline = time.monotonic() + seconds
-        while not (found := condition()) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        return bool(found)
 
 
 def _command(process: psutil.Process) -> str:

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
+from agent.adapters.directory_store.layout import incoming_folder
 from tests.campaign import checks
 from tests.campaign.checks import violations
 from tests.campaign.faults import AgentKilled, LedgerDamaged
@@ -135,6 +136,13 @@ def file_left_in_staging(world):
 
 
 @contextmanager
+def file_left_in_the_bucket(world):
+    incoming = incoming_folder(world.machine.bucket, "systems/laptop/uploads/1/reflection.duckdb")
+    with replaced(incoming / "1", b"1"):
+        yield "left in the bucket's directory: .akosha/incoming/systems/laptop/uploads/1/reflection.duckdb/1"
+
+
+@contextmanager
 def error_of_the_writer(world):
     with patch.object(world.writer, "events", [*world.writer.events, {"event": "failed", "reason": "locked"}]):
         yield "the writer failed"
@@ -151,5 +159,6 @@ PLANTED = (
     canary_in_the_log,
     canary_in_the_state_directory,
     file_left_in_staging,
+    file_left_in_the_bucket,
     error_of_the_writer,
 )

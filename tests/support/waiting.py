@@ -16,8 +16,15 @@ async def until(condition: Callable[[], object]) -> None:
 
 def wait_until(condition: Callable[[], object]) -> None:
     """Wait as `until` does, in a test without an event loop."""
-    deadline = time.monotonic() + LIMIT_SECONDS
+    if not happens(condition, LIMIT_SECONDS):
+        raise TimeoutError
+
+
+def happens(condition: Callable[[], object], seconds: float) -> bool:
+    """Return whether the condition becomes true within `seconds`. It is checked a hundred times a second."""
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError
+            return False
         time.sleep(0.01)
+    return True

@@ -16,10 +16,11 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The result of a verification. `damaged`: the copy itself is damaged; another copy may be intact. `interrupted`:
-    another process killed the child, so the copy may be intact.
+    """The result of a verification.
 
-    `rows` is the number of rows per table; if the copy is not `verified`, of the tables that could be read.
+    `damaged`: the copy itself is damaged; another copy may be intact. `interrupted`: another process killed the child,
+    so the copy may be intact. `rows` is the number of rows per table; if the copy is not `verified`, of the tables that
+    could be read.
     """
 
     verified: bool

@@ -63,7 +63,7 @@ class Tls:
 
 @lru_cache(maxsize=1)
 def _default_context(_: tuple[tuple[Path, int], ...]) -> ssl.SSLContext:
-    """Return a context with the system's CAs, loaded anew if their files changed.
+    """Return a context with the system's CAs, loaded again if their files changed.
 
     Loading takes 40 ms of processor time, which each attempt to connect would spend while the server is down.
     """

@@ -197,7 +197,7 @@ def columns_of(engine: Engine) -> dict[str, Found]:
     ):
         if (key := str(table).lower()) not in possible:
             continue
-        entry = found.setdefault(key, Found(quoted=f"s.main.{quoted(str(table))}", types={}, names={}))
+        entry = found[key] = Found(quoted=f"s.main.{quoted(str(table))}", types={}, names={})
         # duckdb_columns() would take 12 ms: it examines every view of the system catalog, too.
         for column, kind in engine.rows("SELECT name, type FROM pragma_table_info(?)", [entry.quoted]):
             entry.types[str(column).lower()] = str(kind)
