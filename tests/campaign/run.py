@@ -25,10 +25,13 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.campaign.checks import violations
-from tests.campaign.faults import ALL, SYNC_SECONDS, Fault
+from tests.campaign.faults import ALL, Fault
 from tests.campaign.world import NotSettled, World
 
 MOST_SHOWN = 5
+SYNC_SECONDS = 0.7
+"""Approximate time of a sync of the campaign's databases: a fault strikes at a random moment of it."""
+
 COMMITS = 6
 """Most transactions of a round in each database."""
 
@@ -48,7 +51,7 @@ def play(kind: type[Fault], seed: str, folder: Path, *, seconds: float, rounds: 
     """Play rounds of a fault in one world, for `seconds` (at least one round), or so many `rounds`."""
     rng, fault, outcome = random.Random(seed), kind(), Outcome(kind.row)
     started = time.monotonic()
-    with World(folder, rng, store=kind.store) as world:
+    with World(folder, rng, target=kind.target) as world:
         while not outcome.violations:  # what follows a violation would be its consequence
             outcome.rounds += 1
             try:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import psutil
 
@@ -21,6 +21,9 @@ from tests.support.servers.nats import NatsServer, running_nats
 from tests.support.servers.s3 import SECRET_KEY, Authority, aws_environment, running_moto
 from tests.support.servers.threaded_proxy import running_faulty_proxy
 from tests.support.session_buddy import Writer
+
+Kind = Literal["directory", "s3"]
+"""What the agent delivers to."""
 
 SETTLE_SECONDS = 120.0
 """Maximum time until everything has arrived after a fault has ended."""
@@ -46,9 +49,9 @@ class NotSettled(Exception):  # noqa: N818 - an outcome of a round
 
 
 class World:
-    """`store`: directory or s3 (moto behind a FaultyProxy). Commits are acknowledged when `commit` returns."""
+    """`target`: directory or s3 (moto behind a FaultyProxy). Commits are acknowledged when `commit` returns."""
 
-    def __init__(self, folder: Path, rng: random.Random, *, store: str = "directory") -> None:
+    def __init__(self, folder: Path, rng: random.Random, *, target: Kind = "directory") -> None:
         self.folder, self.rng = folder, rng
         self.machine = Machine(folder / "machine", **_QUICK)
         self.machine.environ["AKOSHA_CANARY"] = CANARY
@@ -72,12 +75,12 @@ class World:
         """The log of all agents so far."""
 
         self._bucket: Bucket | None = None
-        self._store = store
+        self._target = target
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            if self._store == "s3":
+            if self._target == "s3":
                 (self.folder / "ca").mkdir()
                 server, _ = stack.enter_context(running_moto(Authority(self.folder / "ca")))
                 self._bucket = Bucket(server)

@@ -1,0 +1,24 @@
+"""The faults of a campaign, by subject. A fault is a class: `strike` happens while a change is synced, `heal` after it.
+
+To add a fault: a subclass of `Fault` with `row`, `rounds`, `strike` and, if something must be put right again, `heal`;
+and its name in ALL.
+"""
+
+from tests.campaign.faults.bucket import BucketChanged
+from tests.campaign.faults.fault import Fault
+from tests.campaign.faults.files import DataDirectory
+from tests.campaign.faults.kills import AgentKilled, AgentKilledAtPoint, ChildKilled, WriterKilled
+from tests.campaign.faults.ledger import LedgerDamaged
+from tests.campaign.faults.servers import NatsKilled, StoreAnswers
+
+ALL: tuple[type[Fault], ...] = (
+    AgentKilled,
+    AgentKilledAtPoint,
+    ChildKilled,
+    WriterKilled,
+    NatsKilled,
+    StoreAnswers,
+    BucketChanged,
+    DataDirectory,
+    LedgerDamaged,
+)

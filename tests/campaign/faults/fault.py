@@ -1,0 +1,26 @@
+"""What a fault of the campaign is."""
+
+import random
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from tests.campaign.world import Kind, World
+
+
+class Fault(ABC):
+    """`strike` happens while a change is synced, `heal` after it. `row`: its row in the report.
+
+    `rounds`: its rounds in a full campaign. `target`: what the agent delivers to.
+    """
+
+    row: ClassVar[str]
+    rounds: ClassVar[int]
+    target: ClassVar[Kind] = "directory"
+    delayed: ClassVar[bool] = True
+    """Strike at a random moment of the sync; otherwise before the change."""
+
+    @abstractmethod
+    def strike(self, world: World, rng: random.Random) -> None: ...
+
+    def heal(self, world: World, rng: random.Random) -> None:  # noqa: B027 - most faults need none
+        """Put right what does not mend itself."""
