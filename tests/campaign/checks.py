@@ -131,8 +131,7 @@ def _leftovers(world: World) -> Iterator[str]:
 def _secrets(world: World) -> Iterator[str]:
     """No secret is in a log, the state directory or the bucket."""
     secrets = (CANARY, *world.machine.secrets)
-    lines = "".join([*world.log, *(world.agent.log.raw if world.agent else [])])
-    yield from (f"the log has {secret[:6]}..." for secret in secrets if secret in lines)
+    yield from (f"the log has {secret[:6]}..." for secret in secrets if secret in world.transcript)
     places: list[tuple[str, Callable[[], bytes]]] = [
         (str(path.relative_to(world.machine.state)), path.read_bytes)
         for path in world.machine.state.rglob("*")

@@ -7,6 +7,7 @@ rows that FILE has. Prints the table; exits with 1 if there was a violation.
 """
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.campaign.checks import violations
 from tests.campaign.faults import ALL, Fault
-from tests.campaign.world import NotSettled, World
+from tests.campaign.world import NotSettled, Skipped, World
 
 MOST_SHOWN = 5
 SYNC_SECONDS = 0.7
@@ -38,39 +39,58 @@ COMMITS = 6
 
 @dataclass
 class Outcome:
-    """The rounds of one row. `slowest_seconds`: the longest time from the end of the fault to calm."""
+    """The rounds of one row. `slowest_seconds`: the longest time from the end of the fault to calm.
+
+    `skipped`: why this machine does not allow the fault.
+    """
 
     row: str
     rounds: int = 0
     seconds: float = 0.0
     slowest_seconds: float = 0.0
     violations: list[str] = field(default_factory=list)
+    skipped: str = ""
 
 
 def play(kind: type[Fault], seed: str, folder: Path, *, seconds: float, rounds: int | None = None) -> Outcome:
     """Play rounds of a fault in one world, for `seconds` (at least one round), or so many `rounds`."""
     rng, fault, outcome = random.Random(seed), kind(), Outcome(kind.row)
     started = time.monotonic()
-    with World(folder, rng, target=kind.target) as world:
-        while not outcome.violations:  # what follows a violation would be its consequence
-            outcome.rounds += 1
-            try:
-                calm_after = one_round(world, fault, rng)
-                outcome.slowest_seconds = max(outcome.slowest_seconds, calm_after)
-                found = violations(world)
-            except NotSettled as error:
-                found = [str(error)]
-            outcome.violations += [f"round {outcome.rounds}: {text}" for text in found]
-            if outcome.rounds == rounds or (rounds is None and time.monotonic() >= started + seconds):
-                break
-        if not outcome.violations:
-            outcome.violations += [f"at the end: {text}" for text in violations(world, every_upload=True)]
+    try:
+        with World(folder, rng, target=kind.target, prepare=fault.prepare) as world:
+            for _ in _rounds(started + seconds, rounds):
+                _play_round(world, fault, outcome, rng)
+                if outcome.violations:  # what follows a violation would be its consequence
+                    break
+            else:
+                outcome.violations += [f"at the end: {text}" for text in violations(world, every_upload=True)]
+    except Skipped as reason:
+        outcome.skipped = str(reason)
     outcome.seconds = time.monotonic() - started
     return outcome
 
 
+def _rounds(until: float, count: int | None) -> Iterator[int]:
+    """Yield for each round: `count` times, or if that is None until a time, but at least once."""
+    for number in itertools.count(1):
+        yield number
+        if number == count or (count is None and time.monotonic() >= until):
+            return
+
+
+def _play_round(world: World, fault: Fault, outcome: Outcome, rng: random.Random) -> None:
+    outcome.rounds += 1
+    try:
+        outcome.slowest_seconds = max(outcome.slowest_seconds, one_round(world, fault, rng))
+        found = violations(world)
+    except NotSettled as error:
+        found = [str(error)]
+    outcome.violations += [f"round {outcome.rounds}: {text}" for text in found]
+
+
 def one_round(world: World, fault: Fault, rng: random.Random) -> float:
     """Commit, strike, commit, heal, and wait for calm; return the seconds that this took. Raises NotSettled."""
+    world.begin_round()
     if not fault.delayed:
         fault.strike(world, rng)
         world.commit(rng.randint(1, COMMITS))
@@ -94,7 +114,8 @@ def report(outcomes: Sequence[Outcome], seed: str) -> Table:
     for title, justify in (("fault", "left"), ("rounds", "right"), ("violations", "right"), ("slowest calm", "right")):
         table.add_column(title, justify=justify)
     for one in outcomes:
-        table.add_row(one.row, str(one.rounds), str(len(one.violations)), f"{one.slowest_seconds:.1f} s")
+        figures = (str(one.rounds), str(len(one.violations)), f"{one.slowest_seconds:.1f} s")
+        table.add_row(one.row, *(("skipped", one.skipped) if one.skipped else figures))
     return table
 
 

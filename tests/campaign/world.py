@@ -5,7 +5,7 @@ import json
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal, Self
@@ -21,12 +21,16 @@ from tests.support.servers.nats import NatsServer, running_nats
 from tests.support.servers.s3 import SECRET_KEY, Authority, aws_environment, running_moto
 from tests.support.servers.threaded_proxy import running_faulty_proxy
 from tests.support.session_buddy import Writer
+from tests.support.waiting import happens
 
 Kind = Literal["directory", "s3"]
 """What the agent delivers to."""
 
 SETTLE_SECONDS = 120.0
 """Maximum time until everything has arrived after a fault has ended."""
+
+SAY_SECONDS = 60.0
+"""Maximum time until the agent has logged an event or shows something in its status."""
 
 POLL_SECONDS = 0.1
 CANARY = "canary-of-the-campaign"
@@ -48,11 +52,25 @@ class NotSettled(Exception):  # noqa: N818 - an outcome of a round
     """The agent did not deliver everything in time."""
 
 
-class World:
-    """`target`: directory or s3 (moto behind a FaultyProxy). Commits are acknowledged when `commit` returns."""
+class Skipped(Exception):  # noqa: N818 - an outcome of a row
+    """This machine does not allow a fault; the text says what is needed."""
 
-    def __init__(self, folder: Path, rng: random.Random, *, target: Kind = "directory") -> None:
-        self.folder, self.rng = folder, rng
+
+class World:
+    """`target`: directory or s3 (moto behind a FaultyProxy). Commits are acknowledged when `commit` returns.
+
+    `prepare` may change the machine, settings and `prefix` before the agent starts, and raise Skipped.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rng: random.Random,
+        *,
+        target: Kind = "directory",
+        prepare: Callable[["World"], None] = lambda _: None,
+    ) -> None:
+        self.folder, self.rng, self._prepare = folder, rng, prepare
         self.machine = Machine(folder / "machine", **_QUICK)
         self.machine.environ["AKOSHA_CANARY"] = CANARY
         self.machine.constants = {
@@ -72,14 +90,15 @@ class World:
         """The objects that were searched for secrets."""
 
         self.log: list[str] = []
-        """The log of all agents so far."""
+        """The log of all agents that have ended."""
 
+        self._round_began = 0
         self._bucket: Bucket | None = None
         self._target = target
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
+        with self._stack as stack:
             if self._target == "s3":
                 (self.folder / "ca").mkdir()
                 server, _ = stack.enter_context(running_moto(Authority(self.folder / "ca")))
@@ -90,6 +109,7 @@ class World:
                 self.machine.set(cloud_endpoint=self.proxy.url, cloud_bucket=self._bucket.name)
             self.nats = stack.enter_context(running_nats(self.folder / "nats"))
             self.machine.set(agent_nats_url=self.nats.url)
+            self._prepare(self)
             self.start_writer()
             stack.callback(self._end_writer)
             self.start_agent()
@@ -102,6 +122,10 @@ class World:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def at_end(self, undo: Callable[..., object], *arguments: object) -> None:
+        """Call `undo` when the world ends; from `prepare`: after the agent and the writer have ended."""
+        self._stack.callback(undo, *arguments)
 
     # The writer.
 
@@ -196,6 +220,30 @@ class World:
             and not status["results_waiting"]
             and not self.machine.staged
         )
+
+    # What the agent says.
+
+    def begin_round(self) -> None:
+        """From now on, `said` waits for new lines."""
+        self._round_began = len(self.transcript)
+
+    def said(self, *texts: str) -> None:
+        """Wait until the agent has logged one of these texts in this round. Raises NotSettled."""
+        if not happens(lambda: any(text in self.transcript[self._round_began :] for text in texts), SAY_SECONDS):
+            raise NotSettled(f"the agent has not said {' or '.join(texts)}: {self._last_lines()}")
+
+    def shows(self, what: str, condition: Callable[[dict], object]) -> None:
+        """Wait until the agent's status meets the condition. Raises NotSettled, with `what` as the explanation."""
+        if not happens(lambda: (status := self.status()) and condition(status), SAY_SECONDS):
+            raise NotSettled(f"the status does not show {what}: {_abridged(self.status())}")
+
+    def warns(self, code: str) -> None:
+        """Wait until the agent's status has the warning. Raises NotSettled."""
+        self.shows(f"the warning {code}", lambda status: code in [each["code"] for each in status["warnings"]])
+
+    @property
+    def transcript(self) -> str:
+        return "".join([*self.log, *(self.agent.log.raw if self.agent else [])])
 
     def _last_lines(self) -> str:
         return "".join((self.agent.log.raw if self.agent else self.log)[-5:])

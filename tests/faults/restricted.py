@@ -9,6 +9,7 @@ import resource
 import sys
 
 from agent.__main__ import main
+from tests.support.constants import replace_from_environment
 
 
 def drop_privileges() -> None:
@@ -26,4 +27,5 @@ if __name__ == "__main__":
         drop_privileges()
     else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(figure), resource.RLIM_INFINITY))
+    replace_from_environment()
     main()

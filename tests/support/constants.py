@@ -1,14 +1,17 @@
 """Replaces constants of the agent, in this process or in a command that a test starts:
 
-python tests/support/constants.py '{"module:NAME": value}' [arguments of `akosha-agent`]
+REPLACED_CONSTANTS='{"module:NAME": value}' python tests/support/constants.py [arguments of `akosha-agent`]
 """
 
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
+
+VARIABLE = "REPLACED_CONSTANTS"
 
 Constants = Mapping[str, object]
 """`module:NAME` -> its value; for a dataclass a mapping of the fields to replace, for a timedelta of its arguments."""
@@ -34,7 +37,12 @@ def replace_constants(constants: Constants) -> None:
         setattr(module, name, value)
 
 
+def replace_from_environment() -> None:
+    """Replace the constants that `Machine` has put into the environment of this command."""
+    replace_constants(json.loads(os.environ.get(VARIABLE, "{}")))
+
+
 if __name__ == "__main__":
-    replace_constants(json.loads(sys.argv[1]))
-    sys.argv = ["akosha-agent", *sys.argv[2:]]
+    replace_from_environment()
+    sys.argv[0] = "akosha-agent"
     importlib.import_module("agent.__main__").main()

@@ -181,11 +181,12 @@ class Machine:
         """Start a command, which the caller ends. `directories`: name them in options. `how` is for Popen."""
         directories = ["--data-dir", str(self.data), "--state-dir", str(self.state)] if directories else []
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        environment = {"env": self.environ, "cwd": self.home}
-        command, how = [*prefix, *words, *directories], pipes | environment | how
-        if self.constants and tuple(prefix) == (COMMAND,):
-            command[:1] = [sys.executable, constants.__file__, json.dumps(self.constants)]
-        process = zygote.popen(command, text=True, **how)
+        environment, program = {"env": self.environ, "cwd": self.home}, [*prefix]
+        if self.constants:
+            environment["env"] = self.environ | {constants.VARIABLE: json.dumps(self.constants)}
+            if program[-1] == COMMAND:
+                program[-1:] = [sys.executable, constants.__file__]
+        process = zygote.popen([*program, *words, *directories], text=True, **pipes | environment | how)
         return Running(process, Lines(process.stderr), Lines(process.stdout))
 
     @contextmanager

@@ -19,6 +19,9 @@ class Fault(ABC):
     delayed: ClassVar[bool] = True
     """Strike at a random moment of the sync; otherwise before the change."""
 
+    def prepare(self, world: World) -> None:  # noqa: B027 - most faults need nothing
+        """Change the world before its agent starts. Raises Skipped if this machine does not allow the fault."""
+
     @abstractmethod
     def strike(self, world: World, rng: random.Random) -> None: ...
 
