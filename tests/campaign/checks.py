@@ -6,15 +6,18 @@
 import gzip
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from agent.adapters.directory_store.layout import incoming_folder
 from agent.domain.events import upload_event_id
-from tests.campaign.world import CANARY, World
+from tests.campaign.targets import AkoshaTarget
+from tests.campaign.world import World
 from tests.support import upload_contents
-from tests.support.session_buddy import GRAPH, REFLECTION, Checker, Finding
+from tests.support.session_buddy import GRAPH, REFLECTION, Checker, Finding, row_id, text_of
 from tests.support.waiting import happens
 
 RESULT_SECONDS = 20.0
@@ -26,20 +29,22 @@ CHILD_SECONDS = 60.0
 
 def violations(world: World, *, every_upload: bool = False) -> list[str]:
     """Return the broken promises. `every_upload`: open all uploads, not only the newest, and restore the newest."""
+    arrived = _memories(world) if isinstance(world.target, AkoshaTarget) else _uploads(world, every_upload=every_upload)
+    return [*arrived, *_leftovers(world), *_secrets(world), *_writer_errors(world)]
+
+
+def _uploads(world: World, *, every_upload: bool) -> Iterator[str]:
     manifests = world.manifests()
     if not manifests:
-        return ["nothing was uploaded"]
-    found = [*_commits(world, manifests[-1])]
-    found += _objects(world, manifests)
-    found += _results(world, manifests)
-    found += _leftovers(world)
-    found += _secrets(world)
-    found += _writer_errors(world)
+        yield "nothing was uploaded"
+        return
+    yield from _commits(world, manifests[-1])
+    yield from _objects(world, manifests)
+    yield from _results(world, manifests)
     if every_upload:
         for manifest in manifests[:-1]:
-            found += _opened(world, manifest)[0]
-        found += _restore(world)
-    return found
+            yield from _opened(world, manifest)[0]
+        yield from _restore(world)
 
 
 def _commits(world: World, newest: Mapping) -> Iterator[str]:
@@ -63,7 +68,7 @@ def _opened(world: World, manifest: Mapping) -> tuple[list[str], dict[str, Findi
     upload = manifest["upload_id"]
     folder = world.folder / f"opened-{upload}"
     try:
-        upload_contents.unpack(dict(manifest), world.fetch, folder)
+        upload_contents.unpack(dict(manifest), world.target.fetch, folder)
     except (AssertionError, OSError, EOFError, ValueError, zlib.error) as error:
         shutil.rmtree(folder, ignore_errors=True)
         return [f"{upload} is not what its manifest says: {type(error).__name__} {str(error)[:200]}"], {}
@@ -79,7 +84,7 @@ def _examined(folder: Path) -> dict[str, Finding]:
 
 def _objects(world: World, manifests: list[dict]) -> Iterator[str]:
     """The bucket has every object of every manifest, and no other."""
-    keys = set(world.keys)
+    keys = set(world.target.keys)
     named = set[str]()
     for manifest in manifests:
         prefix = f"systems/{manifest['system_id']}/uploads/{manifest['upload_id']}"
@@ -91,18 +96,44 @@ def _objects(world: World, manifests: list[dict]) -> Iterator[str]:
         named |= of_upload
     for key in sorted(keys - named):
         yield f"{key} belongs to no upload"
-    if world.unfinished_multiparts:
-        yield f"{world.unfinished_multiparts} multipart uploads are unfinished"
+    if world.target.unfinished_multiparts:
+        yield f"{world.target.unfinished_multiparts} multipart uploads are unfinished"
+
+
+def _memories(world: World) -> Iterator[str]:
+    """Akosha has every acknowledged row once, unchanged, and a result was published after the last commit."""
+    stored = [(row.metadata["type"], row.metadata["original_id"]) for row in world.target.memories]
+    texts = {row.metadata["original_id"]: row.text for row in world.target.memories}
+    yield from (f"{kind} {key} is {count} memories" for (kind, key), count in Counter(stored).items() if count > 1)
+    commits, entities = range(world.writer.commits + 1), range(world.writer.entities + 1)
+    for kind, numbers in (("conversation", commits), ("reflection", commits), ("entity", entities)):
+        ids = {row_id(kind[0], n): n for n in numbers}
+        yield from (f"{kind} {n} is missing" for key, n in ids.items() if (kind, key) not in set(stored))
+        yield from (
+            f"{kind} {n} is not what was written" for key, n in ids.items() if text_of(n) not in texts.get(key, "")
+        )
+
+    def announced() -> bool:
+        return any(datetime.fromisoformat(event["time"]) > world.committed_at for event in _succeeded(world))
+
+    if not happens(announced, RESULT_SECONDS):
+        yield "no result was published after the last commit"
+    yield from _doubled("request_id", _succeeded(world))
 
 
 def _results(world: World, manifests: list[dict]) -> Iterator[str]:
     """A consumer gets one result of every upload, under one ID, which it may get again."""
     happens(lambda: not [*_unannounced(world, manifests)], RESULT_SECONDS)
     yield from _unannounced(world, manifests)
+    yield from _doubled("upload_id", _succeeded(world))
+
+
+def _doubled(key: str, results: Iterable[dict]) -> Iterator[str]:
+    """Results with the same value of a field have the same ID, too."""
     ids_of = dict[str, set[str]]()
-    for event in _succeeded(world):
-        ids_of.setdefault(event["data"]["upload_id"], set()).add(event["id"])
-    yield from (f"{upload} has {len(ids)} results" for upload, ids in sorted(ids_of.items()) if len(ids) > 1)
+    for event in results:
+        ids_of.setdefault(event["data"][key], set()).add(event["id"])
+    yield from (f"{of} has {len(ids)} results" for of, ids in sorted(ids_of.items()) if len(ids) > 1)
 
 
 def _unannounced(world: World, manifests: list[dict]) -> Iterator[str]:
@@ -130,15 +161,15 @@ def _leftovers(world: World) -> Iterator[str]:
 
 def _secrets(world: World) -> Iterator[str]:
     """No secret is in a log, the state directory or the bucket."""
-    secrets = (CANARY, *world.machine.secrets)
+    secrets = world.machine.secrets
     yield from (f"the log has {secret[:6]}..." for secret in secrets if secret in world.transcript)
     places: list[tuple[str, Callable[[], bytes]]] = [
         (str(path.relative_to(world.machine.state)), path.read_bytes)
         for path in world.machine.state.rglob("*")
         if path.is_file() and "staging" not in path.parts
     ]
-    places += [(key, lambda key=key: world.fetch(key)) for key in world.keys if key not in world.searched]
-    world.searched.update(world.keys)
+    places += [(key, lambda key=key: world.target.fetch(key)) for key in world.target.keys if key not in world.searched]
+    world.searched.update(world.target.keys)
     for name, read in places:
         with suppress(OSError, EOFError, zlib.error):  # damaged objects are reported by `_objects` and `_commits`
             data = read()

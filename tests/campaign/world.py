@@ -7,24 +7,19 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import psutil
 
+from tests.campaign.targets import OPENED, Kind, Target
 from tests.soak.clients import ControlConnection
 from tests.support.bus_listener import ResultListener, listening
 from tests.support.machine import COMMAND, Machine, Running
-from tests.support.servers.bucket import Bucket
-from tests.support.servers.faulty_proxy import FaultyProxy
 from tests.support.servers.nats import NatsServer, running_nats
-from tests.support.servers.s3 import SECRET_KEY, Authority, aws_environment, running_moto
-from tests.support.servers.threaded_proxy import running_faulty_proxy
 from tests.support.session_buddy import Writer
 from tests.support.waiting import happens
-
-Kind = Literal["directory", "s3"]
-"""What the agent delivers to."""
 
 SETTLE_SECONDS = 120.0
 """Maximum time until everything has arrived after a fault has ended."""
@@ -57,7 +52,7 @@ class Skipped(Exception):  # noqa: N818 - an outcome of a row
 
 
 class World:
-    """`target`: directory or s3 (moto behind a FaultyProxy). Commits are acknowledged when `commit` returns.
+    """Commits are acknowledged when `commit` returns.
 
     `prepare` may change the machine, settings and `prefix` before the agent starts, and raise Skipped.
     """
@@ -78,14 +73,17 @@ class World:
             "agent.domain.routing:LAST_TARGET_BACKOFF": {"seconds": _BACKOFF},
             "agent.bootstrap.buses:PATIENCE": _NATS_PATIENCE,
         }
+        self.target: Target
         self.writer: Writer
         self.agent: Running | None = None
         self.prefix: Sequence[str] = (COMMAND,)
         """The command of the agent's next start; a fault may replace it by a program that kills itself."""
 
-        self.proxy: FaultyProxy | None = None
         self.nats: NatsServer
         self.listener: ResultListener
+        self.committed_at: datetime
+        """When the last transaction was acknowledged."""
+
         self.searched: set[str] = set()
         """The objects that were searched for secrets."""
 
@@ -93,22 +91,17 @@ class World:
         """The log of all agents that have ended."""
 
         self._round_began = 0
-        self._bucket: Bucket | None = None
-        self._target = target
+        self._kind = target
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with self._stack as stack:
-            if self._target == "s3":
-                (self.folder / "ca").mkdir()
-                server, _ = stack.enter_context(running_moto(Authority(self.folder / "ca")))
-                self._bucket = Bucket(server)
-                self.proxy = stack.enter_context(running_faulty_proxy(server.endpoint))
-                self.machine.environ |= aws_environment()
-                self.machine.secrets += (SECRET_KEY,)
-                self.machine.set(cloud_endpoint=self.proxy.url, cloud_bucket=self._bucket.name)
+            folder = self.machine.bucket if self._kind == "directory" else self.folder / self._kind
+            self.target = stack.enter_context(OPENED[self._kind](folder))
+            self.machine.environ |= self.target.environ
+            self.machine.secrets += (CANARY, *self.target.secrets)
             self.nats = stack.enter_context(running_nats(self.folder / "nats"))
-            self.machine.set(agent_nats_url=self.nats.url)
+            self.machine.set(agent_nats_url=self.nats.url, **self.target.settings)
             self._prepare(self)
             self.start_writer()
             stack.callback(self._end_writer)
@@ -146,6 +139,7 @@ class World:
         self.writer.run(f"graph {count}")
         if self.rng.random() < 0.2:
             self.writer.run("checkpoint")
+        self.committed_at = datetime.now(UTC)
 
     # The agent.
 
@@ -250,25 +244,9 @@ class World:
 
     # What has arrived.
 
-    @property
-    def keys(self) -> list[str]:
-        """The keys in the bucket, without those of owner.json."""
-        if self._bucket is not None:
-            return self._bucket.keys
-        root = self.machine.bucket
-        paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
-        return sorted(str(path) for path in paths if path.name != "owner.json" and path.parts[0] == "systems")
-
-    def fetch(self, key: str) -> bytes:
-        return self._bucket.object(key) if self._bucket is not None else self.machine.object(key)
-
     def manifests(self) -> list[dict]:
         """Return the manifests in the bucket, oldest first."""
-        return [json.loads(self.fetch(key)) for key in self.keys if key.endswith("/manifest.json")]
-
-    @property
-    def unfinished_multiparts(self) -> int:
-        return self._bucket.pending_uploads if self._bucket is not None else 0
+        return [json.loads(self.target.fetch(key)) for key in self.target.keys if key.endswith("/manifest.json")]
 
     def results(self) -> list[dict]:
         """Return the results that a consumer on NATS has received."""

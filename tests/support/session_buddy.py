@@ -189,32 +189,33 @@ def _embedding(n: int) -> list[float]:
     return [numbers.uniform(-1, 1) for _ in range(384)]
 
 
-def _id(kind: str, n: int) -> str:
+def row_id(kind: str, n: int) -> str:
+    """Return the ID of row n: `c` of a conversation, `r` reflection, `e` entity, `k` relationship."""
     return hashlib.sha256(f"{kind}{n}".encode()).hexdigest()[:16]
 
 
 def _commit(base, n: int, *, payload: int, embeddings: bool) -> None:
     text, vector = text_of(n, payload), _embedding(n) if embeddings else None
     note = json.dumps({"n": n})
-    base.execute(_CONVERSATION, [_id("c", n), text, vector, str(n), note, text])
-    base.execute(_REFLECTION, [_id("r", n), _id("c", n), text, vector, note, text])
+    base.execute(_CONVERSATION, [row_id("c", n), text, vector, str(n), note, text])
+    base.execute(_REFLECTION, [row_id("r", n), row_id("c", n), text, vector, note, text])
     if n % _ACCESS_EVERY:
         return  # a commit with inserts only is possible during a checkpoint, into another sidecar
     earlier = random.Random(n).randint(0, n)
-    base.execute("UPDATE conversations_v2 SET access_count = access_count + 1 WHERE id = ?", [_id("c", earlier)])
-    base.execute("UPDATE reflections_v2 SET usage_count = usage_count + 1 WHERE id = ?", [_id("r", earlier)])
+    base.execute("UPDATE conversations_v2 SET access_count = access_count + 1 WHERE id = ?", [row_id("c", earlier)])
+    base.execute("UPDATE reflections_v2 SET usage_count = usage_count + 1 WHERE id = ?", [row_id("r", earlier)])
 
 
 def _graph(base, n: int) -> None:
     base.execute("BEGIN")
     base.execute(
         "INSERT INTO kg_entities(id, name, entity_type, observations) VALUES (?, ?, 'thing', [?])",
-        [_id("e", n), f"entity {n}", text_of(n)],
+        [row_id("e", n), f"entity {n}", text_of(n)],
     )
     if n:
         base.execute(
             "INSERT INTO kg_relationships(id, from_entity, to_entity, relation_type) VALUES (?, ?, ?, 'follows')",
-            [_id("k", n), _id("e", n), _id("e", n - 1)],
+            [row_id("k", n), row_id("e", n), row_id("e", n - 1)],
         )
     base.execute("COMMIT")
 

@@ -9,7 +9,7 @@ from tests.campaign.faults.fault import Fault
 from tests.campaign.faults.files import DataDirectory
 from tests.campaign.faults.kills import AgentKilled, AgentKilledAtPoint, ChildKilled, WriterKilled
 from tests.campaign.faults.ledger import LedgerDamaged
-from tests.campaign.faults.servers import NatsKilled, StoreAnswers
+from tests.campaign.faults.servers import AkoshaKilled, NatsKilled, StoreAnswers, StoreKilled
 
 ALL: tuple[type[Fault], ...] = (
     AgentKilled,
@@ -17,6 +17,8 @@ ALL: tuple[type[Fault], ...] = (
     ChildKilled,
     WriterKilled,
     NatsKilled,
+    StoreKilled,
+    AkoshaKilled,
     StoreAnswers,
     BucketChanged,
     DataDirectory,

@@ -4,7 +4,8 @@ import random
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from tests.campaign.world import Kind, World
+from tests.campaign.targets import Kind
+from tests.campaign.world import World
 
 
 class Fault(ABC):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from tests.campaign.faults.fault import Fault
+from tests.campaign.targets import AkoshaTarget
 from tests.campaign.world import World
 from tests.support.servers.faulty_proxy import Action, ending, lose_the_answer, refuse, reset
 
@@ -20,6 +21,42 @@ class NatsKilled(Fault):
         world.nats.start()
 
 
+class StoreKilled(Fault):
+    """A store that is down keeps its data."""
+
+    row = "SIGKILL of the S3 server"
+    rounds = 100
+    target = "rclone"
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        assert world.target.server is not None
+        world.target.server.kill()
+
+    def heal(self, world: World, rng: random.Random) -> None:
+        assert world.target.server is not None
+        world.target.server.start()
+
+
+class AkoshaKilled(Fault):
+    """An Akosha that is killed keeps its memories, or loses them, which the probe of a person's sync finds."""
+
+    row = "SIGKILL of Akosha"
+    rounds = 100
+    target = "akosha"
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        assert isinstance(world.target, AkoshaTarget)
+        world.target.server.kill()
+        if rng.random() < 0.5:
+            world.target.server.forget()
+
+    def heal(self, world: World, rng: random.Random) -> None:
+        assert world.target.server is not None
+        world.target.server.start()
+        world.settle()
+        world.machine.call("sync")
+
+
 class StoreAnswers(Fault):
     """Some requests of the sync fail; later ones succeed."""
 
@@ -30,9 +67,9 @@ class StoreAnswers(Fault):
     operations: ClassVar = ("put_object", "list_objects_v2", "head_object", "get_object", "copy_object")
 
     def strike(self, world: World, rng: random.Random) -> None:
-        assert world.proxy is not None
+        assert world.target.proxy is not None
         for _ in range(rng.randint(1, 3)):
-            world.proxy.on(rng.choice(self.operations), rng.choice([*_failures(rng)]), times=rng.randint(1, 4))
+            world.target.proxy.on(rng.choice(self.operations), rng.choice([*_failures(rng)]), times=rng.randint(1, 4))
 
 
 def _failures(rng: random.Random) -> Iterator[Action]:

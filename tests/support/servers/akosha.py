@@ -14,8 +14,9 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Self
 
 import uvicorn
@@ -77,7 +78,7 @@ class Row:
     text: str
     timestamp: datetime
     metadata: dict[str, Any]
-    embedding: array
+    embedding: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Akosha:
     `json_response`: answer as application/json, not as events. `stateless`: no session ids. `page_size`: tools per
     page. `interfere` is called for each tool call, on a separate thread, where it may block; a result other than None
     is the answer (`{"isError": text}`: an error of the tool). All may be changed; tools, version and response format
-    take effect at the next start.
+    take effect at the next start. `file`: keep the rows there, without their embeddings, so that they survive a kill.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Akosha:
         page_size: int = 100,
         batch_tool: bool = True,
         interfere: Interference | None = None,
+        file: Path | None = None,
     ):
         self.tools, self.version, self.token, self.port = tools, version, token, port
         self.json_response, self.stateless, self.page_size = json_response, stateless, page_size
@@ -130,7 +132,8 @@ class Akosha:
         self.requests: list[Request] = []
         self.kept: dict[str, list[dict[str, Any]]] = {}
         """Extra tool -> the arguments of each call."""
-        self._rows: dict[str, Row] = {}
+        self._file = file
+        self._rows = {row.memory_id: row for row in stored_rows(file)} if file else {}
         self._thread: threading.Thread | None = None
         self._running: _Running | None = None
 
@@ -314,7 +317,7 @@ class Akosha:
             )
         if memory_id in self._rows:
             return f'Constraint Error: Duplicate key "conversation_id: {memory_id}" violates primary key constraint.'
-        self._rows[memory_id] = Row(
+        row = Row(
             system_id=record.system_id,
             memory_id=memory_id,
             text=text,
@@ -322,7 +325,17 @@ class Akosha:
             metadata=record.metadata,
             embedding=array("f", record.embedding),
         )
+        if self._file:
+            with self._file.open("ab") as file:
+                file.write(to_json(replace(row, embedding=())) + b"\n")
+        self._rows[memory_id] = row
         return ""
+
+
+def stored_rows(file: Path) -> list[Row]:
+    """Return the rows that a server keeps in `file`, in the order of arrival, without their embeddings."""
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    return [TypeAdapter(Row).validate_json(line) for line in lines]
 
 
 def _batch_tool(akosha: Akosha) -> TypeAdapter[Any]:

@@ -25,6 +25,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.servers.ports import HeldPorts
+
 if TYPE_CHECKING:
     from nats import NATS
 
@@ -61,7 +63,7 @@ class NatsServer:
         self._limits, self._websocket = limits, websocket
         self._ports = dict.fromkeys(_LISTENERS, -1)
         self._websocket_url = ""
-        self._held: list[socket.socket] = []
+        self._held = HeldPorts()
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
@@ -97,7 +99,7 @@ class NatsServer:
         """Start the server and wait until it is ready, including JetStream."""
         assert not self.running, "the server is running already"
         self._write_config()
-        self._release_ports()
+        self._held.release()
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             command = [_COMMAND, "-c", str(self._folder / "nats.conf")]
@@ -193,21 +195,7 @@ class NatsServer:
             self._process.send_signal(signal.SIGCONT)
         self._process.wait(STOP_SECONDS)
         self._process = None
-        self._hold_ports()
-
-    def _hold_ports(self) -> None:
-        # While the server is down, its ports refuse connections and cannot be assigned to another process, nor to a
-        # client that connects to the port, which could get the same port as its local port and connect to itself.
-        for port in self._ports.values():
-            if port > 0:
-                held = socket.socket()
-                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                held.bind(("127.0.0.1", port))
-                self._held.append(held)
-
-    def _release_ports(self) -> None:
-        while self._held:
-            self._held.pop().close()
+        self._held.hold(port for port in self._ports.values() if port > 0)
 
 
 @contextlib.contextmanager
@@ -219,7 +207,7 @@ def running_nats(folder: Path, **how: object) -> Iterator[NatsServer]:
         yield server
     finally:
         server.kill()
-        server._release_ports()
+        server._held.release()
 
 
 @contextlib.asynccontextmanager

@@ -17,9 +17,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 import trustme
+
+from tests.support.servers.ports import HeldPorts
 
 ACCESS_KEY = "AKIATESTTESTTESTTEST"
 SECRET_KEY = "canary+secret/that+never+appears+in+a+text"
@@ -63,7 +66,9 @@ class S3Server:
 
     def pending_uploads(self, bucket: str) -> int:
         """Return the number of multipart uploads that are neither completed nor aborted."""
-        return len(re.findall(rb"<UploadId>", self._ask("GET", f"/{bucket}?uploads=")))
+        with contextlib.suppress(FileNotFoundError):  # rclone's answer if there are none
+            return len(re.findall(rb"<UploadId>", self._ask("GET", f"/{bucket}?uploads=")))
+        return 0
 
     def _ask(self, method: str, path: str) -> bytes:
         from botocore.auth import S3SigV4Auth
@@ -81,7 +86,9 @@ class S3Server:
             connection.request(method, path, headers=dict(signed.headers))
             answer = connection.getresponse()
             text = answer.read()
-        assert answer.status == 200, text
+        if answer.status == http.client.NOT_FOUND:
+            raise FileNotFoundError(path)
+        assert answer.status == http.client.OK, text
         return text
 
 
@@ -106,29 +113,65 @@ def running_moto(authority: Authority) -> Iterator[tuple[S3Server, S3Server]]:
         yield S3Server(f"http://127.0.0.1:{int(plain)}"), S3Server(f"https://127.0.0.1:{int(secure)}", authority.ca)
 
 
-@contextlib.contextmanager
-def running_rclone(folder: Path, authority: Authority | None = None) -> Iterator[S3Server]:
-    """Run `rclone serve s3` on a folder, over TLS if `authority` is given."""
-    command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", "127.0.0.1:0", str(folder)]
-    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
-    if authority:
-        command += ["--cert", str(authority.chain), "--key", str(authority.key)]
-    environment = {**os.environ, "RCLONE_CONFIG": os.devnull}
-    with _process(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment) as process:
+class Rclone:
+    """`rclone serve s3` on a folder, over TLS if `authority` is given. Its port and its data survive a kill."""
+
+    def __init__(self, folder: Path, authority: Authority | None = None) -> None:
+        self._folder, self._authority = folder, authority
+        self._port, self._held = 0, HeldPorts()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def server(self) -> S3Server:
+        name = "https" if self._authority else "http"
+        return S3Server(f"{name}://127.0.0.1:{self._port}", self._authority.ca if self._authority else None)
+
+    def start(self) -> None:
+        """Start the server, on the previous port if there was one, and wait until it listens."""
+        self._held.release()
+        address = f"127.0.0.1:{self._port}"
+        command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", address, str(self._folder)]
+        command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
+        if self._authority:
+            command += ["--cert", str(self._authority.chain), "--key", str(self._authority.key)]
+        environment = {**os.environ, "RCLONE_CONFIG": os.devnull}
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment)
         output = []
-        for line in process.stderr:
+        for line in self._process.stderr:
             output.append(line.decode())
             if found := re.search(r"https?://127\.0\.0\.1:(\d+)", output[-1]):
                 break
         else:
             raise AssertionError("".join(output))
         # rclone writes more; a full pipe must not block it.
-        drain = threading.Thread(target=process.stderr.read, daemon=True)
-        drain.start()
-        _await_port(int(found[1]))
-        yield S3Server(found[0], authority.ca if authority else None)
-        process.terminate()
-        drain.join()
+        self._drain = threading.Thread(target=self._process.stderr.read, daemon=True)
+        self._drain.start()
+        self._port = int(found[1])
+        _await_port(self._port)
+
+    def kill(self) -> None:
+        """Kill the server; meanwhile its port refuses connections."""
+        if self._process is not None:
+            with self._process:
+                self._process.kill()
+                self._drain.join()
+            self._process = None
+            self._held.hold([self._port])
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._held.release()
+
+
+@contextlib.contextmanager
+def running_rclone(folder: Path, authority: Authority | None = None) -> Iterator[S3Server]:
+    """Run `rclone serve s3` on a folder, over TLS if `authority` is given."""
+    with Rclone(folder, authority) as rclone:
+        yield rclone.server
 
 
 def _await_port(port: int) -> None:

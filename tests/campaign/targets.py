@@ -1,0 +1,128 @@
+"""What the agent of a campaign delivers to, read without the agent: a directory, an S3 server, Akosha."""
+
+from abc import ABC
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Literal
+
+from tests.support.servers.akosha import Row
+from tests.support.servers.akosha_process import AkoshaProcess
+from tests.support.servers.bucket import Bucket
+from tests.support.servers.faulty_proxy import FaultyProxy
+from tests.support.servers.s3 import SECRET_KEY, Authority, Rclone, aws_environment, running_moto
+from tests.support.servers.threaded_proxy import running_faulty_proxy
+
+Kind = Literal["directory", "s3", "rclone", "akosha"]
+
+TOKEN = "canary-of-the-akosha-server"
+
+
+class Target(ABC):
+    """`keys` are those of the objects, without owner.json. A target has objects or memories.
+
+    `proxy`: the agent reaches the server through it. `server`: a server that a fault may kill; its data survives.
+    """
+
+    settings: Mapping[str, object]
+    environ: Mapping[str, str] = {}
+    secrets: tuple[str, ...] = ()
+    proxy: FaultyProxy | None = None
+    server: Rclone | AkoshaProcess | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        return []
+
+    @property
+    def unfinished_multiparts(self) -> int:
+        return 0
+
+    @property
+    def memories(self) -> list[Row]:
+        return []
+
+    def fetch(self, key: str) -> bytes:
+        raise FileNotFoundError(key)
+
+
+class DirectoryTarget(Target):
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.settings = {"cloud_endpoint": folder.as_uri()}
+
+    @property
+    def keys(self) -> list[str]:
+        paths = (path.relative_to(self._folder) for path in self._folder.rglob("*") if path.is_file())
+        return sorted(str(path) for path in paths if path.name != "owner.json" and path.parts[0] == "systems")
+
+    def fetch(self, key: str) -> bytes:
+        return (self._folder / key).read_bytes()
+
+
+class S3Target(Target):
+    secrets = (SECRET_KEY,)
+
+    def __init__(self, bucket: Bucket, *, proxy: FaultyProxy | None = None, server: Rclone | None = None) -> None:
+        self._bucket, self.proxy, self.server = bucket, proxy, server
+        endpoint = proxy.url if proxy else bucket.server.endpoint
+        self.settings = {"cloud_endpoint": endpoint, "cloud_bucket": bucket.name}
+        self.environ = aws_environment()
+
+    @property
+    def keys(self) -> list[str]:
+        return self._bucket.keys
+
+    @property
+    def unfinished_multiparts(self) -> int:
+        return self._bucket.pending_uploads
+
+    def fetch(self, key: str) -> bytes:
+        return self._bucket.object(key)
+
+
+class AkoshaTarget(Target):
+    secrets = (TOKEN,)
+
+    def __init__(self, server: AkoshaProcess) -> None:
+        self.server = server
+        self.settings = {"cloud_endpoint": None, "http_endpoint": server.url, "http_token": TOKEN}
+        self.settings |= {"http_missing_embedding": "zero"}
+
+    @property
+    def memories(self) -> list[Row]:
+        return self.server.rows()
+
+
+@contextmanager
+def _directory(folder: Path) -> Iterator[Target]:
+    yield DirectoryTarget(folder)
+
+
+@contextmanager
+def _moto(folder: Path) -> Iterator[Target]:
+    folder.mkdir()
+    with running_moto(Authority(folder)) as (server, _), running_faulty_proxy(server.endpoint) as proxy:
+        yield S3Target(Bucket(server), proxy=proxy)
+
+
+@contextmanager
+def _rclone(folder: Path) -> Iterator[Target]:
+    folder.mkdir()
+    with Rclone(folder) as rclone:
+        yield S3Target(Bucket(rclone.server), server=rclone)
+
+
+@contextmanager
+def _akosha(folder: Path) -> Iterator[Target]:
+    with AkoshaProcess(folder, token=TOKEN) as akosha:
+        yield AkoshaTarget(akosha)
+
+
+OPENED: Mapping[Kind, Callable[[Path], AbstractContextManager[Target]]] = {
+    "directory": _directory,
+    "s3": _moto,
+    "rclone": _rclone,
+    "akosha": _akosha,
+}
+"""Kind -> a function that starts the target, in a folder; s3 is moto behind a FaultyProxy."""
