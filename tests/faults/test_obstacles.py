@@ -21,19 +21,10 @@ def machine(tmp_path):
     return machine
 
 
-@contextmanager
-def stopped(running):
-    running.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        running.process.send_signal(signal.SIGCONT)
-
-
 def test_sync_status_and_doctor_report_a_suspended_agent(machine):
     with machine.run() as agent:
         agent.logged("sync_succeeded")
-        with stopped(agent):
+        with agent.suspended():
             message = f"process {agent.pid} (run) does not answer: it is suspended (kill -CONT {agent.pid})"
             status = machine.call("status")
             assert (status.code, message in status.out) == (0, True), status.out

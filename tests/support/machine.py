@@ -116,6 +116,15 @@ class Running:
 
         return [line["data"] for line in self.printed.wait(wanted, count)]
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Suspend the process for the duration of the block."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def stop(self, number: int = signal.SIGTERM, *, within: float = STOP_SECONDS) -> int:
         """Send a signal and return the exit status; fail if the process does not end in time."""
         self.process.send_signal(number)
