@@ -95,6 +95,8 @@ class Problem:
 
     `retry_at` is None if the agent waits until the files change or a sync is requested. `failures` counts consecutive
     ones. `hint` may contain paths of this machine, so it is not sent; `reason` is part of manifests and results.
+    `incomplete`: the target has the database, but unverified or without its memories, because the process that checks
+    or reads the copy failed. It is uploaded again when that process succeeds.
     """
 
     reason: str
@@ -102,6 +104,7 @@ class Problem:
     failures: int
     retry_at: datetime | None
     hint: str = ""
+    incomplete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,30 @@ class TargetRecord:
         return _ahead(self.retry_at, now)
 
 
+class CopyUse(StrEnum):
+    """What an attempt does with a copy.
+
+    `same`: the target has these bytes. `repeat`: it has them, but incomplete, and this copy is checked: send it again.
+    `wait`: it has them incomplete, and this check failed as well: check again later, and send nothing.
+    """
+
+    SEND = "send"
+    SAME = "same"
+    REPEAT = "repeat"
+    WAIT = "wait"
+
+
+def use_of_copy(
+    known: DatabaseRecord | None, digests: Mapping[str, str], *, inconclusive: bool, deduplicate: bool
+) -> CopyUse:
+    """Return what to do with a copy whose files have these digests. `inconclusive`: its verification failed itself."""
+    if known is None or {part.name: part.sha256 for part in known.parts} != digests:
+        return CopyUse.SEND
+    if known.problem and known.problem.incomplete:
+        return CopyUse.WAIT if inconclusive else CopyUse.REPEAT
+    return CopyUse.SAME if deduplicate else CopyUse.SEND
+
+
 def active_methods(route: Sequence[str], records: Mapping[str, TargetRecord]) -> tuple[str, ...]:
     """Return the methods of the route up to and including the first whose target does not fail.
 
@@ -180,13 +207,15 @@ def pending(record: TargetRecord, survey: Survey) -> frozenset[str]:
     return frozenset(name for name, seen in survey.items() if _lacks(record.databases.get(name), seen))
 
 
-def due(record: TargetRecord, survey: Survey, now: datetime, *, urgent: bool) -> frozenset[str]:
+def due(record: TargetRecord, survey: Survey, now: datetime, *, urgent: bool, at_start: bool = False) -> frozenset[str]:
     """Return the pending databases to try now: one that could not be copied waits for a change or its retry time.
 
-    `urgent` (requested by a person or a session's end) returns all.
+    `urgent` (requested by a person or a session's end) returns all, `at_start` those with a retry time.
     """
     return frozenset(
-        name for name in pending(record, survey) if urgent or not _waits(record.databases.get(name), survey[name], now)
+        name
+        for name in pending(record, survey)
+        if urgent or not _waits(record.databases.get(name), survey[name], now, at_start=at_start)
     )
 
 
@@ -206,11 +235,11 @@ def _lacks(record: DatabaseRecord | None, seen: Fingerprint) -> bool:
     return record is None or record.state in (State.OWED, State.INTENT) or record.fingerprint != seen
 
 
-def _waits(record: DatabaseRecord | None, seen: Fingerprint, now: datetime) -> bool:
+def _waits(record: DatabaseRecord | None, seen: Fingerprint, now: datetime, *, at_start: bool) -> bool:
     problem = record.problem if record else None
     if problem is None or problem.fingerprint != seen:
         return False
-    return problem.retry_at is None or _ahead(problem.retry_at, now)
+    return problem.retry_at is None or (not at_start and _ahead(problem.retry_at, now))
 
 
 def _ahead(at: datetime | None, now: datetime) -> bool:

@@ -13,6 +13,9 @@ from agent.domain.errors import StateError
 from agent.domain.manifest import Manifest
 from agent.domain.naming import upload_time
 
+_UNKNOWN = Fingerprint(files=())
+"""A fingerprint that no file has: a problem with it counts as one of earlier files."""
+
 
 def mark_owed(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
     """Mark databases as changed. A database that the record does not have becomes owed."""
@@ -133,11 +136,12 @@ def adopt(record: TargetRecord, manifest: Manifest, *, result_id: str) -> Target
     The target was unknown, or the manifest is that of the upload in progress.
 
     The files' fingerprints at that time are unknown, so every file is compared again; databases that were only carried
-    over become owed.
+    over, or are incomplete in the upload, become owed.
     """
     if record.intent is not None:
         _intent_of(record, manifest)
     entries: list[DatabaseRecord] = []
+    incomplete: dict[str, Problem] = {}
     for name in _databases(manifest):
         parts = manifest.of(name)
         entry = _transition(_entry(record, name), Transition.CHANGED)
@@ -149,8 +153,10 @@ def adopt(record: TargetRecord, manifest: Manifest, *, result_id: str) -> Target
         if entry.state is State.OWED:
             entry = _transition(entry, Transition.STAGED)
         entries.append(_delivered(replace(entry, parts=parts), manifest, None, result_id))
+        if reason := manifest.incomplete.get(name):
+            incomplete[name] = Problem(reason, _UNKNOWN, failures=1, retry_at=None, incomplete=True)
     done = replace(_with(record, entries), intent=None, known=True)
-    return _succeeded(_halted(done), manifest, manifest.uploaded_at)
+    return record_problems(_succeeded(_halted(done), manifest, manifest.uploaded_at), incomplete)
 
 
 def settle(record: TargetRecord) -> TargetRecord:

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.domain.databases import Fingerprint, Survey
+from agent.domain.errors import SnapshotError
 from agent.domain.manifest import Compression
 from agent.domain.upload_plan import RawFile
 from agent.ports.objects import Progress, ignore_progress
+
+_CHECK_HINT = "the agent retries; after an upgrade of akosha-agent: akosha-agent service restart"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +20,8 @@ class Snapshot:
 
     `fingerprint` was taken before copying started, so that any later change is detected. `verified`: DuckDB opened the
     copy and read all of it; `rows` counts the rows per table. If DuckDB could read only a part, `rows` counts that
-    part, and the copy is not verified. `storage_version` of the main file tells which DuckDB reads it.
+    part, and the copy is not verified. `inconclusive`: the verification failed, not the copy; it may succeed later.
+    `storage_version` of the main file tells which DuckDB reads it.
     """
 
     database: str
@@ -27,6 +31,7 @@ class Snapshot:
     header_iteration: int | None
     verified: bool
     unverified_reason: str = ""
+    inconclusive: bool = False
     rows: Mapping[str, int] = field(default_factory=dict)
     storage_version: int | None = None
 
@@ -34,6 +39,11 @@ class Snapshot:
     def is_readable(self) -> bool:
         """Whether DuckDB can read memories from the copy, if only a part of them."""
         return self.verified or bool(self.rows)
+
+    def check_error(self) -> SnapshotError:
+        """Return why the copy is not verified; transient if that is inconclusive."""
+        hint = _CHECK_HINT if self.inconclusive else ""
+        return SnapshotError(self.unverified_reason, hint=hint, transient=self.inconclusive)
 
 
 class SnapshotTaker(Protocol):

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain import transitions
-from agent.domain.delivery_state import TargetRecord
+from agent.domain.delivery_state import TargetRecord, due
 from agent.domain.errors import StateError
 from agent.domain.events import SessionEnded, UploadsPruned, outcome_event_id
 from tests.support.clock import ManualClock
@@ -407,6 +407,22 @@ async def test_a_database_missing_from_a_delivery_is_owed_with_its_problem(ledge
     await upload(ledger, problems={"knowledge_graph": graph_problem}, reflection=0)
     assert await states(ledger) == {"reflection": "delivered", "knowledge_graph": "owed"}
     assert (await ledger.record(TARGET)).databases["knowledge_graph"].problem == graph_problem
+
+
+async def test_a_database_that_is_incomplete_in_a_delivery_is_owed_and_keeps_its_new_parts(ledger):
+    unchecked = replace(problem("reflection", retry_at=LATER), incomplete=True)
+    await ledger.confirm(await upload(ledger, problems={"reflection": unchecked}, reflection=0))
+    entry = (await ledger.record(TARGET)).databases["reflection"]
+    assert (entry.state, entry.parts, entry.problem) == ("owed", parts("reflection", 0), unchecked)
+
+
+async def test_a_database_that_is_incomplete_in_an_adopted_manifest_is_owed(ledger):
+    committed = replace(manifest(3, reflection=4, knowledge_graph=1), incomplete={"reflection": "uploaded, but ..."})
+    await ledger.adopt(TARGET, committed, succeeded(committed))
+    entry = (await ledger.record(TARGET)).databases["reflection"]
+    assert (entry.problem.reason, entry.problem.incomplete) == ("uploaded, but ...", True)
+    assert await states(ledger) == {"reflection": "owed", "knowledge_graph": "delivered"}
+    assert due(await ledger.record(TARGET), {"reflection": fingerprint("reflection", 4)}, NOON, urgent=False)
 
 
 async def test_an_adopted_manifest_marks_its_databases_delivered_without_fingerprints(ledger):

@@ -140,6 +140,33 @@ def test_a_database_of_a_newer_duckdb_is_uploaded_unverified(machine):
     assert machine.status()["pending"] == []
 
 
+def test_databases_uploaded_without_the_child_program_are_uploaded_completely_after_a_restart(machine):
+    """An upgrade has replaced the files of an agent that still runs."""
+    machine.constants = {
+        "agent.adapters.duckdb.child_process:CHILD": "agent.adapters.duckdb.gone",
+        "agent.domain.routing:FIRST_TARGET_BACKOFF": {"seconds": 0.1},
+    }
+    words = "uploaded, but the verification ended early (exit status 1)"
+    with machine.run() as agent, machine.follow() as events:
+        (result,) = events.reported("succeeded")
+        assert result["incomplete"] == dict.fromkeys(("knowledge_graph", "reflection"), words)
+        events.reported("failed", 3)
+        (target,) = machine.status()["targets"]
+        assert [(row["pending"], words in row["problem"]) for row in target["databases"]] == [(True, True)] * 2
+        assert target["next_try"]
+        assert len(agent.logged("upload_incomplete", 2)) == 2, "one warning for each database"
+    assert len(machine.manifests) == 1
+    machine.constants = {}
+    with machine.run():
+        machine.status(lambda status: not status["pending"] and not status["results_waiting"])
+    _, newest = machine.manifests
+    assert (newest["incomplete"], newest["without_memories"], newest["memories"]["count"] > 0) == ({}, {}, True)
+    assert {(part["verified"], part["origin"]) for part in newest["parts"]} == {(True, "copied")}
+    results = [event["data"] for event in machine.events() if event["type"] == "akosha.sync.succeeded.v1"]
+    assert [one["upload_id"] for one in results] == [one["upload_id"] for one in machine.manifests]
+    assert results[-1]["triggered_by"] == "startup"
+
+
 def test_an_invalid_database_does_not_block_the_other(machine):
     garbage(machine.data / REFLECTION)
     result = machine.sync()

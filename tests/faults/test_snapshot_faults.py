@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.adapters.duckdb import DuckdbSnapshotTaker, snapshot_taker as taker_module
+from agent.adapters.duckdb import DuckdbSnapshotTaker, child_process, snapshot_taker as taker_module
 from agent.adapters.duckdb.child_process import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError, StagingFull
@@ -171,18 +171,21 @@ def send_to_children(number, times):
 
 
 @pytest.mark.parametrize(
-    ("number", "times", "reason"),
+    ("number", "reason", "inconclusive"),
     [
-        (signal.SIGKILL, 2, "the verification was killed (SIGKILL)"),
-        (signal.SIGSEGV, 2, "DuckDB crashed on it (SIGSEGV)"),
+        (signal.SIGKILL, "the verification was killed (SIGKILL)", True),
+        (signal.SIGSEGV, "DuckDB crashed on it (SIGSEGV)", False),
     ],
 )
-async def test_a_crash_of_the_verification_leaves_the_copy_unverified(number, times, reason, data_dir, staging, taker):
+async def test_a_crash_of_the_verification_leaves_the_copy_unverified(
+    number, reason, inconclusive, data_dir, staging, taker
+):
     create(data_dir, commits=3)
-    signalling = asyncio.create_task(asyncio.to_thread(send_to_children, number, times))
+    signalling = asyncio.create_task(asyncio.to_thread(send_to_children, number, 2))
     snapshot = await taker.take("reflection")
     await signalling
     assert (snapshot.verified, snapshot.unverified_reason, snapshot.rows) == (False, reason, {})
+    assert snapshot.inconclusive == inconclusive
     assert (snapshot.folder / "reflection.duckdb").read_bytes() == (data_dir / "reflection.duckdb").read_bytes()
     assert list(staging.iterdir()) == [snapshot.folder]
 
@@ -213,11 +216,31 @@ async def test_a_child_that_crashes_or_is_killed_once_is_ignored(number, data_di
     assert (snapshot.verified, snapshot.rows["conversations_v2"]) == (True, 3)
 
 
+async def test_a_missing_child_program_is_inconclusive(data_dir, taker, monkeypatch):
+    """As in an agent that still runs after an upgrade has replaced its files."""
+    create(data_dir, commits=3)
+    monkeypatch.setattr(child_process, "CHILD", "agent.adapters.duckdb.gone")
+    snapshot = await taker.take("reflection")
+    assert (snapshot.unverified_reason, snapshot.inconclusive) == (
+        "the verification ended early (exit status 1)",
+        True,
+    )
+
+
+async def test_a_missing_duckdb_is_inconclusive(data_dir, taker, monkeypatch, tmp_path):
+    create(data_dir, commits=3)
+    (tmp_path / "duckdb.py").write_text("raise ImportError('duckdb is gone')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    snapshot = await taker.take("reflection")
+    assert (snapshot.unverified_reason, snapshot.inconclusive) == ("the verification failed: duckdb is gone", True)
+
+
 async def test_a_verification_timeout_leaves_the_copy_unverified(data_dir, staging):
     create(data_dir, commits=3)
     taker = DuckdbSnapshotTaker(data_dir, staging, clock=SystemClock(), verify_timeout_seconds=0.01)
     snapshot = await taker.take("reflection")
     assert (snapshot.verified, snapshot.unverified_reason) == (False, "the verification was not done after 0.01 s")
+    assert not snapshot.inconclusive, "it would take as long the next time"
     assert not [child for child in psutil.Process().children() if CHILD in child.cmdline()]
 
 

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import shutil
+import signal
 import uuid
 from collections import defaultdict
 from datetime import timedelta
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.adapters.duckdb import child_process
+from agent.adapters.duckdb.child_process import Exchange
+from agent.adapters.duckdb.child_protocol import OPEN, VERIFY
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner, spared_by
 from agent.application.archive.restore import RestoreRequest
@@ -608,6 +612,94 @@ async def test_row_counts_of_an_unverified_database_are_not_taken_from_the_last_
     assert newest.rows["knowledge_graph"] == rig.manifests[0].rows["knowledge_graph"]
     assert newest.memories is None, "no database in this upload was read"
     assert newest.without_memories == {"reflection": newest.of("reflection")[0].unverified_reason}
+    assert isinstance(await rig.sync(), SyncSkipped), "the next verification would find the same"
+
+
+def send_to_children(monkeypatch, number: int, *, at: bytes) -> None:
+    """Send a signal to each DuckDB child before its first command of this kind."""
+    ask = Exchange.ask
+
+    async def signalled(self, command: bytes, name: str):
+        if command.startswith(at):
+            self._child.send_signal(number)
+        return await ask(self, command, name)
+
+    monkeypatch.setattr(Exchange, "ask", signalled)
+
+
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [(VERIFY, "the verification was killed (SIGKILL)"), (OPEN, "the reader was killed (SIGKILL)")],
+    ids=["verification", "reader"],
+)
+async def test_an_incomplete_upload_is_repeated_once_when_the_killed_process_runs_again(
+    memory_rig, monkeypatch, at, reason
+):
+    """The target has the bytes, so nothing is sent before that. The back-off is over for a person's request."""
+    rig = memory_rig
+    with monkeypatch.context() as patch:
+        send_to_children(patch, signal.SIGKILL, at=at)
+        first = await rig.sync()
+        assert isinstance(first, SyncSucceeded)
+        assert first.incomplete == dict.fromkeys(("knowledge_graph", "reflection"), f"uploaded, but {reason}")
+        stored = rig.objects
+        for _ in range(2):
+            assert reason in (await rig.sync()).error
+        assert rig.objects == stored
+        problems = [entry.problem for entry in (await rig.record()).databases.values()]
+        assert [(problem.failures, bool(problem.retry_at)) for problem in problems] == [(3, True)] * 2
+    second = await rig.sync()
+    assert isinstance(second, SyncSucceeded)
+    newest = rig.manifests[-1]
+    assert (second.incomplete, newest.without_memories, newest.memories.count) == ({}, {}, second.memories)
+    assert second.memories >= 60
+    assert {(part.verified, part.origin) for part in newest.parts} == {(True, "copied")}
+    assert (await rig.sync()).why == "nothing has changed since the last sync"
+    assert len(rig.manifests) == 2
+    rig.assert_complete()
+
+
+async def test_an_incomplete_database_stays_owed_through_the_upload_of_another_one(memory_rig, monkeypatch):
+    rig, start = memory_rig, child_process.start
+
+    async def killed(copy):
+        child = await start(copy)
+        if copy.name == "reflection.duckdb":
+            child.kill()
+        return child
+
+    with monkeypatch.context() as patch:
+        patch.setattr(child_process, "start", killed)
+        first = await rig.sync()
+        rig.commit("knowledge_graph")
+        second = await rig.sync()
+    assert first.incomplete == second.incomplete
+    assert list(second.incomplete) == ["reflection"]
+    assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "copied"}
+    assert [part.verified for part in rig.manifests[-1].of("reflection")] == [False]
+    assert (await rig.sync()).incomplete == {}
+    assert {(part.verified, part.origin) for part in rig.manifests[-1].parts} == {(True, "copied")}
+    assert list(rig.manifests[-1].memories.bases) == ["reflection"]
+
+
+async def test_an_incomplete_upload_is_repeated_even_if_the_ledger_was_lost(memory_rig, monkeypatch):
+    rig = memory_rig
+    with monkeypatch.context() as patch:
+        send_to_children(patch, signal.SIGKILL, at=VERIFY)
+        await rig.sync()
+    for path in (rig.tmp_path / "state").glob("ledger*"):
+        path.unlink()
+    assert (await rig.sync()).incomplete == {}
+    assert {part.verified for part in rig.manifests[-1].parts} == {True}
+    assert isinstance(await rig.sync(), SyncSkipped)
+    assert len(rig.manifests) == 2
+
+
+async def test_a_database_on_which_duckdb_crashes_is_uploaded_once(memory_rig, monkeypatch):
+    send_to_children(monkeypatch, signal.SIGSEGV, at=VERIFY)
+    assert (await memory_rig.sync()).incomplete == {}
+    assert isinstance(await memory_rig.sync(), SyncSkipped)
+    assert {part.verified for part in memory_rig.manifests[0].parts} == {False}
 
 
 async def test_the_problem_of_a_removed_database_is_deleted(rig):

@@ -36,6 +36,7 @@ class Files:
         self._fingerprints, self._rows, self._numbers = {}, {}, count(1)
         self.unverified: set[str] = set()
         self.readable: set[str] = set()
+        self.inconclusive: set[str] = set()
         self.staged: set[str] = set()
 
     def put(self, database: str, *memories: Memory, fail_at: int | None = None, error: Exception | None = None) -> None:
@@ -63,6 +64,7 @@ class Files:
             header_iteration=1,
             verified=database not in self.unverified,
             unverified_reason="too new" if database in self.unverified else "",
+            inconclusive=database in self.inconclusive,
             rows={} if database in self.unverified - self.readable else {"any table": self._rows[database]},
         )
 

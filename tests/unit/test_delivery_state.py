@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from agent.domain import transitions
 from agent.domain.delivery_state import (
     TRANSITIONS,
+    CopyUse,
     DatabaseRecord,
     State,
     TargetRecord,
@@ -17,6 +18,7 @@ from agent.domain.delivery_state import (
     next_state,
     next_try,
     pending,
+    use_of_copy,
 )
 from agent.domain.errors import StateError
 from tests.support.values import (
@@ -108,6 +110,42 @@ def test_a_deleted_database_is_not_pending():
 def test_a_database_that_failed_to_copy_is_due_after_a_change_a_back_off_or_a_command(copy_problem, urgent, now_due):
     known = record(reflection=database(State.OWED, problem=copy_problem))
     assert due(known, SURVEY, NOON, urgent=urgent) == (frozenset(SURVEY) if now_due else frozenset())
+
+
+@pytest.mark.parametrize(("retry_at", "now_due"), [(NOON + timedelta(seconds=1), True), (None, False)])
+def test_at_the_start_a_back_off_is_over_and_a_wait_for_a_change_is_not(retry_at, now_due):
+    known = record(reflection=database(State.OWED, problem=problem("reflection", retry_at=retry_at)))
+    assert bool(due(known, SURVEY, NOON, urgent=False, at_start=True)) == now_due
+
+
+SAME, OTHER = ({part.name: part.sha256 for part in parts("reflection", generation)} for generation in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("known", "digests", "inconclusive", "deduplicate", "use"),
+    [
+        (None, SAME, False, True, "send"),
+        ("complete", OTHER, False, True, "send"),
+        ("complete", SAME, False, True, "same"),
+        ("complete", SAME, True, True, "same"),
+        ("complete", SAME, False, False, "send"),
+        ("not copied", SAME, False, True, "same"),
+        ("incomplete", OTHER, True, True, "send"),
+        ("incomplete", SAME, False, True, "repeat"),
+        ("incomplete", SAME, True, True, "wait"),
+        ("incomplete", SAME, True, False, "wait"),
+    ],
+)
+def test_bytes_that_the_target_has_incomplete_are_sent_again_only_after_a_conclusive_check(
+    known, digests, inconclusive, deduplicate, use
+):
+    problems = {
+        "complete": None,
+        "not copied": problem("reflection"),
+        "incomplete": replace(problem("reflection"), incomplete=True),
+    }
+    entry = database(State.OWED, problem=problems[known]) if known else None
+    assert use_of_copy(entry, digests, inconclusive=inconclusive, deduplicate=deduplicate) == CopyUse(use)
 
 
 def test_due_is_never_more_than_pending():

@@ -67,6 +67,19 @@ async def test_an_unverified_copy_is_a_problem_of_only_its_database():
         assert await r.pending() == {"knowledge_graph"}
 
 
+@pytest.mark.parametrize(("later", "reason"), [(30, "retry"), (0, "startup")])
+async def test_a_copy_whose_verification_failed_itself_is_tried_again_after_a_back_off_or_at_the_start(later, reason):
+    async with rig() as r:
+        r.files.put("reflection", *some(1))
+        r.files.unverified = r.files.inconclusive = {"reflection"}
+        assert isinstance(await r.attempt(), HTTPSyncError)
+        assert isinstance(await r.attempt(), Unchanged)
+        r.files.unverified = r.files.inconclusive = set()
+        await r.clock.advance(later)
+        assert (await r.attempt(reason=reason)).result.memories == 1
+        assert await r.pending() == set()
+
+
 async def test_a_database_deleted_before_its_copy_is_left_out():
     async with rig() as r:
         r.files.put("knowledge_graph", *some(1, kind="entity"))

@@ -105,11 +105,12 @@ class NoAnswer(Exception):  # noqa: N818 - the caller decides what it means
     """The child did not answer.
 
     `crashed`: DuckDB crashed, and the text is the name of the signal. `killed`: another process ended the child.
+    `too_slow`: it made progress, and was not done in time.
     """
 
-    def __init__(self, reason: str, *, crashed: bool = False, killed: bool = False) -> None:
+    def __init__(self, reason: str, *, crashed: bool = False, killed: bool = False, too_slow: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.crashed, self.killed = reason, crashed, killed
+        self.reason, self.crashed, self.killed, self.too_slow = reason, crashed, killed, too_slow
 
 
 class Exchange:
@@ -138,7 +139,7 @@ class Exchange:
                     pass
                 document = orjson.loads(await self._output.readexactly(length_of(head)))
         except TimeoutError as error:
-            raise NoAnswer(f"was not done after {self._timeout_seconds:g} s") from error
+            raise NoAnswer(f"was not done after {self._timeout_seconds:g} s", too_slow=True) from error
         except asyncio.IncompleteReadError as error:
             await self._raise_exit_reason(error)
         if "error" in document:

@@ -89,6 +89,7 @@ class DuckdbSnapshotTaker:
             header_iteration=copy.header.iteration,
             verified=verdict.verified,
             unverified_reason=verdict.reason,
+            inconclusive=verdict.inconclusive,
             rows=verdict.rows,
             storage_version=copy.header.version,
         )

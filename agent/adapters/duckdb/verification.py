@@ -18,14 +18,15 @@ MOST_NAMED = 3
 class Verdict:
     """The result of a verification.
 
-    `damaged`: the copy itself is damaged; another copy may be intact. `interrupted`: another process killed the child,
-    so the copy may be intact. `rows` is the number of rows per table; if the copy is not `verified`, of the tables that
-    could be read.
+    `damaged`: the copy itself is damaged; another copy may be intact. `inconclusive`: the child failed, not the copy,
+    so a later verification may succeed; `interrupted`: at once, because another process killed the child. `rows` is
+    the number of rows per table; if the copy is not `verified`, of the tables that could be read.
     """
 
     verified: bool
     reason: str = ""
     damaged: bool = False
+    inconclusive: bool = False
     interrupted: bool = False
     rows: Mapping[str, int] = field(default_factory=dict)
 
@@ -44,7 +45,8 @@ async def verify(
     try:
         child = await child_process.start(copy)
     except OSError as error:
-        return Verdict(verified=False, reason=f"the verification could not be started: {error.strerror}")
+        reason = f"the verification could not be started: {error.strerror}"
+        return Verdict(verified=False, reason=reason, inconclusive=True)
     kept = False
     try:
         verdict = _read(
@@ -56,9 +58,11 @@ async def verify(
     except NoAnswer as error:
         if error.crashed:
             return Verdict(verified=False, reason=f"DuckDB crashed on it ({error.reason})", damaged=True)
-        return Verdict(verified=False, reason=f"the verification {error.reason}", interrupted=error.killed)
+        reason = f"the verification {error.reason}"
+        # A database that is too large for the time limit would be too large each time.
+        return Verdict(verified=False, reason=reason, inconclusive=not error.too_slow, interrupted=error.killed)
     except EngineError as error:
-        return Verdict(verified=False, reason=f"the verification failed: {error}")
+        return Verdict(verified=False, reason=f"the verification failed: {error}", inconclusive=True)
     finally:
         if not kept:
             await child_process.end(child)

@@ -109,6 +109,7 @@ def problem_text(problem: Problem | None) -> str | None:
             "failures": problem.failures,
             "retry_at": optional_time_text(problem.retry_at),
             "cure": problem.hint,
+            "incomplete": problem.incomplete,
         }
     )
 
@@ -125,6 +126,7 @@ def _problem(text: str) -> Problem:
         failures=int(found["failures"]),
         retry_at=read_optional_time(found["retry_at"]),
         hint=str(found.get("cure", "")),
+        incomplete=found.get("incomplete") is True,
     )
 
 

@@ -25,13 +25,18 @@ _log = structlog.get_logger()
 class Delta:
     """The memories of an upload: `part`, and the `draft` with its bytes. Both are None if no database was read.
 
-    `without`: databases whose rows are not in it -> the reason. `time_zone`: name of the zone of the rows' naive times.
+    `errors`: databases whose rows are not in it -> the reason. `time_zone`: name of the zone of the rows' naive times.
     """
 
     part: MemoriesPart | None
     draft: MemoriesDraft | None
-    without: Mapping[str, str]
+    errors: Mapping[str, SnapshotError]
     time_zone: str
+
+    @property
+    def without(self) -> dict[str, str]:
+        """`errors` as text, for the manifest."""
+        return {database: error.message for database, error in self.errors.items()}
 
 
 class _Unreadable(Exception):  # noqa: N818 - internal to this module
@@ -64,27 +69,27 @@ class MemoryDelta:
         A database that cannot be read has no rows in the file or in the ledger.
         """
         zone = await asyncio.to_thread(self._zone)
-        without = {name: copy.unverified_reason for name, copy in snapshots.items() if not copy.is_readable}
-        for name, reason in without.items():
-            _log.warning("memories_unreadable", database=name, error=reason)
+        errors = {name: copy.check_error() for name, copy in snapshots.items() if not copy.is_readable}
+        for name, unverified in errors.items():
+            _log.warning("memories_unreadable", database=name, error=unverified.message)
         part = draft = None
         await self._memories.unstage(self._target)
         async with AsyncExitStack() as written:
-            while readable := {name: copy for name, copy in sorted(snapshots.items()) if name not in without}:
+            while readable := {name: copy for name, copy in sorted(snapshots.items()) if name not in errors}:
                 try:
                     draft = await written.enter_async_context(self._file.write(self._target.system_id))
                     part = await self._fill(draft, readable, upload_id, zone)
                     break
                 except _Unreadable as error:  # start over without it: this is rare, and fails early
-                    without[error.database] = error.error.message
+                    errors[error.database] = error.error
                     _log.warning("memories_unreadable", database=error.database, error=str(error.error))
                 except SnapshotError as error:
-                    without |= dict.fromkeys(readable, error.message)
+                    errors |= dict.fromkeys(readable, error)
                     _log.warning("memories_not_written", error=str(error))
                 draft = None
                 await written.aclose()
                 await self._memories.unstage(self._target)
-            yield Delta(part=part, draft=draft, without=without, time_zone=zone_name(zone))
+            yield Delta(part=part, draft=draft, errors=errors, time_zone=zone_name(zone))
 
     async def _fill(
         self, draft: MemoriesDraft, copies: Mapping[str, Snapshot], upload_id: str, zone: tzinfo

@@ -3,16 +3,27 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 import structlog
 
 from agent.domain.databases import NO_DATABASES, Survey, is_requested
-from agent.domain.delivery_state import NO_CHANGE, Problem, Target, TargetRecord, due, pending, problems
+from agent.domain.delivery_state import (
+    NO_CHANGE,
+    CopyUse,
+    Problem,
+    Target,
+    TargetRecord,
+    due,
+    pending,
+    problems,
+    use_of_copy,
+)
 from agent.domain.errors import SnapshotError
 from agent.domain.events import SyncRequested
 from agent.domain.manifest import Rows
-from agent.domain.routing import URGENT, target_backoff
+from agent.domain.routing import STARTUP, URGENT, target_backoff
 from agent.ports import Clock, Ledger, Reporter, Snapshot, SnapshotTaker
 
 NOT_REQUESTED = "the request does not include it"
@@ -24,8 +35,11 @@ _log = structlog.get_logger()
 class Attempt:
     """One attempt. `same`: copies of databases that the target has already. `changed`: copies of those that it lacks.
 
-    `problems`: databases that could not be copied. `abandoned`: ID of an unfinished upload of other bytes, which is not
-    used again. `repairs`: ID of the newest upload, if it is damaged and its databases are sent again.
+    `problems`: databases that could not be copied. `unchecked`: those of `changed` that are unverified or without their
+    memories, because the process that checks or reads the copy failed; they stay owed after the upload. `repeated`:
+    those of `changed` whose bytes the target has already, but incomplete in that way.
+    `abandoned`: ID of an unfinished upload of other bytes, which is not used again. `repairs`: ID of the newest upload,
+    if it is damaged and its databases are sent again.
     """
 
     request: SyncRequested
@@ -35,6 +49,8 @@ class Attempt:
     same: dict[str, Snapshot] = field(default_factory=dict)
     changed: dict[str, Snapshot] = field(default_factory=dict)
     problems: dict[str, Problem] = field(default_factory=dict)
+    repeated: set[str] = field(default_factory=set)
+    unchecked: dict[str, Problem] = field(default_factory=dict)
     abandoned: str | None = None
     repairs: str = ""
 
@@ -52,6 +68,16 @@ class Attempt:
             for name, seen in self.survey.items()
             if is_requested(name, reflections=reflections, knowledge_graph=graphs)
         }
+
+    def due(self, record: TargetRecord, now: datetime) -> frozenset[str]:
+        """Return the requested databases to try now."""
+        at_start = self.request.reason == STARTUP
+        return due(record, self.requested, now, urgent=self.urgent, at_start=at_start)
+
+    @property
+    def is_futile(self) -> bool:
+        """Whether the target has the bytes of each database, and an upload would leave all of them incomplete."""
+        return self.changed.keys() == self.repeated & self.unchecked.keys()
 
     @property
     def digests(self) -> dict[str, str]:
@@ -73,9 +99,13 @@ class Attempt:
         return kept | {name: snapshot.rows for name, snapshot in self.changed.items() if snapshot.verified}
 
     def incomplete(self, record: TargetRecord) -> dict[str, str]:
-        """Return the databases that stay owed, with the reason: they could not be copied, or were not requested."""
-        missed = pending(record, self.survey) - {*self.changed, *self.same}
-        waiting = {**_reasons(record, self.survey), **{name: problem.reason for name, problem in self.problems.items()}}
+        """Return the databases that stay owed, with the reason.
+
+        They could not be copied, verified or read, or were not requested.
+        """
+        missed = pending(record, self.survey) - {*self.changed, *self.same} | self.unchecked.keys()
+        found = {name: problem.reason for name, problem in (self.problems | self.unchecked).items()}
+        waiting = {**_reasons(record, self.survey), **found}
         return {name: waiting.get(name, NOT_REQUESTED) for name in sorted(missed)}
 
     def skip_reason(self, record: TargetRecord) -> str:
@@ -121,8 +151,7 @@ class Staging:
         cannot be copied is added to `attempt.problems`.
         """
         attempt.survey = await self._taker.survey()
-        requested = attempt.requested
-        to_copy = due(record, requested, self._clock.now(), urgent=attempt.urgent) | (requested.keys() & {*also})
+        to_copy = attempt.due(record, self._clock.now()) | (attempt.requested.keys() & {*also})
         if not to_copy:
             return False
         await self._ledger.mark_owed(self._target, to_copy)
@@ -147,28 +176,54 @@ class Staging:
         if attempt.problems:
             await self._ledger.record_problems(self._target, attempt.problems)
 
-    def fail(self, attempt: Attempt, record: TargetRecord, database: str, error: SnapshotError, *, event: str) -> None:
-        """Record why a database could not be copied or read, and when to try again. Warn once for each reason."""
+    def problem(
+        self, attempt: Attempt, record: TargetRecord, database: str, error: SnapshotError, *, event: str
+    ) -> Problem:
+        """Return why a database could not be copied or read, and when to try again. Warn once for each reason."""
         known = record.databases.get(database)
         before = known.problem if known else None
         failures = before.failures + 1 if before else 1
         retry_at = self._clock.now() + target_backoff(failures) if error.transient else None
-        attempt.problems[database] = Problem(
-            error.message, attempt.survey[database], failures, retry_at, hint=error.hint
-        )
         log = _log.debug if before and before.reason == error.message and not attempt.urgent else _log.warning
         log(event, database=database, transient=error.transient, error=str(error))
+        return Problem(
+            error.message,
+            attempt.survey[database],
+            failures,
+            retry_at,
+            hint=error.hint,
+            incomplete=before is not None and before.incomplete,
+        )
+
+    def owe_unchecked(self, attempt: Attempt, record: TargetRecord, errors: Mapping[str, SnapshotError]) -> None:
+        """Owe the databases of this upload that are incomplete because of a transient error."""
+        for database, error in errors.items():
+            if error.transient:
+                copy = attempt.changed[database]
+                attempt.unchecked[database] = self._unchecked(attempt, record, copy, error)
+
+    def _unchecked(self, attempt: Attempt, record: TargetRecord, copy: Snapshot, error: SnapshotError) -> Problem:
+        uploaded = SnapshotError(f"uploaded, but {error.message}", hint=error.hint, transient=True)
+        problem = self.problem(attempt, record, copy.database, uploaded, event="upload_incomplete")
+        return replace(problem, fingerprint=copy.fingerprint, incomplete=True)
 
     async def _copy(self, database: str, attempt: Attempt, record: TargetRecord) -> None:
         known, seen = record.databases.get(database), attempt.survey[database]
         try:
             snapshot = await self._taker.take(database)
         except SnapshotError as error:
-            self.fail(attempt, record, database, error, event="snapshot_failed")
+            attempt.problems[database] = self.problem(attempt, record, database, error, event="snapshot_failed")
         else:
-            delivered = {part.name: part.sha256 for part in known.parts} if known else {}
-            same = self._deduplicate and delivered == {file.name: file.sha256 for file in snapshot.files}
-            (attempt.same if same else attempt.changed)[database] = snapshot
+            digests = {file.name: file.sha256 for file in snapshot.files}
+            use = use_of_copy(known, digests, inconclusive=snapshot.inconclusive, deduplicate=self._deduplicate)
+            if use is CopyUse.WAIT:
+                attempt.problems[database] = self._unchecked(attempt, record, snapshot, snapshot.check_error())
+                await self._taker.discard(snapshot)
+            elif use is CopyUse.SAME:
+                attempt.same[database] = snapshot
+            else:
+                attempt.changed[database] = snapshot
+                attempt.repeated |= {database} if use is CopyUse.REPEAT else set()
         attempt.report.moved(seen.size)
 
 

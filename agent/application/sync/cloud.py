@@ -134,14 +134,13 @@ class CloudSync:
         await self._staging.settle(attempt)
         if not attempt.changed:
             if attempt.problems:
-                message, hint = describe_problems(attempt.problems)
-                raise CloudUploadError(message, CLOUD, hint=hint, forwardable=False)
+                raise _unfinished(attempt)
             return Unchanged(reason="the contents have already been delivered")
         manifest = await self._upload(attempt)
         return Delivered(
             manifest=manifest,
             fingerprints={name: snapshot.fingerprint for name, snapshot in attempt.changed.items()},
-            problems=attempt.problems,
+            problems=attempt.problems | attempt.unchecked,
             result=replace(succeeded(manifest, method=CLOUD, location=self._store.location), repairs=attempt.repairs),
         )
 
@@ -231,6 +230,10 @@ class CloudSync:
         intent = record.intent or await self._new_intent(attempt, record)
         await self._ledger.begin(self.target, intent)
         async with self._delta.of(attempt.changed, intent.upload_id) as delta:
+            self._staging.owe_unchecked(attempt, record, delta.errors)
+            if attempt.is_futile:  # the intent stays, and the next attempt resumes it
+                await self._ledger.record_problems(self.target, attempt.unchecked)
+                raise _unfinished(attempt)
             manifest = await self._put_all(attempt, record, intent, delta)
         if self._markers is not None:
             await self._markers.write(manifest)
@@ -300,6 +303,11 @@ class CloudSync:
             digests=attempt.digests,
             databases=tuple(sorted(attempt.changed)),
         )
+
+
+def _unfinished(attempt: Attempt) -> CloudUploadError:
+    message, hint = describe_problems(attempt.problems | attempt.unchecked)
+    return CloudUploadError(message, CLOUD, hint=hint, forwardable=False)
 
 
 def _failed(error: StoreError | NamingError | WireError) -> CloudUploadError:

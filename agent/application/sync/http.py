@@ -20,7 +20,7 @@ from agent.application.sync.attempt import Attempt, Staging, describe_problems
 from agent.application.sync.delivery_probe import DeliveryProbe, MemoriesLost
 from agent.application.sync.stall import StallMonitor, stall_timeout
 from agent.domain.databases import main_name
-from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord, due
+from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord
 from agent.domain.errors import HTTPSyncError, SinkError, SnapshotError
 from agent.domain.events import SyncRequested, SyncSucceeded, outcome_event_id
 from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
@@ -192,8 +192,7 @@ class HttpSync:
             await self._start_over("it is unknown which memories the server has")
         record = await self._ledger.record(self.target)
         attempt.survey = await self._taker.survey()
-        lacking = due(record, attempt.requested, self._clock.now(), urgent=attempt.urgent)
-        if not lacking and not await self._server_changed():
+        if not attempt.due(record, self._clock.now()) and not await self._server_changed():
             return Unchanged(reason=attempt.skip_reason(record) + await self._confirm_if_asked(attempt))
         async with self._limit_stalls():
             capabilities = await self._sink.connect()
@@ -253,12 +252,14 @@ class HttpSync:
 
         An earlier intent for other bytes is abandoned. It needs no cleanup, because a push is idempotent.
         """
+        record = await self._ledger.record(self.target)
         for name, snapshot in list(attempt.changed.items()):
             if not snapshot.is_readable:
-                seen = attempt.survey[name]
-                attempt.problems[name] = Problem(snapshot.unverified_reason, seen, 1, None)
+                error = snapshot.check_error()
+                attempt.problems[name] = self._staging.problem(
+                    attempt, record, name, error, event="memories_unreadable"
+                )
                 await self._taker.discard(attempt.changed.pop(name))
-        record = await self._ledger.record(self.target)
         if record.intent is not None and record.intent.digests != attempt.digests:
             await self._ledger.abandon(self.target)
             record = await self._ledger.record(self.target)
@@ -275,7 +276,9 @@ class HttpSync:
             try:
                 work.pushed[name] = await self._push_one(name, snapshot, work, capabilities)
             except SnapshotError as error:
-                self._staging.fail(attempt, record, name, error, event="memories_unreadable")
+                attempt.problems[name] = self._staging.problem(
+                    attempt, record, name, error, event="memories_unreadable"
+                )
                 await self._taker.discard(attempt.changed.pop(name))
         if attempt.problems:
             await self._write_intent(attempt)

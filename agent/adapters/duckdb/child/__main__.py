@@ -117,6 +117,8 @@ def _verdict(copy: _Copy) -> Json:
     """Read every column of every row that this DuckDB supports. Does not modify the copy."""
     try:
         found = contents(copy.engine())
+    except ImportError:  # says nothing about the copy: duckdb is being replaced by an upgrade
+        raise
     except Exception as error:  # noqa: BLE001 - any error of DuckDB is the verdict
         copy.close()
         return {"error": reason(error, copy.path.parent), "damaged": not is_unsupported(error)}
