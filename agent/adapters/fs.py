@@ -136,11 +136,10 @@ def create_atomically(path: Path, data: bytes) -> bool:
     return True
 
 
-def read_own(path: Path, max_bytes: int, *, private: bool = False) -> bytes:
-    """Return the bytes of a regular file that this user owns. Does not follow links or block on pipes.
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading. Does not follow a link, or wait for the writer of a pipe.
 
-    Raises ValueError if the path is a link or not a regular file, if another user owns the file, if it is larger than
-    `max_bytes`, or if `private` is set and others can open it. Raises FileNotFoundError and other OSErrors.
+    Raises ValueError for any other kind of file, FileNotFoundError and other OSErrors.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -148,10 +147,21 @@ def read_own(path: Path, max_bytes: int, *, private: bool = False) -> bytes:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
             raise ValueError("not a regular file") from error
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("not a regular file")
+    return descriptor
+
+
+def read_own(path: Path, max_bytes: int, *, private: bool = False) -> bytes:
+    """Return the bytes of a regular file that this user owns. Does not follow links or block on pipes.
+
+    Raises ValueError if the path is a link or not a regular file, if another user owns the file, if it is larger than
+    `max_bytes`, or if `private` is set and others can open it. Raises FileNotFoundError and other OSErrors.
+    """
+    descriptor = open_regular(path)
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
         if status.st_uid != os.geteuid():
             raise ValueError(f"it belongs to user {status.st_uid}")
         if private and status.st_mode & _OTHERS:

@@ -7,6 +7,7 @@ uses.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +24,9 @@ MAX_CONVERSATIONS = 1_000_000
 LONGEST_NAME_BYTES = 255
 MAX_TOTAL_BYTES = 100_000_000_000
 """Maxima of Akosha's schema. The numbers in the manifest are capped there; uploads may be larger."""
+LARGEST_NUMBER = 2**63 - 1
+"""The largest number that the ledger and JSON readers accept."""
+FIRST_YEAR = 1900
 
 Compression = Literal["gzip", "none"]
 Origin = Literal["sent", "copied", "carried"]
@@ -69,6 +73,8 @@ class Part:
             raise WireError(f"part {self.name!r} is not a file of database {self.database!r}")
         if len(self.name.encode()) > LONGEST_NAME_BYTES:
             raise WireError(f"part {self.name[:80]!r}... has a name that is too long for a file")
+        if self.carried_from is not None:
+            naming.upload_time(self.carried_from)
         if self.compression not in get_args(Compression) or self.origin not in get_args(Origin):
             raise WireError(
                 f"part {self.name!r}: {self.compression!r} or {self.origin!r} is unknown", hint="update akosha-agent"
@@ -97,7 +103,7 @@ class Part:
             if not isinstance(known["verified"], bool):
                 raise TypeError("verified is not bool")
             return cls(**known)  # type: ignore[arg-type] # checked by the two lines above and __post_init__
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, NamingError) as error:
             raise WireError(f"a part is incomplete: {error}") from error
 
 
@@ -180,6 +186,10 @@ class Manifest:
         naming.upload_time(self.upload_id)
         if self.uploaded_at.tzinfo is None:
             raise WireError(f"manifest of {self.upload_id}: uploaded_at has no offset")
+        if not FIRST_YEAR <= self.uploaded_at.year <= naming.LAST_YEAR:
+            raise WireError(f"manifest of {self.upload_id}: uploaded_at is in the year {self.uploaded_at.year}")
+        if not 0 <= self.bytes_sent <= LARGEST_NUMBER or not 0 <= self.duration_seconds < math.inf:
+            raise WireError(f"manifest of {self.upload_id}: bytes_sent or duration_seconds is impossible")
         for part in self.parts:
             expected = naming.object_key(self.system_id, self.upload_id, naming.object_name(part.name))
             if part.key != expected:
@@ -300,10 +310,13 @@ def _counts(tables: Mapping[str, object]) -> Rows:
 
 
 def _expect(document: Mapping[str, object], kind: type, *names: str) -> None:
-    """Raise TypeError if a field is not of this type, KeyError if one is missing."""
+    """Raise TypeError if a field is not of this type, or a number out of range; KeyError if one is missing."""
     for name in names:
-        if not isinstance(document[name], kind) or isinstance(document[name], bool):
+        value = document[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise TypeError(f"{name} is not {kind.__name__}")  # bool is a subclass of int
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise TypeError(f"{name} is out of range")
 
 
 def _expect_optional(document: Mapping[str, object], kind: type, name: str) -> None:

@@ -37,6 +37,9 @@ _STAMP = "%Y%m%d_%H%M%S"
 MAX_CLOCK_SKEW = timedelta(minutes=5)
 """How far an ID may be ahead of the store's clock, since clocks differ slightly."""
 
+LAST_YEAR = 9998
+"""Last year of valid IDs. IDs of the year 9999, our own included, are ignored: later IDs would soon run out."""
+
 MAX_COMPLETION_DELAY = timedelta(hours=1)
 """Maximum time between an upload's ID and its manifest for which the time in the ID is trusted."""
 

@@ -88,6 +88,14 @@ def printable(text: str, *, lines: bool = False) -> str:
     return "".join(char if char.isprintable() or char in kept else _escape(char) for char in text)
 
 
+def printable_json(document: str) -> str:
+    """Return an encoded JSON document with these characters as JSON escapes. Its content and its lines are the same."""
+    if document.isprintable():
+        return document
+    kept = f"{_SPACES}\n"
+    return "".join(char if char.isprintable() or char in kept else json.dumps(char)[1:-1] for char in document)
+
+
 def problem_list(problems: Mapping[str, str]) -> str:
     """Return problems in one line, sorted by name: `name: reason; name: reason`."""
     return "; ".join(f"{name}: {reason}" for name, reason in sorted(problems.items()))

@@ -14,6 +14,8 @@ the AWS configuration: if a bucket is set and no source above sets an endpoint
 defaults
 """
 
+import shlex
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,6 +210,8 @@ def _read_files(sources: _Sources, candidates: list[_Candidate], context: Settin
             continue
         seen.add(file.identity)
         if candidate.trusted:
+            if file.mode & stat.S_IWOTH:
+                sources.warnings.append(_writable_warning(candidate, file.mode))
             sources.warnings += unknown_keys(file.values, candidate.name)
             trusted_keys.append((candidate.name, file.values))
         layer: dict[str, SourcedValue] = {}
@@ -233,6 +237,14 @@ def _read_files(sources: _Sources, candidates: list[_Candidate], context: Settin
     sources.warnings += removed_settings(context.environ, trusted_keys)
     if sources.ignored:
         sources.warnings.append(_project_warning(sources.ignored))
+
+
+def _writable_warning(candidate: _Candidate, mode: int) -> str:
+    # Not an error: on file systems without modes, and on some mounts in containers, all files have mode 0777.
+    return (
+        f"every user can write {candidate.name} (mode {mode:04o}), and with it decide where your memories are sent: "
+        f"chmod o-w {shlex.quote(str(candidate.path))}"
+    )
 
 
 def _take_data_dir(sources: _Sources, value: object, candidate: _Candidate, context: SettingsContext) -> None:

@@ -22,18 +22,28 @@ MAX_NUMBER_CHARACTERS = 64
 thousands of digits.
 """
 
+MAX_MERGED = 10_000
+"""Maximum number of keys of a mapping and all that it merges (`<<`). Merges of merges multiply: a file of one kilobyte
+could take all memory.
+"""
+
 FileIdentity = tuple[int, int]
 """Device and inode: two paths with the same identity are the same file."""
 
+_MERGE = "tag:yaml.org,2002:merge"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class SettingsFile:
-    """The values of a file: None for YAML's null, an empty list or mapping for any list or mapping."""
+    """The values of a file: None for YAML's null, an empty list or mapping for any list or mapping.
+
+    `mode`: its permission bits.
+    """
 
     identity: FileIdentity
+    mode: int
     values: Mapping[str, object] = field(repr=False)
 
 
@@ -94,7 +104,7 @@ def read_settings_file(path: Path, *, name: str, wanted: Callable[[str], bool]) 
         os.close(descriptor)
     if len(data) > MAX_BYTES:
         raise SettingsError(f"{name} is larger than {MAX_BYTES:,} bytes", hint="settings files are short YAML files")
-    return SettingsFile((found.st_dev, found.st_ino), _top_level(data, name, wanted))
+    return SettingsFile((found.st_dev, found.st_ino), stat.S_IMODE(found.st_mode), _top_level(data, name, wanted))
 
 
 def _unreadable(name: str, error: Exception) -> SettingsError:
@@ -115,6 +125,8 @@ def _top_level(data: bytes, name: str, wanted: Callable[[str], bool]) -> dict[st
                 raise SettingsError(
                     f"{name} is not a mapping of keys to values", hint="write lines such as akosha_key: value"
                 )
+            if _merged_size(root, {}) > MAX_MERGED:
+                raise SettingsError(f"{name} merges too many keys (<<)", hint="write the keys without merging them")
             loader.flatten_mapping(root)
             for key, value in root.value:
                 if isinstance(key, yaml.ScalarNode) and wanted(key.value):
@@ -135,6 +147,20 @@ def _top_level(data: bytes, name: str, wanted: Callable[[str], bool]) -> dict[st
             hint="put values with special characters in quotes",
         ) from None
     return values
+
+
+def _merged_size(mapping: yaml.MappingNode, known: dict[int, int]) -> int:
+    """Return the number of keys of a mapping with all that it merges. Raises RecursionError for a loop."""
+    if id(mapping) not in known:
+        size = 0
+        for key, value in mapping.value:
+            if key.tag != _MERGE:
+                size += 1
+                continue
+            merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            size += sum(_merged_size(one, known) for one in merged if isinstance(one, yaml.MappingNode))
+        known[id(mapping)] = size
+    return known[id(mapping)]
 
 
 def _check_number(node: yaml.Node, name: str, line: int, column: int) -> None:

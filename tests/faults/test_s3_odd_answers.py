@@ -226,6 +226,23 @@ async def test_an_invalid_listing_is_never_an_empty_bucket(server, store):
     assert believed == []
 
 
+@pytest.mark.parametrize("status", ["200 OK", "403 Forbidden", "500 Oh"])
+@pytest.mark.parametrize("operation", ["list", "delete many", "copy", "unfinished"])
+async def test_an_endless_response_is_not_read_into_memory(server, store, monkeypatch, operation, status):
+    """It is a response of a terabyte, of which the server sends so much that only a limit ends the reading."""
+    monkeypatch.setattr("agent.adapters.s3.session.MAX_RESPONSE_BYTES", MIB)
+    opening = "<?xml version='1.0'?><ListBucketResult>" if operation == "list" else "<DeleteResult>"
+    endless = answer(status, opening + " " * 4 * MIB, length=str(2**40), **XML)
+    server.answering = lambda method, _target: item_head() if method == "HEAD" else endless
+    with pytest.raises(StoreError, match="a response of more than 1 MiB"):
+        await OPERATIONS[operation](store)
+    assert len([request for request in server.seen if not request.startswith("HEAD")]) == 1, "it is not repeated"
+
+
+def item_head() -> bytes:
+    return answer(length="1", Last_Modified=MODIFIED, ETag="x")
+
+
 async def test_an_endless_listing_of_empty_pages_is_an_error(server, store):
     pages = iter(range(10_000))
 

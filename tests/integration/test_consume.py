@@ -108,18 +108,31 @@ async def test_a_result_is_printed_as_one_line_without_control_characters(tmp_pa
     (line,) = capsys.readouterr().out.removesuffix("\n").split("\n")
     assert line.endswith("  sync.failed       laptop-7  one\\r\\ntwo \\x1b[31mred \\x9b2J\\x07 größer")
     await events._printing(home, system=False, as_json=True)(bad)
-    assert json.loads(capsys.readouterr().out)["data"]["error"] == bad.error
+    (line,) = capsys.readouterr().out.removesuffix("\n").split("\n")
+    assert line.isprintable()
+    assert "größer" in line
+    assert json.loads(line)["data"]["error"] == bad.error
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
 
 
+VARIABLES = "$AKOSHA_EVENT_SYSTEM_ID,$AKOSHA_EVENT_OUTCOME,$AKOSHA_EVENT_UPLOAD_ID,$AKOSHA_EVENT_ID"
+
+
 async def test_a_command_gets_the_event_on_stdin_and_its_main_fields_in_the_environment(folder):
-    reported = replace(values.succeeded(values.manifest(reflection=1)), id="with a \0 in it")
-    variables = "$AKOSHA_EVENT_SYSTEM_ID,$AKOSHA_EVENT_OUTCOME,$AKOSHA_EVENT_UPLOAD_ID,$AKOSHA_EVENT_ID"
-    await execution(f'cat > event; echo "{variables}" > gist').handle(reported)
-    assert (folder / "gist").read_text() == f"laptop-7,succeeded,{reported.upload_id},with a  in it\n"
+    reported = replace(values.succeeded(values.manifest(reflection=1)), id="an id")
+    await execution(f'cat > event; echo "{VARIABLES}" > gist').handle(reported)
+    assert (folder / "gist").read_text() == f"laptop-7,succeeded,{reported.upload_id},an id\n"
     assert (folder / "event").read_bytes() == CloudEventsCodec().encode(reported) + b"\n"
+
+
+async def test_an_event_adds_no_line_and_no_escape_sequence_to_what_a_command_logs(folder):
+    forged = replace(values.skipped(), id="a \0,\nsucceeded \x1b[2J", upload_id="$(touch owned)\u202e")
+    await execution(f"printf '%s\\n' \"{VARIABLES}\" > log").handle(forged)
+    expected = r"laptop-7,skipped,$(touch owned)\u202e,a \x00,\nsucceeded \x1b[2J"
+    assert (folder / "log").read_text() == f"{expected}\n"
+    assert not (folder / "owned").exists()
 
 
 async def test_a_command_need_not_read_its_stdin(folder):

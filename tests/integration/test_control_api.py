@@ -640,6 +640,29 @@ async def test_another_origin_is_refused_even_for_reading(exposed, agent_service
     assert not agent_service.asked
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site", ""])
+@pytest.mark.parametrize("path", ["/v1/status", "/v1/events", "/healthz", "/nothing"])
+async def test_an_image_or_script_of_a_web_page_is_refused(exposed, path, site):
+    """A browser sends no Origin for these, but says where the request comes from."""
+    problem = await exposed.problem(403, "GET", path, headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"})
+    assert "Sec-Fetch-Site" in problem["detail"]
+
+
+async def test_an_address_that_the_user_enters_in_a_browser_is_answered_for_that_site_only(exposed):
+    response = await exposed.request("GET", "/healthz", headers={"Sec-Fetch-Site": "none"})
+    assert response.status == 200
+    assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert not [name for name in response.headers if name.lower().startswith("access-control-")]
+
+
+async def test_a_web_pages_websocket_is_refused(exposed):
+    """Browsers let every page open one to any address."""
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    headers = upgrade | {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Origin": "http://evil.example"}
+    await exposed.problem(403, "GET", "/v1/events", headers=headers)
+
+
 async def test_over_the_port_host_is_checked_before_the_path(exposed):
     assert (await exposed.request("GET", "/nothing", headers={"Host": "evil.example"})).status == 403
     assert (await exposed.request("GET", "/nothing")).status == 404

@@ -102,6 +102,45 @@ async def test_a_symlink_cannot_lead_out_of_the_root(store, root, tmp_path):
     assert [path.name for path in outside.iterdir()] == ["secret"]
 
 
+async def test_a_pipe_in_place_of_an_object_or_a_record_is_not_opened(store, root):
+    """Opening it would block a thread until another process writes to the pipe."""
+    await put(store, KEY, b"ours", {"sha256": "ab"})
+    record = root / ".akosha" / "metadata" / f"{KEY}.json"
+    record.unlink()
+    (root / "systems" / "pipes").mkdir()
+    unfinished = root / ".akosha" / "incoming" / "systems" / "pipes" / "x"
+    unfinished.mkdir(parents=True)
+    for pipe in (record, root / "systems" / "pipes" / "x", unfinished / "0-0"):
+        os.mkfifo(pipe)
+    async with asyncio.timeout(30):
+        assert (await store.head(KEY)).metadata == {}
+        for call in (store.head, store.inspect, lambda key: fetch(store, key)):
+            with pytest.raises(NoSuchObject):
+                await call("systems/pipes/x")
+        with pytest.raises(NoSuchObject):
+            await store.copy("systems/pipes/x", "systems/copy", expected=StoredObject("systems/pipes/x", 0))
+        assert await store.sweep("systems/") == 0
+        await put(store, KEY, b"new", {"sha256": "cd"})
+        await put(store, "systems/pipes/x", b"new")
+    assert (await store.head(KEY)).metadata == {"sha256": "cd"}
+    assert await fetch(store, "systems/pipes/x") == b"new"
+
+
+@pytest.mark.parametrize("content", ["[" * 50_000, '{"size": 4, "metadata": {"a": "' + "b" * 70_000 + '"}}'], ids=len)
+async def test_a_record_that_another_program_has_written_is_ignored(store, root, content):
+    await put(store, KEY, b"ours", {"sha256": "ab"})
+    (root / ".akosha" / "metadata" / f"{KEY}.json").write_text(content)
+    assert (await store.head(KEY)).metadata == {}
+
+
+async def test_a_record_of_a_terabyte_is_not_read_into_memory(store, root):
+    await put(store, KEY, b"ours", {"sha256": "ab"})
+    os.truncate(root / ".akosha" / "metadata" / f"{KEY}.json", 2**40)
+    assert (await store.head(KEY)).metadata == {}
+    await put(store, KEY, b"ours", {"sha256": "cd"})
+    assert (await store.head(KEY)).metadata == {"sha256": "cd"}
+
+
 async def test_metadata_is_used_only_for_the_object_that_it_was_put_with(store, root):
     """An object whose file was replaced by hand has no metadata, rather than those of the old object."""
     await put(store, KEY, b"ours", {"sha256": "ab"})
@@ -462,16 +501,15 @@ async def test_an_error_caused_by_missing_locks_names_them(store, monkeypatch):
 async def test_an_object_opened_after_its_reader_was_cancelled_is_closed(tmp_path, monkeypatch):
     (tmp_path / "object").write_bytes(b"bytes")
     store, opening, proceed = DirectoryStore(tmp_path), threading.Event(), threading.Event()
-    path_of, opened = store_module.layout.object_path, []
+    open_file, opened = store_module.layout.open_file, []
 
-    class BlockedPath:
-        def open(self, mode):
-            opening.set()
-            assert proceed.wait(30)
-            opened.append(path_of(tmp_path, "object").open(mode))
-            return opened[0]
+    def open_later(path):
+        opening.set()
+        assert proceed.wait(30)
+        opened.append(open_file(path))
+        return opened[0]
 
-    monkeypatch.setattr(store_module.layout, "object_path", lambda *_: BlockedPath())
+    monkeypatch.setattr(store_module.layout, "open_file", open_later)
     reading = asyncio.create_task(anext(store.get("object")))
     await asyncio.to_thread(opening.wait, 30)
     reading.cancel()

@@ -422,6 +422,18 @@ def test_the_files_of_the_user_keep_rank_and_trust_if_a_project_links_to_them(wo
         assert (loaded.settings.cloud_bucket, loaded.settings.system_id, loaded.warnings) == ("current", "current", ())
 
 
+@pytest.mark.parametrize("name", ["~/.claude/settings/local.yaml", "~/.config/session-buddy/config.yaml", "named.yaml"])
+def test_a_settings_file_that_every_user_can_write_causes_a_warning_with_the_command(world, name):
+    world.put(name, "system_id", "mine")
+    path = world.home / name[2:] if name.startswith("~") else world.cwd / name
+    path.chmod(0o664)
+    assert world.load().warnings == ()
+    path.chmod(0o646)
+    (warning,) = world.load().warnings
+    assert warning.startswith(f"every user can write {name} (mode 0646)")
+    assert warning.endswith(f": chmod o-w {path}")
+
+
 def test_a_projects_file_cannot_read_credentials_from_the_environment(world):
     world.environ = {"AWS_SECRET_ACCESS_KEY": "c4n4ry"}
     world.put("./settings/local.yaml", "agent_log_level", "${AWS_SECRET_ACCESS_KEY}")

@@ -50,6 +50,19 @@ def test_anchors_and_merge_keys_are_followed(tmp_path):
     assert found.values == {"akosha_a": 3, "akosha_b": 2, "akosha_c": 2}
 
 
+@pytest.mark.parametrize("levels", [6, 300])
+def test_merges_that_multiply_are_refused(tmp_path, levels):
+    """With six levels, half a kilobyte merges into 120,000 keys; each further level multiplies them by nine."""
+    bomb = "".join(f"k{n}: &k{n} {{<<: [{', '.join([f'*k{n - 1}'] * 9)}]}}\n" for n in range(1, levels))
+    with pytest.raises(SettingsError, match="merges too many keys"):
+        read(tmp_path / "f.yaml", f"k0: &k0 {{x: 1}}\n{bomb}<<: *k{levels - 1}\nakosha_a: 1\n")
+
+
+def test_a_mapping_that_merges_itself_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="is not valid YAML"):
+        read(tmp_path / "f.yaml", "base: &b {<<: *b, akosha_a: 1}\n<<: *b\n")
+
+
 def test_values_of_other_keys_are_not_constructed(tmp_path):
     """Tags of other programs, impossible dates and exponential nesting are not constructed."""
     bomb = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]\n" for n in range(1, 40))

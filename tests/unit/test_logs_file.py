@@ -132,6 +132,20 @@ def test_unwritable_lines_go_to_stderr_after_one_line_with_the_reason(tmp_path, 
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create a file of another user")
+def test_a_file_that_another_user_has_created_gets_no_line(tmp_path, capsys):
+    file = tmp_path / "agent.log"
+    file.touch(mode=0o666)
+    os.chown(file, 65_534, -1)
+    log = LogFile(file, 1 << 20)
+    log.write("line\n")
+    log.close()
+    assert file.read_bytes() == b""
+    assert capsys.readouterr().err.endswith(
+        f"the log file {file} cannot be written, so lines go to standard error: it belongs to user 65534\nline\n"
+    )
+
+
 def test_a_full_disk_loses_and_truncates_no_line(tmp_path, capsys):
     file = tmp_path / "agent.log"
     log = LogFile(file, 1000)

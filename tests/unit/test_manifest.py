@@ -187,6 +187,30 @@ def test_a_time_without_offset_is_refused():
         Manifest.decode(damaged(uploaded_at="2026-03-01T12:00:00"))
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"uploaded_at": "0001-01-01T00:00:00+14:00"},
+        {"uploaded_at": "9999-12-31T23:59:59-14:00"},
+        {"bytes_sent": -1},
+        {"bytes_sent": 10**30},
+        {"duration_seconds": -1.0},
+        {"duration_seconds": float("nan")},
+        {"duration_seconds": float("inf")},
+        {"metadata": {"rows": {"reflection": {"conversations": 10**30}}}},
+        *({"parts": [document()["parts"][0] | {name: 10**30}]} for name in ("raw_size", "stored_size")),
+        *({"parts": [document()["parts"][0] | {name: 2**63}]} for name in ("header_iteration", "storage_version")),
+        {"parts": [document()["parts"][0] | {"carried_from": "yesterday"}]},
+        {"memories": document()["memories"] | {"count": 10**30}},
+    ],
+    ids=lambda bad: str(bad)[-60:],
+)
+def test_values_that_the_ledger_and_events_cannot_hold_are_refused(bad):
+    """Whoever can write to the bucket could otherwise stop every sync of an agent that adopts this manifest."""
+    with pytest.raises(WireError):
+        Manifest.decode(damaged(**bad))
+
+
 def test_a_key_outside_the_upload_is_refused():
     stray = replace(FULL.parts[0], key=f"systems/{SYSTEM}/uploads/{upload_id(99)}/reflection.duckdb")
     with pytest.raises(WireError, match="is not the key of"):

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.adapters import fs
-from agent.adapters.directory_store.layout import HIDDEN, encode_record, incoming_folder, object_path, record_path
+from agent.adapters.directory_store.layout import (
+    HIDDEN,
+    encode_record,
+    incoming_folder,
+    object_path,
+    open_file,
+    record_bytes,
+    record_path,
+)
 from agent.domain.errors import StoreError
 from agent.ports import Progress
 from agent.ports.objects import FILE_TAG
@@ -48,7 +56,7 @@ class Incoming:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
             # The root is created, its parent is not: a missing mount point must not be replaced by a directory.
             root.mkdir(mode=0o700, exist_ok=True)
-        self._path, self._file = _create(incoming_folder(root, key), self._target.name)
+        self._path, self._file = _create(root, incoming_folder(root, key), self._target.name)
         self._discarded = False
 
     def write(self, pieces: list[bytes]) -> None:
@@ -67,7 +75,7 @@ class Incoming:
         `progress` is called from this thread. The copy is read for its digest, which shows whether the source has been
         damaged.
         """
-        with self._lock, source.open("rb") as origin:
+        with self._lock, open_file(source) as origin:
             self.size = _copy_range(origin, self._file, progress)
             self._file.flush()
             self._file.seek(0)
@@ -117,7 +125,7 @@ class Incoming:
     def _write_record(self, record_file: Path, record: bytes) -> None:
         if _read_if_exists(record_file) == record:
             return
-        temporary, file = _create(incoming_folder(self._root, self._key), record_file.name)
+        temporary, file = _create(self._root, incoming_folder(self._root, self._key), record_file.name)
         try:
             with file:
                 file.write(record)
@@ -148,7 +156,7 @@ def create(root: Path, key: str, data: bytes, *, replace: bool) -> bool:
     root.mkdir(mode=0o700, exist_ok=True)
     if target.exists() and not replace:
         return False
-    temporary, file = _create(incoming_folder(root, key), target.name)
+    temporary, file = _create(root, incoming_folder(root, key), target.name)
     try:
         with file:
             file.write(data)
@@ -267,11 +275,11 @@ def prune(folder: Path, stop: Path) -> None:
         folder = folder.parent
 
 
-def _create(folder: Path, name: str) -> tuple[Path, BinaryIO]:
+def _create(root: Path, folder: Path, name: str) -> tuple[Path, BinaryIO]:
     path = folder / f"{secrets.token_hex(8)}-{os.getpid()}"
     for _ in range(_ATTEMPTS):
         with contextlib.suppress(FileNotFoundError):  # another put has just pruned the directory
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folders(root, folder, durable=False)
             file = fs.create(path)
             with contextlib.suppress(OSError):  # without locks on this file system, `sweep` uses the file's age
                 fs.try_lock(file.fileno())
@@ -281,7 +289,7 @@ def _create(folder: Path, name: str) -> tuple[Path, BinaryIO]:
 
 def _remove_if_abandoned(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             try:
                 if not fs.try_lock(file.fileno()):
                     return False
@@ -296,7 +304,7 @@ def _remove_if_abandoned(path: Path) -> bool:
 
 def _is_abandoned(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return fs.try_lock(file.fileno(), shared=True)
     except OSError:  # removed, or the file system has no locks: unknown
         return False
@@ -312,14 +320,16 @@ def _is_older_than(path: Path, seconds: float) -> bool:
         probe.unlink(missing_ok=True)
 
 
-def _make_folders(root: Path, folder: Path) -> None:
+def _make_folders(root: Path, folder: Path, *, durable: bool = True) -> None:
+    """Create the missing directories below `root`. All are private: with `parents=True`, only the last would be."""
     missing = []
     while folder != root and not folder.is_dir():
         missing.append(folder)
         folder = folder.parent
     for new in reversed(missing):
         new.mkdir(mode=0o700, exist_ok=True)
-        fs.sync_directory(new.parent)
+        if durable:
+            fs.sync_directory(new.parent)
 
 
 def _move(root: Path, source: Path, target: Path) -> None:
@@ -337,7 +347,7 @@ def _move(root: Path, source: Path, target: Path) -> None:
 
 def _read_if_exists(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return record_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
 

@@ -13,15 +13,20 @@ appears. If an object is replaced by one with different metadata, the old record
 written last. After a crash, metadata may therefore be missing, but never belongs to another object.
 """
 
+import errno
 import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
+from agent.adapters import fs
 from agent.domain.errors import NamingError, StoreError
 
 HIDDEN = ".akosha"
+
+MAX_RECORD_BYTES = 64 * 2**10
 
 
 def check_key(key: str) -> str:
@@ -64,15 +69,33 @@ def inside(root: Path, path: Path) -> Path:
     return path
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a file of the store for reading. Raises OSError.
+
+    What is not a regular file does not count as existing: others who can write to the directory may have put a pipe
+    there, whose opening would block.
+    """
+    try:
+        return os.fdopen(fs.open_regular(path), "rb")
+    except ValueError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+
+
 def read_record(path: Path, size: int) -> Mapping[str, str]:
     """Return the metadata in a record, empty if the record is missing, invalid or of another size."""
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(record_bytes(path))
         if record["size"] == size:
             return {str(name): str(value) for name, value in record["metadata"].items()}
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # the object exists without its record
     return {}
+
+
+def record_bytes(path: Path) -> bytes:
+    """Return the bytes of a record, truncated if it is larger than any record. Raises OSError."""
+    with open_file(path) as file:
+        return file.read(MAX_RECORD_BYTES)
 
 
 def encode_record(size: int, metadata: Mapping[str, str]) -> bytes:

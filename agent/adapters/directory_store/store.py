@@ -9,6 +9,7 @@ import builtins
 import contextlib
 import hashlib
 import itertools
+import stat
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -148,10 +149,10 @@ class DirectoryStore:
 
     async def head(self, key: str) -> StoredObject:
         def work() -> StoredObject:
-            path = layout.object_path(self._root, key)
-            if path.is_dir():
+            status = layout.object_path(self._root, key).lstat()
+            if not stat.S_ISREG(status.st_mode):
                 raise NoSuchObject(f"there is no {key!r} in {self._root}")
-            size = path.stat().st_size
+            size = status.st_size
             return StoredObject(key, size, layout.read_record(layout.record_path(self._root, key), size))
 
         return await self._run("read", key, work, reading=True)
@@ -168,7 +169,7 @@ class DirectoryStore:
         return StoredObject(key, size, described.metadata, etag=FILE_TAG + digest.hexdigest())
 
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:
-        opening = self._run("read", key, lambda: layout.object_path(self._root, key).open("rb"), reading=True)
+        opening = self._run("read", key, lambda: layout.open_file(layout.object_path(self._root, key)), reading=True)
         file = await _opened(opening, lambda file: file.close)
         try:
             while piece := await self._run("read", key, lambda: file.read(READ_BYTES)):

@@ -1,9 +1,10 @@
-"""The client's HTTP session. It does not follow redirects, and closing it closes all connections.
+"""The client's HTTP session. It follows no redirect, limits responses, and closing it closes all connections.
 
 Imported when the client is built, because it loads the library. It differs from aiobotocore's session:
 
 - Redirects are reported as errors. S3 answers a request for the wrong region with 301 and no address. aiohttp would
   follow a redirect with an address to any host, turn a POST into a GET, and fail on a body that it has already sent.
+- A listing, an error or another response that is read at once is limited: an endless one would take all memory.
 - The connect timeout covers everything from the name lookup to the TLS handshake; aiobotocore's excludes the lookup.
 - Through a proxy, the store's certificate is verified; aiobotocore does not verify it.
 - aiohttp's clean-up of closed TLS connections is enabled. A TLS connection that is closed in the middle of a body stays
@@ -17,15 +18,40 @@ from typing import Any
 
 from aiobotocore.httpsession import AIOHTTPSession
 from aiohttp import ConnectionTimeoutError
-from botocore.exceptions import ConnectTimeoutError
+from botocore.exceptions import ConnectTimeoutError, HTTPClientError
+
+from agent.adapters.s3.responses import InvalidResponse
 
 CLEANUP_SECONDS = 600
 """Interval of aiohttp's clean-up of closed TLS connections; long, because the clean-up wakes an idle process."""
 
 
-class _NoRedirects:
+MAX_RESPONSE_BYTES = 16 * 2**20
+"""Maximum size of a response that is not an object. A page of a listing has 4 MB at most."""
+
+
+class _Session:
     def __init__(self, session: Any) -> None:
-        self.request = partial(session.request, allow_redirects=False)
+        self._session = session
+
+    async def request(self, *arguments: Any, **options: Any) -> Any:
+        response = await self._session.request(*arguments, allow_redirects=False, **options)
+        response.read = partial(_read, response)  # aiobotocore reads objects piece by piece, all others with this
+        return response
+
+
+async def _read(response: Any) -> bytes:
+    body = bytearray()
+    try:
+        async for piece in response.content.iter_any():
+            body += piece
+            if len(body) > MAX_RESPONSE_BYTES:
+                raise InvalidResponse(f"a response of more than {MAX_RESPONSE_BYTES // 2**20} MiB")
+        await response.wait_for_close()  # until the request is sent, if the server has answered early
+    except BaseException:
+        response.close()
+        raise
+    return bytes(body)
 
 
 class DirectSession(AIOHTTPSession):  # type: ignore[misc] # the library has no types
@@ -56,9 +82,13 @@ class DirectSession(AIOHTTPSession):  # type: ignore[misc] # the library has no 
         except ConnectTimeoutError as error:
             # botocore does not retry this type: three attempts would triple the time limit. The caller retries.
             raise ConnectionTimeoutError(f"Connection timeout to host {request.url}") from error
+        except HTTPClientError as error:
+            if isinstance(cause := error.kwargs.get("error"), InvalidResponse):
+                raise cause from error
+            raise
 
-    async def _get_session(self, proxy_url: str | None) -> _NoRedirects:
-        return _NoRedirects(await super()._get_session(proxy_url))
+    async def _get_session(self, proxy_url: str | None) -> _Session:
+        return _Session(await super()._get_session(proxy_url))
 
     def drop_idle_connections(self) -> None:
         """Close the idle connections in the pool. Connections in use are not affected."""

@@ -23,9 +23,6 @@ LEFT_OVER_AFTER = timedelta(days=1)
 FOREIGN = "foreign_uploads"
 AHEAD = "upload_id_ahead"
 
-LAST_YEAR = 9998
-"""Last year of valid IDs. IDs of the year 9999, our own included, are ignored: later IDs would soon run out."""
-
 MOST_NAMED = 3
 """Maximum number of foreign IDs in a warning."""
 
@@ -238,7 +235,7 @@ class UploadIds:
 
     async def _newest_of_ours(self, complete: Collection[str]) -> str | None:
         for upload in sorted(complete, reverse=True):
-            if naming.upload_time(upload).year > LAST_YEAR:
+            if naming.upload_time(upload).year > naming.LAST_YEAR:
                 continue
             try:
                 manifest = await self.uploads.manifest(upload)

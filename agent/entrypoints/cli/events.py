@@ -23,7 +23,7 @@ from agent.domain.events import (
     UploadsPruned,
     UploadVerified,
 )
-from agent.domain.plain_text import printable
+from agent.domain.plain_text import printable, printable_json
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.control_client import POLL_SECONDS as HISTORY_POLL_SECONDS, follow_history, read_history
@@ -104,7 +104,7 @@ async def show_history(settings: Settings, *, follow: bool, as_json: bool) -> in
         found = follow_history(home, ledger, after=0) if follow else read_history(ledger, after=0)
         async with aclosing(found):
             async for entry in found:
-                typer.echo(home.codec.encode(entry.event).decode() if as_json else line(entry.event))
+                typer.echo(_json_line(home, entry.event) if as_json else line(entry.event))
     finally:
         await ledger.aclose()
     return 0
@@ -129,6 +129,10 @@ def line(event: Event, *, system: bool = False) -> str:
         text = prune_summary(event)
     system_id = f"{event.system_id}  " if system else ""
     return printable(f"{local_time(event.time)}  {kind:<16}  {system_id}{text}".rstrip())
+
+
+def _json_line(home: Home, event: Event) -> str:
+    return printable_json(home.codec.encode(event).decode())
 
 
 async def _open_ledger(home: Home, *, wait: bool) -> Ledger | None:
@@ -202,7 +206,7 @@ async def _results_from_ledger(home: Home) -> AsyncGenerator[SyncResult, None]:
 
 def _printing(home: Home, *, system: bool, as_json: bool) -> Callable[[SyncResult], Coroutine[Any, Any, None]]:
     async def show(result: SyncResult) -> None:
-        typer.echo(home.codec.encode(result).decode() if as_json else line(result, system=system))
+        typer.echo(_json_line(home, result) if as_json else line(result, system=system))
 
     return show
 
@@ -262,14 +266,17 @@ class Execution:
 
 
 def _environment(result: SyncResult) -> dict[str, str]:
-    """Return this process's environment plus the main fields of the result, without NUL characters."""
+    """Return this process's environment plus the main fields of the result.
+
+    Control characters are escaped: any program on the bus can send them, and the command may print or log the fields.
+    """
     facts = {
         "AKOSHA_EVENT_SYSTEM_ID": result.system_id,
         "AKOSHA_EVENT_OUTCOME": result.type.split(".")[2],
         "AKOSHA_EVENT_UPLOAD_ID": result.upload_id or "",
         "AKOSHA_EVENT_ID": result.id,
     }
-    return os.environ | {name: text.replace("\0", "") for name, text in facts.items()}
+    return os.environ | {name: printable(text) for name, text in facts.items()}
 
 
 def _signal_group(group: int, number: signal.Signals | int) -> bool:

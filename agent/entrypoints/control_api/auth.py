@@ -20,6 +20,7 @@ from agent.entrypoints.control_api.problems import Problem
 ADDRESS = "127.0.0.1"
 _HOSTS = (ADDRESS, "localhost", "[::1]")
 _HTTP_PORT = 80
+_OWN_SITES = frozenset({"none", "same-origin"})
 
 TOKEN_FILE = "http-token"  # noqa: S105 - a file's name
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32,512}")
@@ -61,9 +62,10 @@ class LoopbackRules:
     token: str
 
     def check_origin(self, request: web.BaseRequest) -> None:
-        """Require that Host, and Origin if a browser sends one, name this server.
+        """Require that Host, and Origin and Sec-Fetch-Site if a browser sends them, name this server.
 
-        In a DNS rebinding attack, Host contains the attacker's name.
+        In a DNS rebinding attack, Host contains the attacker's name. For an image or a script of a page, a browser
+        sends no Origin, but Sec-Fetch-Site; it is `none` if the user has entered the address.
         """
         allowed = {f"{name}:{self.port}" for name in _HOSTS} | (set(_HOSTS) if self.port == _HTTP_PORT else set())
         hosts = request.headers.getall("Host", [])
@@ -79,6 +81,14 @@ class LoopbackRules:
             raise Problem(
                 HTTPStatus.FORBIDDEN,
                 f"Origin is {_quoted(origins)}: requests from other sites are refused",
+                hint="use a program on this machine",
+                close=True,
+            )
+        sites = request.headers.getall("Sec-Fetch-Site", [])
+        if not _OWN_SITES.issuperset(sites):
+            raise Problem(
+                HTTPStatus.FORBIDDEN,
+                f"Sec-Fetch-Site is {_quoted(sites)}: requests from other sites are refused",
                 hint="use a program on this machine",
                 close=True,
             )

@@ -13,8 +13,13 @@ from agent import __version__
 from agent.domain.errors import AkoshaError, WireError
 
 PROBLEM_TYPE = "application/problem+json"
-COMMON_HEADERS = {"Server": f"akosha-agent/{__version__}", "Cache-Control": "no-store"}
-"""Headers of every response."""
+COMMON_HEADERS = {
+    "Server": f"akosha-agent/{__version__}",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Headers of every response. The last two keep browsers from using it in a page of another site."""
 
 _SEE_OPENAPI = "GET /openapi.json describes every route"
 

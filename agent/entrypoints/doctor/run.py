@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from agent.domain.errors import SettingsError
+from agent.domain.plain_text import printable_json
 from agent.entrypoints import logs
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
 from agent.entrypoints.cli.options import AsJson
@@ -91,7 +92,7 @@ async def diagnose(context: DoctorContext, *, as_json: bool) -> int:
     """Print the findings. Returns 0 (no problems), 1 (warnings) or 2 (errors)."""
     found = await examine(context)
     if as_json:
-        typer.echo(json.dumps(output.document(found), indent=2, ensure_ascii=False))
+        typer.echo(printable_json(json.dumps(output.document(found), indent=2, ensure_ascii=False)))
     else:
         output.show(found)
     return exit_code([finding for _, finding in found])

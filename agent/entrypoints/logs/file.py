@@ -17,6 +17,7 @@ KEPT = 5
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # do not block on a pipe without a reader
 _PRIVATE = 0o600
+_ROOT = 0
 
 
 class LogFile(LineHandler, RotatingFileHandler):
@@ -100,6 +101,8 @@ class LogFile(LineHandler, RotatingFileHandler):
             found = os.fstat(descriptor)
             if not S_ISREG(found.st_mode):
                 raise OSError(0, "it is not a regular file")
+            if found.st_uid not in (os.geteuid(), _ROOT):  # its owner could read the lines
+                raise OSError(0, f"it belongs to user {found.st_uid}")
             if found.st_mode & 0o077 and found.st_uid == os.geteuid():
                 os.fchmod(descriptor, _PRIVATE)
             return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
