@@ -95,7 +95,7 @@ INTRUDER = """
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
     refused = admitted = 0
-    while not ended.wait(0.005):
+    while not ended.wait(0.03):
         try:
             duckdb.connect(sys.argv[1]).close()
             admitted += 1
@@ -175,7 +175,7 @@ def test_a_program_keeps_its_database_lock_while_it_syncs(machine, tmp_path):
         again = subprocess.run([sys.executable, "-c", without_lock, file], capture_output=True, timeout=TIMEOUT)
         send_line()
     assert admitted == 0
-    assert refused > 20
+    assert refused > 5
     assert again.returncode == 0, again.stderr
     assert synced["heavy"] == []
     (manifest,) = machine.manifests

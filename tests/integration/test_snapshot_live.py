@@ -15,8 +15,8 @@ from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.support.session_buddy import Checker, Writer, check, create
 
-SNAPSHOTS = 50
-MOST_SNAPSHOTS = 20 * SNAPSHOTS
+SNAPSHOTS = 20
+MOST_SNAPSHOTS = 50 * SNAPSHOTS
 """Under load, few snapshots coincide with a checkpoint: they go on until one has."""
 
 DURING_CHECKPOINT = ("reflection.duckdb.wal", "reflection.duckdb.wal.checkpoint")
@@ -51,7 +51,7 @@ async def test_many_snapshots_of_a_busy_database_are_consistent_and_current_and_
                 break
             for database in ("reflection", "knowledge_graph")[: 1 + (number % 5 == 0)]:
                 before = writer.commits if database == "reflection" else writer.entities
-                snapshot = await (thorough if number % 25 == 0 else fast).take(database)
+                snapshot = await (thorough if number % 10 == 0 else fast).take(database)
                 found = await asyncio.to_thread(checker.check, snapshot.folder / f"{database}.duckdb")
                 if found.problems and not snapshot.verified:
                     # The metadata block was written during the copy. A verified snapshot detects that.
@@ -60,10 +60,10 @@ async def test_many_snapshots_of_a_busy_database_are_consistent_and_current_and_
                     found = await asyncio.to_thread(checker.check, snapshot.folder / f"{database}.duckdb")
                 assert found.problems == ()
                 assert found.last >= before
-                assert snapshot.verified or number % 25
+                assert snapshot.verified or number % 10
                 sidecars.add(tuple(file.name for file in snapshot.files[1:]))
                 await fast.discard(snapshot)
-        await asyncio.to_thread(writer.wait, lambda: writer.checkpoints > 20)
+        await asyncio.to_thread(writer.wait, lambda: writer.checkpoints > 10)
         assert DURING_CHECKPOINT in sidecars
         assert await asyncio.to_thread(writer.close) == 0
         assert writer.events[-1]["event"] == "closed"
