@@ -26,7 +26,7 @@ BESIDE         := .venv-beside
 BESIDE_READY   := $(BESIDE)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs picture format events bench faults soak clean
+.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs picture format events bench faults fuzz soak clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -137,6 +137,9 @@ events: $(READY)  ## generate docs/events from the event classes
 
 faults: $(READY)  ## strike a running agent with faults, and check that nothing is lost: make faults SEED=1 MINUTES=15
 	$(BIN)/python tests/campaign/run.py --seed $(SEED) --minutes $(if $(filter command line,$(origin MINUTES)),$(MINUTES),15) $(ARGS)
+
+fuzz: $(READY)  ## generate invalid input for everything that is read from outside: make fuzz MINUTES=30
+	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) $(ARGS)
 
 soak: $(READY)  ## run an agent under load and check that it does not grow: make soak MINUTES=30
 	$(BIN)/python tests/soak/run.py --minutes $(MINUTES) $(ARGS)

@@ -3,7 +3,6 @@
 Importing it loads only the standard library; `http_client` loads httpx2, and `request` loads http.client.
 """
 
-import json
 import os
 import socket
 import stat
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import __version__
+from agent.domain.parsing import parse_json
 
 if TYPE_CHECKING:
     import httpx2
@@ -158,7 +158,7 @@ def agent_health(state_dir: Path, seconds: float) -> AgentHealth | None:
 
 def _trouble(body: bytes) -> str:
     try:
-        trouble = json.loads(body)["trouble"]
+        trouble = parse_json(body)["trouble"]
         return "; ".join(f"{name}: {reason}" for name, reason in trouble.items())[:_MAX_TROUBLE_CHARACTERS]
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""

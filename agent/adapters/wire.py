@@ -146,6 +146,8 @@ class CloudEventsCodec:
         try:
             # Encode to JSON again: strict validation accepts an array as a tuple in JSON only.
             event = validator.validate_json(orjson.dumps(given), strict=True)
+        except TypeError as error:  # orjson reads values nested more deeply than it writes
+            raise WireError(f"{cls.type}: data is nested too deeply") from error
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             field_path = ".".join(str(piece) for piece in first["loc"])[:_SHOWN]

@@ -1,6 +1,5 @@
 """The 13 documented settings as one value. `agent.settings`, which validates them, is imported only when needed."""
 
-import json
 import os
 import socket
 from dataclasses import dataclass, fields
@@ -9,6 +8,7 @@ from typing import Any, Self
 
 from agent.domain.errors import AkoshaError
 from agent.domain.naming import check_system_id, sanitise_system_id
+from agent.domain.parsing import parse_json
 
 PREFIX = "akosha_"
 AUTO = "auto"
@@ -115,7 +115,7 @@ def _agents_system_id() -> str:
         home = Home.of(load(environ=os.environ, cwd=Path.cwd(), home=Path.home()).settings).with_agent_system_id()
         if home.settings.system_id:
             return home.settings.system_id
-        system_id = json.loads((home.state.path / "identity.json").read_bytes())["system_id"]
+        system_id = parse_json((home.state.path / "identity.json").read_bytes())["system_id"]
         return check_system_id(system_id) if system_id else ""
     except (AkoshaError, OSError, ValueError, KeyError, TypeError):
         return ""  # an agent reports the error when it starts

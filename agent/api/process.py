@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from agent.api.config import AkoshaSyncConfig
 from agent.domain.errors import AkoshaError
+from agent.domain.parsing import parse_json
 
 if TYPE_CHECKING:
     from agent.settings import Loaded
@@ -54,7 +55,7 @@ class Request:
     @classmethod
     def decode(cls, text: bytes) -> Self:
         """Return the request that `encode` has written."""
-        document = json.loads(text)
+        document = parse_json(text)
         return cls(**document | {"config": AkoshaSyncConfig(**document["config"])})
 
     def load(self) -> "Loaded":
@@ -138,7 +139,7 @@ def _log_line(line: bytes) -> str:
     """Log one line; return it if it is not a log line, else ""."""
     text = line.decode(errors="replace").strip()
     try:
-        entry = json.loads(text)
+        entry = parse_json(text)
         level = logging.getLevelNamesMapping()[entry.pop("level").upper()]
         entry.pop("timestamp", None)
         event = entry.pop("event")
@@ -152,7 +153,7 @@ def _log_line(line: bytes) -> str:
 
 def _result(output: bytes, status: int, last_line: str) -> Mapping[str, Any]:
     try:
-        document = json.loads(output)
+        document = parse_json(output)
     except ValueError:
         end = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         raise AkoshaError(

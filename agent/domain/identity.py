@@ -19,6 +19,7 @@ from typing import Self
 from agent.domain import naming
 from agent.domain.delivery_state import Target
 from agent.domain.errors import WireError
+from agent.domain.parsing import aware_time, parse_json
 
 VERSION = 1
 MAX_BYTES = 64 * 2**10
@@ -127,7 +128,7 @@ class Owner:
     def decode(cls, data: bytes) -> Self:
         """Return the owner in these bytes. Unknown fields are ignored. Raises WireError."""
         try:
-            document = json.loads(data)
+            document = parse_json(data)
             if document["version"] != VERSION:
                 raise WireError("owner.json was written by another version", hint="update akosha-agent")
             return cls(
@@ -135,11 +136,11 @@ class Owner:
                 machine=_matching(_HEX_64, document["machine"]),
                 agent_id=_matching(_AGENT_ID, document["agent_id"]),
                 claim_id=_matching(_CLAIM_ID, document["claim_id"]),
-                claimed_at=_aware(document["claimed_at"]),
+                claimed_at=aware_time(document["claimed_at"]),
                 host=_label(str(document.get("host", ""))),
                 state_dir=_path(str(document.get("state_dir", ""))),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, WireError):
                 raise
             raise WireError(f"owner.json is damaged: {type(error).__name__}") from error
@@ -175,7 +176,7 @@ class Claim:
     def from_notes(cls, text: str | None) -> Self | None:
         """Return the claim in a note, None without a note or for an invalid one."""
         try:
-            document = json.loads(text or "")
+            document = parse_json(text or "")
             return cls(
                 claim_id=_matching(_CLAIM_ID, document["claim_id"]),
                 confirmed=document["confirmed"] is True,
@@ -238,13 +239,6 @@ def _matching(pattern: re.Pattern[str], text: str) -> str:
     if not pattern.fullmatch(text):
         raise ValueError(f"a field does not match {pattern.pattern}")
     return text
-
-
-def _aware(text: str) -> datetime:
-    at = datetime.fromisoformat(text)
-    if at.tzinfo is None:
-        raise ValueError("a time without an offset")
-    return at
 
 
 def _path(path: str) -> str:

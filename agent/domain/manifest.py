@@ -17,6 +17,7 @@ from typing import Literal, Self, cast, get_args
 from agent.domain import naming
 from agent.domain.databases import database_of, main_name, storage_note
 from agent.domain.errors import NamingError, WireError
+from agent.domain.parsing import aware_time, is_unicode, parse_json
 
 VERSION = "1.0"
 SYSTEM_TYPE = "session-buddy"
@@ -32,6 +33,7 @@ Compression = Literal["gzip", "none"]
 Origin = Literal["sent", "copied", "carried"]
 Rows = Mapping[str, int]
 
+_IDS = ("request_id", "agent_id", "triggered_by")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -79,6 +81,8 @@ class Part:
             raise WireError(
                 f"part {self.name!r}: {self.compression!r} or {self.origin!r} is unknown", hint="update akosha-agent"
             )
+        if self.carried_from is not None:
+            naming.upload_time(self.carried_from)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -186,6 +190,9 @@ class Manifest:
         naming.upload_time(self.upload_id)
         if self.uploaded_at.tzinfo is None:
             raise WireError(f"manifest of {self.upload_id}: uploaded_at has no offset")
+        for name in _IDS:  # they are sent in events and stored in the ledger
+            if not is_unicode(getattr(self, name)):
+                raise WireError(f"manifest of {self.upload_id}: {name} is not Unicode")
         if not FIRST_YEAR <= self.uploaded_at.year <= naming.LAST_YEAR:
             raise WireError(f"manifest of {self.upload_id}: uploaded_at is in the year {self.uploaded_at.year}")
         if not 0 <= self.bytes_sent <= LARGEST_NUMBER or not 0 <= self.duration_seconds < math.inf:
@@ -266,14 +273,14 @@ class Manifest:
     def decode(cls, data: bytes) -> Self:
         """Return the manifest in these bytes. Unknown fields are ignored. Raises WireError."""
         try:
-            document = json.loads(data)
+            document = parse_json(data)
             _expect(document, str, "system_id", "upload_id", "uploaded_at", "request_id", "agent_id", "triggered_by")
             _expect(document, list, "parts")
             metadata = document.get("metadata") or {}
             return cls(
                 system_id=document["system_id"],
                 upload_id=document["upload_id"],
-                uploaded_at=datetime.fromisoformat(document["uploaded_at"]),
+                uploaded_at=aware_time(document["uploaded_at"]),
                 request_id=document["request_id"],
                 agent_id=document["agent_id"],
                 triggered_by=document["triggered_by"],
@@ -289,7 +296,7 @@ class Manifest:
             )
         except WireError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, NamingError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise WireError(f"not a manifest of akosha-agent: {error}") from error
 
 

@@ -232,10 +232,7 @@ def needs_manifest(upload: str, modified: datetime | None) -> bool:
 
     `modified` is the time of the manifest's object; if it is unknown, only the ID's time can be used.
     """
-    return (
-        modified is not None
-        and not upload_time(upload) - MAX_CLOCK_SKEW <= modified <= upload_time(upload) + MAX_COMPLETION_DELAY
-    )
+    return modified is not None and not -MAX_CLOCK_SKEW <= modified - upload_time(upload) <= MAX_COMPLETION_DELAY
 
 
 def made_at(upload: str, modified: datetime | None, uploaded_at: datetime | None = None) -> datetime:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
+from agent.domain.parsing import parse_json
 from agent.domain.plain_text import safe_text
 
 
@@ -37,7 +38,7 @@ class StatusWarning:
     def decode(cls, code: str, text: str) -> Self | None:
         """Return the warning from the result of `encode`, None for any other text."""
         try:
-            document = json.loads(text)
+            document = parse_json(text)
             since = document["since"]
             return cls(
                 code=code,

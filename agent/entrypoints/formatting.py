@@ -88,7 +88,7 @@ def sync_summary(result: SyncResult) -> str:
 def ingest_summary(event: IngestCompleted | IngestFailed) -> str:
     """Return the outcome of an ingestion in one line."""
     if isinstance(event, IngestFailed):
-        retry = f"; next attempt at {event.retry_at.astimezone():%H:%M:%S}" if event.retry_at else ""
+        retry = f"; next attempt at {local_time(event.retry_at, '%H:%M:%S')}" if event.retry_at else ""
         return f"{event.upload_id}: {event.error}{retry}"
     parts = [f"{event.stored:,} memories stored", f"{event.known:,} already stored"]
     parts += [f"{count:,} not stored: {reason}" for reason, count in sorted(event.kept_back.items())]
@@ -139,8 +139,8 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def local_time(at: datetime) -> str:
+def local_time(at: datetime, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     """Return a time in the local time zone, or unconverted if the system cannot convert it."""
     with suppress(OverflowError, OSError, ValueError):
         at = at.astimezone()
-    return f"{at:%Y-%m-%d %H:%M:%S}"
+    return f"{at:{form}}"

@@ -146,7 +146,12 @@ async def test_metadata_is_used_only_for_the_object_that_it_was_put_with(store, 
     await put(store, KEY, b"ours", {"sha256": "ab"})
     (root / KEY).write_bytes(b"somebody else's")
     assert (await store.head(KEY)).metadata == {}
-    (root / ".akosha" / "metadata" / f"{KEY}.json").write_bytes(b"{")
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b'"x"', b'{"size": 4}', b"[" * 100_000, b'{"size": 4, "metadata": 5}'])
+async def test_an_object_whose_record_is_damaged_has_no_metadata(store, root, data):
+    await put(store, KEY, b"ours", {"sha256": "ab"})
+    (root / ".akosha" / "metadata" / f"{KEY}.json").write_bytes(data)
     assert (await store.head(KEY)).metadata == {}
 
 

@@ -15,6 +15,7 @@ from agent.application.archive.catalog import (
     impossible_values,
     time_of,
 )
+from agent.domain import naming
 from agent.domain.errors import NoSuchObject, SettingsError, StoreError
 from agent.entrypoints.cli.uploads import _print_list, _print_one
 from tests.support import values
@@ -181,6 +182,15 @@ def test_a_valid_manifest_passes_the_plausibility_check():
     zeros = bytes(10**7)
     assert len(zeros) < len(gzip.compress(zeros)) * MOST_UNPACKED
     assert impossible_values(values.manifest(reflection=3)) == {}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+async def test_an_upload_of_the_last_second_that_a_time_can_have_is_listed(exact):
+    store, upload = DatedStore(), f"99991231_235959_{values.SYSTEM}"
+    store.objects[naming.manifest_key(values.SYSTEM, upload)] = b"{}", {}
+    store.times[""] = last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    (entry,) = (await Catalog(store, values.SYSTEM).listing(exact=exact)).uploads
+    assert (entry.upload_id, entry.at) == (upload, last)
 
 
 async def test_a_cancelled_listing_leaves_no_tasks():

@@ -306,10 +306,11 @@ def test_the_metadata_of_the_memories_object_describes_it():
     [
         {"raw_size": "5"}, {"raw_size": True}, {"raw_size": None}, {"verified": "yes"}, {"verified": None},
         {"header_iteration": "1"}, {"carried_from": 5}, {"unverified_reason": None}, {"key": 1}, {"compression": []},
+        {"carried_from": "yesterday"}, {"stored_size": 2**63},
     ],
     ids=str,
 )  # fmt: skip
-def test_a_part_with_fields_of_wrong_types_is_refused(bad):
+def test_a_part_with_invalid_fields_is_refused(bad):
     with pytest.raises(WireError):
         Part.from_document(FULL.parts[0].to_document() | bad)
 
@@ -330,6 +331,11 @@ def test_a_part_with_fields_missing_is_refused(name):
         damaged(metadata=5), damaged(metadata={"rows": 5}), damaged(metadata={"rows": {"reflection": 5}}),
         damaged(metadata={"rows": {"reflection": {"t": "many"}}}), damaged(incomplete=[1]),
         damaged(bytes_sent="x"), damaged(bytes_sent=float("inf")), damaged(duration_seconds=[]),
+        # What could be neither stored in the ledger, sent in an event, nor shown as a time.
+        damaged(bytes_sent=-1), damaged(bytes_sent=2**63), damaged(metadata={"rows": {"reflection": {"t": 2**63}}}),
+        damaged(duration_seconds=float("nan")), damaged(duration_seconds="inf"), damaged(request_id="\ud800"),
+        damaged(agent_id="\udcff"), damaged(triggered_by="\ud800"),
+        damaged(uploaded_at="0001-01-01T00:00:00+14:00"), damaged(uploaded_at="9999-12-31T23:59:59-14:00"),
     ],
 )  # fmt: skip
 def test_bytes_that_are_not_a_manifest_are_a_wire_error(data):

@@ -46,6 +46,8 @@ def test_users_and_machines_have_different_hashes_that_hide_the_machine_id():
         OWNER.encode().replace(b'"laptop"', b'"../up"', 1),
         OWNER.encode().replace(OWNER.claim_id.encode(), b"x"),
         OWNER.encode().replace(b"+00:00", b""),
+        OWNER.encode().replace(b"2026-01-01T12:00:00+00:00", b"0001-01-01T00:00:00+14:00"),
+        OWNER.encode().replace(b"2026-01-01T12:00:00+00:00", b"9999-12-31T23:59:59-14:00"),
         OWNER.encode().replace(MACHINE.digest.encode(), b"\\u001b[2J"),
     ],
 )

@@ -249,6 +249,25 @@ def test_files_written_since_a_kill_are_not_changed(tmp_path, monkeypatch):
     assert contents(tmp_path) == {"knowledge_graph.duckdb": b"old graph", "reflection.duckdb": b"a new session"}
 
 
+@pytest.mark.parametrize(
+    "journal",
+    [
+        b"", b"{", b"[]", b"[" * 100_000, b'{"placements": 5, "report": {}}', b'{"placements": [5], "report": {}}',
+        b'{"placements": [{"database": "reflection", "new": 5, "old": []}], "report": {}}',
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_a_damaged_journal_is_ignored_and_the_upload_is_restored_again(tmp_path, journal):
+    folder = tmp_path / f".akosha-restore-{UPLOAD}"
+    folder.mkdir(mode=0o700)
+    (folder / "journal.json").write_bytes(journal)
+    with RestoreDirectoryFiles(tmp_path, no_writer) as directory_files:
+        assert directory_files.finish() == ()
+        prepare(directory_files, raw=False)
+        install(directory_files, raw=False)
+    assert contents(tmp_path)["reflection.duckdb"] == NEW["reflection.duckdb"]
+
+
 def test_a_second_restore_of_the_same_upload_is_refused(tmp_path):
     with RestoreDirectoryFiles(tmp_path, no_writer) as one, RestoreDirectoryFiles(tmp_path, no_writer) as other:
         one.begin(UPLOAD)

@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from agent.adapters import fs
 from agent.domain.errors import NamingError, StoreError
+from agent.domain.parsing import is_unicode, parse_json
 
 HIDDEN = ".akosha"
 
@@ -84,10 +85,10 @@ def open_file(path: Path) -> BinaryIO:
 def read_record(path: Path, size: int) -> Mapping[str, str]:
     """Return the metadata in a record, empty if the record is missing, invalid or of another size."""
     try:
-        record = json.loads(record_bytes(path))
+        record = parse_json(record_bytes(path))
         if record["size"] == size:
             return {str(name): str(value) for name, value in record["metadata"].items()}
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         pass  # the object exists without its record
     return {}
 
@@ -122,20 +123,12 @@ def walk(root: Path, prefix: str, start_after: str) -> Iterator[tuple[str, int, 
     yield from _walk(root, "", prefix, start_after)
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _walk(folder: Path, above: str, prefix: str, start_after: str) -> Iterator[tuple[str, int, float]]:
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
-    entries = [entry for entry in entries if _is_text(entry.name)]  # keys are valid Unicode
+    entries = [entry for entry in entries if is_unicode(entry.name)]  # keys are valid Unicode
     # In key order, a directory sorts as its prefix.
     named = sorted((e.name + "/" if e.is_dir(follow_symlinks=False) else e.name, e) for e in entries)
     for name, entry in named:

@@ -32,6 +32,7 @@ from agent.adapters.restore_directory.scratch import (
 )
 from agent.domain.databases import main_name
 from agent.domain.errors import RestoreError, WireError
+from agent.domain.parsing import parse_json
 from agent.domain.restore_plan import family
 
 _NEW_JOURNAL = "journal.new"
@@ -89,7 +90,7 @@ class Journal:
             return None
         with os.fdopen(descriptor, "rb") as file:
             try:
-                document = json.loads(file.read())
+                document = parse_json(file.read())
                 return cls(tuple(_placement(one) for one in document["placements"]), dict(document["report"]))
             except (ValueError, TypeError, KeyError) as error:
                 raise WireError(f"{scratch.path / JOURNAL} is not a valid journal: {error}") from error
@@ -179,6 +180,6 @@ def _placement(document: Mapping[str, object]) -> Placement:
         return FileMove(str(one["source"]), str(one["to"]), FileStatus(**one["look"]))  # type: ignore[arg-type]
 
     new, old = document["new"], document["old"]
-    assert isinstance(new, list)
-    assert isinstance(old, list)
+    if not (isinstance(new, list) and isinstance(old, list)):
+        raise TypeError("the files of a placement are not lists")
     return Placement(str(document["database"]), tuple(map(file_move, new)), tuple(map(file_move, old)))

@@ -12,6 +12,7 @@ from agent.domain.delivery_state import Problem, State
 from agent.domain.errors import WireError
 from agent.domain.manifest import Part
 from agent.domain.memories import Kind, check_kind
+from agent.domain.parsing import parse_json
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ def fingerprint_text(fingerprint: Fingerprint | None) -> str | None:
 
 
 def read_fingerprint(text: str | None) -> Fingerprint | None:
-    return None if text is None else _read(text, lambda found: _fingerprint(json.loads(found)))
+    return None if text is None else _read(text, lambda found: _fingerprint(parse_json(found)))
 
 
 def parts_text(parts: Iterable[Part]) -> str:
@@ -84,19 +85,19 @@ def parts_text(parts: Iterable[Part]) -> str:
 
 
 def read_parts(text: str) -> tuple[Part, ...]:
-    return _read(text, lambda found: tuple(Part.from_document(document) for document in json.loads(found)))
+    return _read(text, lambda found: tuple(Part.from_document(document) for document in parse_json(found)))
 
 
 def read_counts(text: str) -> dict[str, int]:
-    return _read(text, lambda found: {str(key): int(value) for key, value in json.loads(found).items()})
+    return _read(text, lambda found: {str(key): int(value) for key, value in parse_json(found).items()})
 
 
 def read_digests(text: str) -> dict[str, str]:
-    return _read(text, lambda found: {str(key): str(value) for key, value in json.loads(found).items()})
+    return _read(text, lambda found: {str(key): str(value) for key, value in parse_json(found).items()})
 
 
 def read_names(text: str) -> tuple[str, ...]:
-    return _read(text, lambda found: tuple(str(name) for name in json.loads(found)))
+    return _read(text, lambda found: tuple(str(name) for name in parse_json(found)))
 
 
 def problem_text(problem: Problem | None) -> str | None:
@@ -119,7 +120,7 @@ def read_problem(text: str | None) -> Problem | None:
 
 
 def _problem(text: str) -> Problem:
-    found = json.loads(text)
+    found = parse_json(text)
     return Problem(
         reason=str(found["reason"]),
         fingerprint=_fingerprint(found["fingerprint"]),

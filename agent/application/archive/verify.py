@@ -32,6 +32,7 @@ from agent.domain.errors import NoSuchObject, SnapshotError, WireError
 from agent.domain.events import UploadVerified, archive_event_id
 from agent.domain.identity import Identity
 from agent.domain.manifest import Compression, Manifest, MemoriesPart, Part
+from agent.domain.parsing import parse_json
 from agent.domain.plain_text import shorten
 from agent.ports import Clock, MemoriesFile, ObjectStore, Progress, ignore_progress, is_changed
 from agent.ports.concurrency import gather_all
@@ -407,7 +408,7 @@ def _changed(manifest: Manifest, data: bytes, recorded: str | None) -> dict[str,
     if recorded is not None and hashlib.sha256(data).hexdigest() != recorded:
         return {naming.MANIFEST_NAME: _CHANGED}
     try:
-        document = json.loads(data)
+        document = parse_json(data)
     except ValueError:
         return {naming.MANIFEST_NAME: _CHANGED}
     if document.get("checksum") != json.loads(manifest.encode())["checksum"]:

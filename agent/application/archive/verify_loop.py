@@ -24,6 +24,7 @@ from agent.domain.delivery_state import Target
 from agent.domain.errors import LedgerDamaged, NamingError, SnapshotError, StateError, StoreError
 from agent.domain.events import UploadVerified
 from agent.domain.identity import Identity
+from agent.domain.parsing import parse_json
 from agent.domain.plain_text import problem_list
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger, SnapshotTaker
@@ -78,7 +79,7 @@ class DeepSchedule:
     def from_notes(cls, notes: Mapping[str, str]) -> Self:
         """Return the schedule in the ledger's notes; an empty schedule if it is missing or unreadable."""
         try:
-            note = json.loads(notes[NOTE])
+            note = parse_json(notes[NOTE])
             return cls(
                 at=datetime.fromisoformat(note["at"]) if note["at"] else None,
                 verified={str(upload): datetime.fromisoformat(at) for upload, at in note["verified"].items()},

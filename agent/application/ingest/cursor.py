@@ -13,6 +13,7 @@ from typing import Self
 
 from agent.domain.errors import WireError
 from agent.domain.manifest import Manifest
+from agent.domain.parsing import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Cursor:
     def decode(cls, text: str) -> Self:
         """Return the cursor that `encode` encoded. Raises WireError."""
         try:
-            document = json.loads(text)
+            document = parse_json(text)
             databases = {
                 str(key): DatabaseCursor(str(upload), str(state)) for key, (upload, state) in document["places"].items()
             }

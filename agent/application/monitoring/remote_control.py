@@ -19,6 +19,7 @@ from agent.application.monitoring.status import TargetStatus
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, WireError
 from agent.domain.events import SyncAsked
+from agent.domain.parsing import parse_json
 from agent.domain.routing import AUTO, CLOUD, HTTP, REMOTE
 from agent.ports import BusState, Clock, Ledger, Responder
 
@@ -108,8 +109,8 @@ def _options(request: bytes) -> tuple[str, bool]:
     if len(request) > MAX_REQUEST_BYTES:
         raise WireError(f"the request has {len(request)} bytes; the limit is {MAX_REQUEST_BYTES}")
     try:
-        options = json.loads(request or b"{}")
-    except (ValueError, RecursionError) as error:
+        options = parse_json(request or b"{}")
+    except ValueError as error:
         raise WireError("the request is not JSON") from error
     if not isinstance(options, dict):
         raise WireError("the request is not a JSON object")

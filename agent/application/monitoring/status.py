@@ -12,6 +12,7 @@ from agent.application.sync.delivery_probe import ProbeState, without_probes
 from agent.domain.databases import Survey
 from agent.domain.delivery_state import Problem, State, Target, TargetRecord, next_try, pending, problems
 from agent.domain.identity import is_decided, without_claims
+from agent.domain.parsing import parse_json
 from agent.domain.routing import CLOUD, HTTP
 from agent.domain.status_warning import StatusWarning
 from agent.ports import MemoryCounts
@@ -94,7 +95,7 @@ class VerifyStatus:
     def from_notes(cls, notes: Mapping[str, str], target: Target) -> Self | None:
         """Return the verification in the ledger's notes, None if there was none yet of an upload in this target."""
         try:
-            note = json.loads(notes[VERIFIED])
+            note = parse_json(notes[VERIFIED])
             if note["target"] != target.id:
                 return None
             problems = {str(name): str(problem) for name, problem in note["problems"].items()}

@@ -22,6 +22,7 @@ from typing import Self
 from agent.domain.delivery_state import Target
 from agent.domain.errors import SinkError
 from agent.domain.memories import RowState
+from agent.domain.parsing import parse_json
 from agent.ports import Clock, Ledger, MemorySink, PackedMemory
 
 PREFIX = "akosha_probe "
@@ -56,7 +57,7 @@ class ProbeState:
     def from_notes(cls, notes: Mapping[str, str], target: Target) -> Self | None:
         """Return the state of a target from the ledger's notes; None if it is missing or cannot be parsed."""
         try:
-            note = json.loads(notes[PREFIX + target.id])
+            note = parse_json(notes[PREFIX + target.id])
             body, sent, answered = note["body"], note["sent"], note["answered"]
             seen = RowState(**note["seen"]) if body else None
             packed = PackedMemory(row=seen, memory_id=note["memory_id"], body=body.encode()) if seen else None

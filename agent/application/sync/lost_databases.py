@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 import structlog
 
 from agent.application.status_warnings import clear_warning, set_warning
+from agent.domain.parsing import parse_json
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger
 
@@ -47,7 +48,7 @@ class LostDatabases:
 
     async def _names(self) -> set[str]:
         try:
-            return {str(name) for name in json.loads((await self._ledger.notes()).get(LOST_NOTE) or "[]")}
+            return {str(name) for name in parse_json((await self._ledger.notes()).get(LOST_NOTE) or "[]")}
         except (ValueError, TypeError):
             return set()
 

@@ -1,6 +1,5 @@
 """Shared by the checks: the settings, the state directory, and the object store."""
 
-import json
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from agent.bootstrap.stores import object_options
 from agent.domain.errors import SettingsError
 from agent.domain.identity import Identity
 from agent.domain.naming import check_system_id, sanitise_system_id
+from agent.domain.parsing import parse_json
 from agent.ports.concurrency import in_daemon_thread
 from agent.settings import Settings, variable
 from agent.settings.sources import SettingsContext
@@ -91,7 +91,7 @@ class DoctorContext:
         """
         agent_id, system_id, file = UNKNOWN_AGENT, "", self.home.state.path / "identity.json"
         with suppress(OSError, ValueError, KeyError, TypeError):
-            stored = json.loads(await in_thread(file.read_bytes))
+            stored = parse_json(await in_thread(file.read_bytes))
             agent_id, system_id = str(stored["agent_id"]), check_system_id(str(stored["system_id"]))
         if self.settings.system_id:
             system_id = sanitise_system_id(self.settings.system_id)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from agent.adapters import fs
 from agent.domain.errors import SettingsError, StateError
+from agent.domain.parsing import parse_json
 from agent.entrypoints.hook.claude_settings import CONTAINERS, ClaudeSettings
 from agent.entrypoints.hook.hook_command import HookCommand
 
@@ -173,7 +174,7 @@ def _read_record(state_dir: Path, path: Path) -> _Record:
 
 def _read_records(state_dir: Path) -> dict[str, object]:
     try:
-        records: object = json.loads((state_dir / RECORD).read_bytes())
+        records: object = parse_json((state_dir / RECORD).read_bytes())
     except (OSError, ValueError):
         return {}
     return records if isinstance(records, dict) else {}
