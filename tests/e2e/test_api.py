@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from unittest.mock import patch
 
-import psutil
 import pytest
 
 from agent.api import (
@@ -33,6 +32,7 @@ from agent.domain.errors import AkoshaError
 from agent.settings import load, variable
 from tests.support import upload_contents
 from tests.support.machine import TIMEOUT, Machine
+from tests.support.processes import children
 from tests.support.servers.akosha import Akosha
 from tests.support.session_buddy import REFLECTION, Checker, create
 
@@ -122,9 +122,9 @@ def hybrid(machine, **fields):
     return HybridAkoshaSync(AkoshaSyncConfig(**given), data_dir=machine.data, state_dir=machine.state)
 
 
-def children(pid=None):
+def agents_children(pid=None):
     """Return the agent's processes that this process or `pid` started, without the servers of other tests."""
-    return [one for one in psutil.Process(pid).children(recursive=True) if "agent." in " ".join(one.cmdline())]
+    return children("agent.", pid, recursive=True)
 
 
 @contextlib.contextmanager
@@ -216,7 +216,7 @@ async def test_the_result_has_the_documented_fields(machine, capfd, caplog):
     assert (again["success"], again["files_uploaded"], again["upload_id"]) == (True, [], None)
     assert capfd.readouterr() == ("", "")
     assert [line.message for line in caplog.records if line.message.startswith("sync_succeeded ")]
-    assert children() == []
+    assert agents_children() == []
 
 
 async def test_an_unreachable_bucket_falls_back_to_akosha(machine):
@@ -319,9 +319,9 @@ async def waiting_sync(machine):
             while not list(spool.glob("*.json")):
                 assert not syncing.done(), syncing.exception()
                 await asyncio.sleep(0.01)
-        (process,) = children()
+        (process,) = agents_children()
         yield syncing, process
-    assert children() == []
+    assert agents_children() == []
 
 
 async def test_a_cancelled_sync_withdraws_its_request_and_ends_its_process(machine):
@@ -329,7 +329,7 @@ async def test_a_cancelled_sync_withdraws_its_request_and_ends_its_process(machi
         syncing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await syncing
-        assert children() == []
+        assert agents_children() == []
         assert list((machine.state / "spool").iterdir()) == []
 
 
@@ -339,7 +339,7 @@ async def test_a_sync_cancelled_while_its_process_starts_leaves_no_process(machi
     syncing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await syncing
-    assert children() == []
+    assert agents_children() == []
 
 
 async def test_a_sync_cancelled_twice_does_not_wait_for_its_process(machine):
@@ -373,7 +373,7 @@ def test_the_sync_of_a_killed_program_completes(machine, tmp_path):
     with locked_state(machine) as spool, python(tmp_path, "host", code) as host:
         while not list(spool.glob("*.json")):
             time.sleep(0.01)
-        (process,) = children(host.pid)
+        (process,) = agents_children(host.pid)
         host.kill()
     process.wait(TIMEOUT)
     assert len(machine.manifests) == 1

@@ -7,6 +7,7 @@ import shutil
 import signal
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from agent.adapters.duckdb.child_process import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError, StagingFull
 from tests.support import zygote
+from tests.support.processes import children
 from tests.support.session_buddy import create
 
 PROCESS = Path(__file__).with_name("snapshot_process.py")
@@ -161,13 +163,11 @@ def send_to_children(number, times):
     """Send a signal to the first `times` children that verify a copy, as soon as each has started."""
     signalled = set()
     while len(signalled) < times:
-        for child in psutil.Process().children():
-            try:
-                if child.pid not in signalled and CHILD in child.cmdline():
+        for child in children(CHILD):
+            if child.pid not in signalled:
+                with suppress(psutil.NoSuchProcess):
                     child.send_signal(number)
                     signalled.add(child.pid)
-            except psutil.Error:
-                continue
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ async def test_a_verification_timeout_leaves_the_copy_unverified(data_dir, stagi
     snapshot = await taker.take("reflection")
     assert (snapshot.verified, snapshot.unverified_reason) == (False, "the verification was not done after 0.01 s")
     assert not snapshot.inconclusive, "it would take as long the next time"
-    assert not [child for child in psutil.Process().children() if CHILD in child.cmdline()]
+    assert not children(CHILD)
 
 
 async def test_a_table_larger_than_the_memory_limit_is_read_completely(data_dir, taker):

@@ -12,7 +12,6 @@ import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, timedelta, timezone
 
-import psutil
 import pytest
 
 from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, WarmChildren
@@ -21,6 +20,7 @@ from agent.adapters.duckdb.child_protocol import PAGE_ROWS
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.support import zygote
+from tests.support.processes import children
 from tests.support.session_buddy import REAL, STATES, create, make
 
 EMBEDDING = "list_transform(range(384), lambda i: i / 384.0)::FLOAT[384]"
@@ -62,8 +62,7 @@ def bytes_in(folder):
 
 def reading_child():
     """Return the child process that reads, or None if it does not exist."""
-    found = [child for child in psutil.Process().children() if CHILD in child.cmdline()]
-    return found[0] if found else None
+    return next(iter(children(CHILD)), None)
 
 
 # ------------------------------------------------------------------------------------------------------ reading rows
@@ -531,7 +530,7 @@ async def test_at_most_two_children_wait(tmp_path, copy):
     taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
     for _ in range(3):
         await taker.take("reflection")
-    assert len([child for child in psutil.Process().children() if CHILD in child.cmdline()]) == 2
+    assert len(children(CHILD)) == 2
     await taker.sweep()
     assert reading_child() is None
 

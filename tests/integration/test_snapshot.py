@@ -11,7 +11,6 @@ import subprocess
 import sys
 
 import duckdb
-import psutil
 import pytest
 from structlog.testing import capture_logs
 
@@ -21,6 +20,7 @@ from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from agent.ports import NoMeter
 from tests.support.clock import ManualClock
+from tests.support.processes import children
 from tests.support.session_buddy import REAL, STATES, Writer, check, create
 
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the databases of Session-Buddy are missing")
@@ -300,12 +300,8 @@ async def test_a_snapshot_cancelled_during_verification_leaves_no_child_and_no_c
 def wait_for_child():
     """Return the child once it exists."""
     while True:
-        for child in psutil.Process().children():
-            try:
-                if CHILD in child.cmdline():
-                    return child
-            except psutil.Error:
-                continue
+        for child in children(CHILD):
+            return child
 
 
 def test_the_child_ends_with_its_parent(data_dir):
