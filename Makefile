@@ -113,11 +113,13 @@ $(BESIDE_READY): pyproject.toml
 	$(BESIDE)/bin/pip install --quiet --disable-pip-version-check session-buddy .
 	@touch $@
 
-check: $(READY)  ## run ruff, mypy --strict, import-linter, and the checks of the documentation
+check: $(READY)  ## run ruff, mypy --strict, import-linter, bandit, pip-audit, and the checks of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit -q -c pyproject.toml -r agent docs
+	$(BIN)/python tests/checks/audit.py
 	$(BIN)/python -m pytest -q tests/checks
 
 docs: $(READY)  ## build the documentation as a site: build/site/index.html
