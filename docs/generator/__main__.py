@@ -13,7 +13,7 @@ from docs.generator import cli, control_api, events, log_events, metrics, settin
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
-SOURCES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "docs", "deploy")
+SOURCES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "docs", "deploy")
 
 
 DOCUMENTS = {

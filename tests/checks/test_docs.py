@@ -71,3 +71,17 @@ def test_modules_and_classes_named_in_the_architecture_exist(name):
     known = set(re.findall(r"^\s*(?:async )?(?:def|class) (\w+)", source, re.MULTILINE))
     known |= set(re.findall(r"^\s*(\w+): ", source, re.MULTILINE)) | {*packages.split("|")}
     assert sorted({one for one in members if one not in known and not one.startswith("akosha_")} - OTHER_NAMES) == []
+
+
+def test_every_threat_names_tests_that_exist():
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    threats, _, evidence = text.partition("\n## Tests\n")
+    named = re.findall(r"^\| ([A-Z]\d+) \| `([^`]+)` \| (.+) \|$", evidence, re.MULTILINE)
+    assert sorted({threat for threat, _, _ in named}) == sorted(re.findall(r"^\| ([A-Z]\d+) \|", threats, re.MULTILINE))
+    missing = []
+    for threat, file, tests in named:
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        defined = set(re.findall(r"^(?:async )?def (test_\w+)", source, re.MULTILINE))
+        missing += [(threat, file, test) for test in re.findall(r"`(\w+)`", tests) if test not in defined]
+    assert len(named) > 40
+    assert missing == []

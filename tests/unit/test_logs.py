@@ -39,6 +39,18 @@ def test_a_traceback_shows_locations_and_no_variables(capsys, form):
     assert secret not in shown
 
 
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_value_adds_no_line_and_no_escape_sequence_to_the_log(capsys, form):
+    """Names of files, notes, objects and sessions come from others."""
+    logs.configure("INFO", form)
+    evil = "a\r\n2026-01-01 [info] forged\x1b[2J\x9b\u202e"
+    structlog.get_logger().warning("note_rejected", note=evil, names=[evil], problems={evil: evil})
+    logging.getLogger("aiohttp.server").warning("odd request: %s", evil)
+    lines = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert [line.isprintable() for line in lines] == [True, True]
+    assert not any(line.startswith("2026-01-01 [info] forged") for line in lines)
+
+
 @pytest.mark.parametrize(
     "name", ["watchfiles.main", "botocore.endpoint", "aiobotocore.session", "aiohttp.access", "asyncio"]
 )
