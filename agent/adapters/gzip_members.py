@@ -14,13 +14,13 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 from agent.domain.errors import StateError
 from agent.domain.manifest import Compression
 from agent.ports import Progress, ignore_progress
+from agent.ports.concurrency import SharingExecutor
 
 PIECE_BYTES = 512 * 1024
 """Number of raw bytes that are read at once."""
@@ -94,7 +94,7 @@ class GzipMembers:
         size = await asyncio.to_thread(_size, path)
         offsets = iter(range(0, max(size, 1), self._member_bytes))
         stop = threading.Event()
-        executor = ThreadPoolExecutor(self._threads, thread_name_prefix="gzip")
+        executor = SharingExecutor(self._threads, thread_name_prefix="gzip")
         loop = asyncio.get_running_loop()
         ahead: deque[asyncio.Future[deque[tuple[bytes, int]]]] = deque()
 

@@ -35,7 +35,7 @@ from agent.application.triggers.retry_scheduler import RetryScheduler
 from agent.application.triggers.session_ends import SessionEnds
 from agent.application.triggers.spool_reader import SpoolReader
 from agent.domain import naming
-from agent.domain.errors import AkoshaError, BusError
+from agent.domain.errors import AkoshaError, BusError, is_transient
 from agent.domain.events import SyncAsked, SyncResult, limit_caused_by
 from agent.domain.identity import Identity
 from agent.domain.routing import STARTUP
@@ -197,8 +197,8 @@ class Agent:
         while True:
             try:
                 return await loop()
-            except AkoshaError as error:
-                if not error.transient:
+            except (AkoshaError, RuntimeError) as error:
+                if not is_transient(error):
                     raise
                 _log.warning("loop_interrupted", loop=name, error=str(error))
                 self.health.interrupted(name, str(error))
@@ -217,7 +217,7 @@ class Agent:
         """Log a transient error: the bus redelivers its request. Raise any other error, which ends the agent."""
         while True:
             error = await self.errors.get()
-            if not (isinstance(error, AkoshaError) and error.transient):
+            if not is_transient(error):
                 raise error
             _log.warning("sync_interrupted", error=str(error), system_id=self.identity.system_id)
 

@@ -35,6 +35,9 @@ from typing import ClassVar
 
 from agent.domain.plain_text import safe_text
 
+NO_THREAD = "can't start new thread"
+"""The text of CPython's RuntimeError if the operating system starts no further thread."""
+
 
 class AkoshaError(Exception):
     """Base class of all errors. `str()` returns the message, followed by the hint in parentheses.
@@ -57,6 +60,13 @@ class AkoshaError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether a retry may succeed: after a transient error, or if the system could not start a thread."""
+    if isinstance(error, AkoshaError):
+        return error.transient
+    return isinstance(error, RuntimeError) and str(error) == NO_THREAD
 
 
 class SettingsError(AkoshaError):

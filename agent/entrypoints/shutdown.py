@@ -11,6 +11,7 @@ from contextlib import suppress
 import structlog
 
 from agent.domain.errors import AkoshaError
+from agent.ports.concurrency import SharingExecutor
 
 STOP_SECONDS = 10.0
 STDIN = 0
@@ -28,7 +29,16 @@ def run_to_end(work: Coroutine[None, None, int], *, stopped: int | None = None) 
     signal, or a clean-up of more than ten seconds, ends the process at once. No data is lost: the ledger records what
     was in progress.
     """
+    _watch_children_without_threads()
     return asyncio.run(_run(work, stopped))
+
+
+def _watch_children_without_threads() -> None:
+    """Make asyncio wait for child processes as it does from Python 3.12 on: without a thread for each of them."""
+    if sys.version_info < (3, 12) and sys.platform == "linux":
+        with suppress(OSError):  # before Linux 5.3
+            os.close(os.pidfd_open(os.getpid()))
+            asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
 
 def on_hangup(reload: Callable[[], None]) -> None:
@@ -46,6 +56,7 @@ def on_hangup(reload: Callable[[], None]) -> None:
 
 async def _run(work: Coroutine[None, None, int], stopped: int | None) -> int:
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(SharingExecutor(thread_name_prefix="asyncio"))
     task = asyncio.create_task(work, name="command")
     received: signal.Signals | None = None
     second_from = 0.0

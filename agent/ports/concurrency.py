@@ -103,6 +103,18 @@ async def gather_all(work: Sequence[Coroutine[Any, Any, T]], name: str) -> list[
     return [task.result() for task in started]
 
 
+class SharingExecutor(ThreadPoolExecutor):
+    """An executor whose threads share the work if the operating system does not start another one."""
+
+    def _adjust_thread_count(self) -> None:
+        """Start a thread for new work if all are busy. Raises RuntimeError if there is none at all."""
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            if not self._threads:
+                raise
+
+
 class DaemonExecutor(ThreadPoolExecutor):
     """An event loop's default executor (used for name resolution) with daemon threads, which do not block its end."""
 
@@ -128,7 +140,8 @@ class DaemonExecutor(ThreadPoolExecutor):
 async def in_daemon_thread(work: Callable[[], T], *, name: str = "daemon") -> T:
     """Run `work` in a new daemon thread; return its result or raise its error.
 
-    After a cancellation the thread continues, and its result is discarded.
+    After a cancellation the thread continues, and its result is discarded. If no thread can be started, the work is
+    done by the event loop's executor.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -152,5 +165,8 @@ async def in_daemon_thread(work: Callable[[], T], *, name: str = "daemon") -> T:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError:
+        return await asyncio.to_thread(work)
     return await done

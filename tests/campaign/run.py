@@ -66,6 +66,8 @@ def play(kind: type[Fault], seed: str, folder: Path, *, seconds: float, rounds: 
                 outcome.violations += [f"at the end: {text}" for text in violations(world, every_upload=True)]
     except Skipped as reason:
         outcome.skipped = str(reason)
+    except NotSettled as error:
+        outcome.violations.append(f"before the first round: {error}")
     outcome.seconds = time.monotonic() - started
     return outcome
 

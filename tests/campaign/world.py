@@ -40,7 +40,7 @@ _QUICK = {
 }
 _NATS_PATIENCE = {"connect": 1, "ping": 0.2, "ping_timeout": 0.3, "reconnect": 0.05, "reconnect_max": 0.2}
 _BACKOFF = 1.0
-"""Longest back-off of a target in seconds, so that a campaign does not wait for the product's 15 minutes."""
+"""Longest back-off in seconds of a target and of a request, so that a campaign does not wait for 15 minutes."""
 
 
 class NotSettled(Exception):  # noqa: N818 - an outcome of a round
@@ -71,6 +71,7 @@ class World:
         self.machine.constants = {
             "agent.domain.routing:FIRST_TARGET_BACKOFF": {"seconds": _BACKOFF},
             "agent.domain.routing:LAST_TARGET_BACKOFF": {"seconds": _BACKOFF},
+            "agent.application.sync.subscriber:FAULT_SECONDS": _BACKOFF,
             "agent.bootstrap.buses:PATIENCE": _NATS_PATIENCE,
         }
         self.target: Target
@@ -144,9 +145,15 @@ class World:
     # The agent.
 
     def start_agent(self) -> None:
-        self.agent = self.machine.start("run", prefix=self.prefix)
-        if tuple(self.prefix) == (COMMAND,):
-            self.agent.logged("agent_started")
+        """Start the agent, and wait until it answers or has ended."""
+        agent = self.agent = self.machine.start("run", prefix=self.prefix)
+        happens(lambda: self.status() or agent.process.poll() is not None, SAY_SECONDS)
+
+    @property
+    def pid(self) -> int:
+        """The agent's process."""
+        assert self.agent is not None
+        return self.agent.pid
 
     def kill_agent(self) -> None:
         """Kill the agent, if it runs, and keep its log."""
@@ -221,9 +228,14 @@ class World:
         """From now on, `said` waits for new lines."""
         self._round_began = len(self.transcript)
 
-    def said(self, *texts: str) -> None:
-        """Wait until the agent has logged one of these texts in this round. Raises NotSettled."""
-        if not happens(lambda: any(text in self.transcript[self._round_began :] for text in texts), SAY_SECONDS):
+    def said(self, *texts: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Wait until the agent has logged one of these texts in this round; repeat `meanwhile`. Raises NotSettled."""
+
+        def found() -> bool:
+            meanwhile()
+            return any(text in self.transcript[self._round_began :] for text in texts)
+
+        if not happens(found, SAY_SECONDS):
             raise NotSettled(f"the agent has not said {' or '.join(texts)}: {self._last_lines()}")
 
     def shows(self, what: str, condition: Callable[[dict], object]) -> None:

@@ -1,14 +1,19 @@
 """`akosha-agent` under a restriction that the kernel enforces.
 
-python restricted.py (unprivileged | file-limit:BYTES) run --data-dir ...
+python restricted.py (unprivileged | file-limit:BYTES | child-memory:FILE) run --data-dir ...
+
+child-memory: while FILE exists, a DuckDB child gets no more memory than it has at its start.
 """
 
 import ctypes
 import os
 import resource
 import sys
+from asyncio.subprocess import Process
+from pathlib import Path
 
 from agent.__main__ import main
+from agent.adapters.duckdb import child_process
 from tests.support.constants import replace_from_environment
 
 
@@ -21,10 +26,26 @@ def drop_privileges() -> None:
             raise OSError(ctypes.get_errno(), "capset")
 
 
+def limit_children(flag: Path) -> None:
+    """Give DuckDB children no further memory while the file `flag` exists."""
+    start = child_process.start
+
+    async def limited(copy: Path) -> Process:
+        child = await start(copy)
+        if flag.exists():
+            size = int(Path(f"/proc/{child.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.prlimit(child.pid, resource.RLIMIT_AS, (size, size))
+        return child
+
+    child_process.start = limited
+
+
 if __name__ == "__main__":
     restriction, _, figure = sys.argv.pop(1).partition(":")
     if restriction == "unprivileged":
         drop_privileges()
+    elif restriction == "child-memory":
+        limit_children(Path(figure))
     else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(figure), resource.RLIM_INFINITY))
     replace_from_environment()

@@ -194,7 +194,8 @@ class Machine:
         if self.constants:
             environment["env"] = self.environ | {constants.VARIABLE: json.dumps(self.constants)}
             if program[-1] == COMMAND:
-                program[-1:] = [sys.executable, constants.__file__]
+                # -P: a module next to the program is called `agent`, too.
+                program[-1:] = [sys.executable, "-P", constants.__file__]
         process = zygote.popen([*program, *words, *directories], text=True, **pipes | environment | how)
         return Running(process, Lines(process.stderr), Lines(process.stdout))
 

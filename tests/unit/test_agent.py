@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from agent.domain.databases import Survey
-from agent.domain.errors import CloudUploadError, SnapshotError, StateError
+from agent.domain.errors import NO_THREAD, CloudUploadError, SnapshotError, StateError
 from agent.domain.events import (
     SessionEnded,
     SyncFailed,
@@ -341,13 +341,17 @@ def fail_once(ledger, method: str, errors: list[Exception]) -> None:
     setattr(ledger, method, failing)
 
 
-async def test_a_full_disk_interrupts_a_loop_and_does_not_stop_the_agent():
+@pytest.mark.parametrize(
+    "error", [StateError("the disk is full", transient=True), RuntimeError(NO_THREAD)], ids=["disk", "threads"]
+)
+async def test_an_exhausted_resource_interrupts_a_loop_and_does_not_stop_the_agent(error):
     async with simulated_agent([1]) as w:
-        full = [StateError("the disk is full", transient=True)]
-        fail_once(w.agent.ledger, "record", full)
+        errors = [error]
+        fail_once(w.agent.ledger, "record", errors)
+        w.agent.errors.put_nowait(error)
         w.files.change(1)
         await w.pass_time(70)
-        assert (w.reasons, full) == (["file_change"], [])
+        assert (w.reasons, errors) == (["file_change"], [])
 
 
 async def test_a_request_is_published_even_if_the_history_cannot_be_written():

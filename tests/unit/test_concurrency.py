@@ -1,11 +1,12 @@
 """No cancellation is lost, whenever it arrives. A loop that survives errors would otherwise never end."""
 
 import asyncio
+import threading
 
 import pytest
 
-from agent.domain.errors import StoreError
-from agent.ports.concurrency import ConcurrentTasks, finish_cleanup, gather_all
+from agent.domain.errors import NO_THREAD, StoreError
+from agent.ports.concurrency import ConcurrentTasks, SharingExecutor, finish_cleanup, gather_all, in_daemon_thread
 
 
 async def turns(count):
@@ -102,3 +103,36 @@ async def test_a_hanging_cleanup_is_cancelled_after_its_timeout():
     await finish_cleanup(task, 0)
     await turns(2)
     assert task.cancelled()
+
+
+def exhaust(monkeypatch) -> None:
+    """From now on, no thread can be started."""
+
+    def start(_thread):
+        raise RuntimeError(NO_THREAD)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_if_no_thread_can_be_started_work_waits_for_the_existing_ones(monkeypatch):
+    release = threading.Event()
+    with SharingExecutor(4) as executor:
+        first = executor.submit(release.wait, 60)
+        exhaust(monkeypatch)
+        second = executor.submit(int, "7")
+        assert not second.done()
+        release.set()
+        assert (first.result(60), second.result(60)) == (True, 7)
+
+
+async def test_work_for_a_new_thread_is_done_by_an_existing_one_if_none_can_be_started(monkeypatch):
+    await asyncio.to_thread(int)
+    with monkeypatch.context() as limited:
+        exhaust(limited)
+        assert await in_daemon_thread(lambda: 7) == 7
+
+
+def test_work_fails_if_not_even_a_first_thread_can_be_started(monkeypatch):
+    exhaust(monkeypatch)
+    with SharingExecutor(4) as executor, pytest.raises(RuntimeError, match=NO_THREAD):
+        executor.submit(int, "7")

@@ -5,10 +5,19 @@ and its name in ALL.
 """
 
 from tests.campaign.faults.bucket import BucketChanged
+from tests.campaign.faults.disks import LogDiskFull, StagingFull, StateDiskFull, TargetFull
 from tests.campaign.faults.fault import Fault
 from tests.campaign.faults.files import DataDirectory
 from tests.campaign.faults.kills import AgentKilled, AgentKilledAtPoint, ChildKilled, WriterKilled
 from tests.campaign.faults.ledger import LedgerDamaged
+from tests.campaign.faults.limits import (
+    NoDescriptors,
+    NoMemoryForTheChild,
+    NoThreads,
+    NoWatches,
+    PermissionTaken,
+    StateReadOnly,
+)
 from tests.campaign.faults.servers import AkoshaKilled, NatsKilled, StoreAnswers, StoreKilled
 
 ALL: tuple[type[Fault], ...] = (
@@ -23,4 +32,14 @@ ALL: tuple[type[Fault], ...] = (
     BucketChanged,
     DataDirectory,
     LedgerDamaged,
+    StagingFull,
+    StateDiskFull,
+    LogDiskFull,
+    TargetFull,
+    NoDescriptors,
+    NoWatches,
+    NoThreads,
+    NoMemoryForTheChild,
+    StateReadOnly,
+    PermissionTaken,
 )
