@@ -27,7 +27,6 @@ MAX_TOTAL_BYTES = 100_000_000_000
 """Maxima of Akosha's schema. The numbers in the manifest are capped there; uploads may be larger."""
 LARGEST_NUMBER = 2**63 - 1
 """The largest number that the ledger and JSON readers accept."""
-FIRST_YEAR = 1900
 
 Compression = Literal["gzip", "none"]
 Origin = Literal["sent", "copied", "carried"]
@@ -75,8 +74,6 @@ class Part:
             raise WireError(f"part {self.name!r} is not a file of database {self.database!r}")
         if len(self.name.encode()) > LONGEST_NAME_BYTES:
             raise WireError(f"part {self.name[:80]!r}... has a name that is too long for a file")
-        if self.carried_from is not None:
-            naming.upload_time(self.carried_from)
         if self.compression not in get_args(Compression) or self.origin not in get_args(Origin):
             raise WireError(
                 f"part {self.name!r}: {self.compression!r} or {self.origin!r} is unknown", hint="update akosha-agent"
@@ -193,8 +190,6 @@ class Manifest:
         for name in _IDS:  # they are sent in events and stored in the ledger
             if not is_unicode(getattr(self, name)):
                 raise WireError(f"manifest of {self.upload_id}: {name} is not Unicode")
-        if not FIRST_YEAR <= self.uploaded_at.year <= naming.LAST_YEAR:
-            raise WireError(f"manifest of {self.upload_id}: uploaded_at is in the year {self.uploaded_at.year}")
         if not 0 <= self.bytes_sent <= LARGEST_NUMBER or not 0 <= self.duration_seconds < math.inf:
             raise WireError(f"manifest of {self.upload_id}: bytes_sent or duration_seconds is impossible")
         for part in self.parts:
