@@ -84,7 +84,7 @@ def _play_round(world: World, fault: Fault, outcome: Outcome, rng: random.Random
     outcome.rounds += 1
     try:
         outcome.slowest_seconds = max(outcome.slowest_seconds, one_round(world, fault, rng))
-        found = violations(world)
+        found = [*violations(world), *fault.check(world)]
     except NotSettled as error:
         found = [str(error)]
     outcome.violations += [f"round {outcome.rounds}: {text}" for text in found]
@@ -105,7 +105,7 @@ def one_round(world: World, fault: Fault, rng: random.Random) -> float:
             world.commit(1)
     fault.heal(world, rng)
     ended = time.monotonic()
-    world.settle()
+    world.settle(fault.calm_seconds)
     return time.monotonic() - ended
 
 

@@ -40,7 +40,7 @@ _QUICK = {
 }
 _NATS_PATIENCE = {"connect": 1, "ping": 0.2, "ping_timeout": 0.3, "reconnect": 0.05, "reconnect_max": 0.2}
 _BACKOFF = 1.0
-"""Longest back-off in seconds of a target and of a request, so that a campaign does not wait for 15 minutes."""
+"""Longest back-off in seconds of a target, a request and network changes, so that a campaign does not wait long."""
 
 
 class NotSettled(Exception):  # noqa: N818 - an outcome of a round
@@ -72,6 +72,8 @@ class World:
             "agent.domain.routing:FIRST_TARGET_BACKOFF": {"seconds": _BACKOFF},
             "agent.domain.routing:LAST_TARGET_BACKOFF": {"seconds": _BACKOFF},
             "agent.application.sync.subscriber:FAULT_SECONDS": _BACKOFF,
+            "agent.application.triggers.network_changes:FIRST_PAUSE_SECONDS": _BACKOFF,
+            "agent.application.triggers.network_changes:LAST_PAUSE_SECONDS": _BACKOFF,
             "agent.bootstrap.buses:PATIENCE": _NATS_PATIENCE,
         }
         self.target: Target
@@ -196,12 +198,12 @@ class World:
         finally:
             connection.close()
 
-    def settle(self) -> None:
+    def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Wait until the agent has delivered everything and its results are published. Raises NotSettled.
 
         The status compares the files with the ledger, so a change that the watcher has not noticed yet is pending, too.
         """
-        deadline = time.monotonic() + SETTLE_SECONDS
+        deadline = time.monotonic() + seconds
         status: dict | None = None
         while time.monotonic() < deadline:
             if self.agent is None or self.agent.process.poll() is not None:
@@ -210,7 +212,7 @@ class World:
             if status and self._is_settled(status):
                 return
             time.sleep(POLL_SECONDS)
-        raise NotSettled(f"not settled within {SETTLE_SECONDS:g} s: {_abridged(status)}; {self._last_lines()}")
+        raise NotSettled(f"not settled within {seconds:g} s: {_abridged(status)}; {self._last_lines()}")
 
     def _is_settled(self, status: dict) -> bool:
         rows = [row for target in status["targets"] for row in target["databases"]]

@@ -5,6 +5,7 @@ and its name in ALL.
 """
 
 from tests.campaign.faults.bucket import BucketChanged
+from tests.campaign.faults.clocks import ClockSet, SummerTime, Suspended, TimeZoneChanged
 from tests.campaign.faults.disks import LogDiskFull, StagingFull, StateDiskFull, TargetFull
 from tests.campaign.faults.fault import Fault
 from tests.campaign.faults.files import DataDirectory
@@ -42,4 +43,8 @@ ALL: tuple[type[Fault], ...] = (
     NoMemoryForTheChild,
     StateReadOnly,
     PermissionTaken,
+    ClockSet,
+    TimeZoneChanged,
+    SummerTime,
+    Suspended,
 )

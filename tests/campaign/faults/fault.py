@@ -2,10 +2,11 @@
 
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar
 
 from tests.campaign.targets import Kind
-from tests.campaign.world import World
+from tests.campaign.world import SETTLE_SECONDS, World
 
 
 class Fault(ABC):
@@ -20,6 +21,9 @@ class Fault(ABC):
     delayed: ClassVar[bool] = True
     """Strike at a random moment of the sync; otherwise before the change."""
 
+    calm_seconds: ClassVar[float] = SETTLE_SECONDS
+    """Maximum time until everything has arrived after `heal`."""
+
     def prepare(self, world: World) -> None:  # noqa: B027 - most faults need nothing
         """Change the world before its agent starts. Raises Skipped if this machine does not allow the fault."""
 
@@ -28,3 +32,7 @@ class Fault(ABC):
 
     def heal(self, world: World, rng: random.Random) -> None:  # noqa: B027 - most faults need none
         """Put right what does not mend itself."""
+
+    def check(self, world: World) -> Iterable[str]:
+        """Return what else is wrong after a round, besides what `checks.violations` finds."""
+        return ()
