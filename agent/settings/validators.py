@@ -121,12 +121,21 @@ def _folder(value: Path) -> Path:
 
 
 def _path(value: Path, what: str) -> Path:
-    if "\0" in str(value) or not value.parts:
+    if "\0" in str(value) or not value.parts or not _is_encodable(value):
         raise ValueError(f"must be {what}")
     try:
         return value.expanduser()
     except RuntimeError:
         raise ValueError(f"begins with ~ and a user without a home directory; must be {what}") from None
+
+
+def _is_encodable(path: Path) -> bool:
+    # YAML can write half of a surrogate pair, which no file name contains.
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 Integer = Annotated[int, BeforeValidator(_no_bool)]

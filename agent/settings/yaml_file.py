@@ -174,7 +174,10 @@ def _check_number(node: yaml.Node, name: str, line: int, column: int) -> None:
 
 def _value(loader: yaml.SafeLoader, node: yaml.Node) -> object:
     if isinstance(node, yaml.ScalarNode):
-        return loader.construct_object(node)
+        try:
+            return loader.construct_object(node)
+        except (LookupError, AttributeError) as error:  # what PyYAML raises for a text that does not fit its tag
+            raise ValueError(f"not a value of {node.tag}") from error
     return {} if isinstance(node, yaml.MappingNode) else []
 
 

@@ -20,7 +20,7 @@ KEPT = ROOT / ".hypothesis"
 
 FIRST_EXAMPLES = 100
 MOST_EXAMPLES = 5000
-LONGEST_LINE = 2000
+LONGEST_LINE = 10_000
 
 
 def main() -> int:
@@ -55,6 +55,7 @@ def generated(target, seconds: float, seed: int) -> tuple[int, bool]:
     """Read generated examples of a target for so long; return their number, and whether all kept the promise."""
     from hypothesis import HealthCheck, Phase, seed as with_seed, settings
     from hypothesis.database import DirectoryBasedExampleDatabase
+    from structlog.testing import capture_logs
 
     quiet = settings(
         database=DirectoryBasedExampleDatabase(KEPT / "examples"),
@@ -64,7 +65,7 @@ def generated(target, seconds: float, seed: int) -> tuple[int, bool]:
         print_blob=False,
     )
     started, done, most = time.monotonic(), 0, FIRST_EXAMPLES
-    with target.reader() as read:
+    with capture_logs(), target.reader() as read:
         while (left := started + seconds - time.monotonic()) > 0:
             begun = time.monotonic()
             try:

@@ -45,6 +45,14 @@ def test_a_number_of_thousands_of_digits_is_refused_with_its_position(tmp_path, 
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.parametrize(
+    "value", ["!!int ''", "!!int x", "!!float ''", "!!bool x", "!!timestamp x", "!!binary x", "!x y"]
+)
+def test_a_text_that_does_not_fit_its_tag_is_refused_with_its_position(tmp_path, value):
+    with pytest.raises(SettingsError, match="the file is not valid YAML at line 2, column 11"):
+        read(tmp_path / "f.yaml", f"akosha_b: 1\nakosha_a: {value}\n")
+
+
 def test_anchors_and_merge_keys_are_followed(tmp_path):
     found = read(tmp_path / "f.yaml", "base: &b {akosha_a: 1, akosha_b: &v 2}\n<<: *b\nakosha_a: 3\nakosha_c: *v\n")
     assert found.values == {"akosha_a": 3, "akosha_b": 2, "akosha_c": 2}

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from agent.adapters.sqlite_ledger import SqliteLedger, schema
 from agent.adapters.wire import CloudEventsCodec
+from agent.bootstrap.home import LEDGER_EVENT_BYTES
 from agent.ports import Clock
 
 T = TypeVar("T")
@@ -36,5 +37,5 @@ def inline_ledger(clock: Clock, path: Path | None = None) -> SqliteLedger:
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("PRAGMA foreign_keys = ON")
     schema.migrate(connection)
-    codec = CloudEventsCodec()
+    codec = CloudEventsCodec(max_bytes=LEDGER_EVENT_BYTES)
     return SqliteLedger(path or Path("/nowhere"), InlineExecutor(), connection, codec, clock, read_only=False)

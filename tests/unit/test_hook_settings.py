@@ -214,6 +214,11 @@ def test_only_commands_that_the_agent_writes_are_recognised(command, is_own):
         ) == replace(found, with_args=True)
 
 
+def test_a_command_of_a_million_characters_is_not_parsed():
+    """Parsing it as a shell does would take minutes."""
+    assert parsed(f"/opt/akosha-agent hook session-end --state-dir {'ä' * 10**6}") is None
+
+
 @pytest.mark.parametrize("arguments", ["hook session-end", [], ["sync"], ["hook", "session-end", 7], {"a": 1}])
 def test_other_arguments_are_not_recognised(arguments):
     assert parsed("/opt/akosha-agent", arguments) is None

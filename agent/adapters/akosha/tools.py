@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import orjson
 
+from agent.adapters.akosha import errors
 from agent.adapters.akosha.server_address import ServerAddress
 from agent.domain.errors import SinkError
 from agent.domain.memories import Kind
@@ -88,6 +89,8 @@ class KindTool:
         listed, required = schema.get("properties"), schema.get("required", [])
         if not isinstance(listed, dict) or not isinstance(required, list):
             return None
+        if not all(isinstance(name, str) for name in required):
+            return None
         available = {*_ALWAYS[kind], *_SOMETIMES}
         arguments = {name for name, shape in listed.items() if name in available and _fits(name, shape)}
         if schema.get("additionalProperties") is True:
@@ -124,7 +127,10 @@ class ToolCatalog:
             if name in tools and (tool := KindTool.read(kind, tools[name])) is not None:
                 kind_tools[kind] = tool
         used = {name: tools[name] for name in sorted({BATCH, *OWN_TOOLS.values()}) if name in tools}
-        digest = hashlib.sha256(orjson.dumps(used, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_HASH_DIGITS]
+        try:
+            digest = hashlib.sha256(orjson.dumps(used, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_HASH_DIGITS]
+        except TypeError as error:  # orjson reads values nested more deeply than it writes
+            raise errors.not_mcp(address, "the schema of a tool is nested too deeply") from error
         need = {kind for kind in _BATCHED if kind not in kind_tools} | {
             kind for kind, tool in kind_tools.items() if "embedding" in tool.required
         }
@@ -144,11 +150,12 @@ def _fits(name: str, shape: object) -> bool:
     kind = "array" if name in _LISTS else "object" if name in _OBJECTS else "string"
     if not isinstance(shape, dict):
         return True
-    choices = [shape, *(c for word in ("anyOf", "oneOf") for c in shape.get(word) or () if isinstance(c, dict))]
-    types: set[object] = set()
+    alternatives = (each for word in ("anyOf", "oneOf") if isinstance(each := shape.get(word), list))
+    choices = [shape, *(choice for each in alternatives for choice in each if isinstance(choice, dict))]
+    types: list[object] = []
     for choice in choices:
         given = choice.get("type")
-        types.update(given if isinstance(given, list) else [given] if given else [])
+        types += given if isinstance(given, list) else [given] if given else []
     return not types or kind in types
 
 

@@ -19,6 +19,8 @@ _ISOLATED = "-EP"
 """Interpreter options: ignore PYTHON* variables, and keep the working directory out of the module path."""
 _MODULE = b"agent.__main__"
 _SCRIPT_BYTES = 4096
+_LONGEST_COMMAND = 64 * 1024
+"""More than a program and two options can have; shlex takes minutes for a million characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def parsed(command: object, arguments: object = None) -> HookCommand | None:
 
     `arguments`: the hook's `args`; None if it has none, and `command` is a shell command line.
     """
-    if not isinstance(command, str):
+    if not isinstance(command, str) or len(command) > _LONGEST_COMMAND:
         return None
     if isinstance(arguments, list):
         words = [command, *(word for word in arguments if isinstance(word, str))]
