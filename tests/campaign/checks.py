@@ -3,17 +3,17 @@
 `violations` returns a sentence for each promise that is broken; none is the only good answer.
 """
 
-import gzip
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from agent.adapters.directory_store.layout import incoming_folder
 from agent.domain.events import upload_event_id
+from tests.campaign import leftovers
+from tests.campaign.leftovers import lasting
 from tests.campaign.targets import AkoshaTarget
 from tests.campaign.world import World
 from tests.support import upload_contents
@@ -23,27 +23,31 @@ from tests.support.waiting import happens
 RESULT_SECONDS = 20.0
 """How long a published result may be on its way to the consumer."""
 
-CHILD_SECONDS = 60.0
-"""How long the agent may have a child process at least once; every sync takes less."""
+
+def violations(world: World, *, at_end: bool = False) -> list[str]:
+    """Return the broken promises. `at_end`: open all uploads, not only the newest, and restore the newest."""
+    arrived = _memories(world) if isinstance(world.target, AkoshaTarget) else _uploads(world, at_end=at_end)
+    left = [
+        text
+        for look in (leftovers.files, leftovers.children, leftovers.growth)
+        for text in lasting(partial(look, world))
+    ]
+    return [*arrived, *left, *leftovers.secrets(world), *_writer_errors(world)]
 
 
-def violations(world: World, *, every_upload: bool = False) -> list[str]:
-    """Return the broken promises. `every_upload`: open all uploads, not only the newest, and restore the newest."""
-    arrived = _memories(world) if isinstance(world.target, AkoshaTarget) else _uploads(world, every_upload=every_upload)
-    return [*arrived, *_leftovers(world), *_secrets(world), *_writer_errors(world)]
-
-
-def _uploads(world: World, *, every_upload: bool) -> Iterator[str]:
+def _uploads(world: World, *, at_end: bool) -> Iterator[str]:
     manifests = world.manifests()
     if not manifests:
         yield "nothing was uploaded"
         return
     yield from _commits(world, manifests[-1])
-    yield from _objects(world, manifests)
+    yield from lasting(partial(_objects, world, partly_pruned=not at_end))  # a prune may run meanwhile
     yield from _results(world, manifests)
-    if every_upload:
+    if at_end:
         for manifest in manifests[:-1]:
-            yield from _opened(world, manifest)[0]
+            problems, _ = _opened(world, manifest)
+            if manifest in world.manifests():  # otherwise it was pruned meanwhile
+                yield from problems
         yield from _restore(world)
 
 
@@ -82,22 +86,28 @@ def _examined(folder: Path) -> dict[str, Finding]:
         return {path.name: checker.check(path) for path in sorted(folder.glob("*.duckdb"))}
 
 
-def _objects(world: World, manifests: list[dict]) -> Iterator[str]:
-    """The bucket has every object of every manifest, and no other."""
+def _objects(world: World, *, partly_pruned: bool) -> Iterator[str]:
+    """The bucket has every object of every manifest, and no other, except of an upload that is `partly_pruned`."""
     keys = set(world.target.keys)
-    named = set[str]()
-    for manifest in manifests:
-        prefix = f"systems/{manifest['system_id']}/uploads/{manifest['upload_id']}"
-        of_upload = {part["key"] for part in manifest["parts"]} | {f"{prefix}/manifest.json"}
+    named, pruned = set[str](), {event["data"]["upload_id"] for event in _succeeded(world)}
+    for manifest in world.manifests():
+        pruned.discard(manifest["upload_id"])
+        of_upload = {part["key"] for part in manifest["parts"]} | {manifest_key(manifest)}
         if manifest["memories"]:
             of_upload.add(manifest["memories"]["key"])
         for key in sorted(of_upload - keys):
             yield f"{key} is in the manifest, but not in the bucket"
         named |= of_upload
     for key in sorted(keys - named):
-        yield f"{key} belongs to no upload"
+        # A killed prune has deleted the manifest only: a later one deletes the rest.
+        if not (partly_pruned and key.split("/")[3] in pruned):
+            yield f"{key} belongs to no upload"
     if world.target.unfinished_multiparts:
         yield f"{world.target.unfinished_multiparts} multipart uploads are unfinished"
+
+
+def manifest_key(manifest: Mapping) -> str:
+    return f"systems/{manifest['system_id']}/uploads/{manifest['upload_id']}/manifest.json"
 
 
 def _memories(world: World) -> Iterator[str]:
@@ -122,10 +132,13 @@ def _memories(world: World) -> Iterator[str]:
 
 
 def _results(world: World, manifests: list[dict]) -> Iterator[str]:
-    """A consumer gets one result of every upload, under one ID, which it may get again."""
+    """A consumer gets one result of every upload, under one ID, which it may get again; of the newest upload last."""
     happens(lambda: not [*_unannounced(world, manifests)], RESULT_SECONDS)
     yield from _unannounced(world, manifests)
     yield from _doubled("upload_id", _succeeded(world))
+    newest = max((event["data"]["upload_id"] for event in _succeeded(world)), default="")
+    if newest > manifests[-1]["upload_id"]:
+        yield f"{newest} has a result, but is not in the bucket"
 
 
 def _doubled(key: str, results: Iterable[dict]) -> Iterator[str]:
@@ -145,36 +158,6 @@ def _unannounced(world: World, manifests: list[dict]) -> Iterator[str]:
 
 def _succeeded(world: World) -> list[dict]:
     return [event for event in world.results() if event["type"] == "akosha.sync.succeeded.v1"]
-
-
-def _leftovers(world: World) -> Iterator[str]:
-    """No copy, draft or child process is left."""
-    for path in world.machine.staged:
-        yield f"left in staging: {path.name}"
-    for path in incoming_folder(world.machine.bucket, "systems").rglob("*"):
-        if path.is_file():
-            yield f"left in the bucket's directory: {path.relative_to(world.machine.bucket)}"
-    # A rescan may run one at any moment, but none stays.
-    if world.agent is not None and not happens(lambda: not world.children("duckdb.child"), CHILD_SECONDS):
-        yield f"child processes still run: {world.children('duckdb.child')}"
-
-
-def _secrets(world: World) -> Iterator[str]:
-    """No secret is in a log, the state directory or the bucket."""
-    secrets = world.machine.secrets
-    yield from (f"the log has {secret[:6]}..." for secret in secrets if secret in world.transcript)
-    places: list[tuple[str, Callable[[], bytes]]] = [
-        (str(path.relative_to(world.machine.state)), path.read_bytes)
-        for path in world.machine.state.rglob("*")
-        if path.is_file() and "staging" not in path.parts
-    ]
-    places += [(key, lambda key=key: world.target.fetch(key)) for key in world.target.keys if key not in world.searched]
-    world.searched.update(world.target.keys)
-    for name, read in places:
-        with suppress(OSError, EOFError, zlib.error):  # damaged objects are reported by `_objects` and `_commits`
-            data = read()
-            data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
-            yield from (f"{name} has {secret[:6]}..." for secret in secrets if secret.encode() in data)
 
 
 def _writer_errors(world: World) -> Iterator[str]:

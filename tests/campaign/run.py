@@ -63,7 +63,7 @@ def play(kind: type[Fault], seed: str, folder: Path, *, seconds: float, rounds: 
                 if outcome.violations:  # what follows a violation would be its consequence
                     break
             else:
-                outcome.violations += [f"at the end: {text}" for text in violations(world, every_upload=True)]
+                outcome.violations += [f"at the end: {text}" for text in violations(world, at_end=True)]
     except Skipped as reason:
         outcome.skipped = str(reason)
     except NotSettled as error:

@@ -14,6 +14,7 @@ from typing import Self
 import psutil
 
 from tests.campaign.targets import OPENED, Kind, Target
+from tests.campaign.usage import Usage
 from tests.soak.clients import ControlConnection
 from tests.support.bus_listener import ResultListener, listening
 from tests.support.machine import COMMAND, Machine, Running
@@ -28,7 +29,9 @@ SAY_SECONDS = 60.0
 """Maximum time until the agent has logged an event or shows something in its status."""
 
 POLL_SECONDS = 0.1
-CANARY = "canary-of-the-campaign"
+CANARY = "canary-of-the-campaign-0123456789"
+"""The value of each secret setting, and of a variable in the environment."""
+
 
 _QUICK = {
     "agent_quiet_seconds": 0.1,
@@ -36,9 +39,14 @@ _QUICK = {
     "agent_min_interval_seconds": 0.1,
     "agent_rescan_seconds": 2,
     "retry_backoff_seconds": 0.05,
-    "agent_prune": "false",  # the checks read the bucket while the agent runs
+    "agent_keep_last": 4,
+    **dict.fromkeys(("agent_keep_daily", "agent_keep_weekly", "agent_keep_monthly"), 0),
 }
 _NATS_PATIENCE = {"connect": 1, "ping": 0.2, "ping_timeout": 0.3, "reconnect": 0.05, "reconnect_max": 0.2}
+LEFT_OVER_SECONDS = 3.0
+"""Age at which a prune deletes what a killed one has left, so that a campaign does not wait for the product's day."""
+
+_NATS_LOGIN = "authorization {{ user: agent, password: {password} }}"
 _BACKOFF = 1.0
 """Longest back-off in seconds of a target, a request and network changes, so that a campaign does not wait long."""
 
@@ -75,6 +83,7 @@ class World:
             "agent.application.triggers.network_changes:FIRST_PAUSE_SECONDS": _BACKOFF,
             "agent.application.triggers.network_changes:LAST_PAUSE_SECONDS": _BACKOFF,
             "agent.bootstrap.buses:PATIENCE": _NATS_PATIENCE,
+            "agent.application.archive.prune:LEFT_OVER_AFTER": {"seconds": LEFT_OVER_SECONDS},
         }
         self.target: Target
         self.writer: Writer
@@ -90,6 +99,9 @@ class World:
         self.searched: set[str] = set()
         """The objects that were searched for secrets."""
 
+        self.first_usage: Usage | None = None
+        """What the agent used when it was calm for the first time."""
+
         self.log: list[str] = []
         """The log of all agents that have ended."""
 
@@ -103,14 +115,16 @@ class World:
             self.target = stack.enter_context(OPENED[self._kind](folder))
             self.machine.environ |= self.target.environ
             self.machine.secrets += (CANARY, *self.target.secrets)
-            self.nats = stack.enter_context(running_nats(self.folder / "nats"))
-            self.machine.set(agent_nats_url=self.nats.url, **self.target.settings)
+            login = _NATS_LOGIN.format(password=CANARY)
+            self.nats = stack.enter_context(running_nats(self.folder / "nats", config=login))
+            self.machine.set(agent_nats_url=self.nats.url, agent_nats_user="agent", agent_nats_password=CANARY)
+            self.machine.set(agent_http_token=CANARY, **self.target.settings)
             self._prepare(self)
             self.start_writer()
             stack.callback(self._end_writer)
             self.start_agent()
             stack.callback(self.kill_agent)
-            self.listener = stack.enter_context(listening(self.nats.url))
+            self.listener = stack.enter_context(listening(self.nats.url.replace("//", f"//agent:{CANARY}@")))
             self.commit(3)
             self.settle()
             self._stack = stack.pop_all()
@@ -186,33 +200,41 @@ class World:
             return [child for child in psutil.Process(self.agent.pid).children() if module in _command(child)]
         return []
 
-    def status(self) -> dict | None:
-        """Return the running agent's status; None if it does not answer now."""
+    def get(self, path: str) -> bytes | None:
+        """Return the running agent's answer to a GET of the control API; None if it does not answer now."""
         connection = ControlConnection(self.machine.state / "control.sock", 10)
         try:
-            connection.request("GET", "/v1/status")
+            connection.request("GET", path)
             response = connection.getresponse()
-            return json.loads(response.read()) if response.status == 200 else None
-        except (OSError, ValueError, http.client.HTTPException):
+            return response.read() if response.status == http.client.OK else None
+        except (OSError, http.client.HTTPException):
             return None
         finally:
             connection.close()
 
-    def settle(self, seconds: float = SETTLE_SECONDS) -> None:
+    def status(self) -> dict | None:
+        """Return the running agent's status; None if it does not answer now."""
+        answer = self.get("/v1/status")
+        return json.loads(answer) if answer else None
+
+    def settle(self, seconds: float = SETTLE_SECONDS, *, or_ended: bool = False) -> None:
         """Wait until the agent has delivered everything and its results are published. Raises NotSettled.
 
         The status compares the files with the ledger, so a change that the watcher has not noticed yet is pending, too.
+        `or_ended`: return if the agent has ended, too.
         """
         deadline = time.monotonic() + seconds
         status: dict | None = None
         while time.monotonic() < deadline:
             if self.agent is None or self.agent.process.poll() is not None:
-                raise NotSettled(f"the agent has ended: {self._last_lines()}")
+                if or_ended:
+                    return
+                raise NotSettled(f"the agent has ended: {self.last_lines()}")
             status = self.status()
             if status and self._is_settled(status):
                 return
             time.sleep(POLL_SECONDS)
-        raise NotSettled(f"not settled within {seconds:g} s: {_abridged(status)}; {self._last_lines()}")
+        raise NotSettled(f"not settled within {seconds:g} s: {_abridged(status)}; {self.last_lines()}")
 
     def _is_settled(self, status: dict) -> bool:
         rows = [row for target in status["targets"] for row in target["databases"]]
@@ -238,7 +260,7 @@ class World:
             return any(text in self.transcript[self._round_began :] for text in texts)
 
         if not happens(found, SAY_SECONDS):
-            raise NotSettled(f"the agent has not said {' or '.join(texts)}: {self._last_lines()}")
+            raise NotSettled(f"the agent has not said {' or '.join(texts)}: {self.last_lines()}")
 
     def shows(self, what: str, condition: Callable[[dict], object]) -> None:
         """Wait until the agent's status meets the condition. Raises NotSettled, with `what` as the explanation."""
@@ -253,14 +275,20 @@ class World:
     def transcript(self) -> str:
         return "".join([*self.log, *(self.agent.log.raw if self.agent else [])])
 
-    def _last_lines(self) -> str:
+    def last_lines(self) -> str:
+        """Return the end of the agent's log."""
         return "".join((self.agent.log.raw if self.agent else self.log)[-5:])
 
     # What has arrived.
 
     def manifests(self) -> list[dict]:
-        """Return the manifests in the bucket, oldest first."""
-        return [json.loads(self.target.fetch(key)) for key in self.target.keys if key.endswith("/manifest.json")]
+        """Return the manifests in the bucket, oldest first; not those that are pruned meanwhile."""
+        found = []
+        for key in self.target.keys:
+            if key.endswith("/manifest.json"):
+                with suppress(FileNotFoundError):
+                    found.append(json.loads(self.target.fetch(key)))
+        return found
 
     def results(self) -> list[dict]:
         """Return the results that a consumer on NATS has received."""

@@ -1,31 +1,74 @@
-"""One `akosha-agent run` on NATS that kills itself (SIGKILL) at a named point; a program for tests to run.
+"""One `akosha-agent run` that kills itself (SIGKILL) at a named point; a program for tests to run.
 
-    python tests/faults/killed_run.py POINT [options of `run`]
+    python tests/faults/killed_run.py POINT run [options]
 
-POINT is `method:before` or `method:after`, with a method below. `publish` is that of a result, `ack` that of a request.
+POINT is `name:before` or `name:after`, with a name of CALLS, or `migration:N`: within the Nth migration of the ledger.
 """
 
+import sqlite3
 import sys
+from collections.abc import Callable, Mapping
 
 from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.duckdb import DuckdbSnapshotTaker
 from agent.adapters.nats.bus import NatsBus
 from agent.adapters.nats.messages import JetStreamMessage
-from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.sqlite_ledger import SqliteLedger, schema
+from agent.adapters.sqlite_ledger.memories import SqliteMemories
 from agent.domain.events import SyncResult
 from agent.entrypoints.cli.app import app
-from tests.faults.killed_sync import kill_at
+from tests.faults.killed_sync import kill, kill_at
+from tests.support.constants import replace_from_environment
+
+
+def _any(*_: object) -> bool:
+    return True
+
+
+def _put(name: str) -> tuple[type, str, Callable[..., bool]]:
+    return DirectoryStore, "put", lambda key, *_: key.endswith(f"/{name}")
+
+
+CALLS: Mapping[str, tuple[type, str, Callable[..., bool]]] = {
+    "snapshot": (DuckdbSnapshotTaker, "take", _any),
+    **{name: (SqliteLedger, name, _any) for name in ("mark_owed", "begin", "deliver", "confirm")},
+    "stage": (SqliteMemories, "stage", _any),
+    "reflection": _put("reflection.duckdb"),
+    "wal": _put("reflection.duckdb.wal"),
+    "graph": _put("knowledge_graph.duckdb"),
+    "copy": (DirectoryStore, "copy", _any),
+    "memories": _put("memories.json"),
+    "manifest": _put("manifest.json"),
+    "publish": (NatsBus, "publish", lambda event: isinstance(event, SyncResult)),
+    "ack": (JetStreamMessage, "ack", _any),
+    "prune": (DirectoryStore, "_delete", _any),
+}
+"""Name -> the call, and which of its calls: those with certain arguments."""
+
+MIGRATIONS = range(1, len(schema.MIGRATIONS) + 1)
+
+
+def kill_in_migration(number: int) -> None:
+    """Kill the process when the last statement of this migration has been executed, before the commit."""
+    migrate, steps = schema.migrate, [*schema.MIGRATIONS]
+    steps[number - 1] += ("SELECT kill()",)
+
+    def deadly(connection: sqlite3.Connection) -> None:
+        connection.create_function("kill", 0, kill)
+        migrate(connection)
+
+    schema.migrate, schema.MIGRATIONS = deadly, tuple(steps)
 
 
 def main() -> None:
-    point = sys.argv[1]
-    name, _, when = point.partition(":")
-    if name == "manifest":
-        kill_at(DirectoryStore, "put", f"put:{when}", lambda key, *_: key.endswith("manifest.json"))
-    for method in ("deliver", "confirm"):
-        kill_at(SqliteLedger, method, point)
-    kill_at(NatsBus, "publish", point, lambda event: isinstance(event, SyncResult))
-    kill_at(JetStreamMessage, "ack", point)
-    app(["run", *sys.argv[2:]])
+    replace_from_environment()
+    name, _, when = sys.argv[1].partition(":")
+    if name == "migration":
+        kill_in_migration(int(when))
+    else:
+        owner, method, wanted = CALLS[name]
+        kill_at(owner, method, f"{method}:{when}", wanted)
+    app(sys.argv[2:])
 
 
 if __name__ == "__main__":

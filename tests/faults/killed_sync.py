@@ -6,6 +6,7 @@ POINT is `method:before` or `method:after`, with a method below, or `-` for a sy
 reaches the bus is appended to PUBLISHED.jsonl before the call returns, as a consumer would have received it.
 """
 
+import inspect
 import os
 import signal
 import sys
@@ -31,15 +32,22 @@ def kill_at(owner: type, method: str, point: str, wanted=lambda *_: True) -> Non
         return
     original = getattr(owner, method)
 
+    def kill_if(reached: str, *args: object) -> None:
+        if when == reached and wanted(*args):
+            kill()
+
     async def deadly(self, *args, **kwargs):
-        if when == "before" and wanted(*args):
-            kill()
+        kill_if("before", *args)
         answer = await original(self, *args, **kwargs)
-        if wanted(*args):
-            kill()
+        kill_if("after", *args)
         return answer
 
-    setattr(owner, method, deadly)
+    def deadly_at_once(self, *args):
+        kill_if("before", *args)
+        original(self, *args)
+        kill_if("after", *args)
+
+    setattr(owner, method, deadly if inspect.iscoroutinefunction(original) else deadly_at_once)
 
 
 def main() -> None:

@@ -1,16 +1,20 @@
 """The campaign of faults: a short part of it, and planted violations that its checks must find."""
 
+import gzip
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
 from agent.adapters.directory_store.layout import incoming_folder
-from tests.campaign import checks
+from tests.campaign import checks, leftovers
 from tests.campaign.checks import violations
 from tests.campaign.faults import AgentKilled, LedgerDamaged
 from tests.campaign.run import play
@@ -31,11 +35,23 @@ def test_the_checks_find_each_planted_violation_and_nothing_else(tmp_path, subte
         world.writer.run("checkpoint")  # the main files of the first and the newest upload differ
         world.commit(2)
         world.settle()
-        assert violations(world, every_upload=True) == []
-        for plant in PLANTED:
+        assert violations(world, at_end=True) == []
+        find_each(PLANTED, world, subtests)
+
+
+def test_the_checks_find_each_planted_violation_at_akosha(tmp_path, subtests):
+    with World(tmp_path, random.Random(1), target="akosha") as world:
+        assert violations(world, at_end=True) == []
+        find_each(PLANTED_AT_AKOSHA, world, subtests)
+
+
+def find_each(planted, world, subtests):
+    """Plant each violation; the checks find it while it is there, and nothing afterwards."""
+    with patch.object(leftovers, "LASTING_SECONDS", 0), patch.object(checks, "RESULT_SECONDS", 0):
+        for plant in planted:
             with subtests.test(plant.__name__), plant(world) as expected:
                 assert [text for text in violations(world) if expected in text]
-        assert violations(world) == []
+    assert violations(world) == []
 
 
 @contextmanager
@@ -73,15 +89,24 @@ def lost_commit(world):
 @contextmanager
 def doubled_result(world):
     results = world.results()
-    with patch.object(world, "results", lambda: [*results, {**results[-1], "id": "another"}]):
+    (*_, last) = (event for event in results if event["type"] == "akosha.sync.succeeded.v1")
+    with patch.object(world, "results", lambda: [*results, {**last, "id": "another"}]):
         yield "has 2 results"
 
 
 @contextmanager
 def missing_result(world):
     results = world.results()
-    with patch.object(world, "results", lambda: results[:-1]), patch.object(checks, "RESULT_SECONDS", 0):
+    with patch.object(world, "results", lambda: results[:-1]):
         yield "has no result"
+
+
+@contextmanager
+def result_without_an_upload(world):
+    results = world.results()
+    data = {**results[-1]["data"], "upload_id": "99991231_235959_laptop"}
+    with patch.object(world, "results", lambda: [*results, {**results[-1], "data": data}]):
+        yield "99991231_235959_laptop has a result, but is not in the bucket"
 
 
 @contextmanager
@@ -124,15 +149,62 @@ def canary_in_the_log(world):
 
 
 @contextmanager
+def canary_in_an_event(world):
+    with patch.object(world.listener, "raw", [*world.listener.raw, CANARY.encode()]):
+        yield f"an event has {CANARY[:6]}..."
+
+
+@contextmanager
+def canary_in_a_metric(world):
+    get = world.get
+    with patch.object(world, "get", lambda path: get(path) + CANARY.encode() * (path == "/metrics")):
+        yield f"/metrics has {CANARY[:6]}..."
+
+
+@contextmanager
 def canary_in_the_state_directory(world):
     with replaced(world.machine.state / "note.json", CANARY.encode()):
         yield f"note.json has {CANARY[:6]}..."
 
 
 @contextmanager
+def canary_in_an_object(world):
+    with replaced(newest(world)[1] / "stray.gz", gzip.compress(CANARY.encode())):
+        yield f"/stray.gz has {CANARY[:6]}..."
+
+
+@contextmanager
 def file_left_in_staging(world):
     with replaced(world.machine.state / "staging" / "left.duckdb", b"1"):
-        yield "left in staging: left.duckdb"
+        yield "left in the state directory: staging/left.duckdb"
+
+
+@contextmanager
+def note_left_in_the_spool(world):
+    with replaced(world.machine.state / "spool" / "left.tmp", b"1"):
+        yield "left in the state directory: spool/left.tmp"
+
+
+@contextmanager
+def child_process_left(world):
+    """The agent has a child that runs another module."""
+    children = world.children
+    with patch.object(world, "children", lambda _: children("tests.support.zygote")):
+        yield "child process still runs"
+
+
+@contextmanager
+def descriptor_left_open(world):
+    before = Counter({name: 1 for name in world.first_usage.descriptors if "ledger" not in name})
+    with patch.object(world, "first_usage", replace(world.first_usage, descriptors=before)):
+        yield "ledger.sqlite"
+
+
+@contextmanager
+def memory_grown(world):
+    less = world.first_usage.memory - leftovers.MEMORY_BYTES - 2**20
+    with patch.object(world, "first_usage", replace(world.first_usage, memory=less)):
+        yield "memory has grown"
 
 
 @contextmanager
@@ -148,17 +220,59 @@ def error_of_the_writer(world):
         yield "the writer failed"
 
 
+@contextmanager
+def lost_memory(world):
+    rows = world.target.memories
+    with patch.object(world.target.server, "rows", lambda: rows[1:]):
+        yield f"{rows[0].metadata['type']} 0 is missing"
+
+
+@contextmanager
+def doubled_memory(world):
+    rows = world.target.memories
+    with patch.object(world.target.server, "rows", lambda: [*rows, replace(rows[0], memory_id="another")]):
+        yield "is 2 memories"
+
+
+@contextmanager
+def changed_memory(world):
+    rows = world.target.memories
+    with patch.object(world.target.server, "rows", lambda: [replace(rows[0], text="other"), *rows[1:]]):
+        yield "0 is not what was written"
+
+
+@contextmanager
+def commit_after_the_last_result(world):
+    with patch.object(world, "committed_at", datetime.now(UTC)):
+        yield "no result was published after the last commit"
+
+
 PLANTED = (
     lost_commit,
     doubled_result,
     missing_result,
+    result_without_an_upload,
     torn_copy,
     cut_object,
     missing_object,
     stray_object,
     canary_in_the_log,
+    canary_in_an_event,
+    canary_in_a_metric,
     canary_in_the_state_directory,
+    canary_in_an_object,
     file_left_in_staging,
     file_left_in_the_bucket,
+    note_left_in_the_spool,
+    child_process_left,
+    descriptor_left_open,
+    memory_grown,
     error_of_the_writer,
+)
+PLANTED_AT_AKOSHA = (
+    lost_memory,
+    doubled_memory,
+    changed_memory,
+    commit_after_the_last_result,
+    doubled_result,
 )

@@ -33,7 +33,7 @@ def test_a_kill_at_any_point_leaves_one_upload_and_one_result(server, tmp_path, 
     machine.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), machine.environ.get("PYTHONPATH", "")])
     machine.write(commits=3)
     with listening(server.url, durable=f"listener-{system}", pattern=f"akosha.sync.{system}.*") as listener:
-        with machine.started(prefix=(sys.executable, str(HERE / "killed_run.py"), point)) as killed:
+        with machine.started("run", prefix=(sys.executable, str(HERE / "killed_run.py"), point)) as killed:
             assert killed.process.wait(60) == -signal.SIGKILL, killed.log.raw
         with machine.run():
             listener.wait(listener.ids)

@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import random
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import structlog
@@ -28,6 +28,7 @@ from tests.support.memories import memory
 from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_bus, until
 from tests.support.servers.akosha import Akosha
 from tests.support.servers.faulty_proxy import stall
+from tests.support.servers.link import Link
 from tests.support.values import SYSTEM
 
 pytest_plugins = ["tests.support.servers.fixtures"]
@@ -36,78 +37,8 @@ MIB = 2**20
 IDENTITY = Identity("agent-1", "laptop")
 
 
-class Link:
-    """A TCP proxy to a server. It can refuse connections, and drop the data of open ones without an error."""
-
-    def __init__(self, port: int, *, bytes_per_second: int | None = None) -> None:
-        self._upstream, self._rate = port, bytes_per_second
-        self._tasks: set[asyncio.Task] = set()
-        self._dead: set[asyncio.Task] = set()
-        self._server: asyncio.Server | None = None
-        self.port, self.connections, self.swallowed = 0, 0, 0
-
-    async def open(self) -> None:
-        listening = socket.socket()
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # A larger buffer could hold a complete upload.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
-        listening.bind(("127.0.0.1", self.port))
-        self._server = await asyncio.start_server(self._serve, sock=listening, limit=64 * 1024)
-        self.port = listening.getsockname()[1]
-
-    def close(self) -> None:
-        """Refuse connections."""
-        self._server.close()
-
-    def lose(self) -> None:
-        """Drop everything that the open connections send from now on, without closing them."""
-        self._dead |= self._tasks
-
-    async def aclose(self) -> None:
-        self.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        me = asyncio.current_task()
-        self._tasks.add(me)
-        with contextlib.suppress(asyncio.CancelledError, OSError), contextlib.ExitStack() as stack:
-            stack.callback(writer.transport.abort)
-            upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
-            stack.callback(upstream_writer.transport.abort)
-            pumps = [
-                asyncio.create_task(self._pump(me, *ends))
-                for ends in ((reader, upstream_writer), (upstream_reader, writer))
-            ]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-        self._tasks.discard(me)
-
-    async def _pump(self, connection: asyncio.Task, source: asyncio.StreamReader, drain: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await source.read(64 * 1024):
-                if connection in self._dead:
-                    self.swallowed += len(data)
-                    await asyncio.Event().wait()
-                if self._rate:
-                    await asyncio.sleep(len(data) / self._rate)
-                drain.write(data)
-                await drain.drain()
-
-
-@contextlib.asynccontextmanager
-async def open_link(url: str, **options: int) -> AsyncIterator[Link]:
-    link = Link(int(url.split(":")[2].split("/", maxsplit=1)[0]), **options)
-    await link.open()
-    try:
-        yield link
-    finally:
-        await link.aclose()
+def open_link(url: str, **options: int) -> Link:
+    return Link(urlsplit(url).port, **options)
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,3 +40,14 @@ def inline_ledger(clock: Clock, path: Path | None = None) -> SqliteLedger:
     schema.migrate(connection)
     codec = CloudEventsCodec(max_bytes=LEDGER_EVENT_BYTES)
     return SqliteLedger(path or Path("/nowhere"), InlineExecutor(), connection, codec, clock, read_only=False)
+
+
+def downgrade(path: Path, version: int) -> None:
+    """Give a ledger's file, which no process has open, the tables of an earlier version."""
+    statements = [statement for step in schema.MIGRATIONS[version:] for statement in step]
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in reversed(statements):
+            _, kind, name, *_ = statement.split()
+            connection.execute(f"DROP {kind} {name}")
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.commit()

@@ -9,7 +9,13 @@ from tests.campaign.faults.clocks import ClockSet, SummerTime, Suspended, TimeZo
 from tests.campaign.faults.disks import LogDiskFull, StagingFull, StateDiskFull, TargetFull
 from tests.campaign.faults.fault import Fault
 from tests.campaign.faults.files import DataDirectory
-from tests.campaign.faults.kills import AgentKilled, AgentKilledAtPoint, ChildKilled, WriterKilled
+from tests.campaign.faults.kills import (
+    AgentKilled,
+    AgentKilledAtPoint,
+    AgentKilledInMigration,
+    ChildKilled,
+    WriterKilled,
+)
 from tests.campaign.faults.ledger import LedgerDamaged
 from tests.campaign.faults.limits import (
     NoDescriptors,
@@ -24,6 +30,7 @@ from tests.campaign.faults.servers import AkoshaKilled, NatsKilled, StoreAnswers
 ALL: tuple[type[Fault], ...] = (
     AgentKilled,
     AgentKilledAtPoint,
+    AgentKilledInMigration,
     ChildKilled,
     WriterKilled,
     NatsKilled,

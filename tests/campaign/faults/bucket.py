@@ -15,6 +15,9 @@ class BucketChanged(Fault):
     rounds = 20
     delayed = False
 
+    def prepare(self, world: World) -> None:
+        world.machine.set(agent_prune="false")  # the uploads that are damaged here stay
+
     def strike(self, world: World, rng: random.Random) -> None:
         newest = world.manifests()[-1]
         paths = [world.machine.bucket / part["key"] for part in newest["parts"]]

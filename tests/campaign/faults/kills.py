@@ -1,6 +1,7 @@
 """Processes that are killed: the agent, its child, the writer."""
 
 import random
+import signal
 import sys
 from contextlib import suppress
 from typing import ClassVar
@@ -8,15 +9,19 @@ from typing import ClassVar
 import psutil
 
 from tests.campaign.faults.fault import Fault
-from tests.campaign.world import World
+from tests.campaign.world import NotSettled, World
 from tests.faults import killed_run
+from tests.support.ledger import downgrade
 from tests.support.machine import COMMAND
 from tests.support.waiting import happens
+
+LATER_SECONDS = 1.0
+"""How long after everything has arrived a point may be reached: a message is acknowledged, a prune runs."""
 
 
 class AgentKilled(Fault):
     row = "SIGKILL of the agent at a random moment"
-    rounds = 250
+    rounds = 200
 
     def strike(self, world: World, rng: random.Random) -> None:
         world.kill_agent()
@@ -26,16 +31,12 @@ class AgentKilled(Fault):
 
 
 class AgentKilledAtPoint(Fault):
-    """The agent kills itself before or after a write."""
+    """The agent kills itself before or after a step: a copy, a write to the ledger, an object, a message, a prune."""
 
     row = "SIGKILL of the agent at a named point"
     rounds = 250
     delayed = False
-    points: ClassVar = [
-        f"{name}:{when}"
-        for name in ("manifest", "deliver", "confirm", "publish", "ack")
-        for when in ("before", "after")
-    ]
+    points: ClassVar = [f"{name}:{when}" for name in killed_run.CALLS for when in ("before", "after")]
 
     def strike(self, world: World, rng: random.Random) -> None:
         assert world.stop_agent() == 0
@@ -44,9 +45,26 @@ class AgentKilledAtPoint(Fault):
 
     def heal(self, world: World, rng: random.Random) -> None:
         assert world.agent is not None
-        happens(lambda: world.agent.process.poll() is not None, 60)
+        world.settle(or_ended=True)
+        happens(lambda: world.agent.process.poll() is not None, LATER_SECONDS)
+        if world.agent.process.returncode not in (-signal.SIGKILL, None):
+            raise NotSettled(f"the agent ended by itself: {world.last_lines()}")
         world.kill_agent()
         world.prefix = (COMMAND,)
+        world.start_agent()
+
+
+class AgentKilledInMigration(AgentKilledAtPoint):
+    """An agent with the ledger of an earlier version kills itself while it migrates the ledger."""
+
+    row = "SIGKILL of the agent in a migration of the ledger"
+    rounds = 50
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        assert world.stop_agent() == 0
+        number = rng.choice(killed_run.MIGRATIONS)
+        downgrade(world.machine.state / "ledger.sqlite", rng.randrange(number))
+        world.prefix = (sys.executable, killed_run.__file__, f"migration:{number}")
         world.start_agent()
 
 
