@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -204,6 +205,21 @@ async def test_a_deleted_copy_is_a_transient_error(data_dir, staging, taker, mon
     assert refused.value.transient
     assert "akosha_agent_state_dir" in refused.value.hint
     assert not list(staging.iterdir())
+
+
+async def test_a_copy_that_could_not_be_removed_is_removed_by_the_next_survey(data_dir, staging, taker):
+    """Removing a directory opens it, which fails while the process has no descriptor left."""
+    create(data_dir, commits=1)
+    snapshot = await taker.take("reflection")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds(), limits[1]))
+    try:
+        await taker.discard(snapshot)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert snapshot.folder.exists()
+    await taker.survey()
+    assert list(staging.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])

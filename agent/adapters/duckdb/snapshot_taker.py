@@ -55,8 +55,11 @@ class DuckdbSnapshotTaker:
         self._bracket_seconds = bracket_seconds
         self._warm, self._meter = warm, meter or NoMeter()
         self._cleaning: set[asyncio.Task[None]] = set()
+        self._not_removed: set[Path] = set()
 
     async def survey(self) -> Survey:
+        for folder in list(self._not_removed):
+            await self._remove(folder)
         return await asyncio.to_thread(source.survey, self._data_dir)
 
     async def free_bytes(self) -> int | None:
@@ -153,7 +156,10 @@ class DuckdbSnapshotTaker:
     async def _remove(self, folder: Path) -> None:
         if self._warm is not None:
             await self._warm.end_in(folder)
-        await asyncio.to_thread(_remove, folder)
+        if await asyncio.to_thread(_remove, folder, quiet=folder in self._not_removed):
+            self._not_removed.discard(folder)
+        else:
+            self._not_removed.add(folder)
 
 
 def _free_bytes(staging: Path) -> int | None:
@@ -203,14 +209,17 @@ def _keep_only(folder: Path, names: set[str]) -> None:
             _remove(path)
 
 
-def _remove(path: Path) -> None:
-    """Remove a folder or a file. A failure is logged; the next sweep retries it."""
+def _remove(path: Path, *, quiet: bool = False) -> bool:
+    """Remove a folder or a file; return whether it is gone. A failure is logged, unless `quiet`."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
     except FileNotFoundError:
-        return
+        return True
     except OSError as error:
-        log.warning("staging_not_removed", path=str(path), reason=error.strerror)
+        if not quiet:
+            log.warning("staging_not_removed", path=str(path), reason=error.strerror)
+        return False
+    return True
