@@ -171,6 +171,9 @@ def test_a_sync_that_repairs_the_newest_upload_names_it(machine, agent_runs):
     with machine.run() if agent_runs else nullcontext():
         assert "was damaged" not in machine.call("sync").out
         damage(machine)
+        assert machine.call("verify").code == 1
         done = machine.call("sync")
         assert (done.code, f"; {newest} was damaged: its damaged databases were sent again" in done.out) == (0, True)
+        later = machine.manifests[-1]["upload_id"]
+        assert f"akosha-agent verify examines the upload after it, {later}" in machine.call("doctor").out
         assert machine.call("verify").code == 0

@@ -37,6 +37,17 @@ def test_a_missing_data_directory_fails_sync_and_run_waits_for_it(machine):
     assert machine.status()["problem"] == ""
 
 
+def test_a_data_directory_that_does_not_exist_is_the_error_whatever_else_is_wrong(machine):
+    """The default system ID of another data directory belongs to the first one, which is not the cause."""
+    machine.set(system_id=None)
+    machine.write(commits=1)
+    assert machine.call("sync").code == 0
+    machine.data = machine.data.with_name("daat")
+    command = machine.call("sync")
+    assert (command.code, f"the data directory {machine.data} does not exist" in command.err) == (1, True), command.err
+    assert "take-over" not in command.err
+
+
 async def test_a_missing_data_directory_raises_an_error_from_the_api(machine, monkeypatch):
     machine.data.rmdir()
     for name, value in machine.environ.items():

@@ -67,7 +67,7 @@ async def test_a_damaged_ledger_is_an_error_and_its_hint_works(path, damage):
     with pytest.raises(StateError, match="damaged") as raised:
         await opened(path)
     assert "moves it aside" in raised.value.hint
-    assert "nothing is lost" in raised.value.hint
+    assert "only the history is lost" in raised.value.hint
     path.rename(path.with_suffix(".aside"))
     await filled(path)
 

@@ -22,7 +22,7 @@ WAL_KEPT_BYTES = 8 * 2**20
 
 _MOVE_ASIDE = (
     "the next akosha-agent run or sync moves it aside (with its -wal and -shm) and creates a new one"
-    " from the newest manifest in the bucket; nothing is lost"
+    " from the newest manifest in the bucket; only the history is lost"
 )
 _ASIDE = ".damaged-"
 _PRIMARY_CODE = 0xFF

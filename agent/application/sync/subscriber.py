@@ -214,8 +214,12 @@ class SyncSubscriber:
                 transient=bool(_attempts_before(record, request)) and len(request.route) == 1,
             )
         self._unreachable.discard(self.method.name)
-        async with ProgressReporter(self._bus, self._clock, request, self.method.name).open() as report:
-            return await sync_with_restarts(self.method, request, report)
+        try:
+            async with ProgressReporter(self._bus, self._clock, request, self.method.name).open() as report:
+                return await sync_with_restarts(self.method, request, report)
+        except SyncError:
+            await self._check_data_directory()
+            raise
 
     async def _check_data_directory(self) -> None:
         """Raise SyncError if the data directory cannot be read: no target would help."""

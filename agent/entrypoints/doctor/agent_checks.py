@@ -69,15 +69,19 @@ async def warnings(context: DoctorContext) -> list[Finding]:
         ledger = await home.read_ledger()
         try:
             notes = await ledger.notes()
+            cloud = home.targets(await in_thread(home.prepare)).get(CLOUD)
+            newest = (await ledger.record(cloud)).newest_upload_id if cloud else None
         finally:
             await ledger.aclose()
         found = (*found, *warnings_in(notes))
-        cloud = home.targets(await in_thread(home.prepare)).get(CLOUD)
         last = VerifyStatus.from_notes(notes, cloud) if cloud else None
         if last and not last.whole:
             problems = problem_list(last.problems)
             text = f"the last check found upload {last.upload_id} damaged: {problems}"
-            found = (*found, StatusWarning(code="verified", message=text, hint="akosha-agent sync sends it again"))
+            hint = "akosha-agent sync sends it again"
+            if newest not in (None, last.upload_id):
+                hint = f"akosha-agent verify examines the upload after it, {newest}"
+            found = (*found, StatusWarning(code="verified", message=text, hint=hint))
     if not found:
         return [ok(WARNINGS, "none recorded, and no notes wait for an agent")]
     return [warning(WARNINGS, one.message, hint=one.hint or "akosha-agent status", detail=one.code) for one in found]

@@ -70,7 +70,9 @@ class RestorePoint(BaseModel):
     raw_bytes: int | None
     rows: int | None
     databases: list[str] | None
-    problems: dict[str, str] = Field(description="Damaged objects, with the damage; empty if no damage is known.")
+    problems: dict[str, str] = Field(
+        description="Damaged objects, with the damage; empty if a listing of the bucket shows none."
+    )
 
 
 class RestorePointsResult(ToolResult):
@@ -134,9 +136,9 @@ def tool_definitions() -> list[dict[str, object]]:
             "title": "Restore points of the memories",
             "description": (
                 "List the uploads of this machine's memories that can be restored, newest first "
-                f"({MAX_RESTORE_POINTS} at most): time, size, number of rows, and known damage. It reads the bucket "
-                "and changes nothing. Use it when the user wants to know what is backed up, or wants to restore "
-                "something. The user restores with the command akosha-agent restore ID --to DIR."
+                f"({MAX_RESTORE_POINTS} at most): time, size, number of rows, and damage that a listing shows. "
+                "It reads the bucket and changes nothing. Use it when the user wants to know what is backed up, or "
+                "wants to restore something. The user restores with the command akosha-agent restore ID --to DIR."
             ),
             "inputSchema": {"type": "object", "properties": {}, "additionalProperties": False},
             "outputSchema": RestorePointsResult.model_json_schema(),

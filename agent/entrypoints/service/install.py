@@ -151,7 +151,7 @@ def _prepare_environment(path: Path, runner: Runner, *, restrict_mode: bool, say
             except OSError as error:
                 raise AkoshaError(f"the mode of {path} cannot be changed to 0600: {error.strerror}") from error
     elif not path.exists():
-        say(f"writes {path} (empty, mode 0600, for credentials)")
+        say(f"writes {path} (mode 0600, for credentials)")
         if not runner.dry_run:
             service_file.write(path, ENVIRONMENT_TEMPLATE, PRIVATE)
 
