@@ -24,7 +24,7 @@ from agent.application.sync.results import ResultRecorder
 from agent.application.sync.stall import ProgressReporter, sync_with_restarts
 from agent.domain.databases import Survey
 from agent.domain.delivery_state import Target, TargetRecord
-from agent.domain.errors import AkoshaError, SinkError, SnapshotError, StoreError, SyncError
+from agent.domain.errors import AkoshaError, NotOwner, SinkError, SnapshotError, StoreError, SyncError
 from agent.domain.events import SyncRequested
 from agent.domain.routing import (
     CLOUD,
@@ -217,8 +217,9 @@ class SyncSubscriber:
         try:
             async with ProgressReporter(self._bus, self._clock, request, self.method.name).open() as report:
                 return await sync_with_restarts(self.method, request, report)
-        except SyncError:
-            await self._check_data_directory()
+        except SyncError as error:
+            if isinstance(error.original, NotOwner):  # a mistyped data directory has another default system ID
+                await self._check_data_directory()
             raise
 
     async def _check_data_directory(self) -> None:
