@@ -255,10 +255,7 @@ class HttpSync:
         record = await self._ledger.record(self.target)
         for name, snapshot in list(attempt.changed.items()):
             if not snapshot.is_readable:
-                error = snapshot.check_error()
-                attempt.problems[name] = self._staging.problem(
-                    attempt, record, name, error, event="memories_unreadable"
-                )
+                self._staging.fail(attempt, record, name, snapshot.check_error(), event="memories_unreadable")
                 await self._taker.discard(attempt.changed.pop(name))
         if record.intent is not None and record.intent.digests != attempt.digests:
             await self._ledger.abandon(self.target)
@@ -276,9 +273,7 @@ class HttpSync:
             try:
                 work.pushed[name] = await self._push_one(name, snapshot, work, capabilities)
             except SnapshotError as error:
-                attempt.problems[name] = self._staging.problem(
-                    attempt, record, name, error, event="memories_unreadable"
-                )
+                self._staging.fail(attempt, record, name, error, event="memories_unreadable")
                 await self._taker.discard(attempt.changed.pop(name))
         if attempt.problems:
             await self._write_intent(attempt)
