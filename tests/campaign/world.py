@@ -18,6 +18,7 @@ from tests.campaign.usage import Usage
 from tests.soak.clients import ControlConnection
 from tests.support.bus_listener import ResultListener, listening
 from tests.support.machine import COMMAND, Machine, Running
+from tests.support.processes import children
 from tests.support.servers.nats import NatsServer, running_nats
 from tests.support.session_buddy import Writer
 from tests.support.waiting import happens
@@ -31,7 +32,6 @@ SAY_SECONDS = 60.0
 POLL_SECONDS = 0.1
 CANARY = "canary-of-the-campaign-0123456789"
 """The value of each secret setting, and of a variable in the environment."""
-
 
 _QUICK = {
     "agent_quiet_seconds": 0.1,
@@ -195,10 +195,7 @@ class World:
 
     def children(self, module: str) -> list[psutil.Process]:
         """Return the agent's child processes that run this module."""
-        assert self.agent is not None
-        with suppress(psutil.NoSuchProcess):
-            return [child for child in psutil.Process(self.agent.pid).children() if module in _command(child)]
-        return []
+        return children(module, self.pid)
 
     def get(self, path: str) -> bytes | None:
         """Return the running agent's answer to a GET of the control API; None if it does not answer now."""
@@ -300,12 +297,6 @@ class World:
         done = self.machine.call("restore", "--to", str(to))
         assert done.code == 0, done.err
         return to
-
-
-def _command(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
 
 
 def _abridged(status: dict | None) -> str:

@@ -33,14 +33,11 @@ def test_no_text_of_a_manifest_reaches_a_terminal_unescaped(machine):
     listed = {name: {EVIL: EVIL} for name in ("incomplete", "without_memories")}
     forge(machine, parts=parts, metadata={"rows": {EVIL: {EVIL: 3}}}, **texts, **listed)
     restored = machine.home / "restored"
-    shown = ""
-    for words in (
+    shown = machine.shown(
         ("uploads", "show", "latest"), ("uploads", "show", "latest", "--json"), ("uploads",), ("verify", "--deep"),
         ("restore", "latest", "--to", str(restored)), ("sync",), ("status",), ("doctor",), ("doctor", "--json"),
         ("events",), ("events", "--json"), ("prune", "--dry-run"),
-    ):  # fmt: skip
-        done = machine.call(*words)
-        shown += done.out + done.err
+    )  # fmt: skip
     assert "\\x1b]0;owned" in shown
     assert not [char for char in shown if not (char.isprintable() or char == "\n")]
     assert "\nforged line" not in shown

@@ -18,14 +18,11 @@ def test_every_command_escapes_control_characters_in_file_names(machine):
     machine.sync()
     (machine.data / "knowledge_graph.duckdb").rename(machine.data / f"knowledge_graph_good{HOSTILE[15:]}")
     machine.call("sync")
-    shown = ""
-    for words in (
+    shown = machine.shown(
         ("sync",), ("status",), ("events",), ("uploads",), ("uploads", "show", "latest"), ("verify", "--deep"),
         ("doctor",), ("restore", "latest", "--to", str(machine.home / "restored")), ("memories",),
         ("prune", "--dry-run"),
-    ):  # fmt: skip
-        done = machine.call(*words)
-        shown += done.out + done.err
+    )  # fmt: skip
     assert "\\x1b[2J\\nzq\\u202ec" in shown
     assert not [char for char in shown if not (char.isprintable() or char == "\n")]
     assert "\nzq" not in shown

@@ -232,6 +232,10 @@ class Machine:
         with self.started(*words, **how) as running:
             return running.end()
 
+    def shown(self, *commands: Sequence[str]) -> str:
+        """Run commands, each to its end; return everything that they print."""
+        return "".join(done.out + done.err for done in (self.call(*words) for words in commands))
+
     def sync(self, *words: str, code: int = 0, **how: object) -> dict:
         """Run `sync --json`, check the exit status and return the result."""
         done = self.call("sync", "--json", *words, **how)

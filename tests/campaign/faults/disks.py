@@ -2,6 +2,7 @@
 
 import random
 import subprocess
+from abc import abstractmethod
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
@@ -39,9 +40,9 @@ class DiskFull(Fault):
     says: ClassVar[str]
     """What the agent logs."""
 
+    @abstractmethod
     def disk(self, world: World) -> Path:
         """Return the directory that has a disk of its own."""
-        raise NotImplementedError
 
     def prepare(self, world: World) -> None:
         mount(world, self.disk(world), mib=64)

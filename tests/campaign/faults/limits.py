@@ -121,14 +121,19 @@ class NoMemoryForTheChild(Fault):
         self.flag.unlink()
 
 
-class StateReadOnly(Fault):
-    """The agent can create no file in its state directory. The ledger is open and can be written."""
+class Unprivileged(Fault):
+    """A fault of an agent whom permissions bind, although root has started it."""
 
-    row = "State directory read-only"
     rounds = 10
 
     def prepare(self, world: World) -> None:
         world.prefix = (*RESTRICTED, "unprivileged")
+
+
+class StateReadOnly(Unprivileged):
+    """The agent can create no file in its state directory. The ledger is open and can be written."""
+
+    row = "State directory read-only"
 
     def strike(self, world: World, rng: random.Random) -> None:
         state = world.machine.state
@@ -137,14 +142,10 @@ class StateReadOnly(Fault):
             world.said("Permission denied")
 
 
-class PermissionTaken(Fault):
+class PermissionTaken(Unprivileged):
     """The agent cannot read the databases or write to the bucket's directory, until it has the permission again."""
 
     row = "Permission taken away and given back"
-    rounds = 10
-
-    def prepare(self, world: World) -> None:
-        world.prefix = (*RESTRICTED, "unprivileged")
 
     def strike(self, world: World, rng: random.Random) -> None:
         data, bucket = world.machine.data, world.machine.bucket
