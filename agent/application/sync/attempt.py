@@ -176,11 +176,7 @@ class Staging:
         if attempt.problems:
             await self._ledger.record_problems(self._target, attempt.problems)
 
-    def fail(self, attempt: Attempt, record: TargetRecord, database: str, error: SnapshotError, *, event: str) -> None:
-        """Record why a database could not be copied or read, and when to try again. Warn once for each reason."""
-        attempt.problems[database] = self._problem(attempt, record, database, error, event=event)
-
-    def _problem(
+    def problem(
         self, attempt: Attempt, record: TargetRecord, database: str, error: SnapshotError, *, event: str
     ) -> Problem:
         """Return why a database could not be copied or read, and when to try again. Warn once for each reason."""
@@ -208,7 +204,7 @@ class Staging:
 
     def _unchecked(self, attempt: Attempt, record: TargetRecord, copy: Snapshot, error: SnapshotError) -> Problem:
         uploaded = SnapshotError(f"uploaded, but {error.message}", hint=error.hint, transient=True)
-        problem = self._problem(attempt, record, copy.database, uploaded, event="upload_incomplete")
+        problem = self.problem(attempt, record, copy.database, uploaded, event="upload_incomplete")
         return replace(problem, fingerprint=copy.fingerprint, incomplete=True)
 
     async def _copy(self, database: str, attempt: Attempt, record: TargetRecord) -> None:
@@ -216,7 +212,7 @@ class Staging:
         try:
             snapshot = await self._taker.take(database)
         except SnapshotError as error:
-            self.fail(attempt, record, database, error, event="snapshot_failed")
+            attempt.problems[database] = self.problem(attempt, record, database, error, event="snapshot_failed")
         else:
             digests = {file.name: file.sha256 for file in snapshot.files}
             use = use_of_copy(known, digests, inconclusive=snapshot.inconclusive, deduplicate=self._deduplicate)

@@ -255,7 +255,10 @@ class HttpSync:
         record = await self._ledger.record(self.target)
         for name, snapshot in list(attempt.changed.items()):
             if not snapshot.is_readable:
-                self._staging.fail(attempt, record, name, snapshot.check_error(), event="memories_unreadable")
+                error = snapshot.check_error()
+                attempt.problems[name] = self._staging.problem(
+                    attempt, record, name, error, event="memories_unreadable"
+                )
                 await self._taker.discard(attempt.changed.pop(name))
         if record.intent is not None and record.intent.digests != attempt.digests:
             await self._ledger.abandon(self.target)
@@ -273,7 +276,9 @@ class HttpSync:
             try:
                 work.pushed[name] = await self._push_one(name, snapshot, work, capabilities)
             except SnapshotError as error:
-                self._staging.fail(attempt, record, name, error, event="memories_unreadable")
+                attempt.problems[name] = self._staging.problem(
+                    attempt, record, name, error, event="memories_unreadable"
+                )
                 await self._taker.discard(attempt.changed.pop(name))
         if attempt.problems:
             await self._write_intent(attempt)
