@@ -68,18 +68,19 @@ class Unpacker:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._not_removed: set[Path] = set()
 
     @asynccontextmanager
     async def folder(self, size: int) -> AsyncIterator[Path]:
         """Create a folder for `size` bytes; remove it with its contents when the block ends.
 
-        Raises StagingFull, StateError.
+        A folder that cannot be removed then is removed before the next one is created. Raises StagingFull, StateError.
         """
         folder = await asyncio.to_thread(self._make, size)
         try:
             yield folder
         finally:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+            await asyncio.shield(asyncio.to_thread(self._remove, folder))
 
     async def sweep(self) -> None:
         """Remove all folders, including those of killed processes."""
@@ -121,6 +122,8 @@ class Unpacker:
             await asyncio.shield(asyncio.create_task(_close(file, writing), name="unpack-close"))
 
     def _make(self, size: int) -> Path:
+        for left in list(self._not_removed):
+            self._remove(left)
         try:
             free = shutil.disk_usage(self._directory).free
             if free < size + SPARE_BYTES:
@@ -132,6 +135,13 @@ class Unpacker:
             return Path(tempfile.mkdtemp(prefix="ingest-", dir=self._directory))
         except OSError as error:
             raise _unusable(self._directory, error) from error
+
+    def _remove(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            self._not_removed.add(folder)
+        else:
+            self._not_removed.discard(folder)
 
     def _sweep(self) -> None:
         for folder in self._directory.glob("ingest-*"):

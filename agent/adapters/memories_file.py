@@ -1,8 +1,9 @@
 """memories.json: the memories of an upload, in the format of Akosha's ingestion. Plain JSON, one entry per line.
 
-A file is written in the staging directory: a thread encodes, hashes and writes about a mebibyte at a time. A file is
-read line by line, and every line is validated, because its writer is not trusted. The embedding is the last field of an
-entry, with exactly the digits that were read. `metadata` contains the row's metadata and the fields of its `RowState`.
+A file is written in the staging directory, without a name, so that none is left: a thread encodes, hashes and writes
+about a mebibyte at a time. A file is read line by line, and every line is validated, because its writer is not trusted.
+The embedding is the last field of an entry, with exactly the digits that were read. `metadata` contains the row's
+metadata and the fields of its `RowState`.
 """
 
 import asyncio
@@ -11,8 +12,8 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import threading
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import orjson
-import structlog
 
 from agent.domain.databases import database_of, main_name
 from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
@@ -40,15 +40,12 @@ CLOSING = b"]}"
 PIECE_BYTES = 2**20
 
 _MOST_WAITING = 500
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 MAX_LINE_BYTES = 64 * 2**20
 PAGE_ROWS = 200
 PAGE_BYTES = 4 * 2**20
 """A page ends with the row that exceeds this size, so that memory is bounded by a page and a line."""
-
-_log = structlog.get_logger()
 
 
 def encode(memory: Memory, system_id: str) -> bytes:
@@ -155,11 +152,10 @@ def _time(entry: Mapping[str, object]) -> str | None:
 
 
 class Draft:
-    """A memories.json that is being written, in a new file in `folder`."""
+    """A memories.json that is being written, in a new file without a name on the disk of `folder`."""
 
     def __init__(self, folder: Path, system_id: str) -> None:
-        self._path = folder / f"memories-{uuid.uuid4().hex}.json"
-        self._system_id = system_id
+        self._folder, self._system_id = folder, system_id
         self._waiting: list[Memory] = []
         self._waiting_size = 0
         # The thread of a cancelled call goes on; the next call waits for it here.
@@ -191,13 +187,12 @@ class Draft:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         offset = 0
-        while offset < self._size:
-            piece = await asyncio.to_thread(self._read, offset)
+        while piece := await asyncio.to_thread(self._read, offset):
             offset += len(piece)
             yield piece
 
     async def discard(self) -> None:
-        """Close and remove the file, if it was created."""
+        """Close the file, if it was created; its space is free then."""
         await asyncio.shield(asyncio.to_thread(self._discard))
 
     def _begin(self) -> None:
@@ -205,8 +200,9 @@ class Draft:
             if self._discarded:
                 return
             try:
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._file = os.open(self._path, _CREATE, 0o600)
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
+                    self._file = os.dup(file.fileno())
             except OSError as error:
                 raise self._translated(error) from error
             self._write(OPENING)
@@ -234,33 +230,22 @@ class Draft:
 
     def _read(self, offset: int) -> bytes:
         try:
-            with self._path.open("rb", buffering=0) as file:
-                file.seek(offset)
-                piece = file.read(PIECE_BYTES)
+            with self._lock:
+                return os.pread(self._file, PIECE_BYTES, offset)
         except OSError as error:
             raise StateError(
-                f"the staged memories cannot be read: {error.strerror}",
-                hint=f"check {self._path.parent}",
-                transient=True,
+                f"the staged memories cannot be read: {error.strerror}", hint=f"check {self._folder}", transient=True
             ) from error
-        if not piece:
-            raise StateError("the staged memories became shorter while they were read", transient=True)
-        return piece
 
     def _discard(self) -> None:
         with self._lock:
             self._discarded = True
-            if self._file < 0:
-                return
-            os.close(self._file)
-            self._file = -1
-            try:
-                self._path.unlink(missing_ok=True)
-            except OSError as error:  # the next sweep of the staging directory removes it
-                _log.warning("staging_not_removed", path=str(self._path), reason=error.strerror)
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
 
     def _translated(self, error: OSError) -> SnapshotError:
-        reason, folder = error.strerror or type(error).__name__, self._path.parent
+        reason, folder = error.strerror or type(error).__name__, self._folder
         if error.errno in _FULL:
             return StagingFull(
                 f"no room for the memories: {reason}",
@@ -354,7 +339,7 @@ class _Reading:
 
 
 class JsonMemoriesFile:
-    """Writes drafts of memories.json in `staging_dir`, with mode 0600, and reads memories.json files."""
+    """Writes drafts of memories.json on the disk of `staging_dir`, and reads memories.json files."""
 
     def __init__(self, staging_dir: Path) -> None:
         self._staging_dir = staging_dir

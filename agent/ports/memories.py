@@ -206,7 +206,7 @@ class WrittenMemories:
 
 
 class MemoriesDraft(Protocol):
-    """A memories.json that is being written in a private directory, with bounded memory use."""
+    """A memories.json that is being written to a private file, with bounded memory use."""
 
     async def add(self, memory: Memory) -> None:
         """Append a memory. Raises SnapshotError if the disk is full, or if JSON cannot represent the memory."""

@@ -1,13 +1,14 @@
 """memories.json: it is the JSON that Akosha reads, memories survive a round trip, and invalid files are refused."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
-import stat
 from contextlib import aclosing
 from dataclasses import replace
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -124,17 +125,16 @@ async def test_the_same_memories_give_the_same_bytes(file):
     assert await written(file, memories) == await written(file, memories)
 
 
-async def test_a_draft_is_private_and_deleted_at_the_end(file, tmp_path):
+async def test_a_draft_has_no_name_so_that_none_can_be_left(file, tmp_path):
     async with file.write(SYSTEM) as draft:
         await draft.add(memory())
         await draft.finish()
-        (path,) = (tmp_path / "staging").iterdir()
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list((tmp_path / "staging").iterdir()) == []
+        assert list((tmp_path / "staging").iterdir()) == []
+        assert [piece async for piece in draft.stream()]
 
 
-async def test_a_cancelled_draft_is_deleted(file, tmp_path):
-    started = asyncio.Event()
+async def test_a_cancelled_draft_is_closed(file):
+    open_before, started = psutil.Process().num_fds(), asyncio.Event()
 
     async def write():
         async with file.write(SYSTEM) as draft:
@@ -146,7 +146,7 @@ async def test_a_cancelled_draft_is_deleted(file, tmp_path):
     await started.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert list((tmp_path / "staging").iterdir()) == []
+    assert psutil.Process().num_fds() == open_before
 
 
 @pytest.mark.parametrize(
@@ -181,12 +181,14 @@ async def test_a_folder_that_cannot_be_written_to_is_reported(tmp_path):
             pass
 
 
-async def test_a_deleted_draft_cannot_be_streamed(file, tmp_path):
+async def test_a_draft_on_a_broken_disk_cannot_be_streamed(file, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     async with file.write(SYSTEM) as draft:
         await draft.finish()
-        for path in (tmp_path / "staging").iterdir():
-            path.unlink()
-        with pytest.raises(StateError, match="cannot be read"):
+        monkeypatch.setattr(memories_file.os, "pread", broken)
+        with pytest.raises(StateError, match="cannot be read: Input/output error"):
             _ = [piece async for piece in draft.stream()]
 
 

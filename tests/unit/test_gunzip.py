@@ -6,6 +6,7 @@ import tracemalloc
 
 import pytest
 
+from agent.adapters import gunzip
 from agent.adapters.gunzip import Unpacker
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.domain.errors import WireError
@@ -84,3 +85,13 @@ async def test_a_folder_is_deleted_after_use_and_leftovers_by_the_next_sweep(tmp
     (tmp_path / "ingest-left").mkdir()
     await unpacker.sweep()
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_folder_that_could_not_be_removed_is_removed_before_the_next_is_created(tmp_path, monkeypatch):
+    unpacker = Unpacker(tmp_path)
+    async with unpacker.folder(10) as left:
+        monkeypatch.setattr(gunzip.shutil, "rmtree", lambda *_, **__: None)  # as if no descriptor were free
+    assert left.exists()
+    monkeypatch.undo()
+    async with unpacker.folder(10) as folder:
+        assert list(tmp_path.iterdir()) == [folder]
