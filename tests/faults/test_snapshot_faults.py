@@ -132,8 +132,18 @@ async def test_an_unusable_staging_directory_is_an_error_that_names_the_setting(
     with pytest.raises(SnapshotError, match="cannot create the staging directory") as caught:
         await taker.take("reflection")
     assert "akosha_agent_state_dir" in caught.value.hint
+    assert caught.value.transient
     with pytest.raises(SnapshotError, match="cannot read the staging directory"):
         await taker.sweep()
+
+
+@pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root's rights can be given up on Linux only")
+def test_a_copy_to_a_read_only_staging_directory_is_a_transient_error(data_dir, staging):
+    create(data_dir, commits=1)
+    staging.mkdir(mode=0o500)
+    output = restricted(data_dir, staging, "unprivileged")
+    assert (output["error"], output["transient"]) == ("SnapshotError", True)
+    assert "akosha_agent_state_dir" in output["hint"]
 
 
 async def test_a_copy_that_would_not_fit_is_not_started(data_dir, staging, taker):

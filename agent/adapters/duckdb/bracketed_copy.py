@@ -38,6 +38,7 @@ from agent.ports import Clock
 
 CHUNK_BYTES = 2**20
 STATE_DIR_HINT = "free disk space there, or set akosha_agent_state_dir to a directory on a larger disk"
+WRITABLE_HINT = "set akosha_agent_state_dir to a directory that you may write to"
 
 _FICLONE = 0x40049409
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -155,13 +156,14 @@ class FileCopy:
 
 
 def staging_error(error: OSError, name: str, folder: Path, *, needed: int = 0) -> SnapshotError:
-    """Return the error for a copy that could not be written."""
+    """Return the error for a copy that could not be written. It is transient: no event tells when it can be."""
     staging = folder.parent
     if error.errno in _FULL:
         return staging_full(name, staging, needed=needed, reason=f" ({error.strerror})")
     return SnapshotError(
         f"cannot copy {name} to {staging}: {error.strerror}",
-        hint="set akosha_agent_state_dir to a directory that you may write to",
+        hint=WRITABLE_HINT,
+        transient=True,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from agent.adapters.duckdb import source
-from agent.adapters.duckdb.bracketed_copy import DatabaseCopy, copy_database
+from agent.adapters.duckdb.bracketed_copy import WRITABLE_HINT, DatabaseCopy, copy_database
 from agent.adapters.duckdb.child_process import STALL_SECONDS, WarmChildren
 from agent.adapters.duckdb.source import Source
 from agent.adapters.duckdb.verification import Verdict, verify
@@ -179,7 +179,8 @@ def _make_private(staging: Path) -> None:
     except OSError as error:
         raise SnapshotError(
             f"cannot create the staging directory {staging}: {error.strerror}",
-            hint="set akosha_agent_state_dir to a directory that you may write to",
+            hint=WRITABLE_HINT,
+            transient=True,
         ) from error
 
 
