@@ -14,6 +14,7 @@ MCP1_VERSION := 1.30.0
 MCP1 := $(VENV)/mcp1/.ready-$(MCP1_VERSION)
 MINUTES ?= 30
 SEED ?= 1
+FAULTS_JOBS := $(if $(filter command line environment,$(origin JOBS)),--jobs $(JOBS))
 # The tests that may depend on the interpreter: pure code, tasks and sockets, the built wheel.
 ALSO   := tests/unit tests/integration/test_nats_cancellation.py tests/integration/test_akosha_mcp.py tests/e2e/test_wheel.py
 
@@ -26,10 +27,10 @@ BESIDE         := .venv-beside
 BESIDE_READY   := $(BESIDE)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs picture format events bench faults fuzz soak clean
+.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs picture format events bench faults faults-full fuzz soak clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(READY) $(WRITER) $(MCP1)  ## create .venv from constraints.txt, if it is missing or out of date
 
@@ -138,13 +139,16 @@ events: $(READY)  ## generate docs/events from the event classes
 	$(BIN)/python docs/events/generate.py
 
 faults: $(READY)  ## strike a running agent with faults, and check that nothing is lost: make faults SEED=1 MINUTES=15
-	$(BIN)/python tests/campaign/run.py --seed $(SEED) --minutes $(if $(filter command line,$(origin MINUTES)),$(MINUTES),15) $(ARGS)
+	$(BIN)/python tests/campaign/run.py --seed $(SEED) --minutes $(if $(filter command line environment,$(origin MINUTES)),$(MINUTES),15) $(FAULTS_JOBS) $(ARGS)
+
+faults-full: $(READY)  ## all rounds of all faults, up to 90 minutes; writes docs/reliability.md, and goes on after a stop: make faults-full SEED=1
+	$(BIN)/python tests/campaign/run.py --seed $(SEED) --full --keep build/faults.jsonl --report $(FAULTS_JOBS) $(ARGS)
 
 fuzz: $(READY)  ## generate invalid input for everything that is read from outside: make fuzz MINUTES=30
 	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) $(ARGS)
 
-soak: $(READY)  ## run an agent under load and check that it does not grow: make soak MINUTES=30
-	$(BIN)/python tests/soak/run.py --minutes $(MINUTES) $(ARGS)
+soak: $(READY)  ## run an agent under load and check that it does not grow: make soak HOURS=2, or MINUTES=30
+	$(BIN)/python tests/soak/run.py $(if $(HOURS),--hours $(HOURS),--minutes $(MINUTES)) $(ARGS)
 
 bench: $(READY)  ## measure the figures of docs/benchmarks.md on this machine
 	$(BIN)/python tests/bench/run.py $(ARGS)

@@ -26,6 +26,8 @@ RESULT_SECONDS = 20.0
 
 def violations(world: World, *, at_end: bool = False) -> list[str]:
     """Return the broken promises. `at_end`: open all uploads, not only the newest, and restore the newest."""
+    if at_end:
+        _prune_leftovers(world)
     arrived = _memories(world) if isinstance(world.target, AkoshaTarget) else _uploads(world, at_end=at_end)
     left = [
         text
@@ -49,6 +51,19 @@ def _uploads(world: World, *, at_end: bool) -> Iterator[str]:
             if manifest in world.manifests():  # otherwise it was pruned meanwhile
                 yield from problems
         yield from _restore(world)
+
+
+def _prune_leftovers(world: World) -> None:
+    """Commit until a prune, which follows each upload, has deleted what a killed prune has left."""
+
+    def none_left() -> bool:
+        if [*_objects(world, partly_pruned=False)]:
+            world.commit()
+            world.settle()
+            return False
+        return True
+
+    happens(none_left, leftovers.LASTING_SECONDS)
 
 
 def _commits(world: World, newest: Mapping) -> Iterator[str]:

@@ -1,164 +1,192 @@
 """`make faults SEED=n MINUTES=m`: fault after fault against a running agent; prove that nothing is lost.
 
 In each round a writer commits transactions, a fault strikes, and once things have calmed down every promise is checked
-(`checks`). The same seed gives the same faults at the same moments of the campaign's clock. The time is spread over the
-rows; `--rounds N` does N rounds of each row instead. `--keep FILE` records each finished row, and goes on after the
-rows that FILE has. Prints the table; exits with 1 if there was a violation.
+(`checks`). The rounds of a row are played in chunks (`plan`), several chunks at once, each in a process and a world of
+its own (`play`). A seed gives the same faults at the same moments of a round, however many processes play.
+
+`--full` plays all rounds of each row, `--rounds N` so many, `--minutes` as many as typically take so long.
+`--keep FILE` records each played chunk; the same command goes on after the chunks that FILE has. Prints the table;
+exits with 1 if there was a violation.
 """
 
 import argparse
-import itertools
 import json
-import random
-import shutil
+import os
+import shlex
+import signal
+import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.campaign.checks import violations
+from tests.campaign import play, report
 from tests.campaign.faults import ALL, Fault
-from tests.campaign.world import NotSettled, Skipped, World
+from tests.campaign.plan import PROCESSES, Chunk, all_rounds, chunks, seconds, spread
+from tests.campaign.play import OUTCOME, Outcome
+from tests.campaign.record import ROOT, Played, Record, Results, Run
+from tests.campaign.scratch import end_processes, remove, run_folder, scratch
+from tests.support.waiting import happens
 
+PROGRAM = (sys.executable, "-m", play.__name__)
 MOST_SHOWN = 5
-SYNC_SECONDS = 0.7
-"""Approximate time of a sync of the campaign's databases: a fault strikes at a random moment of it."""
+END_SECONDS = 30.0
+"""Maximum time until a chunk has ended its world; then its processes are killed."""
 
-COMMITS = 6
-"""Most transactions of a round in each database."""
+STUCK_SECONDS = 600.0
+"""A chunk that takes so much longer than ten times its typical duration is killed."""
 
 
-@dataclass
-class Outcome:
-    """The rounds of one row. `slowest_seconds`: the longest time from the end of the fault to calm.
+class Playing:
+    """A chunk that a process plays in a folder."""
 
-    `skipped`: why this machine does not allow the fault.
+    def __init__(self, chunk: Chunk, seed: str, folder: Path) -> None:
+        self.chunk, self.folder = chunk, folder
+        self._end_at = time.monotonic() + STUCK_SECONDS + 10 * chunk.seconds
+        temporary = folder / "tmp"
+        temporary.mkdir(parents=True)
+        words = (seed, chunk.row, str(chunk.number), str(chunk.rounds), str(folder))
+        with (folder / "output").open("wb") as output:
+            self._process = subprocess.Popen(
+                [*PROGRAM, *words],
+                cwd=ROOT,
+                # Names the folder in the environment of all processes of the chunk: see `scratch.remove`.
+                env=os.environ | {"TMPDIR": str(temporary)},
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # an interrupt from the terminal reaches the runner only
+            )
+
+    def has_ended(self) -> bool:
+        if time.monotonic() > self._end_at:
+            end_processes(self.folder)
+        return self._process.poll() is not None
+
+    def end(self) -> None:
+        """Ask the process to end. `wait` waits for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def wait(self) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
+        end_processes(self.folder)
+
+    def outcome(self) -> Outcome:
+        """Return the outcome of a process that has ended."""
+        self.end()
+        self.wait()
+        try:
+            return Outcome(**json.loads((self.folder / OUTCOME).read_text()))
+        except (OSError, ValueError):
+            output = (self.folder / "output").read_text(errors="replace")[-1000:]
+            return Outcome(self.chunk.row, violations=[f"ended with {self._process.returncode}: {output}"])
+
+
+def play_all(plan: Sequence[Chunk], seed: str, folder: Path, jobs: int) -> Iterator[Playing]:
+    """Play chunks, so many at once, and yield each when it has ended. Closing the iterator ends the others.
+
+    Chunks that take long come first, so that all processes end at about the same time.
     """
-
-    row: str
-    rounds: int = 0
-    seconds: float = 0.0
-    slowest_seconds: float = 0.0
-    violations: list[str] = field(default_factory=list)
-    skipped: str = ""
-
-
-def play(kind: type[Fault], seed: str, folder: Path, *, seconds: float, rounds: int | None = None) -> Outcome:
-    """Play rounds of a fault in one world, for `seconds` (at least one round), or so many `rounds`."""
-    rng, fault, outcome = random.Random(seed), kind(), Outcome(kind.row)
-    started = time.monotonic()
+    waiting = sorted(plan, key=lambda chunk: -chunk.seconds)
+    playing = list[Playing]()
     try:
-        with World(folder, rng, target=kind.target, prepare=fault.prepare) as world:
-            for _ in _rounds(started + seconds, rounds):
-                _play_round(world, fault, outcome, rng)
-                if outcome.violations:  # what follows a violation would be its consequence
-                    break
-            else:
-                outcome.violations += [f"at the end: {text}" for text in violations(world, at_end=True)]
-    except Skipped as reason:
-        outcome.skipped = str(reason)
-    except NotSettled as error:
-        outcome.violations.append(f"before the first round: {error}")
-    outcome.seconds = time.monotonic() - started
-    return outcome
+        while waiting or playing:
+            while waiting and len(playing) < jobs:
+                playing.append(Playing(waiting.pop(0), seed, folder / str(len(waiting))))
+            happens(lambda: any(one.has_ended() for one in playing), STUCK_SECONDS)
+            for one in [one for one in playing if one.has_ended()]:
+                playing.remove(one)
+                yield one
+    finally:
+        for one in playing:
+            one.end()
+        for one in playing:
+            one.wait()
 
 
-def _rounds(until: float, count: int | None) -> Iterator[int]:
-    """Yield for each round: `count` times, or if that is None until a time, but at least once."""
-    for number in itertools.count(1):
-        yield number
-        if number == count or (count is None and time.monotonic() >= until):
-            return
+def repeat_command(chunk: Chunk, seed: str) -> str:
+    """Return the command that plays a chunk again."""
+    words = ("--seed", seed, "--only", chunk.row, "--chunk", str(chunk.number))
+    return f"{Path(sys.executable).name} tests/campaign/run.py {shlex.join(words)}"
 
 
-def _play_round(world: World, fault: Fault, outcome: Outcome, rng: random.Random) -> None:
-    outcome.rounds += 1
-    try:
-        outcome.slowest_seconds = max(outcome.slowest_seconds, one_round(world, fault, rng))
-        found = [*violations(world), *fault.check(world)]
-    except NotSettled as error:
-        found = [str(error)]
-    outcome.violations += [f"round {outcome.rounds}: {text}" for text in found]
-
-
-def one_round(world: World, fault: Fault, rng: random.Random) -> float:
-    """Commit, strike, commit, heal, and wait for calm; return the seconds that this took. Raises NotSettled."""
-    world.begin_round()
-    if not fault.delayed:
-        fault.strike(world, rng)
-        world.commit(rng.randint(1, COMMITS))
-    else:
-        pause = rng.uniform(0, SYNC_SECONDS)
-        world.commit(rng.randint(1, COMMITS))
-        threading.Event().wait(pause)
-        fault.strike(world, rng)
-        if rng.random() < 0.5:
-            world.commit(1)
-    fault.heal(world, rng)
-    ended = time.monotonic()
-    world.settle(fault.calm_seconds)
-    return time.monotonic() - ended
-
-
-def report(outcomes: Sequence[Outcome], seed: str) -> Table:
-    table = Table(
-        title=f"Faults, seed {seed}, {sum(one.seconds for one in outcomes) / 60:.0f} min", title_justify="left"
-    )
-    for title, justify in (("fault", "left"), ("rounds", "right"), ("violations", "right"), ("slowest calm", "right")):
-        table.add_column(title, justify=justify)
-    for one in outcomes:
-        figures = (str(one.rounds), str(len(one.violations)), f"{one.slowest_seconds:.1f} s")
-        table.add_row(one.row, *(("skipped", one.skipped) if one.skipped else figures))
-    return table
+def show(console: Console, chunk: Chunk, seed: str, outcome: Outcome, files: Path) -> None:
+    """Print a chunk's outcome in a line; for violations also where its files are kept, and how to repeat it."""
+    console.print(f"{chunk.row}, chunk {chunk.number}: {report.figures(outcome)}")
+    for text in outcome.violations[:MOST_SHOWN]:
+        console.print(f"  {text}")
+    if outcome.violations:
+        kept = scratch() / f"violation-{datetime.now(UTC):%Y%m%dT%H%M%S}-{chunk.number}"
+        files.rename(kept)
+        console.print(f"  files: {kept}\n  repeat: {repeat_command(chunk, seed)}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", default="1")
-    parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--rounds", type=int, help="rounds of each row, instead of --minutes")
-    parser.add_argument("--only", default="", help="only rows that contain this text")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="record finished rows, and go on after them")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--minutes", type=float, default=15.0, help=f"with {PROCESSES} processes; default 15")
+    amount.add_argument("--rounds", type=int, help="rounds of each row")
+    amount.add_argument("--full", action="store_true", help="all rounds of each row")
+    amount.add_argument("--chunk", type=int, metavar="NUMBER", help="all rounds of this chunk of each row")
+    parser.add_argument("--only", default="", help="the row of this name, or the rows that contain this text")
+    parser.add_argument("--jobs", type=int, default=PROCESSES, help="chunks that are played at once")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="record played chunks, and go on after them")
+    parser.add_argument("--report", action="store_true", help="write the results to docs/reliability.md")
     arguments = parser.parse_args()
-    console = Console()
-    done = {one.row: one for one in recorded(arguments.keep)}
-    kinds = [kind for kind in ALL if arguments.only.lower() in kind.row.lower()]
-    share = arguments.minutes * 60 / len(kinds)
-    for kind in kinds:
-        if kind.row in done:
-            continue
-        folder = Path(tempfile.mkdtemp(prefix="faults-"))
-        console.print(f"{kind.row} ...", highlight=False)
-        outcome = play(kind, f"{arguments.seed} {kind.row}", folder, seconds=share, rounds=arguments.rounds)
-        done[kind.row] = outcome
-        if arguments.keep:
-            with arguments.keep.open("a") as file:
-                file.write(json.dumps(asdict(outcome)) + "\n")
-        for text in outcome.violations[:MOST_SHOWN]:
-            console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
-        if outcome.violations:
-            console.print(f"  its files: {folder}", highlight=False)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-    outcomes = [done[kind.row] for kind in kinds]
-    console.print(report(outcomes, arguments.seed))
-    return 1 if any(one.violations for one in outcomes) else 0
+    kinds = selected(arguments.only)
+    plan = planned(kinds, arguments)
+    if not plan:
+        parser.error("there is no such row or chunk")
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored in a process that runs in the background
+        signal.signal(number, signal.default_int_handler)
+    played = campaign(plan, Run.of_this_machine(arguments.seed), Record(arguments.keep), arguments.jobs)
+    if len(played) < len(plan):
+        print("interrupted" + "; the same command goes on" * bool(arguments.keep))
+        return 128 + signal.SIGINT
+    results = Results.of(played)
+    Console().print(report.table(results), *report.notes(results), sep="\n")
+    if arguments.report:
+        report.write(results)
+    return 1 if any(row.violations for row in results.rows) else 0
 
 
-def recorded(path: Path | None) -> list[Outcome]:
-    """Return the rows that were finished before."""
-    with suppress(FileNotFoundError):
-        return [Outcome(**json.loads(line)) for line in path.read_text().splitlines()] if path else []
-    return []
+def selected(text: str) -> list[type[Fault]]:
+    """Return the rows with this name, or else those that contain the text."""
+    return [kind for kind in ALL if kind.row == text] or [kind for kind in ALL if text.lower() in kind.row.lower()]
+
+
+def planned(kinds: Sequence[type[Fault]], arguments: argparse.Namespace) -> list[Chunk]:
+    if arguments.rounds:
+        return [chunk for kind in kinds for chunk in chunks(kind, arguments.rounds)]
+    if arguments.full or arguments.chunk:
+        return [chunk for chunk in all_rounds(kinds) if arguments.chunk in (None, chunk.number)]
+    return spread(kinds, arguments.minutes)
+
+
+def campaign(plan: Sequence[Chunk], run: Run, record: Record, jobs: int) -> list[Played]:
+    """Play what is left of a plan, until an interrupt; return what was played, also before."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    played = record.played(run, plan)
+    done = [each.chunk for each in played]
+    left = [chunk for chunk in plan if chunk not in done]
+    console.print(f"{len(left)} of {len(plan)} chunks, about {seconds(left) / 60 / jobs:.0f} min")
+    with suppress(KeyboardInterrupt), run_folder() as folder, closing(play_all(left, run.seed, folder, jobs)) as ended:
+        for one in ended:
+            outcome = one.outcome()
+            played.append(Played(run, one.chunk, datetime.now(UTC), outcome))
+            record.append(played[-1])
+            show(console, one.chunk, run.seed, outcome, one.folder)
+            remove(one.folder)
+    return played
 
 
 if __name__ == "__main__":

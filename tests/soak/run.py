@@ -1,4 +1,4 @@
-"""`make soak MINUTES=30`: run an agent under load and check that its use of resources does not grow.
+"""`make soak HOURS=2`, or `MINUTES=30`: run an agent under load and check that its use of resources does not grow.
 
 The load: a change every second, a reader of its events, a scrape of its metrics every 15 s, a session end every minute,
 and every two minutes a SIGHUP with a changed setting. In the first fifth of the time that setting restarts the agent's
@@ -196,16 +196,19 @@ def show(samples: list[Usage], failures: list[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30.0, help=f"duration, at least {MIN_MINUTES:g}")
+    duration = parser.add_mutually_exclusive_group()
+    duration.add_argument("--minutes", type=float, default=30.0, help=f"duration, at least {MIN_MINUTES:g}")
+    duration.add_argument("--hours", type=float, help="duration in hours")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="write all samples to this CSV file")
     arguments = parser.parse_args()
-    if not Path("/proc/self/smaps_rollup").exists() or arguments.minutes < MIN_MINUTES:
+    minutes = arguments.minutes if arguments.hours is None else arguments.hours * 60
+    if not Path("/proc/self/smaps_rollup").exists() or minutes < MIN_MINUTES:
         print(f"the soak needs Linux, because it reads /proc, and at least {MIN_MINUTES:g} minutes", file=sys.stderr)
         return 2
     os.environ[zygote.EXECUTE] = "1"
     with tempfile.TemporaryDirectory(prefix="akosha-soak-") as folder:
         soak = Soak(Path(folder))
-        samples = soak.run(arguments.minutes * 60)
+        samples = soak.run(minutes * 60)
     if arguments.keep:
         with arguments.keep.open("w", newline="") as file:
             rows = csv.DictWriter(file, list(asdict(samples[0])))

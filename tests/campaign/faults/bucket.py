@@ -13,6 +13,7 @@ class BucketChanged(Fault):
 
     row = "Objects deleted, flipped or swapped behind the agent's back"
     rounds = 20
+    bar = "found and repaired"
     delayed = False
 
     def prepare(self, world: World) -> None:

@@ -25,6 +25,7 @@ class ShiftedClock(Fault):
     """The agent's clock is set. Uploads stay in order, and pruning keeps the newest."""
 
     rounds = 10
+    bar = "IDs in the right order; the newest uploads are kept"
 
     def prepare(self, world: World) -> None:
         self.file, self.seconds = world.folder / "clock", 0.0
@@ -99,6 +100,7 @@ class Suspended(ShiftedClock):
 
     row = "Suspended (SIGSTOP) while the clock goes on"
     rounds = 5
+    bar = "the first sync follows within 60 s"
     calm_seconds = 60
 
     def strike(self, world: World, rng: random.Random) -> None:

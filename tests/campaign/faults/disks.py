@@ -37,6 +37,7 @@ class DiskFull(Fault):
     """The disk of a directory is full until the agent has said so."""
 
     rounds = 20
+    bar = "stays up, says so, recovers by itself"
     says: ClassVar[str]
     """What the agent logs."""
 

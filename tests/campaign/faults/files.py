@@ -12,6 +12,7 @@ class DataDirectory(Fault):
 
     row = "Data directory deleted, swapped, or full of other files"
     rounds = 20
+    bar = "the newest state arrives"
 
     def strike(self, world: World, rng: random.Random) -> None:
         data = world.machine.data

@@ -3,6 +3,7 @@
 import random
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import ClassVar
 
@@ -38,17 +39,33 @@ class AgentKilledAtPoint(Fault):
     delayed = False
     points: ClassVar = [f"{name}:{when}" for name in killed_run.CALLS for when in ("before", "after")]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.struck.update(dict.fromkeys(self.points, 0))
+
     def strike(self, world: World, rng: random.Random) -> None:
+        point = rng.choice(self.points)
+        if point.startswith("reflection:"):
+            world.writer.run("checkpoint")  # other commits change the WAL only
+        self.start_deadly(world, point)
+
+    def start_deadly(self, world: World, point: str, prepare: Callable[[], object] = lambda: None) -> None:
+        """Replace the agent by one that kills itself at the point. `prepare` runs while no agent runs."""
         assert world.stop_agent() == 0
-        world.prefix = (sys.executable, killed_run.__file__, rng.choice(self.points))
+        prepare()
+        self.point = point
+        world.prefix = (sys.executable, killed_run.__file__, point)
         world.start_agent()
 
     def heal(self, world: World, rng: random.Random) -> None:
+        """Count the kill if the agent has reached the point, and start another agent."""
         assert world.agent is not None
         world.settle(or_ended=True)
         happens(lambda: world.agent.process.poll() is not None, LATER_SECONDS)
-        if world.agent.process.returncode not in (-signal.SIGKILL, None):
+        code = world.agent.process.returncode
+        if code not in (-signal.SIGKILL, None):
             raise NotSettled(f"the agent ended by itself: {world.last_lines()}")
+        self.struck[self.point] += code is not None
         world.kill_agent()
         world.prefix = (COMMAND,)
         world.start_agent()
@@ -59,13 +76,12 @@ class AgentKilledInMigration(AgentKilledAtPoint):
 
     row = "SIGKILL of the agent in a migration of the ledger"
     rounds = 50
+    points: ClassVar = [f"migration:{number}" for number in killed_run.MIGRATIONS]
 
     def strike(self, world: World, rng: random.Random) -> None:
-        assert world.stop_agent() == 0
         number = rng.choice(killed_run.MIGRATIONS)
-        downgrade(world.machine.state / "ledger.sqlite", rng.randrange(number))
-        world.prefix = (sys.executable, killed_run.__file__, f"migration:{number}")
-        world.start_agent()
+        ledger, version = world.machine.state / "ledger.sqlite", rng.randrange(number)
+        self.start_deadly(world, f"migration:{number}", lambda: downgrade(ledger, version))
 
 
 class ChildKilled(Fault):

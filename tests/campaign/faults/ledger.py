@@ -11,6 +11,7 @@ class LedgerDamaged(Fault):
 
     row = "Ledger corrupted, truncated or deleted"
     rounds = 20
+    bar = "rebuilt from the bucket"
     delayed = False
 
     def strike(self, world: World, rng: random.Random) -> None:

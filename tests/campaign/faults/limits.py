@@ -25,6 +25,7 @@ class NoDescriptors(Fault):
 
     row = "No descriptors"
     rounds = 10
+    bar = "stays up, says so, recovers by itself"
 
     def strike(self, world: World, rng: random.Random) -> None:
         process = psutil.Process(world.pid)
@@ -44,6 +45,7 @@ class NoWatches(Fault):
 
     row = "No inotify watches"
     rounds = 10
+    bar = "stays up, says so, recovers by itself"
 
     def prepare(self, world: World) -> None:
         world.prefix = ("unshare", "--user", "--map-root-user", COMMAND)
@@ -76,6 +78,7 @@ class NoThreads(Fault):
 
     row = "No threads and processes"
     rounds = 10
+    bar = "stays up, says so, recovers by itself"
 
     def prepare(self, world: World) -> None:
         folders = [Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")]
@@ -109,6 +112,7 @@ class NoMemoryForTheChild(Fault):
 
     row = "No memory for the DuckDB child"
     rounds = 10
+    bar = "stays up, says so, recovers by itself"
 
     def prepare(self, world: World) -> None:
         self.flag = world.folder / "no-memory"
@@ -125,6 +129,7 @@ class Unprivileged(Fault):
     """A fault of an agent whom permissions bind, although root has started it."""
 
     rounds = 10
+    bar = "stays up, says so, recovers by itself"
 
     def prepare(self, world: World) -> None:
         world.prefix = (*RESTRICTED, "unprivileged")

@@ -62,6 +62,7 @@ class StoreAnswers(Fault):
 
     row = "The S3 server resets, refuses, loses answers"
     rounds = 300
+    bar = "recovers by itself; the agent never exits"
     target = "s3"
     delayed = False
     operations: ClassVar = ("put_object", "list_objects_v2", "head_object", "get_object", "copy_object")
