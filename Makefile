@@ -141,7 +141,7 @@ events: $(READY)  ## generate docs/events from the event classes
 faults: $(READY)  ## strike a running agent with faults, and check that nothing is lost: make faults SEED=1 MINUTES=15
 	$(BIN)/python tests/campaign/run.py --seed $(SEED) --minutes $(if $(filter command line environment,$(origin MINUTES)),$(MINUTES),15) $(FAULTS_JOBS) $(ARGS)
 
-faults-full: $(READY)  ## all rounds of all faults, up to 90 minutes; writes docs/reliability.md, and goes on after a stop: make faults-full SEED=1
+faults-full: $(READY)  ## all rounds of all faults, up to 90 minutes; goes on after a stop; writes docs/reliability.md: make faults-full SEED=1
 	$(BIN)/python tests/campaign/run.py --seed $(SEED) --full --keep build/faults.jsonl --report $(FAULTS_JOBS) $(ARGS)
 
 fuzz: $(READY)  ## generate invalid input for everything that is read from outside: make fuzz MINUTES=30

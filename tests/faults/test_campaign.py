@@ -17,7 +17,7 @@ from agent.adapters.directory_store.layout import incoming_folder
 from tests.campaign import checks, leftovers
 from tests.campaign.checks import violations
 from tests.campaign.faults import AgentKilled, LedgerDamaged
-from tests.campaign.run import play
+from tests.campaign.play import play
 from tests.campaign.world import CANARY, World
 
 pytestmark = pytest.mark.long
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.long
 
 @pytest.mark.parametrize("kind", [AgentKilled, LedgerDamaged], ids=lambda kind: kind.__name__)
 def test_nothing_is_lost_in_a_seeded_part_of_the_campaign(tmp_path, kind):
-    outcome = play(kind, "7", tmp_path, seconds=0, rounds=2)
+    outcome = play(kind, "7", tmp_path, rounds=2)
     assert (outcome.rounds, outcome.violations) == (2, [])
 
 

@@ -1,7 +1,7 @@
 """The faults of a campaign, by subject. A fault is a class: `strike` happens while a change is synced, `heal` after it.
 
 To add a fault: a subclass of `Fault` with `row`, `rounds`, `strike` and, if something must be put right again, `heal`;
-and its name in ALL.
+and its name in ALL. Then `python -m tests.campaign.report` adds the row to docs/reliability.md.
 """
 
 from tests.campaign.faults.bucket import BucketChanged
