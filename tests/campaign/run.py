@@ -132,8 +132,8 @@ def show(console: Console, chunk: Chunk, seed: str, outcome: Outcome, files: Pat
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", default="1")
-    amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--minutes", type=float, default=15.0, help=f"with {PROCESSES} processes; default 15")
+    parser.add_argument("--minutes", type=float, default=15.0, help=f"duration with {PROCESSES} processes; default 15")
+    amount = parser.add_mutually_exclusive_group()  # instead of the minutes
     amount.add_argument("--rounds", type=int, help="rounds of each row")
     amount.add_argument("--full", action="store_true", help="all rounds of each row")
     amount.add_argument("--chunk", type=int, metavar="NUMBER", help="all rounds of this chunk of each row")
