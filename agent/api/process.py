@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from agent.api.config import AkoshaSyncConfig
 from agent.domain.errors import AkoshaError
 from agent.domain.parsing import parse_json
+from agent.domain.plain_text import signal_name
 
 if TYPE_CHECKING:
     from agent.settings import Loaded
@@ -155,7 +156,7 @@ def _result(output: bytes, status: int, last_line: str) -> Mapping[str, Any]:
     try:
         document = parse_json(output)
     except ValueError:
-        end = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        end = f"was killed by {signal_name(-status)}" if status < 0 else f"exited with status {status}"
         raise AkoshaError(
             f"the sync process {end} without a result{last_line and f': {last_line[:MAX_QUOTED]}'}",
             transient=True,

@@ -8,6 +8,7 @@ match ordinary words.
 import base64
 import json
 import re
+import signal
 from collections.abc import Mapping
 from urllib.parse import quote, quote_plus
 
@@ -135,3 +136,11 @@ def _forms(secret: str) -> set[str]:
         repr(encoded)[2:-1],
         base64.b64encode(encoded).decode(),
     }
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; `signal 35` for one without, as most real-time signals are."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

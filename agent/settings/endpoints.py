@@ -4,11 +4,13 @@ A check returns its argument, or raises ValueError with the rule. The message ne
 include a password.
 """
 
+import os
 import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from agent.domain.manifest import LONGEST_NAME_BYTES
 from agent.domain.plain_text import MASK
 
 BUCKETS = (
@@ -29,6 +31,7 @@ _PROVIDERS = re.compile(
     r"|s3\.[a-z0-9-]+\.scw\.cloud"
 )
 """Hosts of storage providers, without a bucket as prefix."""
+_LONGEST_PATH_BYTES = 4095
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -119,7 +122,16 @@ def directory_of(url: str) -> Path:
         raise ValueError("must be file:///DIRECTORY, with three slashes and an absolute path")
     if _CONTROL.search(decoded):
         raise ValueError("must not contain control characters")
-    return Path("/", decoded.lstrip("/"))
+    path = Path("/", decoded.lstrip("/"))
+    if is_too_long(path):
+        raise ValueError("must not be longer than a path can be")
+    return path
+
+
+def is_too_long(path: Path) -> bool:
+    """Return whether the operating system refuses a path because of its length, or that of a name in it."""
+    encoded = os.fsencode(path)
+    return len(encoded) > _LONGEST_PATH_BYTES or any(len(name) > LONGEST_NAME_BYTES for name in encoded.split(b"/"))
 
 
 def is_akosha_address(url: str) -> bool:

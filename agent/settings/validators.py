@@ -124,9 +124,12 @@ def _path(value: Path, what: str) -> Path:
     if "\0" in str(value) or not value.parts or not _is_encodable(value):
         raise ValueError(f"must be {what}")
     try:
-        return value.expanduser()
+        path = value.expanduser()
     except RuntimeError:
         raise ValueError(f"begins with ~ and a user without a home directory; must be {what}") from None
+    if endpoints.is_too_long(path):
+        raise ValueError(f"is longer than a path can be; must be {what}")
+    return path
 
 
 def _is_encodable(path: Path) -> bool:

@@ -133,7 +133,7 @@ async def test_a_slow_verification_with_progress_is_awaited(data_dir, staging):
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    assert await Exchange(child, 60, stall_seconds=1.2).ask(b"verify", "verdict") == 1
+    assert await Exchange(child, 60, stall_seconds=1.2).ask(b"verify", "verdict", int) == 1
     await child_process.end(child)
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from agent.domain.errors import AkoshaError, SettingsError, StoreError, SyncError
 from agent.domain.events import MethodError
-from agent.domain.plain_text import LONGEST_LINE, MASK, hide, printable, safe_text
+from agent.domain.plain_text import LONGEST_LINE, MASK, hide, printable, safe_text, signal_name
 from agent.domain.status_warning import StatusWarning
 
 HOSTILE = "a\x1b[2J\r\nb\u202ec\u2066\x00\x9b\x7f\udc80\u2028"
@@ -57,3 +57,7 @@ def test_a_line_has_a_bounded_length():
 def test_warnings_and_the_errors_of_a_request_are_cleaned():
     assert "\x1b" not in str(StatusWarning(code="x", message=HOSTILE, hint=HOSTILE))
     assert MethodError(method="cloud", error=HOSTILE).error == printable(HOSTILE)
+
+
+def test_a_signal_without_a_name_has_its_number():
+    assert (signal_name(9), signal_name(35)) == ("SIGKILL", "signal 35")

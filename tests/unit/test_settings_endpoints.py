@@ -118,7 +118,18 @@ def test_an_unsafe_cloud_endpoint_is_refused(url):
 
 
 @pytest.mark.parametrize(
-    "url", ["file://mnt/nas", "file:/mnt/nas", "file:mnt", "file:", "file://", "file:///", "file:////", "file:///a%00b"]
+    "url",
+    [
+        "file://mnt/nas",
+        "file:/mnt/nas",
+        "file:mnt",
+        "file:",
+        "file://",
+        "file:///",
+        "file:////",
+        "file:///a%00b",
+        f"file:///{'x' * 256}",
+    ],
 )
 def test_a_file_endpoint_without_an_absolute_directory_is_refused(url):
     with pytest.raises(ValueError, match="must"):

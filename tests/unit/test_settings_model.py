@@ -168,6 +168,8 @@ def test_texts_are_converted_to_values(key, value, result):
         ("agent_data_dir", "~no-such-user-here/x"),
         ("agent_data_dir", "a\0b"),
         ("agent_data_dir", "a\ud800b"),
+        ("agent_data_dir", f"/{'x' * 256}/y"),
+        ("agent_data_dir", "/x" * 2048),
         ("agent_data_dir", 5),
         ("agent_state_dir", ""),
         ("agent_bus", "kafka"),

@@ -9,14 +9,19 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import orjson
 
 from agent.adapters.duckdb.child_protocol import BEAT, HEAD_BYTES, length_of
+from agent.domain.manifest import LARGEST_NUMBER
 from agent.domain.memories import Json
+from agent.domain.plain_text import signal_name
+
+T = TypeVar("T")
 
 CHILD = "agent.adapters.duckdb.child"
 
@@ -94,7 +99,7 @@ def signal_of(status: int) -> tuple[str, bool] | None:
     """Return the signal that ended a child, and whether another process sent it; None for a normal exit."""
     if status >= 0:
         return None
-    return signal.Signals(-status).name, -status in _KILLED_FROM_OUTSIDE
+    return signal_name(-status), -status in _KILLED_FROM_OUTSIDE
 
 
 class EngineError(Exception):
@@ -125,8 +130,12 @@ class Exchange:
         self._timeout_seconds, self._stall_seconds = timeout_seconds, stall_seconds
         self._usable = True
 
-    async def ask(self, command: bytes, name: str) -> Json:
-        """Send a command, and return the field `name` of the answer. Raises EngineError, NoAnswer."""
+    async def ask(self, command: bytes, name: str, read: Callable[[Json], T]) -> T:
+        """Send a command, and return what `read` makes of the field `name` of the answer.
+
+        Raises EngineError; NoAnswer, also if the answer is invalid (`read` raises ValueError or TypeError): a damaged
+        file may have damaged the child's memory.
+        """
         if not self._usable:
             raise NoAnswer("was interrupted before")
         self._input.write(command + b"\n")
@@ -137,15 +146,19 @@ class Exchange:
                     await self._input.drain()
                 while (head := await self._head()) == BEAT:
                     pass
-                document = orjson.loads(await self._output.readexactly(length_of(head)))
+                answer = await self._output.readexactly(length_of(head))
         except TimeoutError as error:
             raise NoAnswer(f"was not done after {self._timeout_seconds:g} s", too_slow=True) from error
         except asyncio.IncompleteReadError as error:
             await self._raise_exit_reason(error)
-        if "error" in document:
-            raise EngineError(document["error"])
+        try:
+            document = checked(orjson.loads(answer), dict)
+            if "error" in document:
+                raise EngineError(checked(document["error"], str))
+            found = read(document[name])
+        except (ValueError, TypeError, KeyError) as error:
+            raise NoAnswer("sent an invalid answer") from error
         self._usable = True
-        found: Json = document[name]
         return found
 
     async def _head(self) -> bytes:
@@ -170,3 +183,18 @@ class Exchange:
             name, killed = ended
             raise NoAnswer(f"was killed ({name})" if killed else name, crashed=not killed, killed=killed) from error
         raise NoAnswer(f"ended early (exit status {status})") from error
+
+
+def checked(value: Json, kind: type[T]) -> T:
+    """Return a value of an answer. Raises TypeError if it is of another type."""
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__} instead of {kind.__name__}")
+    return value
+
+
+def counts(value: Json) -> dict[str, int]:
+    """Return the number of rows per table. Raises TypeError, or ValueError for a number that no manifest can have."""
+    found = {table: checked(count, int) for table, count in checked(value, dict).items()}
+    if not all(0 <= count <= LARGEST_NUMBER for count in found.values()):
+        raise ValueError("a number is out of range")
+    return found

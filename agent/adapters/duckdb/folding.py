@@ -3,10 +3,9 @@
 import asyncio
 import re
 from pathlib import Path
-from typing import cast
 
 from agent.adapters.duckdb import child_process
-from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer
+from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer, checked, counts
 from agent.adapters.duckdb.child_protocol import FOLD
 from agent.adapters.duckdb.source import HEADER_BYTES, Header
 from agent.domain.databases import reader_of
@@ -41,7 +40,7 @@ class DuckdbWalMerger:
         except OSError as error:
             raise SnapshotError(f"DuckDB could not be started: {error.strerror}", transient=True) from error
         try:
-            answer = await Exchange(child, self._timeout_seconds, self._stall_seconds).ask(FOLD, "folded")
+            found = await Exchange(child, self._timeout_seconds, self._stall_seconds).ask(FOLD, "folded", _read)
         except NoAnswer as error:
             reason = f"crashed on it ({error.reason})" if error.crashed else error.reason
             raise SnapshotError(f"DuckDB {reason}", hint=opens) from error
@@ -49,15 +48,13 @@ class DuckdbWalMerger:
             raise SnapshotError(f"DuckDB cannot read it: {error}", hint=opens) from error
         finally:
             await child_process.end(child)
-        found = cast(dict[str, Json], answer)
-        if "error" in found:
-            reason = str(found["error"])
-            if _FULL.search(reason):
-                raise StagingFull(f"DuckDB cannot merge them: {reason}")
-            raise SnapshotError(f"DuckDB cannot merge them: {reason}", hint=_open_hint(reason, before))
+        if isinstance(found, str):
+            if _FULL.search(found):
+                raise StagingFull(f"DuckDB cannot merge them: {found}")
+            raise SnapshotError(f"DuckDB cannot merge them: {found}", hint=_open_hint(found, before))
         if await asyncio.to_thread(_version, main) != before:
             raise SnapshotError("folding changed its storage version", hint=opens)
-        return cast(dict[str, int], found["rows"])
+        return found
 
     @staticmethod
     def storage_version(main: Path) -> int | None:
@@ -66,6 +63,12 @@ class DuckdbWalMerger:
             return _version(main)
         except SnapshotError:
             return None
+
+
+def _read(answer: Json) -> dict[str, int] | str:
+    """Return the rows per table, or the reason why the files cannot be folded."""
+    found = checked(answer, dict)
+    return checked(found["error"], str) if "error" in found else counts(found["rows"])
 
 
 def _open_hint(reason: str, version: int) -> str:

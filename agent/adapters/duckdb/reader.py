@@ -2,22 +2,25 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import tzinfo
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar
 
 import orjson
 
 from agent.adapters.duckdb import child_process
-from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer
+from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer, checked
 from agent.adapters.duckdb.child_protocol import BEGIN, OPEN, PAGE, READ, scratch_name
 from agent.adapters.duckdb.rows import instant
 from agent.domain.databases import KNOWLEDGE_GRAPH
 from agent.domain.errors import SnapshotError
 from agent.domain.memories import Json, Memory, RowState, check_kind
 from agent.ports import MemorySource
+
+T = TypeVar("T")
 
 _NAMED_GRAPH = f"{KNOWLEDGE_GRAPH}_"
 _GROUP_ROWS = 100
@@ -75,22 +78,31 @@ class _Source:
 
     async def open(self, graph: str) -> None:
         """Open the copy. `graph` is the name of the knowledge graph, "" for an unnamed one or another database."""
-        await self._ask(b"%s %s" % (OPEN, orjson.dumps(graph)), "tables")
+        await self._ask(b"%s %s" % (OPEN, orjson.dumps(graph)), "tables", lambda count: checked(count, int))
 
     async def pages(self) -> AsyncGenerator[Sequence[RowState], None]:
         self._page = []
-        await self._ask(BEGIN, "started")
-        while (entries := await self._next_page()) is not None:
-            self._page = [
-                RowState(database=self._database, kind=check_kind(kind), id=row_id, digest=digest, embedded=embedded)
-                for kind, row_id, digest, embedded, _ in entries
-            ]
-            self._sizes = [entry[-1] for entry in entries]
+        await self._ask(BEGIN, "started", lambda started: checked(started, bool))
+        while (entries := await self._ask(PAGE, "page", self._entries)) is not None:
+            self._page, self._sizes = [row for row, _ in entries], [size for _, size in entries]
             yield self._page
         self._page = []
 
-    async def _next_page(self) -> list[tuple[str, str, str, bool, int]] | None:
-        return cast("list[tuple[str, str, str, bool, int]] | None", await self._ask(PAGE, "page"))
+    def _entries(self, answer: Json) -> list[tuple[RowState, int]] | None:
+        """Return the rows of a page with the size of their texts, None for the end."""
+        if answer is None:
+            return None
+        return [self._entry(*checked(entry, list)) for entry in checked(answer, list)]
+
+    def _entry(self, kind: Json, row_id: Json, digest: Json, embedded: Json, size: Json) -> tuple[RowState, int]:
+        row = RowState(
+            database=self._database,
+            kind=check_kind(checked(kind, str)),
+            id=checked(row_id, str),
+            digest=checked(digest, str),
+            embedded=checked(embedded, bool),
+        )
+        return row, checked(size, int)
 
     async def read(self, wanted: Sequence[RowState]) -> AsyncGenerator[Memory, None]:
         """Read rows of the last page. Raises KeyError for other rows."""
@@ -98,19 +110,25 @@ class _Source:
         positions = {row: position for position, row in enumerate(page)} if wanted else {}
         for group in self._groups([positions[row] for row in wanted]):
             command = b"%s %s" % (READ, orjson.dumps(group))
-            rows = cast(list[tuple[str, str | None, str | None, dict[str, Json]]], await self._ask(command, "rows"))
-            for position, (text, embedding, time, metadata) in zip(group, rows, strict=True):
-                yield Memory(
-                    row=page[position],
-                    text=text,
-                    embedding=embedding,
-                    created_at=instant(time, self._zone),
-                    metadata=metadata,
-                )
+            for memory in await self._ask(command, "rows", partial(self._memories, [page[at] for at in group])):
+                yield memory
 
-    async def _ask(self, command: bytes, name: str) -> Json:
+    def _memories(self, rows: Sequence[RowState], answer: Json) -> list[Memory]:
+        entries = [checked(entry, list) for entry in checked(answer, list)]
+        return [self._memory(row, *entry) for row, entry in zip(rows, entries, strict=True)]
+
+    def _memory(self, row: RowState, text: Json, embedding: Json, time: Json, metadata: Json) -> Memory:
+        return Memory(
+            row=row,
+            text=checked(text, str),
+            embedding=None if embedding is None else checked(embedding, str),
+            created_at=None if time is None else instant(checked(time, str), self._zone),
+            metadata=checked(metadata, dict),
+        )
+
+    async def _ask(self, command: bytes, name: str, read: Callable[[Json], T]) -> T:
         try:
-            return await self._exchange.ask(command, name)
+            return await self._exchange.ask(command, name, read)
         except EngineError as error:
             raise SnapshotError(f"DuckDB cannot read it: {error}", hint=_READ_HINT) from error
         except NoAnswer as error:

@@ -21,6 +21,7 @@ from typing import Self
 
 from agent.domain.databases import SIDECAR_SUFFIXES, FileStat, Fingerprint, Survey, database_of, main_name
 from agent.domain.errors import SnapshotError, WireError
+from agent.domain.manifest import LARGEST_NUMBER
 
 HEADER_BYTES = 12_288
 
@@ -41,9 +42,9 @@ _DATA_DIR_HINT = "set akosha_agent_data_dir to the directory that contains the d
 class Header:
     """The active header: the storage version, and the number of checkpoints (`iteration`).
 
-    `iteration` is None if the layout is unknown (an encrypted file, a future format). The file can be copied even so,
-    because only equality of the header bytes matters. The block count does not give the file's size: free blocks at
-    the end are truncated after the header was written, so a healthy file may be shorter.
+    `iteration` is None if the layout is unknown (an encrypted file, a future format, damage). The file can be copied
+    even so, because only equality of the header bytes matters. The block count does not give the file's size: free
+    blocks at the end are truncated after the header was written, so a healthy file may be shorter.
     """
 
     version: int
@@ -57,10 +58,12 @@ class Header:
         if data[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
             raise WireError("does not start with a DuckDB header")
         (version,) = _VERSION.unpack_from(data, _VERSION_AT)
+        if version > LARGEST_NUMBER:  # a manifest with it could not be read
+            raise WireError("starts with a damaged DuckDB header: no DuckDB has its storage version")
         headers = (_DATABASE_HEADER.unpack_from(data, at) for at in _DATABASE_HEADERS_AT)
         active = max(headers, key=lambda header: header[1])
         _checksum, iteration, _meta, _free, _count, block_bytes, _vector = active
-        known = block_bytes in _BLOCK_BYTES and not block_bytes & (block_bytes - 1)
+        known = iteration <= LARGEST_NUMBER and block_bytes in _BLOCK_BYTES and not block_bytes & (block_bytes - 1)
         return cls(version=version, iteration=iteration if known else None)
 
 

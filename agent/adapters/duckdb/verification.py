@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from agent.adapters.duckdb import child_process
-from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer
+from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer, checked, counts
 from agent.adapters.duckdb.child_protocol import VERIFY
 from agent.domain.memories import Json
 
@@ -49,9 +48,7 @@ async def verify(
         return Verdict(verified=False, reason=reason, inconclusive=True)
     kept = False
     try:
-        verdict = _read(
-            cast(dict[str, Json], await Exchange(child, timeout_seconds, stall_seconds).ask(VERIFY, "verdict"))
-        )
+        verdict = await Exchange(child, timeout_seconds, stall_seconds).ask(VERIFY, "verdict", _read)
         if (verdict.verified or verdict.rows) and warm is not None:
             await warm.keep(copy, child)
             kept = True
@@ -69,12 +66,13 @@ async def verify(
     return verdict
 
 
-def _read(found: Mapping[str, Json]) -> Verdict:
+def _read(answer: Json) -> Verdict:
+    found = checked(answer, dict)
     if "error" in found:
-        reason = f"DuckDB cannot read it: {found['error']}"
-        return Verdict(verified=False, reason=reason, damaged=bool(found["damaged"]))
-    rows = cast(dict[str, int], found["rows"])
-    if unread := cast(dict[str, str], found.get("unread", {})):
+        reason = f"DuckDB cannot read it: {checked(found['error'], str)}"
+        return Verdict(verified=False, reason=reason, damaged=checked(found["damaged"], bool))
+    rows = counts(found["rows"])
+    if unread := {name: checked(reason, str) for name, reason in checked(found["unread"], dict).items()}:
         return Verdict(verified=False, reason=f"DuckDB cannot read all of it: {listed(unread)}", rows=rows)
     return Verdict(verified=True, rows=rows)
 
