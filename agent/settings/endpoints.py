@@ -122,10 +122,10 @@ def directory_of(url: str) -> Path:
         raise ValueError("must be file:///DIRECTORY, with three slashes and an absolute path")
     if _CONTROL.search(decoded):
         raise ValueError("must not contain control characters")
-    path = Path("/", decoded.lstrip("/"))
-    if is_too_long(path):
+    directory = Path("/", decoded.lstrip("/"))
+    if is_too_long(directory):
         raise ValueError("must not be longer than a path can be")
-    return path
+    return directory
 
 
 def is_too_long(path: Path) -> bool:
