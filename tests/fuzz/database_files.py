@@ -412,7 +412,7 @@ TARGETS = (
     Target("database", DATABASES, opened=database, errors=(SnapshotError,), names=f"DuckDB|{DATABASE}", in_tests=3),
     Target(
         "child answers", st.sampled_from(sorted(ANSWERS)).flatmap(_answers), opened=answers, errors=(SnapshotError,),
-        names="DuckDB|reader",
+        names="DuckDB|reader", in_tests=60,
     ),
     Target("row", ROW, read_row, in_tests=60),
 )  # fmt: skip
