@@ -98,7 +98,7 @@ class Row:
             sum(outcome.rounds for outcome in outcomes),
             sum(len(outcome.violations) for outcome in outcomes),
             round(max(outcome.slowest_seconds for outcome in outcomes), 1),
-            struck,
+            {**struck},
             next((outcome.skipped for outcome in outcomes if outcome.skipped), ""),
         )
 
@@ -109,7 +109,7 @@ class Results:
 
     run: Run
     date: str
-    seconds: float
+    seconds: int
     rows: list[Row]
 
     @classmethod
@@ -118,7 +118,7 @@ class Results:
         for each in played:
             outcomes.setdefault(each.chunk.row, []).append(each.outcome)
         date = max(each.ended for each in played).date().isoformat()
-        return cls(played[0].run, date, duration(played), [Row.of(*each) for each in outcomes.items()])
+        return cls(played[0].run, date, round(duration(played)), [Row.of(*each) for each in outcomes.items()])
 
 
 def duration(played: Iterable[Played]) -> float:

@@ -186,7 +186,7 @@ def campaign(plan: Sequence[Chunk], run: Run, record: Record, jobs: int) -> list
             record.append(played[-1])
             show(console, one.chunk, run.seed, outcome, one.folder)
             remove(one.folder)
-    return played
+    return sorted(played, key=lambda each: plan.index(each.chunk))
 
 
 if __name__ == "__main__":

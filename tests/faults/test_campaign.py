@@ -45,6 +45,16 @@ def test_the_checks_find_each_planted_violation_at_akosha(tmp_path, subtests):
         find_each(PLANTED_AT_AKOSHA, world, subtests)
 
 
+def test_what_a_killed_prune_has_left_is_pruned_before_the_last_check(tmp_path):
+    with World(tmp_path, random.Random(1)) as world:
+        world.commit()
+        world.settle()
+        oldest = world.manifests()[0]
+        (world.machine.bucket / checks.manifest_key(oldest)).unlink()
+        assert violations(world, at_end=True) == []
+        assert not [key for key in world.target.keys if oldest["upload_id"] in key]
+
+
 def find_each(planted, world, subtests):
     """Plant each violation; the checks find it while it is there, and nothing afterwards."""
     with patch.object(leftovers, "LASTING_SECONDS", 0), patch.object(checks, "RESULT_SECONDS", 0):
