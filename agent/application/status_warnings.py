@@ -23,10 +23,15 @@ async def set_warning(ledger: Ledger, warning: StatusWarning, clock: Clock) -> b
 
 async def clear_warning(ledger: Ledger, code: str) -> bool:
     """Remove the warning. Return whether it was set. Raises StateError."""
-    if _decoded(await ledger.notes(), code) is None:
+    if not await has_warning(ledger, code):
         return False
     await ledger.note(PREFIX + code, "")
     return True
+
+
+async def has_warning(ledger: Ledger, code: str) -> bool:
+    """Return whether a warning is set. Raises StateError."""
+    return _decoded(await ledger.notes(), code) is not None
 
 
 def warnings_in(notes: Mapping[str, str]) -> tuple[StatusWarning, ...]:

@@ -6,7 +6,7 @@
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from tests.campaign.leftovers import lasting
 from tests.campaign.targets import AkoshaTarget
 from tests.campaign.world import World
 from tests.support import upload_contents
+from tests.support.servers.akosha import Row
 from tests.support.session_buddy import GRAPH, REFLECTION, Checker, Finding, row_id, text_of
 from tests.support.waiting import happens
 
@@ -125,10 +126,10 @@ def manifest_key(manifest: Mapping) -> str:
     return f"systems/{manifest['system_id']}/uploads/{manifest['upload_id']}/manifest.json"
 
 
-def _memories(world: World) -> Iterator[str]:
-    """Akosha has every acknowledged row once, unchanged, and a result was published after the last commit."""
-    stored = [(row.metadata["type"], row.metadata["original_id"]) for row in world.target.memories]
-    texts = {row.metadata["original_id"]: row.text for row in world.target.memories}
+def stored_once(world: World, memories: Sequence[Row]) -> Iterator[str]:
+    """Akosha has every acknowledged row once, unchanged."""
+    stored = [(row.metadata["type"], row.metadata["original_id"]) for row in memories]
+    texts = {row.metadata["original_id"]: row.text for row in memories}
     yield from (f"{kind} {key} is {count} memories" for (kind, key), count in Counter(stored).items() if count > 1)
     commits, entities = range(world.writer.commits + 1), range(world.writer.entities + 1)
     for kind, numbers in (("conversation", commits), ("reflection", commits), ("entity", entities)):
@@ -137,6 +138,11 @@ def _memories(world: World) -> Iterator[str]:
         yield from (
             f"{kind} {n} is not what was written" for key, n in ids.items() if text_of(n) not in texts.get(key, "")
         )
+
+
+def _memories(world: World) -> Iterator[str]:
+    """Akosha has every memory, and a result was published after the last commit."""
+    yield from stored_once(world, world.target.memories)
 
     def announced() -> bool:
         return any(datetime.fromisoformat(event["time"]) > world.committed_at for event in _succeeded(world))

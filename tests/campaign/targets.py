@@ -1,5 +1,6 @@
 """What the agent of a campaign delivers to, read without the agent: a directory, an S3 server, Akosha."""
 
+import os
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +14,7 @@ from tests.support.servers.faulty_proxy import FaultyProxy
 from tests.support.servers.s3 import SECRET_KEY, Authority, Rclone, aws_environment, running_moto
 from tests.support.servers.threaded_proxy import running_faulty_proxy
 
-Kind = Literal["directory", "s3", "rclone", "akosha"]
+Kind = Literal["directory", "s3", "rclone", "rclone-tls", "akosha"]
 
 TOKEN = "canary-of-the-akosha-server"
 
@@ -53,8 +54,9 @@ class DirectoryTarget(Target):
 
     @property
     def keys(self) -> list[str]:
-        paths = (path.relative_to(self._folder) for path in self._folder.rglob("*") if path.is_file())
-        return sorted(str(path) for path in paths if path.name != "owner.json" and path.parts[0] == "systems")
+        # os.walk, because a prune may delete directories meanwhile
+        found = (Path(folder, name) for folder, _, names in os.walk(self._folder / "systems") for name in names)
+        return sorted(str(path.relative_to(self._folder)) for path in found if path.name != "owner.json")
 
     def fetch(self, key: str) -> bytes:
         return (self._folder / key).read_bytes()
@@ -114,6 +116,13 @@ def _rclone(folder: Path) -> Iterator[Target]:
 
 
 @contextmanager
+def _rclone_tls(folder: Path) -> Iterator[Target]:
+    (folder / "data").mkdir(parents=True)
+    with Rclone(folder / "data", Authority(folder)) as rclone:
+        yield S3Target(Bucket(rclone.server), server=rclone)
+
+
+@contextmanager
 def _akosha(folder: Path) -> Iterator[Target]:
     with AkoshaProcess(folder, token=TOKEN) as akosha:
         yield AkoshaTarget(akosha)
@@ -123,6 +132,7 @@ OPENED: Mapping[Kind, Callable[[Path], AbstractContextManager[Target]]] = {
     "directory": _directory,
     "s3": _moto,
     "rclone": _rclone,
+    "rclone-tls": _rclone_tls,
     "akosha": _akosha,
 }
 """Kind -> a function that starts the target, in a folder; s3 is moto behind a FaultyProxy."""

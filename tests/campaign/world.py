@@ -117,7 +117,7 @@ class World:
             self.machine.secrets += (CANARY, *self.target.secrets)
             login = _NATS_LOGIN.format(password=CANARY)
             self.nats = stack.enter_context(running_nats(self.folder / "nats", config=login))
-            self.machine.set(agent_nats_url=self.nats.url, agent_nats_user="agent", agent_nats_password=CANARY)
+            self._use_nats(self.machine)
             self.machine.set(agent_http_token=CANARY, **self.target.settings)
             self._prepare(self)
             self.start_writer()
@@ -136,6 +136,18 @@ class World:
     def at_end(self, undo: Callable[..., object], *arguments: object) -> None:
         """Call `undo` when the world ends; from `prepare`: after the agent and the writer have ended."""
         self._stack.callback(undo, *arguments)
+
+    def another_machine(self, name: str, **settings: object) -> Machine:
+        """Return another machine, with the same bucket, system ID and NATS."""
+        machine = Machine(self.folder / name, **_QUICK, **self.target.settings, enable_fallback=False)
+        machine.environ |= self.target.environ
+        machine.constants, machine.secrets = self.machine.constants, self.machine.secrets
+        self._use_nats(machine)
+        machine.set(**settings)
+        return machine
+
+    def _use_nats(self, machine: Machine) -> None:
+        machine.set(agent_nats_url=self.nats.url, agent_nats_user="agent", agent_nats_password=CANARY)
 
     # The writer.
 
@@ -170,6 +182,11 @@ class World:
         """The agent's process."""
         assert self.agent is not None
         return self.agent.pid
+
+    @property
+    def agent_id(self) -> str:
+        """The ID of the agent in its uploads."""
+        return json.loads((self.machine.state / "identity.json").read_text())["agent_id"]
 
     def kill_agent(self) -> None:
         """Kill the agent, if it runs, and keep its log."""

@@ -20,7 +20,7 @@ from agent.adapters.s3 import S3Store
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import BucketContents
 from agent.application.ingest.service import systems_in
-from agent.application.sync import bucket_uploads
+from agent.application.sync import bucket_uploads, ownership
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.application.sync.ownership import NOT_MOUNTED, WARNING
 from agent.bootstrap import archive, home as home_bootstrap, methods
@@ -176,6 +176,12 @@ def machine(tmp_path, target, databases):
     return made
 
 
+def of_another_agent(manifest: Manifest) -> Manifest:
+    """Return the manifest of another agent's later upload, of nothing."""
+    other = {"upload_id": "99981231_235959_laptop", "agent_id": "b" * 32, "request_id": "another"}
+    return replace(manifest, **other, parts=(), memories=None)
+
+
 def assert_refused(result, *texts):
     assert isinstance(result, SyncFailed), result
     for text in texts:
@@ -254,6 +260,31 @@ async def test_a_take_over_during_an_upload_leaves_it_without_a_manifest(machine
     manifests = await target.uploads()
     assert_refused(await one.sync(), "taken over")
     assert await target.uploads() == manifests
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_a_take_over_succeeds_if_the_former_owner_finishes_an_upload_meanwhile(
+    machine, target, monkeypatch, changed
+):
+    monkeypatch.setattr(ownership, "SETTLE_SECONDS", 0)
+    one, two = machine("one"), machine("two")
+    await one.sync()
+    for each in (two, one):
+        assert isinstance(await each.sync(take_over=True), SyncSucceeded | SyncSkipped)
+    if changed:
+        two.change()
+    finished, create = of_another_agent((await target.uploads())[0]), target.raw_store.create
+
+    async def create_and_finish(*args, **how):
+        target.raw_store.objects[finished.key] = finished.encode(), {}
+        return await create(*args, **how)
+
+    monkeypatch.setattr(target.raw_store, "create", create_and_finish)
+    taken = await two.sync(take_over=True)
+    assert isinstance(taken, SyncSucceeded)
+    assert taken.upload_id > finished.upload_id
+    two.change()
+    assert isinstance(await two.sync(), SyncSucceeded)
 
 
 async def test_the_owner_is_compared_again_before_the_manifest(machine, target):
@@ -410,6 +441,24 @@ async def test_a_copied_state_directory_is_detected(machine, target, with_memory
     assert isinstance(await one.sync(take_over=True), SyncSucceeded)
     one.change()
     assert isinstance(await one.sync(), SyncSucceeded)
+
+
+async def test_a_refused_target_stays_refused_until_no_other_agent_has_uploaded_there(machine, target):
+    """An agent that does not read owner.json, like one of an earlier version, has uploaded under the same ID."""
+    one = machine("one")
+    await one.sync()
+    (manifest,) = await target.uploads()
+    newer = of_another_agent(manifest)
+    target.raw_store.objects[newer.key] = newer.encode(), {}
+    one.change()
+    assert_refused(await one.sync(), "does not know")
+    target.store.calls.clear()
+    with structlog.testing.capture_logs() as logged:
+        assert_refused(await one.sync(), "does not know")
+    assert [line["event"] for line in logged if line["event"] in ("target_ownership_restored", "snapshot_taken")] == []
+    await target.raw_store.delete([newer.key])
+    assert isinstance(await one.sync(), SyncSucceeded)
+    assert await one.warnings() == []
 
 
 async def test_a_state_directory_on_another_machine_is_refused(machine, target):

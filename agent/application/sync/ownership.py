@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 import structlog
 
-from agent.application.status_warnings import clear_warning, set_warning
+from agent.application.status_warnings import clear_warning, has_warning, set_warning
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.domain import naming
 from agent.domain.delivery_state import Target, TargetRecord
@@ -107,7 +107,8 @@ class Ownership:
         uploaded under.
         """
         assert self.ledger is not None
-        decision = await self._examine(await self._stored_claim(), uploads=take_over)
+        uploads = take_over or await has_warning(self.ledger, WARNING)  # the reason of a refusal may be an upload
+        decision = await self._examine(await self._stored_claim(), uploads=uploads)
         refusal = decision.refusal
         if refusal is Refusal.GONE and new_target:
             decision = await self._judge_unclaimed(TargetRecord(self.target))
@@ -293,11 +294,8 @@ class Ownership:
         await self._write(replace=False, reason=reason)
 
     async def _take_over(self, decision: _Decision) -> None:
-        """Replace the owner, as a person requested. The ledger stays valid only if it knows the newest upload."""
-        record = await self._record()
-        newest = await self._uploads.newest_manifest()
-        if record.known and (newest is None or newest.upload_id != record.newest_upload_id):
-            await self._start_over()
+        """Replace the owner, as a person requested."""
+        await self._start_over_if_overtaken()
         was = f"it was owned by {decision.owner}" if decision.owner else f"it was {decision.refusal}"
         _log.warning(
             "target_taken_over",
@@ -306,6 +304,13 @@ class Ownership:
             reason=f"--take-over: {was}",
         )
         await self._write(replace=True, reason="--take-over")
+        await self._start_over_if_overtaken()  # the former owner may have finished an upload meanwhile
+
+    async def _start_over_if_overtaken(self) -> None:
+        """Discard the ledger's state unless it knows the newest upload."""
+        record = await self._record()
+        if record.known and await self._newest_id() != record.newest_upload_id:
+            await self._start_over()
 
     async def _start_over(self) -> None:
         """Discard the ledger's state of this target: all databases are sent again, in a new upload."""
@@ -317,8 +322,7 @@ class Ownership:
     async def _write(self, *, replace: bool, reason: str) -> None:
         """Write owner.json and read it back: if several agents write at the same time, one of them owns the target."""
         owner = Owner.new(self.target.system_id, self.machine, self.identity.agent_id, self.clock.now())
-        newest = await self._uploads.newest_manifest()
-        claim = Claim(claim_id=owner.claim_id, confirmed=False, seen=newest.upload_id if newest else "")
+        claim = Claim(claim_id=owner.claim_id, confirmed=False, seen=await self._newest_id())
         await self._store_claim(claim)  # first: after a kill, the ledger recognises the claim that was written
         if await self.store.create(self._key, owner.encode(), replace=replace) is Creation.UNPROVEN:
             await self.clock.sleep(SETTLE_SECONDS)
@@ -332,7 +336,8 @@ class Ownership:
             raise StoreError(message, transient=True)
         if current.claim_id != owner.claim_id:
             await self._refuse(_Decision(Refusal.TAKEN, current))
-        await self._store_claim(Claim(claim_id=owner.claim_id, confirmed=True, seen=claim.seen))
+        seen = await self._newest_id() if replace else claim.seen  # the former owner may have finished an upload
+        await self._store_claim(Claim(claim_id=owner.claim_id, confirmed=True, seen=seen))
         _log.info("target_claimed", location=self.store.location, system_id=self.target.system_id, reason=reason)
 
     async def _refuse(self, decision: _Decision, *, may_suffix: bool = True) -> None:
@@ -438,6 +443,11 @@ class Ownership:
 
     async def _record(self) -> TargetRecord:
         return TargetRecord(self.target) if self.ledger is None else await self.ledger.record(self.target)
+
+    async def _newest_id(self) -> str:
+        """Return the ID of the newest upload that can be read, "" if there is none."""
+        newest = await self._uploads.newest_manifest()
+        return newest.upload_id if newest else ""
 
     async def _notes(self) -> Mapping[str, str]:
         return {} if self.ledger is None else await self.ledger.notes()

@@ -4,6 +4,7 @@ To add a fault: a subclass of `Fault` with `row`, `rounds`, `strike` and, if som
 and its name in ALL. Then `python -m tests.campaign.report` adds the row to docs/reliability.md.
 """
 
+from tests.campaign.faults.agents import EarlierVersion, TwoAgents, TwoMachines, TwoReactors
 from tests.campaign.faults.bucket import BucketChanged
 from tests.campaign.faults.clocks import ClockSet, SummerTime, Suspended, TimeZoneChanged
 from tests.campaign.faults.disks import LogDiskFull, StagingFull, StateDiskFull, TargetFull
@@ -26,6 +27,7 @@ from tests.campaign.faults.limits import (
     StateReadOnly,
 )
 from tests.campaign.faults.servers import AkoshaKilled, NatsKilled, StoreAnswers, StoreKilled
+from tests.campaign.faults.settings import AuthorityReplaced, CredentialsReplaced, SettingsChanged
 
 ALL: tuple[type[Fault], ...] = (
     AgentKilled,
@@ -54,4 +56,11 @@ ALL: tuple[type[Fault], ...] = (
     TimeZoneChanged,
     SummerTime,
     Suspended,
+    TwoAgents,
+    TwoMachines,
+    TwoReactors,
+    EarlierVersion,
+    SettingsChanged,
+    CredentialsReplaced,
+    AuthorityReplaced,
 )

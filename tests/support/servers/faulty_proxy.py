@@ -58,7 +58,7 @@ class FaultyProxy:
         await self._session.close()
 
     def on(self, operation: str, action: Action, *, times: int | None = None) -> None:
-        """Apply the action to the next `times` requests of an operation; None: to all."""
+        """Apply the action to the next `times` requests of an operation, "" for any; None: to all requests."""
         self._rules.append(_Rule(operation, action, times))
 
     def count(self, operation: str) -> int:
@@ -69,7 +69,7 @@ class FaultyProxy:
         self.seen.append(operation)
         self.requests.append(request)
         for rule in self._rules:
-            if rule.operation == operation and rule.times != 0:
+            if rule.operation in ("", operation) and rule.times != 0:
                 if rule.times is not None:
                     rule.times -= 1
                 return await rule.action(request, partial(self._forward, request))

@@ -34,7 +34,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class Authority:
-    """A CA for tests, and its certificate for 127.0.0.1 and localhost."""
+    """A new CA for tests, and its certificate for 127.0.0.1 and localhost; it replaces those in `folder`."""
 
     folder: Path
     ca: Path = field(init=False)
@@ -48,8 +48,7 @@ class Authority:
         server = authority.issue_cert("127.0.0.1", "localhost")
         authority.cert_pem.write_to_path(str(self.ca))
         server.private_key_pem.write_to_path(str(self.key))
-        for blob in server.cert_chain_pems:
-            blob.write_to_path(str(self.chain), append=True)
+        self.chain.write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,167 @@
+"""More than one agent: on one state directory, in one bucket, before one Akosha, and of another version."""
+
+import random
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+from tests.campaign.checks import stored_once
+from tests.campaign.faults.fault import Fault
+from tests.campaign.leftovers import lasting
+from tests.campaign.targets import TOKEN
+from tests.campaign.world import SAY_SECONDS, NotSettled, Skipped, World
+from tests.support.machine import Done, Machine, Running
+from tests.support.servers.akosha_process import AkoshaProcess
+from tests.support.waiting import happens
+
+EARLIER = "53ebc98"
+"""The commit of an agent with an earlier ledger, which does not know owner.json."""
+
+IN_USE, UPDATE = "is in use by process", "update akosha-agent"
+CURES = ("--take-over", "akosha_system_id")
+_REPOSITORY = Path(__file__).parents[3]
+
+
+def refused(done: Done, *texts: str) -> None:
+    """Check that a command has failed with one of these texts. Raises NotSettled."""
+    if done.code == 0 or not any(text in done.err for text in texts):
+        raise NotSettled(f"a command was not refused with {' or '.join(texts)}: {done}")
+
+
+def take_over(machine: Machine) -> str:
+    """Let a person give the system ID to this machine; return the upload that is then made. Raises NotSettled."""
+    done = machine.call("sync", "--json", "--take-over")
+    if done.code:
+        raise NotSettled(f"the system ID was not taken over: {done}")
+    return done.json["upload_id"]
+
+
+class TwoAgents(Fault):
+    """A second agent is started beside the running one, or two agents are started at the same time."""
+
+    row = "Two agents with one state directory"
+    rounds = 20
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        if rng.random() < 0.5:
+            refused(world.machine.call("run"), IN_USE)
+            return
+        world.kill_agent()
+        started = [world.machine.start("run") for _ in range(2)]
+        happens(lambda: any(agent.process.poll() is not None for agent in started), SAY_SECONDS)
+        ended, world.agent = sorted(started, key=lambda agent: agent.process.poll() is None)
+        refused(ended.end(), IN_USE)
+
+
+class TwoMachines(Fault):
+    """A second machine is refused the system ID. A person may let it take over the ID, and the first take it back."""
+
+    row = "Two machines with one system ID"
+    rounds = 20
+
+    def prepare(self, world: World) -> None:
+        self.other, self.allowed = world.another_machine("other"), set[str]()
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        self.other.write(commits=rng.randint(1, 9), entities=rng.randint(1, 9))
+        with self.other.run() as agent:
+            _is_refused(agent, since=0)
+            if rng.random() < 0.5:
+                self.allowed.add(take_over(self.other))
+                world.commit()
+                world.warns("target_not_ours")
+                since = len(agent.log.raw)
+                take_over(world.machine)
+                self.other.write(commits=10)
+                _is_refused(agent, since=since)
+
+    def check(self, world: World) -> Iterator[str]:
+        """The other machine has uploaded only what a person allowed."""
+        for manifest in world.manifests():
+            if manifest["agent_id"] != world.agent_id and manifest["upload_id"] not in self.allowed:
+                yield f"{manifest['upload_id']} is an upload of the machine that was refused"
+
+
+def _is_refused(agent: Running, *, since: int) -> None:
+    """Wait until an agent has logged since a line that it does not own the system ID, and how a person decides that."""
+
+    def found() -> bool:
+        return any("sync_failed" in line and all(cure in line for cure in CURES) for line in agent.log.raw[since:])
+
+    if not happens(found, SAY_SECONDS):
+        raise NotSettled(f"the other machine is not refused with {CURES}: {''.join(agent.log.raw[-5:])}")
+
+
+class TwoReactors(Fault):
+    """Two `react` bring the uploads of one bucket to one Akosha; sometimes one of them is killed."""
+
+    row = "Two reactors with one bucket and one Akosha"
+    rounds = 20
+
+    def prepare(self, world: World) -> None:
+        self.akosha = AkoshaProcess(world.folder / "akosha", token=TOKEN).__enter__()
+        world.at_end(self.akosha.__exit__)
+        http = {"http_endpoint": self.akosha.url, "http_token": TOKEN, "http_missing_embedding": "zero"}
+        self.machines = [world.another_machine(name, **http) for name in ("reactor-1", "reactor-2")]
+        for machine in self.machines:
+            machine.secrets += (TOKEN,)
+        self.reactors = [*map(self._started, self.machines)]
+        world.at_end(lambda: [*map(_ended, self.reactors)])
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        if (number := rng.randrange(3)) < len(self.reactors):
+            _ended(self.reactors[number])
+            self.reactors[number] = self._started(self.machines[number])
+
+    def check(self, world: World) -> Iterator[str]:
+        yield from lasting(lambda: stored_once(world, self.akosha.rows()))
+        for reactor, machine in zip(self.reactors, self.machines, strict=True):
+            if reactor.process.poll() is not None:
+                yield f"a reactor has ended: {''.join(reactor.log.raw[-5:])}"
+            yield from lasting(lambda of=machine: (f"left by a reactor: {path}" for path in of.staged))
+
+    @staticmethod
+    def _started(machine: Machine) -> Running:
+        return machine.start("react", "--state-dir", str(machine.state), directories=False)
+
+
+def _ended(running: Running) -> None:
+    running.process.kill()
+    running.end()
+
+
+class EarlierVersion(Fault):
+    """An agent of an earlier version starts on the state directory, or on another machine with the same system ID."""
+
+    row = "An earlier version beside this one"
+    rounds = 20
+
+    def prepare(self, world: World) -> None:
+        code = world.folder / EARLIER
+        archive = ["git", "-C", str(_REPOSITORY), "archive", EARLIER, "agent"]
+        try:
+            packed = subprocess.run(archive, check=True, capture_output=True).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Skipped(f"needs git and the commit {EARLIER}, which a shallow clone lacks") from error
+        with tarfile.open(fileobj=BytesIO(packed)) as file:
+            file.extractall(code, filter="data")
+        self.earlier = ("env", f"PYTHONPATH={code}", sys.executable, "-m", "agent")
+        self.other = world.another_machine("other")
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        where, command = rng.choice(("beside", "instead", "elsewhere")), rng.choice(("run", "sync"))
+        if where == "beside":
+            refused(world.machine.call(command, prefix=self.earlier), IN_USE, UPDATE)
+        elif where == "instead":
+            assert world.stop_agent() == 0
+            refused(world.machine.call(command, prefix=self.earlier), UPDATE)
+            world.start_agent()
+        else:
+            self.other.write(commits=rng.randint(1, 9), entities=rng.randint(1, 9))
+            self.other.sync(prefix=self.earlier)
+            world.commit()
+            world.warns("target_not_ours")
+            take_over(world.machine)
