@@ -44,6 +44,8 @@ class TwoAgents(Fault):
 
     row = "Two agents with one state directory"
     rounds = 20
+    bar = "the second agent is refused"
+    typical_seconds = 6.0
 
     def strike(self, world: World, rng: random.Random) -> None:
         if rng.random() < 0.5:
@@ -61,6 +63,8 @@ class TwoMachines(Fault):
 
     row = "Two machines with one system ID"
     rounds = 20
+    bar = "the second machine is refused; nothing is mixed"
+    typical_seconds = 10.0
 
     def prepare(self, world: World) -> None:
         self.other, self.allowed = world.another_machine("other"), set[str]()
@@ -100,6 +104,8 @@ class TwoReactors(Fault):
 
     row = "Two reactors with one bucket and one Akosha"
     rounds = 20
+    bar = "every memory arrives once"
+    typical_seconds = 7.0
 
     def prepare(self, world: World) -> None:
         self.akosha = AkoshaProcess(world.folder / "akosha", token=TOKEN).__enter__()
@@ -138,6 +144,8 @@ class EarlierVersion(Fault):
 
     row = "An earlier version beside this one"
     rounds = 20
+    bar = "refused or reported; nothing is mixed"
+    typical_seconds = 8.0
 
     def prepare(self, world: World) -> None:
         code = world.folder / EARLIER
