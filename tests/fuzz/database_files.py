@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 from zoneinfo import ZoneInfo
@@ -107,6 +108,22 @@ class Edit:
 
 def edited(data: bytes, edits: list[Edit]) -> bytes:
     return functools.reduce(lambda changed, edit: edit.apply(changed), edits, data)
+
+
+BLOCK_BYTES = 16_384
+
+
+def with_checksums(data: bytes) -> bytes:
+    """Return a main file with a valid checksum of each header and block, so that DuckDB reads what was edited."""
+    changed = bytearray(data)
+    starts = [0, 4096, 8192, *range(HEADER_BYTES, len(data), BLOCK_BYTES)]
+    for start, end in pairwise([*starts, len(data)]):
+        if end <= len(data) and end - start in (4096, BLOCK_BYTES):
+            checksum = 5381
+            for (word,) in struct.iter_unpack("<Q", data[start + 8 : end]):
+                checksum ^= word * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+            struct.pack_into("<Q", changed, start, checksum)
+    return bytes(changed)
 
 
 HEADER_FIELDS = (0, 8, 12, *(block + 8 * word for block in (4096, 8192) for word in range(7)))
@@ -271,11 +288,13 @@ def database() -> Iterator[Read]:
     """Yield a function that verifies a damaged database, reads its memories, and folds it, in child processes."""
     with tempfile.TemporaryDirectory() as directory, asyncio.Runner() as runner:
 
-        async def use(folder: Path, example: tuple[str, list[Edit], list[Edit]]) -> None:
-            name, *edits = example
+        async def use(folder: Path, example: tuple[str, list[Edit], list[Edit], bool]) -> None:
+            name, *edits, repaired = example
             for (file, data), some in zip(image(name).items(), edits, strict=False):
                 (folder / file).write_bytes(edited(data, some))
             main, warm = folder / MAIN, WarmChildren()
+            if repaired and name != "encrypted":
+                main.write_bytes(with_checksums(main.read_bytes()))
             verdict = await verify(main, timeout_seconds=SECONDS, warm=warm)
             assert verdict.verified or verdict.reason
             assert not verdict.inconclusive, verdict.reason
@@ -290,7 +309,7 @@ def database() -> Iterator[Read]:
                 await warm.end_in()
             assert sum((await DuckdbWalMerger().fold(main)).values()) == sum(verdict.rows.values())
 
-        def read(example: tuple[str, list[Edit], list[Edit]]) -> None:
+        def read(example: tuple[str, list[Edit], list[Edit], bool]) -> None:
             folder = Path(tempfile.mkdtemp(dir=directory))
             try:
                 runner.run(use(folder, example))
@@ -317,7 +336,7 @@ def check_memory(memory: Memory) -> None:
     json.loads(pack(memory, SYSTEM).body)
 
 
-DATABASES = st.tuples(st.sampled_from(IMAGES), EDITS, EDITS)
+DATABASES = st.tuples(st.sampled_from(IMAGES), EDITS, EDITS, st.booleans())
 
 # -------------------------------------------------------------------------------------------------- the child's answers
 
