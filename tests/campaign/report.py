@@ -24,8 +24,7 @@ def figures(outcome: Outcome) -> str:
     """Return a chunk's outcome in a few words."""
     if outcome.skipped:
         return f"skipped: {outcome.skipped}"
-    violations = f"{len(outcome.violations)} violations" if outcome.violations else "no violation"
-    return f"{outcome.rounds} rounds in {outcome.seconds:.0f} s, {violations}"
+    return f"rounds: {outcome.rounds}, violations: {len(outcome.violations)}, {outcome.seconds:.0f} s"
 
 
 def table(results: Results) -> Table:

@@ -114,8 +114,8 @@ def play_all(plan: Sequence[Chunk], seed: str, folder: Path, jobs: int) -> Itera
 
 def repeat_command(chunk: Chunk, seed: str) -> str:
     """Return the command that plays a chunk again."""
-    words = ("--seed", seed, "--only", chunk.row, "--chunk", str(chunk.number))
-    return f"{Path(sys.executable).name} tests/campaign/run.py {shlex.join(words)}"
+    program = (os.path.relpath(sys.executable, ROOT), os.path.relpath(__file__, ROOT))
+    return shlex.join((*program, "--seed", seed, "--only", chunk.row, "--chunk", str(chunk.number)))
 
 
 def show(console: Console, chunk: Chunk, seed: str, outcome: Outcome, files: Path) -> None:

@@ -1,13 +1,16 @@
 """Which rounds a campaign plays, how it goes on after a stop, and what it reports."""
 
+import io
+import shlex
 import signal
 import sys
 from datetime import UTC, datetime, timedelta
 
 import psutil
 import pytest
+from rich.console import Console
 
-from tests.campaign import report
+from tests.campaign import report, run
 from tests.campaign.faults import ALL, AgentKilled, AgentKilledAtPoint
 from tests.campaign.plan import CHUNK_ROUNDS, PROCESSES, Chunk, all_rounds, chunks, seconds, spread
 from tests.campaign.play import Outcome
@@ -103,9 +106,25 @@ def test_a_stopped_campaign_leaves_no_process_and_goes_on_with_the_chunks_that_a
     second = zygote.run(command, capture_output=True, text=True)
     assert second.returncode == 0, second
     assert (tmp_path / "played").read_text().splitlines() == ["7 1", "7 2", "7 3"]
-    assert not [*tmp_path.glob("akosha-faults-*/run-*")]
+    assert [path.name for path in tmp_path.glob("akosha-faults-*/*")] == ["lock"]
     children = [int(line) for line in (tmp_path / "children").read_text().split()]
     wait_until(lambda: not any(map(psutil.pid_exists, children)))
+
+
+def test_a_violation_is_printed_with_its_files_and_the_command_that_repeats_its_chunk(tmp_path, monkeypatch):
+    files, kind = tmp_path / "run" / "1", AgentKilledAtPoint
+    files.mkdir(parents=True)
+    monkeypatch.setattr(run, "scratch", lambda: tmp_path)
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    *_, last = chunks(kind, kind.rounds)
+    run.show(console, last, "7", Outcome(kind.row, 3, violations=["round 3: lost"]), files)
+    (kept,) = tmp_path.glob("violation-*")
+    printed = console.file.getvalue()
+    assert f"{kind.row}, chunk {last.number}: rounds: 3, violations: 1, 0 s\n  round 3: lost" in printed
+    assert f"files: {kept}" in printed
+    command = shlex.split(printed.partition("repeat: ")[2])
+    assert command[-6:] == ["--seed", "7", "--only", kind.row, "--chunk", str(last.number)]
+    assert run.selected(kind.row) == [kind]
 
 
 # The report.
