@@ -6,10 +6,10 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import psutil
 
@@ -49,6 +49,8 @@ LEFT_OVER_SECONDS = 3.0
 _NATS_LOGIN = "authorization {{ user: agent, password: {password} }}"
 _BACKOFF = 1.0
 """Longest back-off in seconds of a target, a request and network changes, so that a campaign does not wait long."""
+
+T = TypeVar("T")
 
 
 class NotSettled(Exception):  # noqa: N818 - an outcome of a round
@@ -132,6 +134,10 @@ class World:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def enter(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context that ends with the world; from `prepare`: after the agent and the writer have ended."""
+        return self._stack.enter_context(context)
 
     def at_end(self, undo: Callable[..., object], *arguments: object) -> None:
         """Call `undo` when the world ends; from `prepare`: after the agent and the writer have ended."""

@@ -121,7 +121,7 @@ def test_a_failing_store_is_retried_as_configured_and_then_backs_off(machine, bu
         "  next try     none, because no agent is running (akosha-agent sync tries now)\n" in machine.call("status").out
     )
     assert (bucket.manifests, machine.staged) == ([], [])
-    proxy._rules.clear()
+    proxy.clear()
     machine.sync()
     (target,) = machine.status()["targets"]
     assert (target["failures"], target["next_try"], target["error"]) == (0, None, "")
@@ -173,7 +173,7 @@ def test_a_stopped_upload_leaves_nothing_behind(machine, bucket, proxy, command,
     assert len(resumable) == (command == "sync")
     assert (bucket.pending_uploads, bucket.keys, machine.staged) == (0, [], [])
     assert machine.status()["pending"] == ["reflection"]
-    proxy._rules.clear()
+    proxy.clear()
     resumed = machine.sync()["upload_id"]
     assert resumed == bucket.manifests[0]["upload_id"]
     assert resumable in ([], [resumed])

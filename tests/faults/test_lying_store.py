@@ -11,7 +11,7 @@ from agent.application.sync.bucket_uploads import BucketUploads
 from agent.application.sync.lost_databases import LOST_REASON
 from agent.domain.events import SyncFailed, SyncSucceeded
 from tests.integration.test_cloud_sync import PREFIX, Rig
-from tests.support.servers.faulty_proxy import answer_with, ending, swallow
+from tests.support.servers.faulty_proxy import answer_with, ending, store_other_bytes, swallow
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 
@@ -43,7 +43,7 @@ async def test_an_object_that_the_store_lost_after_a_200_is_sent_again(rig, prox
     assert name not in await keys(rig.store)
     assert "manifest.json" not in await keys(rig.store)
 
-    proxy._rules.clear()
+    proxy.clear()
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
     assert {name, "manifest.json"} <= await keys(rig.store)
@@ -65,14 +65,7 @@ async def test_an_object_replaced_before_the_manifest_fails_the_upload(rig, prox
     rig.store = proxied()
     rig.settings["max_retries"] = 0
 
-    async def replaced(request, forward):
-        answer = await forward()
-        body = bytearray(await request.read())
-        body[len(body) // 2] ^= 1
-        await forward(body=bytes(body))
-        return answer
-
-    proxy.on("put_object", ending("reflection.duckdb", replaced), times=None)
+    proxy.on("put_object", ending("reflection.duckdb", store_other_bytes()), times=None)
     result = await rig.sync()
     assert isinstance(result, SyncFailed)
     assert "ETag" in result.error

@@ -46,7 +46,7 @@ def bucket_of(store):
 
 async def assert_nothing_left(store, proxy, moto):
     """Check on the server that there is no object and no multipart upload."""
-    proxy._rules.clear()
+    proxy.clear()
     assert [item async for item in store.list("")] == []
     assert moto.pending_uploads(bucket_of(store)) == 0
 
@@ -117,7 +117,7 @@ async def test_a_broken_connection_is_retried_and_then_transient(proxied, proxy,
     with pytest.raises(StoreError) as failure:
         await put(store, data, key="other")
     assert failure.value.transient
-    proxy._rules.clear()
+    proxy.clear()
     assert [item.key async for item in store.list("")] == [KEY]
     assert moto.pending_uploads(bucket_of(store)) == 0
 
@@ -423,7 +423,7 @@ async def test_an_empty_response_to_a_copied_range_is_rejected(proxied, proxy, m
     proxy.on("upload_part_copy", answer_with(empty=True))
     with pytest.raises(CopyUnsupported):
         await store.copy(KEY, "copy", expected=source)
-    proxy._rules.clear()
+    proxy.clear()
     assert [item.key async for item in store.list("")] == [KEY]
     assert moto.pending_uploads(bucket_of(store)) == 0
 

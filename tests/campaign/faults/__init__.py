@@ -5,6 +5,7 @@ and its name in ALL. Then `python -m tests.campaign.report` adds the row to docs
 """
 
 from tests.campaign.faults.agents import EarlierVersion, TwoAgents, TwoMachines, TwoReactors
+from tests.campaign.faults.answers import AkoshaAnswers, StoreAnswers, StoreLies, StoreTokenExpired
 from tests.campaign.faults.bucket import BucketChanged
 from tests.campaign.faults.clocks import ClockSet, SummerTime, Suspended, TimeZoneChanged
 from tests.campaign.faults.disks import LogDiskFull, StagingFull, StateDiskFull, TargetFull
@@ -26,7 +27,8 @@ from tests.campaign.faults.limits import (
     PermissionTaken,
     StateReadOnly,
 )
-from tests.campaign.faults.servers import AkoshaKilled, NatsKilled, StoreAnswers, StoreKilled
+from tests.campaign.faults.lines import AkoshaLine, NatsLine, StoreLine
+from tests.campaign.faults.servers import AkoshaKilled, NatsKilled, StoreKilled
 from tests.campaign.faults.settings import AuthorityReplaced, CredentialsReplaced, SettingsChanged
 
 ALL: tuple[type[Fault], ...] = (
@@ -38,7 +40,13 @@ ALL: tuple[type[Fault], ...] = (
     NatsKilled,
     StoreKilled,
     AkoshaKilled,
+    StoreLine,
     StoreAnswers,
+    StoreLies,
+    StoreTokenExpired,
+    NatsLine,
+    AkoshaLine,
+    AkoshaAnswers,
     BucketChanged,
     DataDirectory,
     LedgerDamaged,

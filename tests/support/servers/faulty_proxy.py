@@ -1,7 +1,8 @@
-"""An HTTP proxy before a real S3 server that fails as a test says.
+"""An HTTP proxy before a real S3 server, or another server, that fails as a test says.
 
     proxy.on("upload_part", refuse(503, "SlowDown"), times=2)
     proxy.on("put_object", stall(reached, at=100_000))
+    proxy.on("", sometimes(0.5, lose_the_answer(), random.Random(1)))
 
 Operations have botocore's names. `proxy.seen` lists them in order of arrival.
 """
@@ -9,9 +10,13 @@ Operations have botocore's names. `proxy.seen` lists them in order of arrival.
 import asyncio
 import hashlib
 import io
+import random
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from functools import partial
 
 import aiohttp
@@ -22,6 +27,8 @@ Forward = Callable[..., Awaitable[web.Response]]
 """Passes the request on; `headers` and `query` are added to it, `body` replaces its body."""
 Action = Callable[[web.Request, Forward], Awaitable[web.StreamResponse]]
 
+_LISTED = re.compile("<Contents>.*?</Contents>", re.DOTALL)
+_MODIFIED = re.compile("(?<=<LastModified>)[^<]+")
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server", "expect", "host"}
 
 
@@ -60,6 +67,10 @@ class FaultyProxy:
     def on(self, operation: str, action: Action, *, times: int | None = None) -> None:
         """Apply the action to the next `times` requests of an operation, "" for any; None: to all requests."""
         self._rules.append(_Rule(operation, action, times))
+
+    def clear(self) -> None:
+        """Pass all requests on from now on."""
+        self._rules.clear()
 
     def count(self, operation: str) -> int:
         return Counter(self.seen)[operation]
@@ -170,6 +181,66 @@ def swallow() -> Action:
     return action
 
 
+def store_other_bytes() -> Action:
+    """Store an object, then replace it by one with a changed byte; answer as if nothing had changed."""
+
+    async def action(request: web.Request, forward: Forward) -> web.StreamResponse:
+        answer = await forward()
+        await damage()(request, forward)
+        return answer
+
+    return action
+
+
+def outdated_lists(seconds: float) -> Action:
+    """Answer a listing as it was so long ago: without newer objects, with those that were deleted since.
+
+    Only a listing that is repeated has deleted objects.
+    """
+    listed: dict[str, dict[str, datetime]] = {}
+
+    async def action(request: web.Request, forward: Forward) -> web.StreamResponse:
+        answer = await forward()
+        now = datetime.now(UTC)
+        since = now - timedelta(seconds=seconds)
+        deleted = {item: at for item, at in listed.get(request.query_string, {}).items() if at > since}
+        found = _LISTED.findall(answer.text)
+        present = {item: now for item in found if datetime.fromisoformat(_MODIFIED.search(item)[0]) < since}
+        listed[request.query_string] = deleted | present
+        items = "".join(sorted(deleted | present))
+        answer.text = _LISTED.sub("", answer.text).replace("</ListBucketResult>", f"{items}</ListBucketResult>")
+        return answer
+
+    return action
+
+
+def skewed_clock(ahead: timedelta) -> Action:
+    """Answer with times of a store whose clock is ahead, or behind."""
+
+    def shifted(found: re.Match[str]) -> str:
+        return (datetime.fromisoformat(found[0]) + ahead).isoformat()
+
+    async def action(_request: web.Request, forward: Forward) -> web.StreamResponse:
+        answer = await forward()
+        answer.headers["Date"] = format_datetime(datetime.now(UTC) + ahead, usegmt=True)
+        if answer.body and b"<LastModified>" in answer.body:
+            answer.text = _MODIFIED.sub(
+                lambda found: (datetime.fromisoformat(found[0]) + ahead).isoformat(), answer.text
+            )
+        return answer
+
+    return action
+
+
+def sometimes(share: float, action: Action, rng: random.Random) -> Action:
+    """Apply the action to a share of the requests; pass other requests on."""
+
+    async def chosen(request: web.Request, forward: Forward) -> web.StreamResponse:
+        return await (action(request, forward) if rng.random() < share else forward())
+
+    return chosen
+
+
 def ending(suffix: str, action: Action) -> Action:
     """Apply the action to keys that end with the suffix; pass other requests on."""
 
@@ -204,4 +275,4 @@ def _operation(request: web.Request) -> str:
         return "delete_objects"
     if method == "PUT":
         return "copy_object" if copied else "put_object"
-    return {"HEAD": "head_object", "GET": "get_object", "DELETE": "delete_object"}[method]
+    return {"HEAD": "head_object", "GET": "get_object", "DELETE": "delete_object"}.get(method, method)

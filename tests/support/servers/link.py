@@ -78,6 +78,8 @@ class Link:
         self.requests = self.answers = at_rate(bytes_per_second) if bytes_per_second else at_once
         self.port, self.connections, self.swallowed = 0, 0, 0
         self.waits: list[float] = []
+        self.stranded: list[asyncio.StreamWriter] = []
+        """The connections to the server whose clients have ended silent ones; they stay open."""
 
     async def open(self) -> None:
         """Accept connections."""
@@ -99,13 +101,13 @@ class Link:
 
     def lose(self) -> None:
         """Drop everything that the open connections send from now on, without closing them."""
-        for connection in self._tasks.values():
+        for connection in [*self._tasks.values()]:
             connection.silent = True
 
     @property
     def waiting(self) -> list[float]:
         """How long the clients of connections that are silent or slow have waited so far, in seconds."""
-        return [connection.waited for connection in self._tasks.values() if connection.waited]
+        return [connection.waited for connection in [*self._tasks.values()] if connection.waited]
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -116,6 +118,8 @@ class Link:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self.stranded:
+            writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -128,8 +132,7 @@ class Link:
             if connection.reset:
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
-            if connection.waited:
-                self.waits.append(connection.waited)
+            connection.close()
             del self._tasks[task]
 
 
@@ -137,10 +140,17 @@ class _Connection:
     def __init__(self, link: Link) -> None:
         self._link, self.silent, self.reset = link, False, False
         self._since: float | None = None
+        self._closed = False
 
     @property
     def waited(self) -> float:
-        return 0.0 if self._since is None else time.monotonic() - self._since
+        return 0.0 if self._since is None or self._closed else time.monotonic() - self._since
+
+    def close(self) -> None:
+        """Keep in `waits` how long the client has waited. Idempotent."""
+        if self.waited:
+            self._link.waits.append(self.waited)
+        self._closed = True
 
     async def run(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", port)
@@ -151,17 +161,22 @@ class _Connection:
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            upstream_writer.transport.abort()
             for pump in pumps:
                 pump.cancel()
+            if self.silent:  # the server does not see the end
+                self._link.stranded.append(upstream_writer)
+            else:
+                upstream_writer.transport.abort()
 
     async def _pump(self, way: str, source: asyncio.StreamReader, drain: asyncio.StreamWriter) -> None:
         async def send(data: bytes) -> None:
             drain.write(data)
             await drain.drain()
 
+        chunks: asyncio.Queue[bytes] = asyncio.Queue(1)
+        reading = asyncio.create_task(self._read(way, source, chunks))
         try:
-            while data := await source.read(_CHUNK):
+            while data := await chunks.get():
                 if not self.silent:
                     await self._pass(way, data, send)
                 if self.silent:
@@ -171,8 +186,21 @@ class _Connection:
             self.reset = True
         except (OSError, EOFError):
             pass
+        finally:
+            reading.cancel()
         if self.silent and way == "answers":
             await asyncio.Event().wait()  # the client does not see the end
+
+    async def _read(self, way: str, source: asyncio.StreamReader, chunks: asyncio.Queue[bytes]) -> None:
+        """Read until the end, which is noticed even while data waits to be passed."""
+        try:
+            while data := await source.read(_CHUNK):
+                await chunks.put(data)
+        except OSError as error:
+            self.reset = isinstance(error, ConnectionResetError)
+        if way == "requests":
+            self.close()
+        await chunks.put(b"")
 
     async def _pass(self, way: str, data: bytes, send: Send) -> None:
         self._since = time.monotonic()

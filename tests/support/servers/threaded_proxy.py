@@ -1,34 +1,46 @@
-"""A FaultyProxy on a separate thread and event loop, for tests that run processes and block."""
+"""A FaultyProxy or a Link on a separate thread and event loop, for tests that run processes and block."""
 
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from typing import TypeVar
 
 from aiohttp import web
 
 from tests.support.servers.faulty_proxy import Action, FaultyProxy, Forward
+from tests.support.servers.link import Link
 
 TIMEOUT = 180.0
 
+T = TypeVar("T")
+
+
+def running_faulty_proxy(upstream: str) -> AbstractContextManager[FaultyProxy]:
+    """Run a FaultyProxy; its `seen`, `on` and `clear` may be used from any thread."""
+    return _on_a_thread(FaultyProxy(upstream))
+
+
+def running_link(port: int) -> AbstractContextManager[Link]:
+    """Run a Link; its methods, except `open` and `close`, may be used from any thread."""
+    return _on_a_thread(Link(port))
+
 
 @contextmanager
-def running_faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
-    """Run a FaultyProxy; its `seen` and `on` may be used from any thread."""
+def _on_a_thread(context: AbstractAsyncContextManager[T]) -> Iterator[T]:
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="front")
+    thread = threading.Thread(target=loop.run_forever, name="proxy")
     thread.start()
 
-    def run(work: Coroutine[None, None, object]) -> None:
-        asyncio.run_coroutine_threadsafe(work, loop).result(TIMEOUT)
+    def run(work: Coroutine[None, None, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(TIMEOUT)
 
-    proxy = FaultyProxy(upstream)
     try:
-        run(proxy.__aenter__())
+        entered = run(context.__aenter__())
         try:
-            yield proxy
+            yield entered
         finally:
-            run(proxy.__aexit__())
+            run(context.__aexit__(None, None, None))
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(TIMEOUT)
