@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from agent.domain.events import upload_event_id
+from agent.domain.routing import CLOUD
 from tests.campaign import leftovers
 from tests.campaign.leftovers import lasting
 from tests.campaign.targets import AkoshaTarget
@@ -157,7 +158,8 @@ def _results(world: World, manifests: list[dict]) -> Iterator[str]:
     happens(lambda: not [*_unannounced(world, manifests)], RESULT_SECONDS)
     yield from _unannounced(world, manifests)
     yield from _doubled("upload_id", _succeeded(world))
-    newest = max((event["data"]["upload_id"] for event in _succeeded(world)), default="")
+    uploaded = (event["data"] for event in _succeeded(world) if event["data"]["method"] == CLOUD)
+    newest = max((data["upload_id"] for data in uploaded), default="")
     if newest > manifests[-1]["upload_id"]:
         yield f"{newest} has a result, but is not in the bucket"
 

@@ -1,4 +1,4 @@
-"""What the agent of a campaign delivers to, read without the agent: a directory, an S3 server, Akosha."""
+"""What the agent of a campaign delivers to, read without the agent: a directory, an S3 server, Akosha, or both."""
 
 import os
 from abc import ABC
@@ -14,7 +14,7 @@ from tests.support.servers.faulty_proxy import FaultyProxy
 from tests.support.servers.s3 import SECRET_KEY, Authority, Rclone, aws_environment, running_moto
 from tests.support.servers.threaded_proxy import running_faulty_proxy
 
-Kind = Literal["directory", "s3", "rclone", "rclone-tls", "akosha"]
+Kind = Literal["directory", "s3", "rclone", "rclone-tls", "akosha", "fallback"]
 
 TOKEN = "canary-of-the-akosha-server"
 
@@ -88,12 +88,30 @@ class AkoshaTarget(Target):
 
     def __init__(self, server: AkoshaProcess) -> None:
         self.server = server
-        self.settings = {"cloud_endpoint": None, "http_endpoint": server.url, "http_token": TOKEN}
-        self.settings |= {"http_missing_embedding": "zero"}
+        self.settings = {"cloud_endpoint": None, **_settings_for(server)}
 
     @property
     def memories(self) -> list[Row]:
         return self.server.rows()
+
+
+class FallbackTarget(S3Target):
+    """A bucket, and Akosha for as long as the agent cannot upload to it."""
+
+    secrets = (SECRET_KEY, TOKEN)
+
+    def __init__(self, bucket: Bucket, server: Rclone, akosha: AkoshaProcess) -> None:
+        super().__init__(bucket, server=server)
+        self.settings = {**self.settings, **_settings_for(akosha)}
+        self._akosha = akosha
+
+    @property
+    def memories(self) -> list[Row]:
+        return self._akosha.rows()
+
+
+def _settings_for(akosha: AkoshaProcess) -> Mapping[str, object]:
+    return {"http_endpoint": akosha.url, "http_token": TOKEN, "http_missing_embedding": "zero"}
 
 
 @contextmanager
@@ -128,11 +146,19 @@ def _akosha(folder: Path) -> Iterator[Target]:
         yield AkoshaTarget(akosha)
 
 
+@contextmanager
+def _fallback(folder: Path) -> Iterator[Target]:
+    (folder / "rclone").mkdir(parents=True)
+    with Rclone(folder / "rclone") as rclone, AkoshaProcess(folder / "akosha", token=TOKEN) as akosha:
+        yield FallbackTarget(Bucket(rclone.server), rclone, akosha)
+
+
 OPENED: Mapping[Kind, Callable[[Path], AbstractContextManager[Target]]] = {
     "directory": _directory,
     "s3": _moto,
     "rclone": _rclone,
     "rclone-tls": _rclone_tls,
     "akosha": _akosha,
+    "fallback": _fallback,
 }
 """Kind -> a function that starts the target, in a folder; s3 is moto behind a FaultyProxy."""

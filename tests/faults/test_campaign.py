@@ -16,14 +16,16 @@ import pytest
 from agent.adapters.directory_store.layout import incoming_folder
 from tests.campaign import checks, leftovers
 from tests.campaign.checks import violations
-from tests.campaign.faults import AgentKilled, LedgerDamaged
+from tests.campaign.faults import AgentKilled, LedgerDamaged, NatsLine, StoreLies, StoreLine
+from tests.campaign.faults.lines import HALF_OPEN
 from tests.campaign.play import play
 from tests.campaign.world import CANARY, World
+from tests.support.servers.link import Link
 
 pytestmark = pytest.mark.long
 
 
-@pytest.mark.parametrize("kind", [AgentKilled, LedgerDamaged], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [AgentKilled, LedgerDamaged, NatsLine, StoreLies], ids=lambda kind: kind.__name__)
 def test_nothing_is_lost_in_a_seeded_part_of_the_campaign(tmp_path, kind):
     outcome = play(kind, "7", tmp_path, rounds=2)
     assert (outcome.rounds, outcome.violations) == (2, [])
@@ -53,6 +55,15 @@ def test_what_a_killed_prune_has_left_is_pruned_before_the_last_check(tmp_path):
         (world.machine.bucket / checks.manifest_key(oldest)).unlink()
         assert violations(world, at_end=True) == []
         assert not [key for key in world.target.keys if oldest["upload_id"] in key]
+
+
+def test_a_wait_of_more_than_twice_the_limit_is_a_violation():
+    line = StoreLine()
+    line.link, line.way = Link(0), HALF_OPEN
+    line.link.waits.append(2 * line.limit_seconds)
+    assert [*line.check(world=None)] == []
+    line.link.waits.append(2 * line.limit_seconds + 1)
+    assert [*line.check(world=None)] == ["half-open: the agent waited 5.0 s on a connection; its limit is 2 s"]
 
 
 def find_each(planted, world, subtests):

@@ -28,7 +28,7 @@ from tests.campaign.faults.limits import (
     StateReadOnly,
 )
 from tests.campaign.faults.lines import AkoshaLine, NatsLine, StoreLine
-from tests.campaign.faults.servers import AkoshaKilled, NatsKilled, StoreKilled
+from tests.campaign.faults.servers import AkoshaKilled, CloudDown, NatsKilled, StoreKilled
 from tests.campaign.faults.settings import AuthorityReplaced, CredentialsReplaced, SettingsChanged
 
 ALL: tuple[type[Fault], ...] = (
@@ -47,6 +47,7 @@ ALL: tuple[type[Fault], ...] = (
     NatsLine,
     AkoshaLine,
     AkoshaAnswers,
+    CloudDown,
     BucketChanged,
     DataDirectory,
     LedgerDamaged,

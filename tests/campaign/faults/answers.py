@@ -1,6 +1,7 @@
-"""Answers of the S3 store and of Akosha that are errors, get lost, or are wrong.
+"""Answers of the S3 store and of Akosha that are errors, get lost, or are wrong, while a change is synced.
 
-An HTTP proxy before the server gives them while a change is synced. Afterwards the agent must deliver by itself.
+An HTTP proxy before the server gives them until the agent has met one, and for a random time after that. Then the agent
+must deliver by itself.
 """
 
 import random
@@ -15,7 +16,6 @@ from tests.campaign.faults.fault import Fault
 from tests.campaign.targets import AkoshaTarget
 from tests.campaign.world import World
 from tests.support.servers.faulty_proxy import (
-    ANY,
     Action,
     FaultyProxy,
     Forward,
@@ -33,62 +33,93 @@ from tests.support.servers.faulty_proxy import (
 from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY
 from tests.support.servers.threaded_proxy import running_faulty_proxy
 
+MEET_SECONDS = 5.0
+"""Longest time in which the agent meets a wrong answer."""
+
+LAST_SECONDS = 1.0
+"""Longest time that wrong answers go on after that."""
+
+BAR = "recovers by itself; the agent never exits"
+
 FEW, MANY = 0.01, 0.5
 """The share of the requests that fail."""
 
-LAST_SECONDS = 2.0
-"""Longest time for which many requests fail."""
-
 LAG_SECONDS = 1.0
 YEARS = timedelta(days=4 * 365)
+MANIFEST = "manifest.json"
 WRONG_ETAG = '"' + "0" * 32 + '"'
+
+Answer = tuple[str, str, Action]
+"""The operation, the end of the keys ("" for any), and what the proxy does."""
 
 
 class Answers(Fault):
-    """A share of the requests fails. The agent delivers although a few of them do; many fail for a while only."""
+    """A proxy before the server answers instead of it, or changes its answers. `lasts`: until the agent has delivered.
 
+    A strike sets `lasts`.
+    """
+
+    bar = BAR
     delayed = False
+    lasts: bool
 
     def proxy(self, world: World) -> FaultyProxy:
+        """Return the proxy before the server."""
         assert world.target.proxy is not None
         return world.target.proxy
 
-    def failures(self, rng: random.Random) -> Iterator[Action]:
-        """Yield the ways in which a request may fail."""
-        for status, code in ((500, "InternalError"), (503, "SlowDown"), (429, "Throttling")):
-            yield refuse(status, code)
-        for status, code in ((301, "PermanentRedirect"), (307, "TemporaryRedirect")):
-            yield refuse(status, code, headers={"Location": "http://127.0.0.1:9/elsewhere"})
-        yield reset(after=0)
-        yield lose_the_answer()
+    def begin(self, world: World, rng: random.Random, answer: Answer, *, share: float = 1.0) -> None:
+        """Give an answer to a share of the requests from now on."""
+        self.met = threading.Event()
+        operation, suffix, action = answer
 
-    def strike(self, world: World, rng: random.Random) -> None:
-        self.share = rng.choice((FEW, MANY))
-        failure = rng.choice([*self.failures(rng)])
-        self.proxy(world).on(ANY, sometimes(self.share, failure, random.Random(rng.random())))
+        async def noted(request: web.Request, forward: Forward) -> web.StreamResponse:
+            self.met.set()
+            return await action(request, forward)
+
+        self.proxy(world).on(operation, sometimes(share, ending(suffix, noted), random.Random(rng.random())))
 
     def heal(self, world: World, rng: random.Random) -> None:
-        if self.share == FEW:
+        if self.lasts:
             world.settle()
         else:
+            self.met.wait(MEET_SECONDS)
             threading.Event().wait(rng.uniform(0, LAST_SECONDS))
         self.proxy(world).clear()
 
 
-class StoreAnswers(Answers):
+class Failures(Answers):
+    """A share of the requests fails. The agent delivers while a few of them do; many fail only for a while."""
+
+    def failures(self) -> Iterator[Answer]:
+        """Yield the ways in which a request may fail."""
+        for status, code in ((500, "InternalError"), (503, "SlowDown"), (429, "Throttling")):
+            yield "", "", refuse(status, code)
+        for status, code in ((301, "PermanentRedirect"), (307, "TemporaryRedirect")):
+            yield "", "", refuse(status, code, headers={"Location": "http://127.0.0.1:9/elsewhere"})
+        yield "", "", reset(after=0)
+        yield "", "", lose_the_answer()
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        share = rng.choice((FEW, MANY))
+        self.lasts = share == FEW
+        self.begin(world, rng, rng.choice([*self.failures()]), share=share)
+
+
+class StoreAnswers(Failures):
     row = "S3: 1 % or 50 % of answers are 500, 503, 429, 301, 307, or lost"
     rounds = 60
     target = "s3"
 
-    def failures(self, rng: random.Random) -> Iterator[Action]:
-        yield from super().failures(rng)
-        yield ending("manifest.json", lose_the_answer())
+    def failures(self) -> Iterator[Answer]:
+        yield from super().failures()
+        yield "put_object", MANIFEST, lose_the_answer()
 
 
-class AkoshaAnswers(Answers):
-    """The proxy is before Akosha; a 401 is an expired token that is accepted again later."""
+class AkoshaAnswers(Failures):
+    """A 401 is a token that has expired, and is accepted again later."""
 
-    row = "Akosha: 1 % or 50 % of answers are 500, 503, 429, 307, 401, or lost"
+    row = "Akosha: 1 % or 50 % of answers are 500, 503, 429, 301, 307, 401, or lost"
     rounds = 40
     target = "akosha"
 
@@ -100,89 +131,87 @@ class AkoshaAnswers(Answers):
     def proxy(self, world: World) -> FaultyProxy:
         return self._proxy
 
-    def failures(self, rng: random.Random) -> Iterator[Action]:
-        yield from super().failures(rng)
-        yield refuse(401, "Unauthorized")
+    def failures(self) -> Iterator[Answer]:
+        yield from super().failures()
+        yield "", "", refuse(401, "Unauthorized")
 
 
-class StoreLies(Fault):
-    """The store answers a few requests as if it had done what it has not done, or with wrong facts."""
+class StoreLies(Answers):
+    """The store reports that it has done what it has not done, or reports wrong facts."""
 
     row = "S3: PUTs that lie, lists that lag, wrong ETags and sizes, a skewed clock"
     rounds = 60
     target = "s3"
-    delayed = False
 
     def prepare(self, world: World) -> None:
         world.machine.constants["agent.application.sync.upload:CONFIRM_SECONDS"] = 2 * LAG_SECONDS
 
     def strike(self, world: World, rng: random.Random) -> None:
-        assert world.target.proxy is not None
-        self.is_lasting, operation, lie = rng.choice([*_lies(rng)])
-        world.target.proxy.on(operation, lie, times=None if self.is_lasting else rng.randint(1, 3))
-
-    def heal(self, world: World, rng: random.Random) -> None:
-        assert world.target.proxy is not None
-        if self.is_lasting:
-            world.settle()
-        else:
-            threading.Event().wait(rng.uniform(0, LAST_SECONDS))
-        world.target.proxy.clear()
+        ahead = rng.choice((YEARS, -YEARS))
+        lasting = [*_lies_that_last(ahead)]
+        lie = rng.choice([*lasting, *_lies(ahead)])
+        self.lasts = lie in lasting
+        self.begin(world, rng, lie)
 
 
-def _lies(rng: random.Random) -> Iterator[tuple[bool, str, Action]]:
-    """Yield whether the agent delivers although all answers are such, the operation, and its answer."""
-    ahead = rng.choice((YEARS, -YEARS))
+def _lies_that_last(ahead: timedelta) -> Iterator[Answer]:
+    """Yield lies that do not stop the agent: it asks about each object, too."""
+    yield "list_objects_v2", "", outdated_lists(LAG_SECONDS)
+    yield "list_objects_v2", "", answer_with(replace=("<Size>", "<Size>1"))
+    yield "list_objects_v2", "", answer_with(replace=("<ETag>", "<ETag>0"))
+    yield "", "", skewed_clock(ahead)
+
+
+def _lies(ahead: timedelta) -> Iterator[Answer]:
+    """Yield lies that stop the agent as long as all answers are such."""
     date = format_datetime(datetime.now(UTC) + ahead, usegmt=True)
-    yield True, "list_objects_v2", outdated_lists(LAG_SECONDS)
-    yield True, "list_objects_v2", answer_with(replace=("<Size>", "<Size>1"))
-    yield True, ANY, skewed_clock(ahead)
-    yield False, ANY, refuse(403, "RequestTimeTooSkewed", headers={"Date": date})
-    yield False, "head_object", answer_with(headers={"Content-Length": "5"})
-    for lie in (swallow(), store_other_bytes(), answer_with(headers={"ETag": WRONG_ETAG})):
-        yield False, "put_object", lie
-        yield False, "put_object", ending("manifest.json", lie)
-    for operation in ("head_object", "get_object"):
-        yield False, operation, answer_with(headers={"ETag": WRONG_ETAG})
-    for operation in ("copy_object", "list_objects_v2"):
-        yield False, operation, answer_with(replace=("<ETag>", "<ETag>0"))
+    yield "", "", refuse(403, "RequestTimeTooSkewed", headers={"Date": date})
+    yield "head_object", "", answer_with(headers={"Content-Length": "5"})
+    yield "head_object", "", answer_with(headers={"ETag": WRONG_ETAG})
+    yield "copy_object", "", answer_with(replace=("<ETag>", "<ETag>0"))
+    for suffix in (MANIFEST, ".duckdb", ".wal", "memories.json"):
+        yield "put_object", suffix, swallow()
+        yield "put_object", suffix, store_other_bytes()
+        yield "put_object", suffix, answer_with(headers={"ETag": WRONG_ETAG})
 
 
 class StoreTokenExpired(Fault):
-    """The store accepts only the newest session token; the agent finds it in a file some time later."""
+    """The store accepts only the newest session token. The agent finds it in a file some time later."""
 
-    row = "S3: expired token, renewed later"
+    row = "S3: an expired token that is renewed later"
     rounds = 20
     target = "s3"
+    bar = BAR
     delayed = False
 
     def prepare(self, world: World) -> None:
         assert world.target.proxy is not None
-        self.file, self.token = world.folder / "credentials", ""
+        self.file = world.folder / "credentials"
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             del world.machine.environ[name]
         world.machine.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(self.file)
-        self._renew(world)
-        self._write()
-        world.target.proxy.on(ANY, self._check_token)
+        self._expire(world)
+        self._renew()
+        world.target.proxy.on("", self._check_token)
 
     def strike(self, world: World, rng: random.Random) -> None:
-        self._renew(world)
+        self._expire(world)
 
     def heal(self, world: World, rng: random.Random) -> None:
         world.said("expired token")
         threading.Event().wait(rng.uniform(0, LAST_SECONDS))
-        self._write()
+        self._renew()
 
     async def _check_token(self, request: web.Request, forward: Forward) -> web.StreamResponse:
         is_valid = request.headers.get("x-amz-security-token") == self.token
         return await (forward() if is_valid else refuse(400, "ExpiredToken")(request, forward))
 
-    def _renew(self, world: World) -> None:
+    def _expire(self, world: World) -> None:
         self.token = f"canary-of-a-session-{world.rng.random()}"
         world.machine.secrets += (self.token,)
 
-    def _write(self) -> None:
+    def _renew(self) -> None:
+        """Write the token that the store accepts to the file."""
         keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": SECRET_KEY, "aws_session_token": self.token}
         draft = self.file.with_suffix(".draft")
         draft.write_text("\n".join(["[default]", *(f"{name} = {value}" for name, value in keys.items())]))

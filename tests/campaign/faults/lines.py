@@ -40,6 +40,7 @@ WAYS: Mapping[str, Callable[[int], Pass]] = {
 class Line(Fault):
     """The agent's connections to a server fail; in HALF_OPEN only those that are open, and neither side is told."""
 
+    bar = "recovers by itself; no wait is longer than twice the limit; the agent never exits"
     delayed = False
     limit_seconds: ClassVar[float] = LIMIT_SECONDS
     """The agent's limit for a connection without progress."""

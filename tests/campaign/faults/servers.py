@@ -2,9 +2,12 @@
 
 import random
 
+from tests.campaign.checks import stored_once
 from tests.campaign.faults.fault import Fault
 from tests.campaign.targets import AkoshaTarget
-from tests.campaign.world import World
+from tests.campaign.world import SAY_SECONDS, NotSettled, World
+from tests.support.servers.s3 import Rclone
+from tests.support.waiting import happens
 
 
 class NatsKilled(Fault):
@@ -52,3 +55,29 @@ class AkoshaKilled(Fault):
         world.target.server.start()
         world.settle()
         world.machine.call("sync")
+
+
+class CloudDown(Fault):
+    """The S3 server is killed or suspended until Akosha has the memories. Later the bucket gets the databases, too."""
+
+    row = "Akosha as the fallback of an S3 server that is down"
+    rounds = 20
+    bar = "Akosha gets the memories, then the bucket gets the databases"
+    target = "fallback"
+    delayed = False
+
+    def prepare(self, world: World) -> None:
+        world.machine.set(max_retries=0, upload_timeout_seconds=2)
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        assert isinstance(world.target.server, Rclone)
+        server = world.target.server
+        take_down, self.bring_back = rng.choice(((server.kill, server.start), (server.pause, server.resume)))
+        take_down()
+
+    def heal(self, world: World, rng: random.Random) -> None:
+        arrived = happens(lambda: not [*stored_once(world, world.target.memories)], SAY_SECONDS)
+        lines = world.last_lines()
+        self.bring_back()
+        if not arrived:
+            raise NotSettled(f"Akosha has not got the memories: {lines}")

@@ -129,7 +129,7 @@ class Link:
             with contextlib.suppress(asyncio.CancelledError, OSError):
                 await connection.run(self._upstream, reader, writer)
         finally:
-            if connection.reset:
+            if connection.reset and not writer.is_closing():
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
             connection.close()
@@ -197,7 +197,7 @@ class _Connection:
             while data := await source.read(_CHUNK):
                 await chunks.put(data)
         except OSError as error:
-            self.reset = isinstance(error, ConnectionResetError)
+            self.reset |= isinstance(error, ConnectionResetError)
         if way == "requests":
             self.close()
         await chunks.put(b"")

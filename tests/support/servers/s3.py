@@ -8,6 +8,7 @@ import http.client
 import itertools
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -156,6 +157,13 @@ class Rclone:
                 self._drain.join()
             self._process = None
             self._held.hold([self._port])
+
+    def pause(self) -> None:
+        """Suspend the process: connections are accepted, and no request is answered."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
         self.start()
