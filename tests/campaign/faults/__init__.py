@@ -5,7 +5,7 @@ and its name in ALL. Then `python -m tests.campaign.report` adds the row to docs
 """
 
 from tests.campaign.faults.agents import EarlierVersion, TwoAgents, TwoMachines, TwoReactors
-from tests.campaign.faults.answers import AkoshaAnswers, StoreAnswers, StoreLies, StoreTokenExpired
+from tests.campaign.faults.answers import AkoshaAnswers, StoreAnswers, StoreLies
 from tests.campaign.faults.bucket import BucketChanged
 from tests.campaign.faults.clocks import ClockSet, SummerTime, Suspended, TimeZoneChanged
 from tests.campaign.faults.disks import LogDiskFull, StagingFull, StateDiskFull, TargetFull
@@ -43,7 +43,6 @@ ALL: tuple[type[Fault], ...] = (
     StoreLine,
     StoreAnswers,
     StoreLies,
-    StoreTokenExpired,
     NatsLine,
     AkoshaLine,
     AkoshaAnswers,

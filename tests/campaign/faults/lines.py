@@ -94,7 +94,7 @@ class StoreLine(Line):
 
 class NatsLine(Line):
     row = "NATS: connections reset, truncated, stalled, slow, half-open"
-    rounds = 60
+    rounds = 50
     limit_seconds = 1.5
 
     def port(self, world: World) -> int:
@@ -108,7 +108,7 @@ class NatsLine(Line):
 
 class AkoshaLine(Line):
     row = "Akosha: connections reset, truncated, stalled, slow, half-open"
-    rounds = 50
+    rounds = 30
     target = "akosha"
 
     def port(self, world: World) -> int:
