@@ -64,7 +64,7 @@ class TwoMachines(Fault):
     row = "Two machines with one system ID"
     rounds = 20
     bar = "the second machine is refused; nothing is mixed"
-    typical_seconds = 10.0
+    typical_seconds = 7.0
 
     def prepare(self, world: World) -> None:
         self.other, self.allowed = world.another_machine("other"), set[str]()
@@ -116,6 +116,8 @@ class TwoReactors(Fault):
         for reactor, machine in zip(self.reactors, self.machines, strict=True):
             if reactor.process.poll() is not None:
                 yield f"a reactor has ended: {''.join(reactor.log.raw[-5:])}"
+            log = "".join(reactor.log.raw)
+            yield from (f"the log of a reactor has {secret[:6]}..." for secret in machine.secrets if secret in log)
             yield from lasting(lambda of=machine: (f"left by a reactor: {path}" for path in of.staged))
 
     @staticmethod
@@ -134,7 +136,7 @@ class EarlierVersion(Fault):
     row = "An earlier version beside this one"
     rounds = 20
     bar = "refused or reported; nothing is mixed"
-    typical_seconds = 8.0
+    typical_seconds = 10.0
 
     def prepare(self, world: World) -> None:
         code = world.folder / EARLIER

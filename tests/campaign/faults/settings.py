@@ -34,7 +34,6 @@ class SettingsChanged(Fault):
     row = "Settings changed, invalid and valid"
     rounds = 10
     bar = "invalid settings are refused, valid ones used"
-    typical_seconds = 6.0
 
     def prepare(self, world: World) -> None:
         world.machine.set(**dict.fromkeys(VALID), cloud_endpoint=None)
@@ -68,7 +67,7 @@ class CredentialsReplaced(Fault):
     row = "Credentials rotated, expired or removed"
     rounds = 10
     bar = "says what to renew; goes on without a restart"
-    typical_seconds = 8.0
+    typical_seconds = 7.0
     target = "s3"
 
     def prepare(self, world: World) -> None:
@@ -126,7 +125,7 @@ class AuthorityReplaced(Fault):
     row = "CA of the S3 server replaced"
     rounds = 10
     bar = "names the setting; goes on without a restart"
-    typical_seconds = 8.0
+    typical_seconds = 7.0
     target = "rclone-tls"
 
     def prepare(self, world: World) -> None:
