@@ -287,6 +287,32 @@ async def test_a_take_over_succeeds_if_the_former_owner_finishes_an_upload_meanw
     assert isinstance(await two.sync(), SyncSucceeded)
 
 
+@pytest.mark.parametrize("request_of", ["take_over", "new_target"])
+async def test_a_ledger_that_starts_over_removes_the_objects_of_its_unfinished_upload(machine, target, request_of):
+    one, two = machine("one"), machine("two")
+    await one.sync()
+    one.change()
+    stalled = target.store.stall("put", key="manifest.json")
+    uploading = asyncio.create_task(one.sync())
+    await asyncio.wait_for(stalled.wait(), 60)
+    uploading.cancel()
+    await asyncio.wait({uploading})
+    if request_of == "take_over":
+        two.change()
+        assert isinstance(await two.sync(take_over=True), SyncSucceeded)
+    else:
+        uploaded = [key for manifest in await target.uploads() for key in _keys_of(manifest)]
+        await target.raw_store.delete([OWNER, *uploaded])
+    assert isinstance(await one.sync(**{request_of: True}), SyncSucceeded)
+    keys = {OWNER, *(key for manifest in await target.uploads() for key in _keys_of(manifest))}
+    assert {*await target.objects()} == keys
+
+
+def _keys_of(manifest):
+    named = [*manifest.parts, *([manifest.memories] if manifest.memories else [])]
+    return [naming.manifest_key(manifest.system_id, manifest.upload_id), *(part.key for part in named)]
+
+
 async def test_the_owner_is_compared_again_before_the_manifest(machine, target):
     one, two = machine("one"), machine("two")
     await one.sync()

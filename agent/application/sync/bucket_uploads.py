@@ -139,11 +139,15 @@ class BucketUploads:
         return (found.size, sha256) == (size, part.sha256) and not is_changed(part.etag, found.etag)
 
     async def remove(self, upload: str) -> None:
-        """Remove the objects of an upload that will not be finished. Log it if that is not permitted."""
+        """Remove the objects, and the parts of unfinished ones, of an upload that will not be finished.
+
+        Log it if that is not permitted.
+        """
         found = [item.key async for item in self._store.list(f"{self._prefix}{upload}/")]
         if naming.manifest_key(self._system_id, upload) in found:
             return
         try:
+            await self._store.sweep(f"{self._prefix}{upload}/")
             await self._store.delete(found)
         except NotPermitted as error:
             _log.info(

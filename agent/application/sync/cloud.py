@@ -214,7 +214,6 @@ class CloudSync:
             return
         _log.info("upload_abandoned", upload_id=record.intent.upload_id, reason="the databases have changed since")
         async with self._limit_stalls():
-            await self._sweep(record.intent.upload_id)
             await self._uploads.remove(record.intent.upload_id)
         await self._ledger.abandon(self.target)
         attempt.abandoned = record.intent.upload_id

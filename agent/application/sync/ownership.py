@@ -313,9 +313,14 @@ class Ownership:
             await self._start_over()
 
     async def _start_over(self) -> None:
-        """Discard the ledger's state of this target: all databases are sent again, in a new upload."""
+        """Discard the ledger's state of this target: all databases are sent again, in a new upload.
+
+        The objects of an unfinished upload are removed.
+        """
         assert self.ledger is not None
         record = await self._record()
+        if record.intent is not None:
+            await self._uploads.remove(record.intent.upload_id)
         await self.ledger.abandon(self.target)
         await self.ledger.forget(self.target, list(record.databases))
 
