@@ -192,10 +192,9 @@ class Home:
         """Return the targets of all available methods, by method."""
         return targets_of(self.settings, identity.system_id)
 
-    def set_ledger_aside(self, error: LedgerDamaged) -> bool:
+    def set_ledger_aside(self, error: LedgerDamaged) -> None:
         """Move the damaged ledger aside. The caller holds the state directory and has closed the ledger."""
         set_ledger_aside(self.state.ledger_file, self.clock, error)
-        return True
 
     def _is_held(self) -> bool:
         holder = self.holder()

@@ -70,7 +70,7 @@ def set_ledger_aside(path: Path, clock: Clock, error: LedgerDamaged) -> None:
     _log.error(
         "ledger_set_aside",
         reason=error.message,
-        kept_in=str(kept),
+        kept_in=str(kept) if kept else None,
         next_step="a new ledger is restored from the newest manifest in the bucket",
     )
 

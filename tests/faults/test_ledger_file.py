@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import sqlite3
 import stat
 from contextlib import closing
@@ -368,6 +369,17 @@ async def test_a_ledger_found_damaged_in_use_is_moved_aside_when_the_lock_is_rel
     with home.lock("test"):
         await used()
     assert len(list(path.parent.glob("*.damaged-*"))) == 1
+
+
+@pytest.mark.parametrize("how", [Path.unlink, lambda path: shutil.copy(path, path.with_name("b")).replace(path)])
+async def test_a_ledger_that_is_deleted_or_replaced_in_use_is_damaged(path, how):
+    """SQLite would go on in a file that no other process opens."""
+    ledger = await opened(path)
+    how(path)
+    for used in (ledger.record(TARGET), ledger.note("bus", "memory")):
+        with pytest.raises(LedgerDamaged, match="deleted or replaced while it was in use"):
+            await used
+    await ledger.aclose()
 
 
 async def test_a_ledger_of_a_newer_version_is_not_moved_aside(tmp_path):

@@ -65,3 +65,18 @@ def test_a_running_agent_replaces_a_damaged_ledger(machine):
         agent.logged("sync_succeeded", 2)
     assert len(machine.manifests) == 2
     assert codes(machine.status()) == ["ledger_replaced"]
+
+
+def test_a_running_agent_replaces_a_ledger_that_was_deleted_each_time(machine):
+    machine.constants["agent.entrypoints.cli.run:REPLACED_SECONDS"] = 0.0
+    with machine.run() as agent:
+        agent.logged("sync_succeeded")
+        for number, commits in ((1, 9), (2, 12)):
+            for path in machine.state.glob("ledger.sqlite*"):
+                path.unlink()
+            machine.write(commits=commits)
+            agent.logged("ledger_set_aside", number)
+            agent.logged("agent_started", number + 1)
+            agent.logged("sync_succeeded", number + 1)
+    assert len(machine.manifests) == 3
+    assert machine.status()["pending"] == []

@@ -89,11 +89,20 @@ def size_of(path: Path) -> int:
     return total
 
 
-def set_aside(path: Path, at: datetime) -> Path:
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return the file's device and inode, None if it does not exist. Raises OSError."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def set_aside(path: Path, at: datetime) -> Path | None:
     """Rename a damaged file, with its -wal and -shm, to `{name}.damaged-{time}`, and return its new path.
 
-    The main file is renamed first: SQLite ignores the -wal of a new, empty file. No process may have the file open for
-    writing. Raises StateError.
+    Return None if the main file does not exist. The main file is renamed first: SQLite ignores the -wal of a new, empty
+    file. No process may have the file open for writing. Raises StateError.
     """
     with translated(path):
         stamp = f"{at.astimezone(UTC):%Y%m%dT%H%M%SZ}"
@@ -105,7 +114,7 @@ def set_aside(path: Path, at: datetime) -> Path:
         for suffix in ("", "-wal", "-shm"):
             with suppress(FileNotFoundError):
                 path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-        return aside
+        return aside if aside.exists() else None
 
 
 def damaged_ledgers(path: Path) -> list[Path]:

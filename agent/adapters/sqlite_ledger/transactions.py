@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +46,7 @@ class Transactions:
     def __init__(self, path: Path, thread: Executor, connection: sqlite3.Connection, *, read_only: bool) -> None:
         self._path, self._thread, self._connection = path, thread, connection
         self.read_only, self._closed = read_only, False
+        self._identity = file.identity(path)
 
     async def write(self, work: Callable[[], T]) -> T:
         """Run the work in a write transaction. Raises StateError if the file was opened for reading."""
@@ -58,6 +60,7 @@ class Transactions:
 
     def run(self, begin: str, work: Callable[[], T]) -> T:
         """Run the work in a transaction. Call it on the ledger's thread."""
+        self._check_in_place()
         with file.translated(self._path):
             self._connection.execute(begin)
             try:
@@ -83,6 +86,14 @@ class Transactions:
         """Close the connection. Call it on the ledger's thread."""
         with file.translated(self._path):
             self._connection.close()
+
+    def _check_in_place(self) -> None:
+        """Raise LedgerDamaged if the file has no longer its name: SQLite would go on in a file that no other opens."""
+        if self.read_only:
+            return
+        with suppress(OSError):  # the directory cannot be read now
+            if file.identity(self._path) != self._identity:
+                raise file.damaged(f"{self._path} was deleted or replaced while it was in use")
 
     async def _run(self, begin: str, work: Callable[[], T]) -> T:
         if self._closed:

@@ -4,6 +4,7 @@ If settings have changed, a new agent replaces the running one; else the running
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,9 @@ from agent.settings.validators import PREFIX
 
 LOG_KEYS = frozenset({"agent_log_level", "agent_log_format", "agent_log_file", "agent_log_file_mb"})
 """Settings that take effect without a new agent."""
+
+REPLACED_SECONDS = 60.0
+"""A ledger that is damaged again so soon after it was replaced ends the process: perhaps the disk is failing."""
 
 app = CommandGroup()
 
@@ -128,7 +132,7 @@ class ReloadLoop:
     def __init__(self, load: Callable[[], Loaded], supervisor: Supervisor) -> None:
         self._load, self._supervisor, self._metering = load, supervisor, metering()
         self._hangup = asyncio.Event()
-        self._ledger_replaced = False
+        self._replaced_at: float | None = None
 
     async def run(self, settings: Settings) -> NoReturn:
         """Run until cancelled. Raises the error of the first agent, or of a later one that was ready."""
@@ -145,11 +149,12 @@ class ReloadLoop:
                 self._supervisor.stopping()
                 raise
             except LedgerDamaged as error:
-                if self._ledger_replaced:
+                now, last = time.monotonic(), self._replaced_at
+                if last is not None and now - last < REPLACED_SECONDS:
                     raise
                 await instance.stop()
-                settings = instance.settings
-                self._ledger_replaced = await asyncio.to_thread(Home.of(settings).set_ledger_aside, error)
+                settings, self._replaced_at = instance.settings, now
+                await asyncio.to_thread(Home.of(settings).set_ledger_aside, error)
             except SystemIdTaken as taken:
                 settings = instance.settings
                 identity = await asyncio.to_thread(Home.of(settings).rename, taken)
