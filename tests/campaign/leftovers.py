@@ -12,6 +12,7 @@ from contextlib import suppress
 from agent.adapters.directory_store.layout import incoming_folder
 from tests.campaign.usage import Usage
 from tests.campaign.world import World
+from tests.support.files import files_in
 from tests.support.waiting import happens
 
 LASTING_SECONDS = 30.0
@@ -42,9 +43,9 @@ def lasting(problems: Callable[[], Iterable[str]]) -> list[str]:
 def files(world: World) -> Iterator[str]:
     """No copy, draft, note or other temporary file is left."""
     state, incoming = world.machine.state, incoming_folder(world.machine.bucket, "systems")
-    names = (str(path.relative_to(state)) for path in state.rglob("*") if not path.is_dir())
+    names = (str(path.relative_to(state)) for path in files_in(state))
     yield from (f"left in the state directory: {name}" for name in names if not OWN_FILES.fullmatch(name))
-    drafts = (path.relative_to(world.machine.bucket) for path in incoming.rglob("*") if path.is_file())
+    drafts = (path.relative_to(world.machine.bucket) for path in files_in(incoming))
     yield from (f"left in the bucket's directory: {path}" for path in drafts)
 
 
@@ -80,7 +81,7 @@ def _places(world: World) -> Iterator[tuple[str, Callable[[], bytes]]]:
     yield "an event", lambda: b"\n".join(world.listener.raw)
     for path in ("/metrics", "/v1/status"):
         yield path, lambda path=path: world.get(path) or b""
-    for path in world.machine.state.rglob("*"):
+    for path in files_in(world.machine.state):
         if path.is_file() and "staging" not in path.parts:
             yield str(path.relative_to(world.machine.state)), path.read_bytes
     keys = world.target.keys

@@ -1,12 +1,13 @@
 """What the agent of a campaign delivers to, read without the agent: a directory, an S3 server, Akosha, or both."""
 
-import os
+import shutil
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
+from tests.support.files import files_in
 from tests.support.servers.akosha import Row
 from tests.support.servers.akosha_process import AkoshaProcess
 from tests.support.servers.bucket import Bucket
@@ -46,6 +47,17 @@ class Target(ABC):
     def fetch(self, key: str) -> bytes:
         raise FileNotFoundError(key)
 
+    def put(self, key: str, data: bytes) -> None:
+        """Give an object other bytes. Its metadata stays as it is."""
+        raise FileNotFoundError(key)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        raise FileNotFoundError([*keys])
+
+    def empty(self) -> None:
+        """Delete everything, owner.json included."""
+        raise FileNotFoundError
+
 
 class DirectoryTarget(Target):
     def __init__(self, folder: Path) -> None:
@@ -54,12 +66,22 @@ class DirectoryTarget(Target):
 
     @property
     def keys(self) -> list[str]:
-        # os.walk, because a prune may delete directories meanwhile
-        found = (Path(folder, name) for folder, _, names in os.walk(self._folder / "systems") for name in names)
-        return sorted(str(path.relative_to(self._folder)) for path in found if path.name != "owner.json")
+        paths = files_in(self._folder / "systems")
+        return sorted(str(path.relative_to(self._folder)) for path in paths if path.name != "owner.json")
 
     def fetch(self, key: str) -> bytes:
         return (self._folder / key).read_bytes()
+
+    def put(self, key: str, data: bytes) -> None:
+        (self._folder / key).write_bytes(data)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            (self._folder / key).unlink(missing_ok=True)
+
+    def empty(self) -> None:
+        for path in self._folder.iterdir():
+            shutil.rmtree(path)
 
 
 class S3Target(Target):
@@ -81,6 +103,15 @@ class S3Target(Target):
 
     def fetch(self, key: str) -> bytes:
         return self._bucket.object(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        self._bucket.put(key, data)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self._bucket.delete(keys)
+
+    def empty(self) -> None:
+        self._bucket.delete(self._bucket.all_keys)
 
 
 class AkoshaTarget(Target):

@@ -194,6 +194,10 @@ class World:
         """The ID of the agent in its uploads."""
         return json.loads((self.machine.state / "identity.json").read_text())["agent_id"]
 
+    @property
+    def ledger(self) -> Path:
+        return self.machine.state / "ledger.sqlite"
+
     def kill_agent(self) -> None:
         """Kill the agent, if it runs, and keep its log."""
         if self.agent is None:
@@ -302,11 +306,11 @@ class World:
     # What has arrived.
 
     def manifests(self) -> list[dict]:
-        """Return the manifests in the bucket, oldest first; not those that are pruned meanwhile."""
+        """Return the manifests in the bucket, oldest first; not those that are pruned meanwhile, or damaged."""
         found = []
         for key in self.target.keys:
             if key.endswith("/manifest.json"):
-                with suppress(FileNotFoundError):
+                with suppress(FileNotFoundError, ValueError):
                     found.append(json.loads(self.target.fetch(key)))
         return found
 

@@ -23,6 +23,7 @@ from agent.adapters.machine_id import machine_id
 from agent.domain.identity import Machine as HashedMachine, Owner
 from agent.settings.sources import variable
 from tests.support import constants, zygote
+from tests.support.files import files_in
 from tests.support.session_buddy import GRAPH, REFLECTION, create
 from tests.support.zygote import COMMAND
 
@@ -270,7 +271,7 @@ class Machine:
 
     @property
     def staged(self) -> list[Path]:
-        return [path for path in (self.state / "staging").rglob("*") if path.is_file()]
+        return [*files_in(self.state / "staging")]
 
     def object(self, key: str) -> bytes:
         return (self.bucket / key).read_bytes()

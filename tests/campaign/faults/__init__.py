@@ -6,7 +6,7 @@ and its name in ALL. Then `python -m tests.campaign.report` adds the row to docs
 
 from tests.campaign.faults.agents import EarlierVersion, TwoAgents, TwoMachines, TwoReactors
 from tests.campaign.faults.answers import AkoshaAnswers, StoreAnswers, StoreLies
-from tests.campaign.faults.bucket import BucketChanged
+from tests.campaign.faults.bucket import BucketChanged, BucketChangedOnS3, BucketEmptied, BucketEmptiedOnS3
 from tests.campaign.faults.clocks import ClockSet, SummerTime, Suspended, TimeZoneChanged
 from tests.campaign.faults.disks import LogDiskFull, StagingFull, StateDiskFull, TargetFull
 from tests.campaign.faults.fault import Fault
@@ -18,7 +18,7 @@ from tests.campaign.faults.kills import (
     ChildKilled,
     WriterKilled,
 )
-from tests.campaign.faults.ledger import LedgerDamaged
+from tests.campaign.faults.ledger import LedgerDamaged, LedgerDamagedInUse, LedgerNewer
 from tests.campaign.faults.limits import (
     NoDescriptors,
     NoMemoryForTheChild,
@@ -48,8 +48,13 @@ ALL: tuple[type[Fault], ...] = (
     AkoshaAnswers,
     CloudDown,
     BucketChanged,
+    BucketChangedOnS3,
+    BucketEmptied,
+    BucketEmptiedOnS3,
     DataDirectory,
     LedgerDamaged,
+    LedgerDamagedInUse,
+    LedgerNewer,
     StagingFull,
     StateDiskFull,
     LogDiskFull,

@@ -1,47 +1,89 @@
-"""The bucket is changed behind the agent's back."""
+"""The bucket is changed behind the agent's back. The agent finds it when it verifies its newest upload, here often."""
 
 import random
-import shutil
-from pathlib import Path
 
+from tests.campaign.checks import manifest_key
 from tests.campaign.faults.fault import Fault
-from tests.campaign.world import World
+from tests.campaign.world import SETTLE_SECONDS, NotSettled, World
+from tests.support.waiting import happens
+
+VERIFY_SECONDS = 2.0
 
 
-class BucketChanged(Fault):
-    """Somebody deletes, flips or swaps objects of the newest upload."""
-
-    row = "Objects deleted, flipped or swapped behind the agent's back"
+class BucketFault(Fault):
     rounds = 20
-    bar = "found and repaired"
+    bar = "found by itself within the verify interval, said, and uploaded again"
     delayed = False
 
     def prepare(self, world: World) -> None:
-        world.machine.set(agent_prune="false")  # the uploads that are damaged here stay
+        world.machine.set(agent_verify_hours=VERIFY_SECONDS / 3600)
+        world.machine.constants["agent.application.archive.verify_loop:FIRST_SECONDS"] = VERIFY_SECONDS
+
+    def until_uploaded_again(self, world: World, damaged: str) -> None:
+        """Wait until the agent has made another upload by itself, without a change of the databases."""
+
+        def uploaded_again() -> bool:
+            return any(key > damaged and key.endswith("/manifest.json") for key in world.target.keys)
+
+        world.said("upload_damaged")
+        if not happens(uploaded_again, SETTLE_SECONDS):
+            raise NotSettled(f"{damaged} was damaged, and nothing was uploaded again: {world.last_lines()}")
+        world.settle()
+
+
+class BucketChanged(BucketFault):
+    """Somebody deletes or flips an object or the manifest of the newest upload, or puts another object in its place."""
+
+    row = "Objects or manifest deleted, flipped or swapped in a directory"
 
     def strike(self, world: World, rng: random.Random) -> None:
         newest = world.manifests()[-1]
-        paths = [world.machine.bucket / part["key"] for part in newest["parts"]]
-        path = rng.choice(paths)
-        how = rng.choice(("delete", "flip", "swap", "manifest"))
+        manifest, folder = manifest_key(newest), f"/{newest['upload_id']}/"
+        keys = [key for key in world.target.keys if folder in key]
+        key = rng.choice((manifest, *keys))
+        data, how = bytearray(world.target.fetch(key)), rng.choice(("delete", "flip", "swap"))
         if how == "delete":
-            path.unlink()
+            world.target.delete([key])
         elif how == "flip":
-            _flip(path, rng)
-        elif how == "swap":
-            shutil.copyfile(rng.choice([other for other in paths if other != path]), path)
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            world.target.put(key, data)
         else:
-            (path.parent / "manifest.json").unlink()
-
-    def heal(self, world: World, rng: random.Random) -> None:
-        """A person's sync examines the newest upload; damaged uploads that are older are deleted here."""
-        world.machine.call("sync")
-        world.machine.call("sync")
-        for upload in sorted((world.machine.bucket / "systems").glob("*/uploads/*"))[:-1]:
-            shutil.rmtree(upload)
+            world.target.put(key, world.target.fetch(rng.choice([other for other in keys if other != key])))
+        self.until_uploaded_again(world, manifest)
+        # A person deletes the damaged upload. What has no manifest is deleted by pruning.
+        world.target.delete([key for key in world.target.keys if folder in key])
 
 
-def _flip(path: Path, rng: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    path.write_bytes(data)
+class BucketChangedOnS3(BucketChanged):
+    row = "Objects or manifest deleted, flipped or swapped on S3"
+    target = "s3"
+
+
+class BucketEmptied(BucketFault):
+    """Without its uploads, the bucket gets a new one. Without owner.json, too, the agent waits for `--new-target`.
+
+    It may be another bucket, or a disk that is not mounted.
+    """
+
+    row = "Directory that is used as the bucket emptied"
+    bar = "said, and uploaded again: by itself if owner.json is left, otherwise at sync --new-target"
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        newest = manifest_key(world.manifests()[-1])
+        if rng.random() < 0.5:
+            world.target.delete(world.target.keys)
+            self.until_uploaded_again(world, newest)
+        else:
+            world.target.empty()
+            world.shows("that owner.json is missing", self._is_refused)
+            world.machine.call("sync", "--new-target")
+            world.settle()
+
+    @staticmethod
+    def _is_refused(status: dict) -> bool:
+        return bool({"target_not_ours", "target_not_mounted"} & {each["code"] for each in status["warnings"]})
+
+
+class BucketEmptiedOnS3(BucketEmptied):
+    row = "Bucket on S3 emptied"
+    target = "s3"

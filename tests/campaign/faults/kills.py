@@ -80,8 +80,8 @@ class AgentKilledInMigration(AgentKilledAtPoint):
 
     def strike(self, world: World, rng: random.Random) -> None:
         number = rng.choice(killed_run.MIGRATIONS)
-        ledger, version = world.machine.state / "ledger.sqlite", rng.randrange(number)
-        self.start_deadly(world, f"migration:{number}", lambda: downgrade(ledger, version))
+        version = rng.randrange(number)
+        self.start_deadly(world, f"migration:{number}", lambda: downgrade(world.ledger, version))
 
 
 class ChildKilled(Fault):

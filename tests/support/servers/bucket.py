@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -19,14 +20,30 @@ class Bucket:
         object.__setattr__(self, "name", self.server.new_bucket())
 
     @property
-    def keys(self) -> list[str]:
-        """The keys except those of owner.json, sorted; at most 1000, one page of a listing."""
+    def all_keys(self) -> list[str]:
+        """The keys, sorted; at most 1000, one page of a listing."""
         listing = self.server._ask("GET", f"/{self.name}?list-type=2").decode()
         assert "<IsTruncated>true" not in listing
-        return sorted(key for key in re.findall(r"<Key>([^<]+)</Key>", listing) if not key.endswith("/owner.json"))
+        return sorted(re.findall(r"<Key>([^<]+)</Key>", listing))
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys except those of owner.json, sorted."""
+        return [key for key in self.all_keys if not key.endswith("/owner.json")]
 
     def object(self, key: str) -> bytes:
-        return self.server._ask("GET", f"/{self.name}/{quote(key)}")
+        return self.server._ask("GET", self._path(key))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Give an object other bytes, and keep its metadata."""
+        self.server.replace(self._path(key), data)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.server._ask("DELETE", self._path(key))
+
+    def _path(self, key: str) -> str:
+        return f"/{self.name}/{quote(key)}"
 
     @property
     def manifests(self) -> list[dict]:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -70,12 +70,25 @@ class S3Server:
             return len(re.findall(rb"<UploadId>", self._ask("GET", f"/{bucket}?uploads=")))
         return 0
 
-    def _ask(self, method: str, path: str) -> bytes:
+    def replace(self, path: str, data: bytes) -> None:
+        """Give an object other bytes, and keep its metadata."""
+        headers = self._answer("HEAD", path)[0]
+        self._ask(
+            "PUT", path, data, {name: headers[name] for name in headers if name.lower().startswith("x-amz-meta-")}
+        )
+
+    def _ask(self, method: str, path: str, data: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
+        return self._answer(method, path, data, headers)[1]
+
+    def _answer(
+        self, method: str, path: str, data: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> tuple[Mapping[str, str], bytes]:
+        """Return the headers and the body of the response. Raises FileNotFoundError."""
         from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSRequest
         from botocore.credentials import Credentials
 
-        signed = AWSRequest(method=method, url=self.endpoint + path)
+        signed = AWSRequest(method=method, url=self.endpoint + path, data=bytes(data), headers=dict(headers or {}))
         S3SigV4Auth(Credentials(ACCESS_KEY, SECRET_KEY), "s3", "us-east-1").add_auth(signed)
         address = urlsplit(self.endpoint).netloc
         with contextlib.closing(
@@ -83,13 +96,13 @@ class S3Server:
             if self.ca
             else http.client.HTTPConnection(address)
         ) as connection:
-            connection.request(method, path, headers=dict(signed.headers))
+            connection.request(method, path, bytes(data), dict(signed.headers))
             answer = connection.getresponse()
             text = answer.read()
         if answer.status == http.client.NOT_FOUND:
             raise FileNotFoundError(path)
-        assert answer.status == http.client.OK, text
-        return text
+        assert answer.status in (http.client.OK, http.client.NO_CONTENT), text
+        return dict(answer.headers), text
 
 
 def aws_environment(**more: str) -> dict[str, str]:
