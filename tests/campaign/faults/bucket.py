@@ -12,6 +12,7 @@ VERIFY_SECONDS = 2.0
 
 class BucketFault(Fault):
     rounds = 20
+    typical_seconds = 10.0
     bar = "found by itself within the verify interval, said, and uploaded again"
     delayed = False
 

@@ -33,6 +33,13 @@ def damage(ledger: Path, rng: random.Random) -> bool:
     return ledger.exists()
 
 
+def _problems(ledger: Path) -> Iterator[str]:
+    try:
+        examine(ledger)
+    except StateError as error:
+        yield f"the ledger: {error}"
+
+
 class LedgerDamaged(Fault):
     """The ledger is corrupted, truncated or deleted while no agent runs."""
 
@@ -43,15 +50,17 @@ class LedgerDamaged(Fault):
 
     def strike(self, world: World, rng: random.Random) -> None:
         assert world.stop_agent() == 0
-        damage(world.ledger, rng)
+        is_there = damage(world.ledger, rng)
+        whole = not [*_problems(world.ledger)]  # the page was free
         world.start_agent()
+        if is_there and not whole:
+            world.said("ledger_set_aside")
+        if not whole:
+            world.said("upload_adopted")
 
     def check(self, world: World) -> Iterator[str]:
         """The ledger is whole, and each one that was set aside is where the log says."""
-        try:
-            examine(world.ledger)
-        except StateError as error:
-            yield f"the ledger in use: {error}"
+        yield from _problems(world.ledger)
         kept = _KEPT_IN.findall(world.transcript)
         yield from (f"{path} does not exist" for path in kept if not Path(path).exists())
 
