@@ -87,7 +87,6 @@ def loop(path):
         (fifo, "is not a regular file"),
         (dangling, "is a symlink that is broken or leads out of the data directory"),
         (loop, "is a symlink that is broken or leads out of the data directory"),
-        (lambda path: None, "there is no reflection"),
     ],
 )
 async def test_a_file_that_is_not_a_database_is_a_permanent_error(make, words, data_dir, staging, taker):
@@ -100,17 +99,18 @@ async def test_a_file_that_is_not_a_database_is_a_permanent_error(make, words, d
     assert "reflection.duckdb" in caught.value.message
     assert (caught.value.transient, bool(caught.value.hint)) == (False, True)
     assert not staging.exists() or list(staging.iterdir()) == []
-    assert bool(survey) == os.path.lexists(data_dir / "reflection.duckdb")
+    assert survey
 
 
 @pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root's rights can be given up on Linux only")
 @pytest.mark.parametrize("name", ["reflection.duckdb", "reflection.duckdb.wal"])
-def test_a_denied_read_is_a_permanent_error_with_the_command(name, data_dir, staging):
+def test_a_denied_read_is_a_transient_error_with_the_command(name, data_dir, staging):
+    """The permission may be given back without a change of the files."""
     create(data_dir, commits=1)
     (data_dir / name).touch()
     (data_dir / name).chmod(0)
     output = restricted(data_dir, staging, "unprivileged")
-    assert (output["error"], output["transient"]) == ("SnapshotError", False)
+    assert (output["error"], output["transient"]) == ("SnapshotError", True)
     assert output["message"] == f"no permission to read {name}"
     assert output["hint"] == f"chmod u+r {data_dir / name}"
 
@@ -121,7 +121,7 @@ def test_an_unreadable_data_directory_is_an_error_that_names_the_setting(data_di
     data_dir.chmod(0)
     output = restricted(data_dir, staging, "unprivileged")
     data_dir.chmod(0o700)
-    assert (output["error"], output["transient"]) == ("SnapshotError", False)
+    assert (output["error"], output["transient"]) == ("SnapshotError", True)
     assert "akosha_agent_data_dir" in output["hint"]
 
 

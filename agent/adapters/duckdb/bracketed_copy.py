@@ -213,8 +213,8 @@ class _InvalidMain(Exception):  # noqa: N818 - its SnapshotError is raised if th
 def copy_database(source: Source, folder: Path, *, clock: Clock, seconds: float, halt: threading.Event) -> DatabaseCopy:
     """Copy a database into `folder`, which is created, and hash the files.
 
-    Makes attempts for `seconds`, and at least three. Raises SnapshotError; it is transient if the writer changed the
-    files in every attempt, or the disk is full (StagingFull). The caller removes the folder.
+    Makes attempts for `seconds`, and at least three. Raises SnapshotError; it is permanent only if a file is not that
+    of a database: every other cause may end without a change of the files. The caller removes the folder.
     """
     until = clock.monotonic() + seconds
     attempts = 0
@@ -255,6 +255,7 @@ def _attempt(
         raise SnapshotError(
             f"there is no {source.name} in {source.data_dir}",
             hint="Session-Buddy creates it; akosha_agent_data_dir sets the directory",
+            transient=True,  # its disk may be mounted again, with the same files
         )
     fingerprint = source.fingerprint(found)
     _make_room(folder, found[0].name, needed=fingerprint.size + MARGIN_BYTES)

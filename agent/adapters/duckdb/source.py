@@ -101,7 +101,9 @@ class FoundFile:
         try:
             descriptor = os.open(self.path, _OPEN)
         except PermissionError as error:
-            raise SnapshotError(f"no permission to read {self.name}", hint=f"chmod u+r {self.path}") from error
+            raise SnapshotError(
+                f"no permission to read {self.name}", hint=f"chmod u+r {self.path}", transient=True
+            ) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise FileNotFoundError(errno.ENOENT, "replaced by something other than a regular file", self.path)
@@ -194,4 +196,4 @@ def _header_digest(main: FoundFile) -> str:
 
 def _unreadable(data_dir: Path, error: OSError) -> SnapshotError:
     reason = error.strerror or str(error)
-    return SnapshotError(f"cannot read the data directory {data_dir}: {reason}", hint=_DATA_DIR_HINT)
+    return SnapshotError(f"cannot read the data directory {data_dir}: {reason}", hint=_DATA_DIR_HINT, transient=True)
