@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -198,6 +199,67 @@ async def test_the_root_is_created_but_not_its_parent(tmp_path):
         await put(missing, "a", b"x")
     assert not failure.value.transient
     assert not (tmp_path / "not mounted").exists()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A directory on another device than `tmp_path`."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other disk")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def link(root, folder):
+    root.unlink(missing_ok=True)
+    root.symlink_to(folder)
+
+
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["before", "during"])
+async def test_nothing_is_put_into_the_empty_mount_point_of_an_unmounted_disk(meanwhile, tmp_path, disk):
+    root, mount_point = tmp_path / "nas", tmp_path / "empty"
+    mount_point.mkdir()
+    link(root, disk)
+    store = DirectoryStore(root)
+    await put(store, "a", b"x")
+
+    async def body():
+        link(root, mount_point)
+        yield b"y"
+
+    if not meanwhile:
+        link(root, mount_point)
+    with pytest.raises(StoreError, match="mounted") as failure:
+        await store.put("b", body(), metadata={"sha256": "b"}, part_bytes=MIB, progress=lambda _: None)
+    assert failure.value.transient
+    assert [path for path in mount_point.rglob("*") if path.is_file()] == []
+    link(root, disk)
+    await put(store, "b", b"y")
+
+
+async def test_a_disk_that_is_mounted_with_another_device_number_is_the_same_once_an_object_is_read(tmp_path, disk):
+    root, again = tmp_path / "nas", tmp_path / "again"
+    link(root, disk)
+    store = DirectoryStore(root)
+    await put(store, "a", b"x")
+    shutil.copytree(disk, again)
+    link(root, again)
+    with pytest.raises(StoreError, match="mounted"):
+        await put(store, "b", b"y")
+    assert await fetch(store, "a") == b"x"
+    await put(store, "b", b"y")
+
+
+async def test_a_chosen_target_may_be_on_another_disk(tmp_path, disk):
+    root, other = tmp_path / "nas", tmp_path / "other"
+    other.mkdir()
+    link(root, disk)
+    store = DirectoryStore(root)
+    await put(store, "a", b"x")
+    link(root, other)
+    assert await store.create("owner.json", b"{}") is Creation.CREATED
+    await put(store, "b", b"y")
 
 
 async def test_a_listing_of_a_root_that_does_not_exist_is_empty(store):

@@ -40,10 +40,11 @@ _ATTEMPTS = 5
 class Incoming:
     """A put in progress. All methods block and raise OSError; `discard` may be called at any time.
 
-    Without `make_root`, a missing root is an error: it existed before, so its disk has been unmounted.
+    `device` is that of the root, None if it has not been seen before. If the root is missing or on another device, its
+    disk has been unmounted: then nothing is written.
     """
 
-    def __init__(self, root: Path, key: str, *, make_root: bool = True) -> None:
+    def __init__(self, root: Path, key: str, *, device: int | None = None) -> None:
         self._root = root
         self._key = key
         self._target = object_path(root, key)
@@ -51,11 +52,11 @@ class Incoming:
         self._unflushed = 0
         self.size = 0
         self._digest = hashlib.sha256()
-        if not root.is_dir():
-            if not make_root:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
+        if device is None and not root.is_dir():
             # The root is created, its parent is not: a missing mount point must not be replaced by a directory.
             root.mkdir(mode=0o700, exist_ok=True)
+        self._device = root.stat().st_dev if device is None else device
+        self._check_mounted()
         self._path, self._file = _create(root, incoming_folder(root, key), self._target.name)
         self._discarded = False
 
@@ -93,6 +94,7 @@ class Incoming:
         with self._lock:
             if self._discarded:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
+            self._check_mounted()
             self._sync()
             written = os.fstat(self._file.fileno()).st_size
             if written != self.size:
@@ -134,6 +136,15 @@ class Incoming:
                 _move(self._root, temporary, record_file)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _check_mounted(self) -> None:
+        """Raise StoreError if the root is on another device than before, FileNotFoundError if it is missing."""
+        if self._root.stat().st_dev != self._device:
+            raise StoreError(
+                f"cannot write {self._key!r} in {self._root}: another disk is there than before",
+                hint=f"is the disk or share of {self._root} mounted?",
+                transient=True,
+            )
 
     def _sync(self) -> None:
         self._file.flush()

@@ -49,12 +49,13 @@ log = structlog.get_logger()
 class DirectoryStore:
     """Objects below `root`, an absolute path.
 
-    `create` creates the root. `put` and `copy` create it only if this object has not seen it before.
+    `create` creates the root. `put` and `copy` create it only if this object has not seen it before, and write only to
+    the disk on which an object was last read or created: an empty mount point gets no object.
     """
 
     def __init__(self, root: Path, *, rate_limiter: RateLimiter | None = None) -> None:
         self._root, self._rate_limiter = root, rate_limiter
-        self._root_seen = False
+        self._device: int | None = None
         self._unexpected = UnexpectedErrors("directory", StoreError)
         self._probe: asyncio.Task[bool] | None = None
 
@@ -116,6 +117,7 @@ class DirectoryStore:
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
         """Put a small object unless the key exists, or with `replace`. Creates the root even if it was seen before."""
         layout.check_key(key)
+        self._device = None  # the caller has chosen the disk that is there now
         created = await self._run("write", key, lambda: incoming.create(self._root, key, data, replace=replace))
         if replace:
             return Creation.UNPROVEN
@@ -209,13 +211,16 @@ class DirectoryStore:
             self._probe = None
 
     async def _incoming(self, key: str) -> Incoming:
-        opening = self._run("write", key, lambda: Incoming(self._root, key, make_root=not self._root_seen))
+        opening = self._run("write", key, lambda: Incoming(self._root, key, device=self._device))
         return await _opened(opening, lambda file: file.discard)
 
     async def _run(self, action: str, key: str, work: Callable[[], T], *, reading: bool = False) -> T:
+        """Run `work` off the event loop. `reading` an object shows that the right disk is mounted."""
+
         def working() -> T:
             result = work()
-            self._root_seen = self._root_seen or self._root.is_dir()
+            if (reading or self._device is None) and self._root.is_dir():
+                self._device = self._root.stat().st_dev
             return result
 
         with translated(self._unexpected, action, self._root, key, reading=reading):
