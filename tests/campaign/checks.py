@@ -3,6 +3,7 @@
 `violations` returns a sentence for each promise that is broken; none is the only good answer.
 """
 
+import hashlib
 import shutil
 import zlib
 from collections import Counter
@@ -11,6 +12,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from agent.domain.databases import database_of
 from agent.domain.events import upload_event_id
 from agent.domain.routing import CLOUD
 from tests.campaign import leftovers
@@ -45,6 +47,7 @@ def _uploads(world: World, *, at_end: bool) -> Iterator[str]:
         yield "nothing was uploaded"
         return
     yield from _commits(world, manifests[-1])
+    yield from _outdated(world, manifests[-1])
     yield from lasting(partial(_objects, world, partly_pruned=not at_end))  # a prune may run meanwhile
     yield from _results(world, manifests)
     if at_end:
@@ -79,9 +82,17 @@ def _commits(world: World, newest: Mapping) -> Iterator[str]:
 def _missing(world: World, findings: Mapping[str, Finding], where: str) -> Iterator[str]:
     for name, acknowledged in ((REFLECTION, world.writer.commits), (GRAPH, world.writer.entities)):
         last = findings[name].last if name in findings else -1
-        # A commit that was not acknowledged before its writer was killed may be there, too.
-        if last < acknowledged:
+        if last != acknowledged:
             yield f"{where} has {name} up to commit {last}, but {acknowledged} was acknowledged"
+
+
+def _outdated(world: World, newest: Mapping) -> Iterator[str]:
+    """The newest upload has the bytes that the databases' files have now, and no other file."""
+    now = {path.name: path for path in world.machine.data.iterdir() if database_of(path.name)}
+    uploaded = {part["name"]: part["sha256"] for part in newest["parts"]}
+    for name in sorted(now.keys() | uploaded):
+        if name not in now or hashlib.sha256(now[name].read_bytes()).hexdigest() != uploaded.get(name):
+            yield f"{newest['upload_id']} has another {name} than the data directory"
 
 
 def _opened(world: World, manifest: Mapping) -> tuple[list[str], dict[str, Finding]]:

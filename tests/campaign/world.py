@@ -165,6 +165,11 @@ class World:
         self.writer.crash()
         self._end_writer()
 
+    def close_writer(self) -> None:
+        """End the writer as Session-Buddy ends: it checkpoints its databases."""
+        assert self.writer.close() == 0, self.writer.events[-3:]
+        self._end_writer()
+
     def _end_writer(self) -> None:
         self.writer.__exit__(None, None, None)
 
@@ -321,7 +326,7 @@ class World:
     def restored(self) -> Path:
         """Restore the newest upload by the command, and return the folder."""
         to = self.folder / "restored"
-        done = self.machine.call("restore", "--to", str(to))
+        done = self.machine.call("restore", "--to", str(to), prefix=self.prefix)
         assert done.code == 0, done.err
         return to
 

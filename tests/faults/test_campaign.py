@@ -108,6 +108,20 @@ def lost_commit(world):
 
 
 @contextmanager
+def earlier_commits(world):
+    """The newest upload has more commits than the database, which was replaced by an older copy of itself."""
+    with patch.object(world.writer, "commits", 0):
+        yield "but 0 was acknowledged"
+
+
+@contextmanager
+def outdated_upload(world):
+    manifests = world.manifests()
+    with patch.object(world, "manifests", lambda: manifests[:1]):
+        yield "has another reflection.duckdb than the data directory"
+
+
+@contextmanager
 def doubled_result(world):
     results = world.results()
     (*_, last) = (event for event in results if event["type"] == "akosha.sync.succeeded.v1")
@@ -270,6 +284,8 @@ def commit_after_the_last_result(world):
 
 PLANTED = (
     lost_commit,
+    earlier_commits,
+    outdated_upload,
     doubled_result,
     missing_result,
     result_without_an_upload,

@@ -10,7 +10,16 @@ from tests.campaign.faults.bucket import BucketChanged, BucketChangedOnS3, Bucke
 from tests.campaign.faults.clocks import ClockSet, SummerTime, Suspended, TimeZoneChanged
 from tests.campaign.faults.disks import LogDiskFull, StagingFull, StateDiskFull, TargetFull
 from tests.campaign.faults.fault import Fault
-from tests.campaign.faults.files import DataDirectory
+from tests.campaign.faults.files import (
+    DataDirectoryDeleted,
+    DataDirectoryMoved,
+    DataDirectoryRecreated,
+    DataDirectorySwapped,
+    OtherFiles,
+    Renames,
+    ReplacedByAnother,
+    ReplacedByOlder,
+)
 from tests.campaign.faults.kills import (
     AgentKilled,
     AgentKilledAtPoint,
@@ -28,6 +37,8 @@ from tests.campaign.faults.limits import (
     StateReadOnly,
 )
 from tests.campaign.faults.lines import AkoshaLine, NatsLine, StoreLine
+from tests.campaign.faults.mounts import DataDirectoryUnmounted, TargetUnmounted
+from tests.campaign.faults.networks import InterfaceGone, OtherAddresses, Vpn
 from tests.campaign.faults.servers import AkoshaKilled, CloudDown, NatsKilled, StoreKilled
 from tests.campaign.faults.settings import AuthorityReplaced, CredentialsReplaced, SettingsChanged
 
@@ -51,7 +62,16 @@ ALL: tuple[type[Fault], ...] = (
     BucketChangedOnS3,
     BucketEmptied,
     BucketEmptiedOnS3,
-    DataDirectory,
+    DataDirectoryMoved,
+    DataDirectoryDeleted,
+    DataDirectoryRecreated,
+    DataDirectorySwapped,
+    DataDirectoryUnmounted,
+    TargetUnmounted,
+    OtherFiles,
+    Renames,
+    ReplacedByOlder,
+    ReplacedByAnother,
     LedgerDamaged,
     LedgerDamagedInUse,
     LedgerNewer,
@@ -76,4 +96,7 @@ ALL: tuple[type[Fault], ...] = (
     SettingsChanged,
     CredentialsReplaced,
     AuthorityReplaced,
+    InterfaceGone,
+    OtherAddresses,
+    Vpn,
 )

@@ -18,16 +18,17 @@ T = TypeVar("T")
 
 def running_faulty_proxy(upstream: str) -> AbstractContextManager[FaultyProxy]:
     """Run a FaultyProxy; its `seen`, `on` and `clear` may be used from any thread."""
-    return _on_a_thread(FaultyProxy(upstream))
+    return running(FaultyProxy(upstream))
 
 
 def running_link(port: int) -> AbstractContextManager[Link]:
     """Run a Link; its methods, except `open` and `close`, may be used from any thread."""
-    return _on_a_thread(Link(port))
+    return running(Link(port))
 
 
 @contextmanager
-def _on_a_thread(context: AbstractAsyncContextManager[T]) -> Iterator[T]:
+def running(context: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """Enter a context on a separate thread and event loop, and yield what it yields."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="proxy")
     thread.start()
