@@ -72,6 +72,34 @@ async def test_an_object_replaced_before_the_manifest_fails_the_upload(rig, prox
     assert "manifest.json" not in await keys(rig.store)
 
 
+@pytest.mark.parametrize("changed", [False, True], ids=["same databases", "changed databases"])
+async def test_a_manifest_that_the_store_has_changed_is_replaced_or_removed(
+    rig, proxy, proxied, no_confirm_wait, changed
+):
+    rig.store = proxied()
+    rig.settings["max_retries"] = 0
+    proxy.on("put_object", ending("manifest.json", store_other_bytes()))
+    result = await rig.sync()
+    assert isinstance(result, SyncFailed)
+    assert "manifest.json', but its ETag" in result.error
+
+    proxy.clear()
+    if changed:
+        rig.commit("reflection")
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert (await verified(rig.store, result.upload_id)).whole
+    started, complete = await BucketUploads(rig.store, "laptop").ids_after(None)
+    assert started == complete == [result.upload_id]
+
+
+async def test_a_damaged_newest_manifest_is_not_adopted_without_the_ledger(rig, proxy, proxied):
+    rig.store = proxied()
+    first = await rig.sync()
+    await flip(rig.store, f"{PREFIX}{first.upload_id}/manifest.json")
+    assert await BucketUploads(rig.store, "laptop").newest_manifest() is None
+
+
 async def test_a_damaged_object_in_a_bucket_is_not_copied(rig, proxy, proxied, aws):
     rig.store = proxied()
     first = await rig.sync()

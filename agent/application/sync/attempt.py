@@ -38,7 +38,8 @@ class Attempt:
     `problems`: databases that could not be copied. `unchecked`: those of `changed` that are unverified or without their
     memories, because the process that checks or reads the copy failed; they stay owed after the upload. `repeated`:
     those of `changed` whose bytes the target has already, but incomplete in that way.
-    `abandoned`: ID of an unfinished upload of other bytes, which is not used again. `repairs`: ID of the newest upload,
+    `abandoned`: ID of an unfinished upload of other bytes, which is not used again. `manifest_damaged`: the store did
+    not keep the manifest of the unfinished upload as it was put. `repairs`: ID of the newest upload,
     if it is damaged and its databases are sent again.
     """
 
@@ -52,6 +53,7 @@ class Attempt:
     repeated: set[str] = field(default_factory=set)
     unchecked: dict[str, Problem] = field(default_factory=dict)
     abandoned: str | None = None
+    manifest_damaged: bool = False
     repairs: str = ""
 
     @property

@@ -10,7 +10,7 @@ import structlog
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
-from agent.domain.manifest import Manifest, MemoriesPart, Part
+from agent.domain.manifest import Manifest, MemoriesPart, Part, manifest_metadata
 from agent.domain.naming import is_in_future
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger, ObjectStore, is_changed
@@ -27,6 +27,7 @@ MOST_NAMED = 3
 """Maximum number of foreign IDs in a warning."""
 
 _FOREIGN_HINT = "find out which program writes there, and delete those objects"
+_DAMAGED_HINT = "check the store and any proxy or cache in front of it"
 _AHEAD_HINT = "correct this machine's clock; until it catches up, retention and --at use the objects' times"
 
 _log = structlog.get_logger()
@@ -83,12 +84,27 @@ class BucketUploads:
             raise NotAManifest(f"{key} is the manifest of {manifest.upload_id}", hint="was it moved by hand?")
         return manifest, data
 
+    async def intact_manifest(self, upload: str) -> Manifest | None:
+        """Return the manifest like `manifest`. Raises NotAManifest also if its bytes are not those that were put."""
+        found = await self.manifest_with_bytes(upload)
+        if found is None:
+            return None
+        manifest, data = found
+        expected = manifest_metadata(data)["sha256"]
+        try:
+            stored = await self._store.head(manifest.key)
+        except NoSuchObject:
+            return None
+        if stored.metadata.get("sha256", expected) != expected:
+            raise NotAManifest(f"{manifest.key} is damaged", hint=_DAMAGED_HINT)
+        return manifest
+
     async def newest_manifest(self) -> Manifest | None:
-        """Return the newest manifest that can be read, None if there is no upload."""
+        """Return the newest manifest that is intact, None if there is no upload."""
         _, complete = await self.ids_after(None)
         for upload in reversed(complete):
             try:
-                return await self.manifest(upload)
+                return await self.intact_manifest(upload)
             except StoreError as error:
                 if error.transient:
                     raise
@@ -138,13 +154,14 @@ class BucketUploads:
         sha256 = found.metadata.get("sha256", part.sha256)
         return (found.size, sha256) == (size, part.sha256) and not is_changed(part.etag, found.etag)
 
-    async def remove(self, upload: str) -> None:
+    async def remove(self, upload: str, *, manifest_damaged: bool = False) -> None:
         """Remove the objects, and the parts of unfinished ones, of an upload that will not be finished.
 
-        Log it if that is not permitted.
+        An upload with a manifest is complete, and is kept unless the manifest is damaged. Log it if the removal is not
+        permitted.
         """
         found = [item.key async for item in self._store.list(f"{self._prefix}{upload}/")]
-        if naming.manifest_key(self._system_id, upload) in found:
+        if naming.manifest_key(self._system_id, upload) in found and not manifest_damaged:
             return
         try:
             await self._store.sweep(f"{self._prefix}{upload}/")

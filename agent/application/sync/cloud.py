@@ -21,7 +21,7 @@ import structlog
 from agent import __version__
 from agent.application.memories.delta import Delta, MemoryDelta
 from agent.application.sync.attempt import Attempt, Staging, describe_problems
-from agent.application.sync.bucket_uploads import LEFT_OVER_AFTER, BucketUploads, UploadIds
+from agent.application.sync.bucket_uploads import LEFT_OVER_AFTER, BucketUploads, NotAManifest, UploadIds
 from agent.application.sync.ingestion_markers import IngestionMarkers
 from agent.application.sync.lost_databases import LostDatabases
 from agent.application.sync.ownership import Ownership, StateCheck
@@ -161,7 +161,11 @@ class CloudSync:
             self._swept = True
         manifest = None
         if record.intent is not None:
-            manifest = await self._uploads.manifest(record.intent.upload_id)
+            try:
+                manifest = await self._uploads.intact_manifest(record.intent.upload_id)
+            except NotAManifest as error:  # the upload is not finished: the manifest is put again
+                _log.warning("manifest_unreadable", upload_id=record.intent.upload_id, error=str(error))
+                attempt.manifest_damaged = True
             if manifest is not None and manifest.digests(record.intent.databases) != record.intent.digests:
                 # Neither resumed nor removed: another agent has completed an upload under this ID.
                 _log.warning("upload_id_taken", upload_id=manifest.upload_id, location=self._store.location)
@@ -214,7 +218,7 @@ class CloudSync:
             return
         _log.info("upload_abandoned", upload_id=record.intent.upload_id, reason="the databases have changed since")
         async with self._limit_stalls():
-            await self._uploads.remove(record.intent.upload_id)
+            await self._uploads.remove(record.intent.upload_id, manifest_damaged=attempt.manifest_damaged)
         await self._ledger.abandon(self.target)
         attempt.abandoned = record.intent.upload_id
 
@@ -263,6 +267,7 @@ class CloudSync:
                 report=attempt.report,
                 progress=progress,
                 resumed=record.intent is not None,
+                manifest_damaged=attempt.manifest_damaged,
                 confirmation=Confirmation(self._store, self._clock, progress),
             )
             parts = tuple([await upload.put_part(step) for step in steps])

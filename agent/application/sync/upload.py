@@ -144,7 +144,8 @@ class _RawProgress:
 class Upload:
     """One upload in progress. `progress` is called whenever it makes progress.
 
-    `resumed`: an earlier attempt may have put some of its objects. `bytes_sent`: stored bytes that this machine sent.
+    `resumed`: an earlier attempt may have put some of its objects. `manifest_damaged`: also a manifest, which the store
+    has changed, and which is replaced. `bytes_sent`: stored bytes that this machine sent.
     `stored_at`: time of the newest object by the store's clock, set by `confirm` if the listing has it.
     """
 
@@ -158,6 +159,7 @@ class Upload:
     report: Reporter
     progress: Callable[[], None]
     resumed: bool
+    manifest_damaged: bool
     confirmation: Confirmation
     bytes_sent: int = field(default=0, init=False)
     stored_at: datetime | None = field(default=None, init=False)
@@ -209,8 +211,8 @@ class Upload:
         Raises StoreError (transient) if the store lacks an object that it accepted.
         """
         prefix = f"{naming.uploads_prefix(self.system_id)}{self.upload_id}/"
-        manifest = naming.manifest_key(self.system_id, self.upload_id)
-        found = await self.confirmation.objects(prefix, self._placed.values(), absent=manifest)
+        absent = "" if self.manifest_damaged else naming.manifest_key(self.system_id, self.upload_id)
+        found = await self.confirmation.objects(prefix, self._placed.values(), absent=absent)
         self.stored_at = max((item.modified for item in found.values() if item.modified), default=None)
         tagged = tuple(replace(part, etag=found[part.key].etag) for part in parts)
         return tagged, replace(memories, etag=found[memories.key].etag) if memories else None
