@@ -17,8 +17,10 @@ import pytest
 from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, WarmChildren
 from agent.adapters.duckdb.child_process import CHILD
 from agent.adapters.duckdb.child_protocol import PAGE_ROWS
+from agent.adapters.duckdb.verification import verify
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
+from tests.fuzz.database_files import Edit, image
 from tests.support import zygote
 from tests.support.processes import children
 from tests.support.session_buddy import REAL, STATES, create, make
@@ -545,3 +547,12 @@ async def test_many_rows_without_memories_are_returned_in_several_pages(copy):
         pages = [list(page) async for page in source.pages()]
     assert len(pages) >= 2
     assert not any(pages)
+
+
+async def test_a_copy_with_a_damaged_index_is_verified_and_read(copy):
+    """The verification reads all rows, but no index; so does the reader."""
+    block_of_the_index = Edit("bits", 253_953, 1)
+    copy.write_bytes(block_of_the_index.apply(image("newer")["reflection.duckdb"]))
+    verdict = await verify(copy, timeout_seconds=60)
+    assert verdict.verified
+    assert len(await memories_in(copy)) == sum(verdict.rows.values())

@@ -137,9 +137,11 @@ def entity_names(engine: Engine, found: Mapping[str, "Found"], ids: Sequence[str
     entities = found.get(_NAMES)
     if not ids or entities is None or not {"id", "name"} <= entities.types.keys():
         return {}
+    # concat: DuckDB does not look the IDs up in an index. The verification reads none, so one in a verified copy may
+    # be damaged.
     statement = (
         f"SELECT id, min(name) FROM (SELECT {entities.text('id')} AS id, trim({entities.text('name')}) AS name "  # noqa: S608 - quoted
-        f"FROM {entities.quoted}) WHERE name <> '' AND id IN (SELECT unnest(?::VARCHAR[])) GROUP BY id"
+        f"FROM {entities.quoted}) WHERE name <> '' AND concat(id) IN (SELECT unnest(?::VARCHAR[])) GROUP BY id"
     )
     try:
         return {str(row_id): str(name) for row_id, name in engine.rows(statement, [ids])}
