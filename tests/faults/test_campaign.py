@@ -16,7 +16,7 @@ import pytest
 from agent.adapters.directory_store.layout import incoming_folder
 from tests.campaign import checks, leftovers
 from tests.campaign.checks import violations
-from tests.campaign.faults import AgentKilled, LedgerDamaged, NatsLine, StoreLies, StoreLine
+from tests.campaign.faults import AgentKilled, LedgerDamaged, NatsLine, StoreLine
 from tests.campaign.faults.lines import HALF_OPEN
 from tests.campaign.play import play
 from tests.campaign.world import CANARY, World
@@ -25,7 +25,7 @@ from tests.support.servers.link import Link
 pytestmark = pytest.mark.long
 
 
-@pytest.mark.parametrize("kind", [AgentKilled, LedgerDamaged, NatsLine, StoreLies], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [AgentKilled, LedgerDamaged, NatsLine], ids=lambda kind: kind.__name__)
 def test_nothing_is_lost_in_a_seeded_part_of_the_campaign(tmp_path, kind):
     outcome = play(kind, "7", tmp_path, rounds=2)
     assert (outcome.rounds, outcome.violations) == (2, [])
