@@ -9,6 +9,7 @@ from agent.domain.databases import NO_DATABASES
 from tests.campaign.faults.disks import mount
 from tests.campaign.faults.fault import Fault
 from tests.campaign.world import SAY_SECONDS, NotSettled, World
+from tests.support.files import files_in
 from tests.support.waiting import happens
 
 MIB = 128
@@ -40,7 +41,7 @@ class Unmounted(Fault):
     def strike(self, world: World, rng: random.Random) -> None:
         self._unmount(world)
         self.until_said(world, rng)
-        left = [path for path in self.folder(world).rglob("*") if path.is_file()]
+        left = [*files_in(self.folder(world))]
         self._mount(world)
         if left:
             raise NotSettled(f"was written into the mount point: {', '.join(map(str, left))}")

@@ -135,6 +135,7 @@ class InterfaceGone(NetworkFault):
     """The interface goes. Syncs fail, so that the next retry is due in minutes only. Then it comes back."""
 
     row = "Network interface goes and comes"
+    typical_seconds = 60.0
 
     def strike(self, world: World, rng: random.Random) -> None:
         self.run(self.agent, _DOWN)
