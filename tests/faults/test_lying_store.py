@@ -61,15 +61,22 @@ async def test_an_object_missing_from_a_listing_is_checked_with_head(rig, proxy,
     assert sorted(name for method, name in requests if method == "HEAD" and name != "owner.json") == files
 
 
-async def test_an_object_replaced_before_the_manifest_fails_the_upload(rig, proxy, proxied, no_confirm_wait):
+@pytest.mark.parametrize("name", ["reflection.duckdb", "memories.json"])
+async def test_an_object_that_the_store_has_changed_fails_the_upload_and_is_sent_again(
+    rig, proxy, proxied, no_confirm_wait, name
+):
     rig.store = proxied()
     rig.settings["max_retries"] = 0
-
-    proxy.on("put_object", ending("reflection.duckdb", store_other_bytes()), times=None)
+    proxy.on("put_object", ending(name, store_other_bytes()), times=None)
     result = await rig.sync()
     assert isinstance(result, SyncFailed)
     assert "ETag" in result.error
-    assert "manifest.json" not in await keys(rig.store)
+    assert await keys(rig.store) == set()
+
+    proxy.clear()
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert (await verified(rig.store, result.upload_id)).whole
 
 
 @pytest.mark.parametrize("changed", [False, True], ids=["same databases", "changed databases"])

@@ -619,10 +619,10 @@ def send_to_children(monkeypatch, number: int, *, at: bytes) -> None:
     """Send a signal to each DuckDB child before its first command of this kind."""
     ask = Exchange.ask
 
-    async def signalled(self, command: bytes, name: str):
+    async def signalled(self, command: bytes, *arguments):
         if command.startswith(at):
             self._child.send_signal(number)
-        return await ask(self, command, name)
+        return await ask(self, command, *arguments)
 
     monkeypatch.setattr(Exchange, "ask", signalled)
 

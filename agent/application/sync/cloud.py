@@ -27,7 +27,7 @@ from agent.application.sync.lost_databases import LostDatabases
 from agent.application.sync.ownership import Ownership, StateCheck
 from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
-from agent.application.sync.upload import Confirmation, SourceObjectMissing, Upload
+from agent.application.sync.upload import ChangedObjectError, Confirmation, SourceObjectMissing, Upload
 from agent.domain.delivery_state import Intent, Target, TargetRecord
 from agent.domain.errors import CloudUploadError, NamingError, SnapshotError, StoreError, WireError
 from agent.domain.events import SyncRequested, request_event_id
@@ -222,6 +222,16 @@ class CloudSync:
         await self._ledger.abandon(self.target)
         attempt.abandoned = record.intent.upload_id
 
+    async def _start_anew(self, attempt: Attempt, intent: Intent) -> None:
+        """Abandon an upload in which the store has other bytes than it accepted.
+
+        A resumed upload would trust the object, because its metadata is right.
+        """
+        await self._ledger.abandon(self.target)
+        attempt.abandoned = intent.upload_id
+        with suppress(StoreError):  # later, a prune removes what is left
+            await self._uploads.remove(intent.upload_id, manifest_damaged=attempt.manifest_damaged)
+
     async def _sweep(self, *upload_ids: str) -> None:
         await self._uploads.sweep(*upload_ids, started_before=self._clock.now() - LEFT_OVER_AFTER)
 
@@ -273,7 +283,11 @@ class CloudSync:
             parts = tuple([await upload.put_part(step) for step in steps])
             if delta.part and delta.draft:
                 await upload.put_memories(delta.part, delta.draft)
-            parts, memories = await upload.confirm(parts, delta.part)
+            try:
+                parts, memories = await upload.confirm(parts, delta.part)
+            except ChangedObjectError:
+                await self._start_anew(attempt, intent)
+                raise
             manifest = Manifest(
                 system_id=self.target.system_id,
                 upload_id=intent.upload_id,

@@ -29,6 +29,10 @@ _HINT = "the upload is tried again; if this repeats, check the store and any pro
 _log = structlog.get_logger()
 
 
+class ChangedObjectError(StoreError):
+    """The store has other bytes for an object than it accepted. The object's metadata may be right."""
+
+
 class Confirmation:
     """Confirms that a store has the objects that it accepted. `progress` is called at every answer of the store.
 
@@ -66,23 +70,25 @@ class Confirmation:
         return confirmed
 
     async def object(self, placed: StoredObject) -> StoredObject:
-        """Return the object as HEAD shows it. Raises StoreError (transient) if it is lost or differs from `placed`."""
+        """Return the object as HEAD shows it.
+
+        Raises StoreError (transient) if it is lost, ChangedObjectError (transient) if it differs from `placed`.
+        """
         started = self._clock.monotonic()
         while True:
+            error: type[StoreError] = ChangedObjectError
             try:
                 found = await self._store.head(placed.key)
             except NoSuchObject:
-                problem = "it is missing"
+                problem, error = "it is missing", StoreError
             else:
                 problem = _difference(placed, found)
                 if not problem:
                     return found
             self._progress()
             if self._clock.monotonic() - started >= CONFIRM_SECONDS:
-                raise StoreError(
-                    f"{self._store.location} accepted {placed.key!r}, but {problem}",
-                    hint=_HINT,
-                    transient=True,
+                raise error(
+                    f"{self._store.location} accepted {placed.key!r}, but {problem}", hint=_HINT, transient=True
                 )
             await self._clock.sleep(POLL_SECONDS)
 
@@ -208,7 +214,8 @@ class Upload:
     ) -> tuple[tuple[Part, ...], MemoriesPart | None]:
         """Confirm that the store has all objects, and return parts and memories with their ETags.
 
-        Raises StoreError (transient) if the store lacks an object that it accepted.
+        Raises StoreError (transient) if the store lacks an object that it accepted, and ChangedObjectError (transient)
+        if one has other bytes.
         """
         prefix = f"{naming.uploads_prefix(self.system_id)}{self.upload_id}/"
         absent = "" if self.manifest_damaged else naming.manifest_key(self.system_id, self.upload_id)
