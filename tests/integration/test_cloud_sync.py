@@ -94,13 +94,13 @@ class Rig:
     def commit(self, name: str = "reflection", rows: int = 1) -> None:
         """Change a database as an ended session does: the change is in the main file, not in a WAL."""
         table = {"reflection": "extra", "knowledge_graph": "kg_extra"}[name]
-        with session_buddy._opened(self.data / f"{name}.duckdb", ()) as base:
+        with session_buddy.opened(self.data / f"{name}.duckdb") as base:
             base.execute(f"CREATE TABLE IF NOT EXISTS {table}(n INTEGER)")
             base.execute(f"INSERT INTO {table} SELECT * FROM range({rows})")
 
     def change(self, statement: str) -> None:
         """Execute a statement on the reflection database, as an ended session does."""
-        with session_buddy._opened(self.data / "reflection.duckdb", ()) as base:
+        with session_buddy.opened(self.data / "reflection.duckdb") as base:
             base.execute(statement)
 
     def remember(self, name: str) -> None:

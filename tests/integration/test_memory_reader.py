@@ -346,6 +346,7 @@ async def test_many_large_texts_are_read_within_a_memory_limit(copy, monkeypatch
         ),
         "INSERT INTO conversations_v2(id, content, category) SELECT n::VARCHAR, repeat('text', 15_000), 'c' "
         "FROM range(250, 650) rows(n)",
+        "RESET memory_limit",
     )
     lengths, most = {}, 0
     async with source_of(copy) as source:

@@ -136,7 +136,7 @@ class Machine:
             return await client.result()
 
     def change(self) -> None:
-        with session_buddy._opened(self.data / "reflection.duckdb", ()) as base:
+        with session_buddy.opened(self.data / "reflection.duckdb") as base:
             base.execute("CREATE TABLE IF NOT EXISTS extra(n INTEGER)")
             base.execute("INSERT INTO extra SELECT 1")
 
