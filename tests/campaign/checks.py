@@ -31,7 +31,7 @@ RESULT_SECONDS = 20.0
 def violations(world: World, *, at_end: bool = False) -> list[str]:
     """Return the broken promises. `at_end`: open all uploads, not only the newest, and restore the newest."""
     if at_end:
-        _prune_leftovers(world)
+        prune_leftovers(world)
     arrived = _memories(world) if isinstance(world.target, AkoshaTarget) else _uploads(world, at_end=at_end)
     left = [
         text
@@ -58,8 +58,8 @@ def _uploads(world: World, *, at_end: bool) -> Iterator[str]:
         yield from _restore(world)
 
 
-def _prune_leftovers(world: World) -> None:
-    """Commit until a prune, which follows each upload, has deleted what a killed prune has left."""
+def prune_leftovers(world: World) -> None:
+    """Commit until a prune, which follows each upload, has deleted the objects that belong to no upload."""
 
     def none_left() -> bool:
         if [*_objects(world, partly_pruned=False)]:

@@ -4,6 +4,7 @@ import shutil
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Literal
 
@@ -102,7 +103,10 @@ class S3Target(Target):
         return self._bucket.pending_uploads
 
     def fetch(self, key: str) -> bytes:
-        return self._bucket.object(key)
+        try:
+            return self._bucket.object(key)
+        except IncompleteRead:  # the object was replaced or deleted while it was read
+            return self._bucket.object(key)
 
     def put(self, key: str, data: bytes) -> None:
         self._bucket.put(key, data)

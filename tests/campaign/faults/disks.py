@@ -38,8 +38,8 @@ class DiskFull(Fault):
 
     rounds = 20
     bar = "stays up, says so, recovers by itself"
-    says: ClassVar[str]
-    """What the agent logs."""
+    says: ClassVar[tuple[str, ...]]
+    """What the agent logs: one of these texts."""
 
     @abstractmethod
     def disk(self, world: World) -> Path:
@@ -52,7 +52,7 @@ class DiskFull(Fault):
         filling = self.disk(world) / "filling"
         fill(filling)
         world.commit()
-        world.said(self.says, meanwhile=lambda: self.until_said(world, filling))
+        world.said(*self.says, meanwhile=lambda: self.until_said(world, filling))
         filling.unlink()
 
     def until_said(self, world: World, filling: Path) -> None:
@@ -62,7 +62,7 @@ class DiskFull(Fault):
 
 class StagingFull(DiskFull):
     row = "Disk full: staged copies"
-    says = "no room to copy"
+    says = ("no room to copy",)
 
     def disk(self, world: World) -> Path:
         return world.machine.state / "staging"
@@ -70,7 +70,7 @@ class StagingFull(DiskFull):
 
 class StateDiskFull(DiskFull):
     row = "Disk full: ledger"
-    says = "the disk is full"
+    says = ("the disk is full", "no room to copy")  # the ledger, or a copy on the same disk
 
     def disk(self, world: World) -> Path:
         return world.machine.state
@@ -78,7 +78,7 @@ class StateDiskFull(DiskFull):
 
 class LogDiskFull(DiskFull):
     row = "Disk full: log"
-    says = "cannot be written"
+    says = ("cannot be written",)
 
     def disk(self, world: World) -> Path:
         return world.machine.state / "log"
@@ -103,7 +103,7 @@ class LogDiskFull(DiskFull):
 
 class TargetFull(DiskFull):
     row = "Disk full: directory that is used as the bucket"
-    says = "No space left on device"
+    says = ("No space left on device",)
 
     def disk(self, world: World) -> Path:
         return world.machine.bucket

@@ -11,6 +11,7 @@ from pathlib import Path
 from agent.adapters.sqlite_ledger import damaged_ledgers, schema
 from agent.adapters.sqlite_ledger.file import examine
 from agent.domain.errors import StateError
+from tests.campaign.checks import prune_leftovers
 from tests.campaign.faults.fault import Fault
 from tests.campaign.world import World
 
@@ -82,6 +83,8 @@ class LedgerDamagedInUse(LedgerDamaged):
         world.settle()
         rng.choice((world.kill_agent, world.stop_agent))()
         world.start_agent()
+        world.settle()
+        prune_leftovers(world)  # the new ledger does not know an upload that was interrupted
 
 
 class LedgerNewer(Fault):
