@@ -165,11 +165,14 @@ class PermissionTaken(Unprivileged):
 @contextmanager
 def modes(mode: int, *paths: Path) -> Iterator[None]:
     """Give paths this mode for the duration of the block."""
-    before = {path: stat.S_IMODE(path.stat().st_mode) for path in paths}
+    before = dict[Path, int]()
     for path in paths:
-        path.chmod(mode)
+        with suppress(FileNotFoundError):  # the writer has removed its WAL
+            before[path] = stat.S_IMODE(path.stat().st_mode)
+            path.chmod(mode)
     try:
         yield
     finally:
         for path, each in before.items():
-            path.chmod(each)
+            with suppress(FileNotFoundError):
+                path.chmod(each)
