@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-JOBS   ?= 4
+JOBS   ?= 5
 # The engines that tests write databases with: the oldest that Session-Buddy accepts, and the newest.
 WRITER_VERSION := 1.5.3
 NEWER_WRITER_VERSION := 2.0.1
