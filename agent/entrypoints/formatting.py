@@ -23,6 +23,11 @@ SEE_STATUS = "run akosha-agent status to see the problem"
 _CORRECT_SETTING = "correct the setting; settings are read again at each call"
 
 
+def json_value(value: object) -> str:
+    """Return a value that JSON has no type for: a time as in RFC 3339. For the argument `default` of `json.dumps`."""
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
 def hint_of(error: AkoshaError) -> str:
     """Return the error's hint, or a general one if it has none."""
     return error.hint or (_CORRECT_SETTING if isinstance(error, SettingsError) else SEE_STATUS)

@@ -34,7 +34,9 @@ class ResultDocument(BaseModel):
     files_uploaded: list[str] = Field(description="Keys in the bucket; empty for a sync by http.")
     bytes_transferred: int = Field(ge=0, description="Bytes sent over the network.")
     duration_seconds: float = Field(ge=0)
-    upload_id: str | None = Field(description="YYYYMMDD_HHMMSS_system; null if there was no upload.")
+    upload_id: str | None = Field(
+        description="Of an upload YYYYMMDD_HHMMSS_system, of a push the ID of its request; null if nothing was sent."
+    )
     error: str | None
     triggered_by: str
     caused_by: list[str] = Field(description="Ids of the SessionEnded events that this result answers.")

@@ -22,6 +22,7 @@ from agent.domain.events import IngestFailed, SyncAsked
 from agent.entrypoints.control_api import Limits
 from agent.entrypoints.control_api.auth import load_or_create_token
 from agent.entrypoints.control_api.server import ControlSocket
+from agent.entrypoints.formatting import json_value
 from agent.entrypoints.result_document import ResultDocument
 from agent.entrypoints.status_document import StatusDocument
 from agent.settings import Settings
@@ -71,7 +72,7 @@ async def agent(agent_service, tmp_path):
 async def test_the_status_is_the_document_of_the_command(agent, agent_service):
     response = await agent.request("GET", "/v1/status")
     expected = StatusDocument.of(await agent_service.status(), agent.settings, running=None, problem="").to_dict()
-    assert (response.status, response.json) == (200, json.loads(json.dumps(expected, default=str)))
+    assert (response.status, response.json) == (200, json.loads(json.dumps(expected, default=json_value)))
 
 
 async def test_a_sync_is_requested_once_per_id(agent, agent_service):

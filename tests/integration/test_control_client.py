@@ -24,6 +24,7 @@ from agent.domain.events import SyncAsked, SyncProgress, SyncRequested, SyncSkip
 from agent.entrypoints import sync_client
 from agent.entrypoints.cli import status
 from agent.entrypoints.control_client import client as control, endpoint, follow_history
+from agent.entrypoints.formatting import json_value
 from agent.entrypoints.mcp.tools import STATUS, call_tool
 from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.status_view import gather_status
@@ -191,7 +192,7 @@ def status_of(home: Home) -> StatusDocument:
 
 
 def document_of(home: Home) -> dict:
-    return json.loads(json.dumps(status_of(home).to_dict(), default=str))
+    return json.loads(json.dumps(status_of(home).to_dict(), default=json_value))
 
 
 def answering(document: object):
@@ -221,9 +222,9 @@ async def test_the_mcp_tool_returns_the_same_status_and_warns_of_an_unresponsive
     loaded = loaded_of(home.settings.agent_data_dir.parent)
     agent.answers["GET /v1/status"] = answering(document_of(home))
     reported = await call_tool(STATUS, {}, lambda: loaded)
-    assert json.loads(json.dumps(reported, default=str)) == json.loads(json.dumps(reported, default=str)) | document_of(
-        home
-    )
+    assert json.loads(json.dumps(reported, default=json_value)) == json.loads(
+        json.dumps(reported, default=str)
+    ) | document_of(home)
     assert reported["warnings"] == []
     agent.answers["GET /v1/status"] = hanging
     [warning] = (await call_tool(STATUS, {}, lambda: loaded))["warnings"]

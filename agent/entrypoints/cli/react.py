@@ -41,7 +41,8 @@ async def react(
 ) -> int:
     """Run on the Akosha side: ingest every upload in the bucket into Akosha until stopped.
 
-    An upload is ingested as soon as its result is published. On a machine where an agent runs, give this command its
+    With NATS, an upload is ingested as soon as its result is published; otherwise the bucket is checked every
+    akosha_agent_rescan_seconds. On a machine where an agent runs, give this command its
     own --state-dir.
     """
     settings = options.load(LogMode.NOTHING if once else LogMode.SETTING, to_file=True).settings

@@ -15,7 +15,7 @@ from agent.domain.plain_text import printable, problem_list
 from agent.domain.routing import CLOUD_HINT, HTTP
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
-from agent.entrypoints.formatting import columns, error_lines, human_bytes, local_time
+from agent.entrypoints.formatting import columns, error_lines, human_bytes, json_value, local_time
 from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.status_view import gather_status
 from agent.ports import MemoryCounts
@@ -31,7 +31,7 @@ async def status(settings: Settings, as_json: AsJson = False) -> int:
     if as_json:
         if document.unresponsive_agent:
             typer.echo(f"akosha-agent: {document.unresponsive_agent}", err=True)
-        typer.echo(json.dumps(document.to_dict(), indent=2, default=str))
+        typer.echo(json.dumps(document.to_dict(), indent=2, default=json_value))
     else:
         _print(document, settings)
     return 0

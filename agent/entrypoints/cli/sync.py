@@ -42,7 +42,8 @@ async def sync(
     new_target: Annotated[
         bool,
         typer.Option(
-            "--new-target", help="Upload everything, because the disk, directory or bucket was replaced on purpose."
+            "--new-target",
+            help="Accept that the disk, directory or bucket was replaced on purpose, and upload everything to it.",
         ),
     ] = False,
     as_json: AsJson = False,

@@ -42,7 +42,8 @@ async def verify(
     """Verify that an upload in the bucket is complete and undamaged.
 
     Without --deep, only the manifest is downloaded from S3, and compared with the metadata that the store reports; in a
-    directory, every object is read. Exits with 0 (intact), 1 (damaged) or 2 (usage error).
+    directory, every object is read. Exits with 0 (intact), 1 (damaged, not found, or
+    the store cannot be read) or 2 (usage error).
     """
     if everything and upload is not None:
         raise SettingsError(f"both --all and {upload} were given", hint="give only one of them")

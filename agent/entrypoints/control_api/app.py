@@ -22,6 +22,7 @@ from agent.entrypoints.control_api.connection import Connection, Limits
 from agent.entrypoints.control_api.openapi import CLOUD_EVENT, JSON, ROUTES, SyncOrder, openapi_document
 from agent.entrypoints.control_api.problems import COMMON_HEADERS, Problem, problem_middleware
 from agent.entrypoints.control_api.sse import EventStreams
+from agent.entrypoints.formatting import json_value
 from agent.entrypoints.result_document import ResultDocument
 from agent.entrypoints.status_document import StatusDocument, running_process
 from agent.settings import Settings
@@ -92,7 +93,7 @@ class ControlApp:
         status, problem = await self._agent_service.status(), await self._agent_service.survey_problem()
         running = await asyncio.to_thread(running_process, self._home)
         document = StatusDocument.of(status, self._settings, running=running, problem=problem)
-        return _json_response(HTTPStatus.OK, json.dumps(document.to_dict(), default=str).encode())
+        return _json_response(HTTPStatus.OK, json.dumps(document.to_dict(), default=json_value).encode())
 
     async def sync(self, request: web.Request) -> web.StreamResponse:
         order = _parse_order(await self._read_body(request, (JSON,)))

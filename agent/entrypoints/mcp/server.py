@@ -21,6 +21,7 @@ from mcp.server.stdio import stdio_server
 from mcp.shared import exceptions
 
 from agent import __version__
+from agent.entrypoints.formatting import json_value
 from agent.entrypoints.mcp.progress import ReportProgress
 from agent.settings import Loaded
 
@@ -82,7 +83,7 @@ def _server(load: LoadSettings) -> Any:
         if name not in TOOL_NAMES:
             raise _invalid_params(f"unknown tool {name}; the tools are {', '.join(TOOL_NAMES)}")
         result = await _with_cleanup(call_tool(name, arguments, load, report), name)
-        text = json.dumps(result, indent=2, default=str, ensure_ascii=False)
+        text = json.dumps(result, indent=2, default=json_value, ensure_ascii=False)
         text = text.encode(errors="replace").decode()  # a path may contain bytes that are not Unicode
         content = {"content": [{"type": "text", "text": text}], "structuredContent": json.loads(text)}
         return _types.CallToolResult.model_validate(content)

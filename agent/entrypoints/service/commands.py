@@ -10,7 +10,7 @@ import typer
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.entrypoints.cli.command import FAILED, CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson
-from agent.entrypoints.formatting import local_time
+from agent.entrypoints.formatting import json_value, local_time
 from agent.entrypoints.service import environment as env, install as installer, service_file
 from agent.entrypoints.service.manager import Runner, ServiceManager, ServiceSpec
 from agent.entrypoints.service.program import program
@@ -101,7 +101,7 @@ def status(as_json: AsJson = False) -> int:
     """Show whether the service is installed, enabled and running. Exits with 0 if it runs, else 1."""
     found = service_status(Path.home(), os.environ)
     if as_json:
-        typer.echo(json.dumps(found.document(), indent=2, default=str))
+        typer.echo(json.dumps(found.document(), indent=2, default=json_value))
     else:
         pid = f", pid {found.pid}" if found.pid else ""
         since = f" since {local_time(found.since)}" if found.since else ""
