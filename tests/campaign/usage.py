@@ -9,8 +9,8 @@ from typing import Self
 
 import psutil
 
-IDLE_SOCKETS = 4
-"""How many more sockets than at first may be open: idle connections to the target."""
+_MAY_BE_MORE = Counter({"socket": 4, "anon_inode:inotify": 1, "anon_inode:[eventpoll]": 1, "anon_inode:[eventfd]": 1})
+"""How many more than at first may be open: idle connections to the target; a watch that had not begun at first."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Usage:
 
     def more_descriptors(self) -> list[str]:
         """Return the descriptors that the process has opened since, with their number."""
-        more = descriptors(self.pid) - self.descriptors - Counter({"socket": IDLE_SOCKETS})
+        more = descriptors(self.pid) - self.descriptors - _MAY_BE_MORE
         return [f"{count} {kind}" for kind, count in more.items()]
 
 

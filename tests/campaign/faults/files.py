@@ -37,7 +37,7 @@ class DataDirectoryMoved(FilesFault):
         data.rename(aside)
         how = rng.choice(("at once", "noticed", "another"))
         if how == "noticed":
-            world.said(f"waiting for {data}")
+            until_missing(world)
         elif how == "another":
             data.mkdir()
             time.sleep(rng.uniform(0, 1))
@@ -58,6 +58,14 @@ class FilesReplaced(FilesFault):
         """Replace the files of the databases."""
 
 
+def until_missing(world: World) -> None:
+    """Wait until the agent shows that the data directory is missing.
+
+    It does not log that again if it has not noticed meanwhile that the directory was back.
+    """
+    world.shows("a missing data directory", lambda status: status["notes"].get("watcher", "").startswith("waiting for"))
+
+
 def end_writer(world: World, rng: random.Random) -> None:
     """Close or kill the writer: its last commits are in the main files, or in the WAL."""
     rng.choice((world.close_writer, world.crash_writer))()
@@ -68,7 +76,7 @@ class DataDirectoryDeleted(FilesReplaced):
 
     def replace(self, world: World, rng: random.Random) -> None:
         shutil.rmtree(world.machine.data)
-        world.said(f"waiting for {world.machine.data}")
+        until_missing(world)
 
 
 class DataDirectoryRecreated(FilesReplaced):
