@@ -228,7 +228,6 @@ class CloudSync:
         A resumed upload would trust the object, because its metadata is right.
         """
         await self._ledger.abandon(self.target)
-        attempt.abandoned = intent.upload_id
         with suppress(StoreError):  # later, a prune removes what is left
             await self._uploads.remove(intent.upload_id, manifest_damaged=attempt.manifest_damaged)
 
