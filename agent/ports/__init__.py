@@ -20,8 +20,9 @@ from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
 from agent.ports.metrics import Meter, NoMeter
 from agent.ports.network import Connected, NetworkChange, NetworkMonitor, Reconnectable, reset_clients
 from agent.ports.objects import Creation, ObjectStore, Progress, StoredObject, ignore_progress, is_changed
+from agent.ports.patches import Patcher, WrittenPatch
 from agent.ports.rate_limit import RateLimiter
-from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
+from agent.ports.snapshots import Compressor, Mirror, Snapshot, SnapshotTaker
 from agent.ports.system import Clock, Spool, Supervisor, Watch
 from agent.ports.unexpected_errors import UnexpectedErrors
 
@@ -48,11 +49,13 @@ __all__ = [
     "MemorySource",
     "Message",
     "Meter",
+    "Mirror",
     "NetworkChange",
     "NetworkMonitor",
     "NoMeter",
     "ObjectStore",
     "PackedMemory",
+    "Patcher",
     "Progress",
     "RateLimiter",
     "Reconnectable",
@@ -71,6 +74,7 @@ __all__ = [
     "UnexpectedErrors",
     "Watch",
     "WrittenMemories",
+    "WrittenPatch",
     "ignore_progress",
     "is_changed",
     "reset_clients",

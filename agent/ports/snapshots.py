@@ -1,6 +1,6 @@
 """Consistent copies of databases that another process writes, and their compression."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -71,6 +71,21 @@ class SnapshotTaker(Protocol):
 
     async def sweep(self) -> None:
         """Remove all copies, including those that a killed process left."""
+        ...
+
+
+class Mirror(Protocol):
+    """Keeps main files of databases as they were copied, to compare later copies with and to make patches from."""
+
+    async def file(self, database: str, sha256: str) -> Path | None:
+        """Return the main file with this SHA-256, None if the mirror does not have it.
+
+        Its bytes were checked: they are those that were copied. Do not change it.
+        """
+        ...
+
+    async def retain(self, database: str, digests: Collection[str]) -> None:
+        """Keep the main files with these SHA-256 besides the latest one, and remove the database's other files."""
         ...
 
 

@@ -1,0 +1,34 @@
+"""Patches, which make a file from an earlier state of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPatch:
+    """The size in bytes and the SHA-256 of a finished patch."""
+
+    size: int
+    sha256: str
+
+
+class Patcher(Protocol):
+    """Makes and applies patches. The same files give the same patch."""
+
+    async def make(self, reference: Path, file: Path, patch: Path, *, most_bytes: int) -> WrittenPatch | None:
+        """Write to the new file `patch` how `file` is made from `reference`.
+
+        The patch has been applied, and its result compared with `file`, when this returns. Returns None, and leaves no
+        file, if the patch would be larger than `most_bytes`, or if the process that makes it failed: then the whole
+        file is sent. Raises StagingFull, StateError for the disk.
+        """
+        ...
+
+    async def apply(self, reference: Path, patch: Path, file: Path, *, raw_size: int, sha256: str) -> None:
+        """Create `file` from `reference` and `patch`, and check its size and SHA-256.
+
+        Raises WireError if the patch is not valid, or is not one of this reference; then there is no `file`. Uses a
+        bounded amount of memory and disk, whatever the patch says. Raises StagingFull, StateError for the disk.
+        """
+        ...
