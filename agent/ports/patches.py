@@ -1,5 +1,6 @@
 """Patches, which make a file from an earlier state of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,10 +26,11 @@ class Patcher(Protocol):
         """
         ...
 
-    async def apply(self, reference: Path, patch: Path, file: Path, *, raw_size: int, sha256: str) -> None:
-        """Create `file` from `reference` and `patch`, and check its size and SHA-256.
+    async def apply(self, reference: Path, patches: Sequence[Path], file: Path, *, raw_size: int, sha256: str) -> None:
+        """Create `file` from `reference` and patches, the oldest first, and check its size and SHA-256.
 
-        Raises WireError if the patch is not valid, or is not one of this reference; then there is no `file`. Uses a
-        bounded amount of memory and disk, whatever the patch says. Raises StagingFull, StateError for the disk.
+        The files between `reference` and `file` are not made: a chain of patches costs little more than one. Raises
+        WireError if a patch is not valid, or is not one of the file before it; then there is no `file`. Uses a bounded
+        amount of memory and disk, whatever the patches say. Raises StagingFull, StateError for the disk.
         """
         ...
