@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from agent.adapters import memories_file
 from agent.adapters.akosha.sink import pack
+from agent.adapters.child_output import BEAT, framed
 from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbWalMerger, WarmChildren, bracketed_copy, child_process
 from agent.adapters.duckdb.bracketed_copy import DatabaseCopy, copy_database
-from agent.adapters.duckdb.child_protocol import BEAT, framed
 from agent.adapters.duckdb.database_facts import examine
 from agent.adapters.duckdb.rows import digest, instant, row_of
 from agent.adapters.duckdb.source import HEADER_BYTES, Source, survey

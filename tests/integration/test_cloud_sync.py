@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.adapters.child_process import Exchange
 from agent.adapters.duckdb import child_process
-from agent.adapters.duckdb.child_process import Exchange
 from agent.adapters.duckdb.child_protocol import OPEN, VERIFY
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner, spared_by

@@ -9,8 +9,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from agent.adapters.child_process import end
 from agent.adapters.duckdb import DuckdbMemoryReader
-from agent.adapters.duckdb.child_process import end, start
+from agent.adapters.duckdb.child_process import start
 from tests.support import zygote
 
 SECRET = "c4n4ry"

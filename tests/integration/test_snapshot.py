@@ -14,8 +14,9 @@ import duckdb
 import pytest
 from structlog.testing import capture_logs
 
+from agent.adapters.child_process import Exchange, end
 from agent.adapters.duckdb import DuckdbSnapshotTaker, child_process
-from agent.adapters.duckdb.child_process import CHILD, Exchange
+from agent.adapters.duckdb.child_process import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from agent.ports import NoMeter
@@ -125,7 +126,7 @@ async def test_a_copy_is_unverified_if_its_verification_hangs_and_the_child_is_k
 async def test_a_slow_verification_with_progress_is_awaited(data_dir, staging):
     """The child reports progress. The stall timeout starts again with each report, not with the request."""
     program = (
-        "import sys, time; from agent.adapters.duckdb.child_protocol import BEAT, framed\n"
+        "import sys, time; from agent.adapters.child_output import BEAT, framed\n"
         "sys.stdin.readline()\n"
         "for _ in range(8): sys.stdout.buffer.write(BEAT); sys.stdout.buffer.flush(); time.sleep(0.2)\n"
         "sys.stdout.buffer.write(framed(b'{\"verdict\": 1}')); sys.stdout.buffer.flush()"
@@ -134,7 +135,7 @@ async def test_a_slow_verification_with_progress_is_awaited(data_dir, staging):
         sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert await Exchange(child, 60, stall_seconds=1.2).ask(b"verify", "verdict", int) == 1
-    await child_process.end(child)
+    await end(child)
 
 
 async def test_copies_are_private_and_are_removed(data_dir, staging, taker):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from agent.adapters.child_output import BEAT, framed
 from agent.adapters.duckdb import child_process
-from agent.adapters.duckdb.child_protocol import BEAT, framed
 from agent.adapters.duckdb.verification import verify
 from tests.support.duckdb_child import EndedChild
 

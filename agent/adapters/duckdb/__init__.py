@@ -7,8 +7,8 @@ verification     verifies a copy
 reader           implements `MemoryReader`
 folding          merges a main file and its sidecars into one file
 
-child_process    starts and ends child processes that run DuckDB, and sends them commands
-child_protocol   the commands, answers and frames between parent and child
+child_process    starts child processes that run DuckDB, and keeps some for the next reader
+child_protocol   the commands and answers between parent and child
 child            the child's program; only it imports duckdb
 rows             the text, metadata and digest of a row
 database_facts   facts about databases, for `doctor`

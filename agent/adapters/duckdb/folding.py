@@ -4,8 +4,9 @@ import asyncio
 import re
 from pathlib import Path
 
+from agent.adapters.child_process import STALL_SECONDS, CommandFailed, Exchange, NoAnswer, checked, end
 from agent.adapters.duckdb import child_process
-from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer, checked, counts
+from agent.adapters.duckdb.child_process import counts
 from agent.adapters.duckdb.child_protocol import FOLD
 from agent.adapters.duckdb.source import HEADER_BYTES, Header
 from agent.domain.databases import reader_of
@@ -44,10 +45,10 @@ class DuckdbWalMerger:
         except NoAnswer as error:
             reason = f"crashed on it ({error.reason})" if error.crashed else error.reason
             raise SnapshotError(f"DuckDB {reason}", hint=opens) from error
-        except EngineError as error:
+        except CommandFailed as error:
             raise SnapshotError(f"DuckDB cannot read it: {error}", hint=opens) from error
         finally:
-            await child_process.end(child)
+            await end(child)
         if isinstance(found, str):
             if _FULL.search(found):
                 raise StagingFull(f"DuckDB cannot merge them: {found}")

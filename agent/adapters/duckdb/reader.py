@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import orjson
 
+from agent.adapters.child_process import STALL_SECONDS, CommandFailed, Exchange, NoAnswer, checked, end
 from agent.adapters.duckdb import child_process
-from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer, checked
 from agent.adapters.duckdb.child_protocol import BEGIN, OPEN, PAGE, READ, scratch_name
 from agent.adapters.duckdb.rows import instant
 from agent.domain.databases import KNOWLEDGE_GRAPH
@@ -61,7 +61,7 @@ class DuckdbMemoryReader:
             await source.open(graph)
             yield source
         finally:
-            await child_process.end(child)
+            await end(child)
             scratch = copy.parent / scratch_name(child.pid)
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
@@ -129,7 +129,7 @@ class _Source:
     async def _ask(self, command: bytes, name: str, read: Callable[[Json], T]) -> T:
         try:
             return await self._exchange.ask(command, name, read)
-        except EngineError as error:
+        except CommandFailed as error:
             raise SnapshotError(f"DuckDB cannot read it: {error}", hint=_READ_HINT) from error
         except NoAnswer as error:
             if error.crashed:

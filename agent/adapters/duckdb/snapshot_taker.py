@@ -9,9 +9,10 @@ from pathlib import Path
 
 import structlog
 
+from agent.adapters.child_process import STALL_SECONDS
 from agent.adapters.duckdb import source
 from agent.adapters.duckdb.bracketed_copy import WRITABLE_HINT, DatabaseCopy, copy_database
-from agent.adapters.duckdb.child_process import STALL_SECONDS, WarmChildren
+from agent.adapters.duckdb.child_process import WarmChildren
 from agent.adapters.duckdb.source import Source
 from agent.adapters.duckdb.verification import Verdict, verify
 from agent.domain.databases import Survey, main_name

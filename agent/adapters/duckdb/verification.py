@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.adapters.child_process import STALL_SECONDS, CommandFailed, Exchange, NoAnswer, checked, end
 from agent.adapters.duckdb import child_process
-from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer, checked, counts
+from agent.adapters.duckdb.child_process import counts
 from agent.adapters.duckdb.child_protocol import VERIFY
 from agent.domain.memories import Json
 
@@ -58,11 +59,11 @@ async def verify(
         reason = f"the verification {error.reason}"
         # A database that is too large for the time limit would be too large each time.
         return Verdict(verified=False, reason=reason, inconclusive=not error.too_slow, interrupted=error.killed)
-    except EngineError as error:
+    except CommandFailed as error:
         return Verdict(verified=False, reason=f"the verification failed: {error}", inconclusive=True)
     finally:
         if not kept:
-            await child_process.end(child)
+            await end(child)
     return verdict
 
 

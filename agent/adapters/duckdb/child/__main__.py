@@ -11,58 +11,20 @@ import os
 import queue
 import sys
 import threading
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from agent.adapters.child_output import Output, limit_resources
 from agent.adapters.duckdb.child.contents import contents, fold, is_unsupported
-from agent.adapters.duckdb.child.engine import Engine, limit_resources, opened, reason
+from agent.adapters.duckdb.child.engine import ADDRESS_SPACE_BYTES, Engine, opened, reason
 from agent.adapters.duckdb.child.reading import Reading
-from agent.adapters.duckdb.child_protocol import BEAT, BEAT_SECONDS, BEGIN, FOLD, OPEN, PAGE, READ, VERIFY, framed
+from agent.adapters.duckdb.child_protocol import BEGIN, FOLD, OPEN, PAGE, READ, VERIFY
 from agent.domain.memories import Json
-
-LEAST_WORK_SECONDS = 0.001
-"""Minimum processor time between two heartbeats."""
-
-_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 Commands = queue.SimpleQueue[bytes]
 
 
-class _Output:
-    """Writes to the parent: answers, and heartbeats while a command is unanswered."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._unanswered = 0
-
-    def command_received(self) -> None:
-        with self._lock:
-            self._unanswered += 1
-
-    def answer(self, document: Json) -> None:
-        with self._lock:
-            self._unanswered -= 1
-            self._write(framed(_encoded(document).encode()))
-
-    def beat(self) -> None:
-        """Send heartbeats while the process makes progress: a DuckDB that hangs uses no processor time."""
-        used = 0.0
-        while True:
-            time.sleep(BEAT_SECONDS)
-            with self._lock:
-                now = time.process_time() - time.thread_time()  # without the time of this thread
-                if self._unanswered and now - used >= LEAST_WORK_SECONDS:
-                    self._write(BEAT)
-                    used = now
-
-    @staticmethod
-    def _write(data: bytes) -> None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-
-
-_output = _Output()
+_output = Output()
 
 
 def main() -> int:
@@ -71,7 +33,7 @@ def main() -> int:
     commands: Commands = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(commands,), name="end-with-parent", daemon=True).start()
     threading.Thread(target=_output.beat, name="beat", daemon=True).start()
-    limit_resources()
+    limit_resources(ADDRESS_SPACE_BYTES)
     try:
         _serve(copy, commands)
     except Exception as error:  # noqa: BLE001 - any error of DuckDB is the answer

@@ -5,7 +5,6 @@ Only the child program imports this module. It runs at low priority, and DuckDB 
 
 import os
 import re
-import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ FOLDING_MEMORY_LIMITS = ("512MB", "1280MB")
 Cell = str | int | bool | None
 """A value that our statements return."""
 
-_ADDRESS_SPACE_BYTES = 2 * 2**30
+ADDRESS_SPACE_BYTES = 2 * 2**30
 _PATH = re.compile(r"(?:/[^/\s'\"]+)+/([^/\s'\"]+)")
 _LONGEST_REASON = 300
 _FETCHED = 256
@@ -93,15 +92,3 @@ def _first_line(error: Exception) -> str:
     # A failed checkpoint reports its cause after "Original error: ".
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rpartition("Original error: ")[2]
-
-
-def limit_resources() -> None:
-    """Lower the priority, limit the address space as a backstop, and disable core dumps, which would hold memories."""
-    os.nice(10)
-    for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, _ADDRESS_SPACE_BYTES)):
-        _, hard = resource.getrlimit(kind)
-        wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        try:
-            resource.setrlimit(kind, (wanted, hard))
-        except (OSError, ValueError):
-            continue  # macOS refuses some limits: DuckDB's own memory limit still applies
