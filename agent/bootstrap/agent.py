@@ -125,7 +125,8 @@ async def build(
         await asyncio.gather(bus.aclose(), results_bus.aclose())
         raise
     warm, stall_monitor = WarmChildren(), StallMonitor()
-    taker = home.taker(warm, meter)
+    mirror = home.mirror()
+    taker = home.taker(warm, meter, mirror)
     methods = sync_methods(settings, home.state, identity, taker, warm, ledger, clock, machine, stall_monitor)
     rescan_seconds = settings.agent_rescan_seconds
     return assemble(

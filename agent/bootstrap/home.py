@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from agent.adapters.duckdb import DuckdbSnapshotTaker, WarmChildren
+from agent.adapters.duckdb import DuckdbSnapshotTaker, MirrorDirectory, WarmChildren
 from agent.adapters.machine_id import machine_id
 from agent.adapters.spool import SpoolDirectory
 from agent.adapters.sqlite_ledger import SqliteLedger, is_created
@@ -161,10 +161,21 @@ class Home:
         """Return whether there is a ledger for `read_ledger`, which the first agent creates."""
         return await asyncio.to_thread(is_created, self.state.ledger_file)
 
-    def taker(self, warm: WarmChildren | None = None, meter: Meter | None = None) -> SnapshotTaker:
+    def mirror(self) -> MirrorDirectory:
+        """Return the mirror. Only the process that holds the state directory may use it, except for its size."""
+        return MirrorDirectory(self.state.mirror, clock=self.clock, is_on=self.settings.agent_mirror)
+
+    def taker(
+        self, warm: WarmChildren | None = None, meter: Meter | None = None, mirror: MirrorDirectory | None = None
+    ) -> SnapshotTaker:
         """Return the snapshot taker. Its child processes wait in `warm` for the reader of its copies."""
         return DuckdbSnapshotTaker(
-            self.settings.agent_data_dir, self.state.staging, clock=self.clock, warm=warm, meter=meter
+            self.settings.agent_data_dir,
+            self.state.staging,
+            clock=self.clock,
+            warm=warm,
+            mirror=mirror or self.mirror(),
+            meter=meter,
         )
 
     def machine(self) -> Machine:

@@ -3,6 +3,7 @@
 snapshot_taker   implements `SnapshotTaker`
 source           the files of a database, and the header of the main file
 bracketed_copy   copies a database between two equal headers
+mirror           implements `Mirror`
 verification     verifies a copy
 reader           implements `MemoryReader`
 folding          merges a main file and its sidecars into one file
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agent.adapters.duckdb.child_process import WarmChildren
     from agent.adapters.duckdb.folding import DuckdbWalMerger
+    from agent.adapters.duckdb.mirror import MirrorDirectory
     from agent.adapters.duckdb.reader import DuckdbMemoryReader
     from agent.adapters.duckdb.snapshot_taker import DuckdbSnapshotTaker
 
-__all__ = ["DuckdbMemoryReader", "DuckdbSnapshotTaker", "DuckdbWalMerger", "WarmChildren"]
+__all__ = ["DuckdbMemoryReader", "DuckdbSnapshotTaker", "DuckdbWalMerger", "MirrorDirectory", "WarmChildren"]
 
 
 def __getattr__(name: str) -> object:
@@ -39,6 +41,10 @@ def __getattr__(name: str) -> object:
         from agent.adapters.duckdb import folding  # noqa: PLC0415
 
         return folding.DuckdbWalMerger
+    if name == "MirrorDirectory":
+        from agent.adapters.duckdb import mirror  # noqa: PLC0415
+
+        return mirror.MirrorDirectory
     if name == "WarmChildren":
         from agent.adapters.duckdb import child_process  # noqa: PLC0415
 

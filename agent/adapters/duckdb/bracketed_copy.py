@@ -12,11 +12,16 @@ changed, the copy is repeated.
 
 Each file is copied through one descriptor: as a clone that shares blocks if the file system supports it, else byte by
 byte. The functions block and run in a thread. `halt` stops them at the next chunk.
+
+If the main file has the bytes that the mirror has, the copy is a hard link of the mirror's file. It has them if its
+header bytes are those of the mirror's file, and its inode, size, mtime and ctime are the same as at the time of the
+copy, both before and after the sidecars are read. DuckDB may write blocks before it writes the header, and a file
+system may give a later write the same time. So these are trusted only if the last write was SETTLED_SECONDS before the
+copy. Otherwise the bytes are compared.
 """
 
 import errno
 import fcntl
-import hashlib
 import os
 import random
 import shutil
@@ -24,12 +29,13 @@ import sys
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import structlog
 
+from agent.adapters.duckdb.mirror import Digests, MainFile, MirrorDirectory, MirrorState, OriginalStat
 from agent.adapters.duckdb.source import HEADER_BYTES, FoundFile, Header, Source
 from agent.domain.databases import Fingerprint
 from agent.domain.errors import SnapshotError, StagingFull, WireError
@@ -43,6 +49,11 @@ WRITABLE_HINT = "set akosha_agent_state_dir to a directory that you may write to
 _FICLONE = 0x40049409
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+_OPEN_LINK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+SETTLED_SECONDS = 2.0
+"""File systems round times by up to this much (FAT)."""
 
 MARGIN_BYTES = 16 * 2**20
 LEAST_ATTEMPTS = 3
@@ -66,7 +77,7 @@ class FileCopy:
         self.folder = folder
         self.halt = halt
         self.size = 0
-        self._sha256 = ""
+        self._digests: MainFile | None = None
         try:
             self.original = found.open()
         except OSError as error:
@@ -99,7 +110,7 @@ class FileCopy:
             self.size = os.fstat(self.copy).st_size
             return
         self.size = os.fstat(self.original).st_size
-        digest = hashlib.sha256()
+        digests = Digests()
         buffers = [memoryview(bytearray(min(CHUNK_BYTES, max(self.size, 1)))) for _ in range(2)]
         hashed: list[Future[None] | None] = [None, None]
         done = turn = 0
@@ -112,7 +123,7 @@ class FileCopy:
                 raise SourceChanged(f"{self.found.name} became shorter")
             chunk = buffers[turn][:count]
             if hashing is not None:
-                hashed[turn] = hashing.submit(digest.update, chunk)
+                hashed[turn] = hashing.submit(digests.update, chunk)
             self._write(chunk)
             done += count
             turn = 1 - turn
@@ -120,27 +131,42 @@ class FileCopy:
             if pending is not None:
                 pending.result()
         if hashing is not None:
-            self._sha256 = digest.hexdigest()
+            self._digests = digests.result()
+
+    def link(self, path: Path, main: MainFile) -> None:
+        """Make the copy a hard link of a file with these bytes. Raises OSError."""
+        copy = self.folder / self.found.name
+        copy.unlink()
+        copy.hardlink_to(path)
+        linked = os.open(copy, _OPEN_LINK)
+        os.close(self.copy)
+        self.copy, self.size, self._digests = linked, main.size, main
 
     def check_prefix(self) -> None:
         """Raise SourceChanged unless the original still starts with exactly the bytes of the copy."""
-        for at in range(0, self.size, CHUNK_BYTES):
-            self._check_halt()
-            count = min(CHUNK_BYTES, self.size - at)
-            if os.pread(self.original, count, at) != os.pread(self.copy, count, at):
-                raise SourceChanged(f"{self.found.name} was replaced")
+        if not self.has_same_bytes(self.copy, self.size):
+            raise SourceChanged(f"{self.found.name} was replaced")
 
-    def sha256(self) -> str:
-        """Return the SHA-256 of the copy. Reads the copy if `run` did not hash it."""
-        if not self._sha256:
-            digest = hashlib.sha256()
+    def has_same_bytes(self, other: int, size: int) -> bool:
+        """Return whether the first `size` bytes of the original are those of the open file `other`."""
+        for at in range(0, size, CHUNK_BYTES):
+            self._check_halt()
+            count = min(CHUNK_BYTES, size - at)
+            if os.pread(self.original, count, at) != os.pread(other, count, at):
+                return False
+        return True
+
+    def digests(self) -> MainFile:
+        """Return the digests of the copy. Reads the copy if `run` did not hash it."""
+        if self._digests is None:
+            digests = Digests()
             buffer = memoryview(bytearray(CHUNK_BYTES))
             os.lseek(self.copy, 0, os.SEEK_SET)
             while count := os.readv(self.copy, [buffer]):
                 self._check_halt()
-                digest.update(buffer[:count])
-            self._sha256 = digest.hexdigest()
-        return self._sha256
+                digests.update(buffer[:count])
+            self._digests = digests.result()
+        return self._digests
 
     def _write(self, chunk: memoryview) -> None:
         written = 0
@@ -193,12 +219,17 @@ def _clone(original: int, copy: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseCopy:
-    """The copied files. `fingerprint` is that of the originals before the first byte was copied."""
+    """The copied files. `fingerprint` is that of the originals before the first byte was copied.
+
+    `main` is the state of the main file for the mirror; `is_link`: the copy is a hard link of the mirror's file.
+    """
 
     files: tuple[RawFile, ...]
     fingerprint: Fingerprint
     header: Header
-    attempts: int
+    main: MirrorState
+    is_link: bool
+    attempts: int = 1
 
 
 class _InvalidMain(Exception):  # noqa: N818 - its SnapshotError is raised if the file does not change
@@ -210,8 +241,16 @@ class _InvalidMain(Exception):  # noqa: N818 - its SnapshotError is raised if th
         self.error = error
 
 
-def copy_database(source: Source, folder: Path, *, clock: Clock, seconds: float, halt: threading.Event) -> DatabaseCopy:
-    """Copy a database into `folder`, which is created, and hash the files.
+def copy_database(
+    source: Source,
+    folder: Path,
+    *,
+    clock: Clock,
+    seconds: float,
+    halt: threading.Event,
+    mirror: MirrorDirectory | None = None,
+) -> DatabaseCopy:
+    """Copy a database into `folder`, which is created, and hash the files. Link the main file from `mirror` if it can.
 
     Makes attempts for `seconds`, and at least three. Raises SnapshotError; it is permanent only if a file is not that
     of a database: every other cause may end without a change of the files. The caller removes the folder.
@@ -224,8 +263,8 @@ def copy_database(source: Source, folder: Path, *, clock: Clock, seconds: float,
             attempts += 1
             try:
                 # Hashing while copying saves a second read, but makes a change more likely: only in the first attempt.
-                files, fingerprint, header = _attempt(source, folder, hashing if attempts == 1 else None, halt)
-                return DatabaseCopy(files, fingerprint, header, attempts)
+                copy = _attempt(source, folder, hashing if attempts == 1 else None, halt, clock, mirror)
+                return replace(copy, attempts=attempts)
             except _InvalidMain as invalid:
                 if invalid_state == invalid.state:
                     raise invalid.error from invalid
@@ -248,8 +287,13 @@ def copy_database(source: Source, folder: Path, *, clock: Clock, seconds: float,
 
 
 def _attempt(
-    source: Source, folder: Path, hashing: Executor | None, halt: threading.Event
-) -> tuple[tuple[RawFile, ...], Fingerprint, Header]:
+    source: Source,
+    folder: Path,
+    hashing: Executor | None,
+    halt: threading.Event,
+    clock: Clock,
+    mirror: MirrorDirectory | None,
+) -> DatabaseCopy:
     found = source.files()
     if not found:
         raise SnapshotError(
@@ -258,14 +302,19 @@ def _attempt(
             transient=True,  # its disk may be mounted again, with the same files
         )
     fingerprint = source.fingerprint(found)
-    _make_room(folder, found[0].name, needed=fingerprint.size + MARGIN_BYTES)
+    settled = _prepare(folder, found[0].name, clock) - int(SETTLED_SECONDS * 10**9)
     with ExitStack() as stack:
         main = stack.enter_context(FileCopy(found[0], folder, halt=halt))
-        before = os.pread(main.original, HEADER_BYTES, 0)
+        before, stats = os.pread(main.original, HEADER_BYTES, 0), OriginalStat.of(os.fstat(main.original))
         header = _parse(found[0], before)
         # The files must be the same after the header was read: then they belong to this header.
         _expect_same_files(source, found)
-        main.run(hashing)
+        unsettled = max(stats.mtime_ns, stats.ctime_ns) > settled
+        latest = _link_unchanged(main, before, None if unsettled else stats, mirror, source.database)
+        linked_bytes = latest.main.size if latest else 0
+        _check_room(folder, found[0].name, needed=fingerprint.size - linked_bytes + MARGIN_BYTES)
+        if latest is None:
+            main.run(hashing)
         sidecars = [stack.enter_context(FileCopy(sidecar, folder, halt=halt)) for sidecar in found[1:]]
         for sidecar in sidecars:
             sidecar.run(hashing)
@@ -275,9 +324,47 @@ def _attempt(
         _expect_same_files(source, found)
         if not before == os.pread(main.original, HEADER_BYTES, 0) == os.pread(main.copy, HEADER_BYTES, 0):
             raise SourceChanged("a checkpoint was completed")
+        if OriginalStat.of(os.fstat(main.original)) != stats:
+            if latest is not None:
+                raise SourceChanged("the main file was written")
+            unsettled = True
         # From here on only the copies are read.
-        raw = tuple(RawFile(copy.found.name, copy.size, copy.sha256()) for copy in (main, *sidecars))
-    return raw, fingerprint, header
+        digests = [copy.digests() for copy in (main, *sidecars)]
+    state = MirrorState(
+        main=digests[0],
+        original=None if unsettled else stats,
+        verified_at=latest.verified_at if latest else None,
+    )
+    files = tuple(RawFile(file.name, each.size, each.sha256) for file, each in zip(found, digests, strict=True))
+    return DatabaseCopy(files, fingerprint, header, state, is_link=latest is not None)
+
+
+def _link_unchanged(
+    main: FileCopy, header: bytes, stats: OriginalStat | None, mirror: MirrorDirectory | None, database: str
+) -> MirrorState | None:
+    """Link the copy to the latest file of the mirror if the original has its bytes, and return its state; else None.
+
+    `stats` are those of the original, None if they may stay the same when it is written.
+    """
+    latest = mirror.latest(database) if mirror else None
+    if mirror is None or latest is None:
+        return None
+    path = mirror.path_of(database, latest)
+    try:
+        descriptor = os.open(path, _OPEN_LINK)
+        try:
+            if os.pread(descriptor, HEADER_BYTES, 0) != header or os.fstat(main.original).st_size != latest.main.size:
+                return None
+            is_same = stats is not None and stats == latest.original
+            if not is_same and not main.has_same_bytes(descriptor, latest.main.size):
+                return None
+        finally:
+            os.close(descriptor)
+        main.link(path, latest.main)
+    except OSError as error:  # the mirror's: for the original, the copy finds it again
+        mirror.drop(database, error.strerror or str(error))
+        raise SourceChanged("the mirror could not be used") from error
+    return latest
 
 
 def _expect_same_files(source: Source, found: tuple[FoundFile, ...]) -> None:
@@ -285,12 +372,25 @@ def _expect_same_files(source: Source, found: tuple[FoundFile, ...]) -> None:
         raise SourceChanged("a file appeared, disappeared or was replaced")
 
 
-def _make_room(folder: Path, name: str, *, needed: int) -> None:
-    """Create the folder, or empty it, and check that the copy fits on the disk."""
+def _prepare(folder: Path, name: str, clock: Clock) -> int:
+    """Create the folder, or empty it. Return the time in nanoseconds.
+
+    The folder was modified just now: its time is that of the file system's clock. If `clock` differs, the earlier of
+    the two is returned: a file must look new rather than old.
+    """
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         for left in folder.iterdir():
             left.unlink()
+        os.utime(folder)
+        return min(folder.stat().st_mtime_ns, int(clock.now().timestamp() * 10**9))
+    except OSError as error:
+        raise staging_error(error, name, folder) from error
+
+
+def _check_room(folder: Path, name: str, *, needed: int) -> None:
+    """Check that the copy fits on the disk. Raises StagingFull."""
+    try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise staging_error(error, name, folder, needed=needed) from error

@@ -4,6 +4,7 @@
 
     verify          {"verdict": {"rows": {table: count}, "unread": {table or column: reason}}},
                     or {"verdict": {"error": text, "damaged": bool}}
+    replay          the same, but the rows are counted and not read
     open "graph"    {"tables": n}                   opens the copy for the three commands that follow
     begin           {"started": true}               the next page is the first
     page            {"page": [[kind, ID, digest, embedded, bytes], ...]}, which may be empty; null is the end, and
@@ -13,7 +14,7 @@
     (any)           {"error": text}                 and the child exits
 """
 
-VERIFY, OPEN, BEGIN, PAGE, READ, FOLD = b"verify", b"open", b"begin", b"page", b"read", b"fold"
+VERIFY, REPLAY, OPEN, BEGIN, PAGE, READ, FOLD = b"verify", b"replay", b"open", b"begin", b"page", b"read", b"fold"
 
 PAGE_ROWS = 500
 """Maximum number of rows in a page."""

@@ -5,6 +5,8 @@ import os
 import shutil
 import threading
 import uuid
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -13,10 +15,11 @@ from agent.adapters.child_process import STALL_SECONDS
 from agent.adapters.duckdb import source
 from agent.adapters.duckdb.bracketed_copy import WRITABLE_HINT, DatabaseCopy, copy_database
 from agent.adapters.duckdb.child_process import WarmChildren
+from agent.adapters.duckdb.mirror import MirrorDirectory, MirrorState
 from agent.adapters.duckdb.source import Source
 from agent.adapters.duckdb.verification import Verdict, verify
 from agent.domain.databases import Survey, main_name
-from agent.domain.errors import SnapshotError
+from agent.domain.errors import SnapshotError, StagingFull
 from agent.ports import Clock, Meter, NoMeter, Snapshot
 
 _NOT_VERIFIED = Verdict(verified=False, reason="verification is switched off")
@@ -32,7 +35,7 @@ class DuckdbSnapshotTaker:
     the databases: POSIX drops all of a process's locks on a file when it closes any descriptor of that file.
 
     `verify` is False in measurements only. The child that has verified a copy is kept in `warm`, if given, for the
-    reader of its memories until the copy is removed.
+    reader of its memories until the copy is removed. With a `mirror`, a main file that did not change is not copied.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class DuckdbSnapshotTaker:
         verify_stall_seconds: float = STALL_SECONDS,
         bracket_seconds: float = 15.0,
         warm: WarmChildren | None = None,
+        mirror: MirrorDirectory | None = None,
         meter: Meter | None = None,
     ) -> None:
         self._data_dir = data_dir
@@ -54,17 +58,18 @@ class DuckdbSnapshotTaker:
         self._verify = verify
         self._verify_timeout_seconds, self._verify_stall_seconds = verify_timeout_seconds, verify_stall_seconds
         self._bracket_seconds = bracket_seconds
-        self._warm, self._meter = warm, meter or NoMeter()
+        self._warm, self._mirror, self._meter = warm, mirror, meter or NoMeter()
         self._cleaning: set[asyncio.Task[None]] = set()
         self._not_removed: set[Path] = set()
+        self._is_holder = False
 
     async def survey(self) -> Survey:
         for folder in list(self._not_removed):
             await self._remove(folder)
-        return await asyncio.to_thread(source.survey, self._data_dir)
+        return await asyncio.to_thread(self._survey)
 
     async def free_bytes(self) -> int | None:
-        return await asyncio.to_thread(_free_bytes, self._staging_dir)
+        return await asyncio.to_thread(self._free_bytes)
 
     async def take(self, database: str) -> Snapshot:
         started = self._clock.monotonic()
@@ -73,6 +78,8 @@ class DuckdbSnapshotTaker:
             # DuckDB writes the metadata block in place, so a copy of it may be torn: take another copy.
             log.warning("snapshot_suspect", database=database, reason=verdict.reason)
             await self._remove(folder)
+            if self._mirror is not None and copy.is_link:
+                await asyncio.to_thread(self._mirror.drop, database, "a copy with its file looks damaged")
             folder, copy, verdict = await self._take_once(database)
         seconds, size = self._clock.monotonic() - started, sum(file.size for file in copy.files)
         self._meter.snapshot(database, seconds, size)
@@ -105,6 +112,9 @@ class DuckdbSnapshotTaker:
         if self._warm is not None:
             await self._warm.end_in()
         await asyncio.to_thread(_empty, self._staging_dir)
+        if self._mirror is not None:
+            self._is_holder = True
+            await asyncio.to_thread(self._mirror.sweep)
 
     async def _take_once(self, database: str) -> tuple[Path, DatabaseCopy, Verdict]:
         """Copy and verify a database. Remove the folder on any failure."""
@@ -117,20 +127,25 @@ class DuckdbSnapshotTaker:
             copy = await asyncio.shield(copying)
             if not self._verify:
                 return folder, copy, _NOT_VERIFIED
-            copied = folder / main_name(database)
-            verdict = await self._verdict(copied)
+            copied, started = folder / main_name(database), self._clock.now()
+            whole = not (copy.is_link and copy.main.is_verified(started))
+            verdict = await self._verdict(copied, whole=whole)
             if verdict.interrupted:  # as the kernel does if memory is short for a moment
-                verdict = await self._verdict(copied)
+                verdict = await self._verdict(copied, whole=whole)
             await asyncio.to_thread(_keep_only, folder, {file.name for file in copy.files})
+            if self._mirror is not None and not verdict.damaged:
+                state = replace(copy.main, verified_at=started if verdict.verified else None) if whole else copy.main
+                await asyncio.to_thread(self._update_mirror, self._mirror, database, copied, copy, state)
             return folder, copy, verdict
         except BaseException:
             halt.set()
             await self._clean(copying, folder)
             raise
 
-    async def _verdict(self, copied: Path) -> Verdict:
+    async def _verdict(self, copied: Path, *, whole: bool) -> Verdict:
         return await verify(
             copied,
+            whole=whole,
             timeout_seconds=self._verify_timeout_seconds,
             stall_seconds=self._verify_stall_seconds,
             warm=self._warm,
@@ -138,9 +153,45 @@ class DuckdbSnapshotTaker:
 
     def _copy(self, database: str, folder: Path, halt: threading.Event) -> DatabaseCopy:
         _make_private(self._staging_dir)
-        return copy_database(
-            Source(self._data_dir, database), folder, clock=self._clock, seconds=self._bracket_seconds, halt=halt
+        original = Source(self._data_dir, database)
+        copy = partial(
+            copy_database,
+            original,
+            folder,
+            clock=self._clock,
+            seconds=self._bracket_seconds,
+            halt=halt,
+            mirror=self._mirror,
         )
+        try:
+            return copy()
+        except StagingFull:
+            if self._mirror is None or not self._mirror.drop_all("the disk is full"):
+                raise
+            return copy()
+
+    @staticmethod
+    def _update_mirror(
+        mirror: MirrorDirectory, database: str, copied: Path, copy: DatabaseCopy, state: MirrorState
+    ) -> None:
+        if copy.is_link:
+            mirror.confirm(database, state)
+        else:
+            mirror.put(database, copied, state)
+
+    def _survey(self) -> Survey:
+        found = source.survey(self._data_dir)
+        if self._mirror is not None and self._is_holder:
+            self._mirror.keep_only(found)
+        return found
+
+    def _free_bytes(self) -> int | None:
+        for folder in (self._staging_dir, self._staging_dir.parent):  # the first sync creates the staging directory
+            try:
+                return shutil.disk_usage(folder).free + (self._mirror.size() if self._mirror is not None else 0)
+            except OSError:
+                continue
+        return None
 
     async def _clean(self, copying: asyncio.Task[DatabaseCopy], folder: Path) -> None:
         """Wait for the thread to stop, then remove the folder; if cancelled, in the background."""
@@ -161,15 +212,6 @@ class DuckdbSnapshotTaker:
             self._not_removed.discard(folder)
         else:
             self._not_removed.add(folder)
-
-
-def _free_bytes(staging: Path) -> int | None:
-    for folder in (staging, staging.parent):  # the first sync creates the staging directory
-        try:
-            return shutil.disk_usage(folder).free
-        except OSError:
-            continue
-    return None
 
 
 def _make_private(staging: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from agent.adapters.child_process import STALL_SECONDS, CommandFailed, Exchange, NoAnswer, checked, end
 from agent.adapters.duckdb import child_process
 from agent.adapters.duckdb.child_process import counts
-from agent.adapters.duckdb.child_protocol import VERIFY
+from agent.adapters.duckdb.child_protocol import REPLAY, VERIFY
 from agent.domain.memories import Json
 
 MOST_NAMED = 3
@@ -34,11 +34,14 @@ class Verdict:
 async def verify(
     copy: Path,
     *,
+    whole: bool = True,
     timeout_seconds: float,
     stall_seconds: float = STALL_SECONDS,
     warm: child_process.WarmChildren | None = None,
 ) -> Verdict:
     """Read all of the copy in a child process. Does not raise if the child fails. If cancelled, kills the child.
+
+    Without `whole`, DuckDB opens the copy, replays its WAL and counts the rows: the main file has been read before.
 
     If rows could be read, the child is kept in `warm`, if given.
     """
@@ -49,7 +52,9 @@ async def verify(
         return Verdict(verified=False, reason=reason, inconclusive=True)
     kept = False
     try:
-        verdict = await Exchange(child, timeout_seconds, stall_seconds).ask(VERIFY, "verdict", _read)
+        verdict = await Exchange(child, timeout_seconds, stall_seconds).ask(
+            VERIFY if whole else REPLAY, "verdict", _read
+        )
         if (verdict.verified or verdict.rows) and warm is not None:
             await warm.keep(copy, child)
             kept = True

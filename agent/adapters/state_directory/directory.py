@@ -4,7 +4,7 @@
     identity.json    agent ID and system ID, created at the first start
     identity.lock    locked while the identity is read or created
     system-id        the last akosha_system_id that `run` used
-    ledger.sqlite  staging/  spool/
+    ledger.sqlite  staging/  mirror/  spool/
 
 All calls block, briefly on a local disk. Callers on an event loop use a thread.
 """
@@ -47,6 +47,11 @@ class StateDirectory:
     def staging(self) -> Path:
         """Directory for copies of databases during an upload; emptied at every start."""
         return self.path / "staging"
+
+    @property
+    def mirror(self) -> Path:
+        """Directory for main files as they were last copied; created by the first snapshot."""
+        return self.path / "mirror"
 
     @property
     def spool(self) -> Path:

@@ -18,7 +18,7 @@ from agent.adapters.child_output import Output, limit_resources
 from agent.adapters.duckdb.child.contents import contents, fold, is_unsupported
 from agent.adapters.duckdb.child.engine import ADDRESS_SPACE_BYTES, Engine, opened, reason
 from agent.adapters.duckdb.child.reading import Reading
-from agent.adapters.duckdb.child_protocol import BEGIN, FOLD, OPEN, PAGE, READ, VERIFY
+from agent.adapters.duckdb.child_protocol import BEGIN, FOLD, OPEN, PAGE, READ, REPLAY, VERIFY
 from agent.domain.memories import Json
 
 Commands = queue.SimpleQueue[bytes]
@@ -64,8 +64,8 @@ def _serve(path: Path, commands: Commands) -> None:
     copy = _Copy(path)
     while True:
         verb, argument = _next(commands)
-        if verb == VERIFY:
-            _output.answer({"verdict": _verdict(copy)})
+        if verb in (VERIFY, REPLAY):
+            _output.answer({"verdict": _verdict(copy, whole=verb == VERIFY)})
         elif verb == FOLD:
             copy.close()
             _output.answer({"folded": fold(path)})
@@ -75,10 +75,10 @@ def _serve(path: Path, commands: Commands) -> None:
             raise ValueError(f"no such command: {verb!r}")
 
 
-def _verdict(copy: _Copy) -> Json:
-    """Read every column of every row that this DuckDB supports. Does not modify the copy."""
+def _verdict(copy: _Copy, *, whole: bool) -> Json:
+    """Read every column of every row that this DuckDB supports, or only count the rows. Does not modify the copy."""
     try:
-        found = contents(copy.engine())
+        found = contents(copy.engine(), whole=whole)
     except ImportError:  # says nothing about the copy: duckdb is being replaced by an upgrade
         raise
     except Exception as error:  # noqa: BLE001 - any error of DuckDB is the verdict
