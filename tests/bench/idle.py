@@ -1,4 +1,4 @@
-"""An idle agent: CPU, memory and requests to its store.
+"""An idle agent: CPU, wake-ups, memory and requests to its store.
 
 It runs like a service: it notifies a supervisor's watchdog, and its metrics are scraped once a minute.
 """
@@ -6,7 +6,7 @@ It runs like a service: it notifies a supervisor's watchdog, and its metrics are
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from tests.support.machine import Machine
 from tests.support.notify import Notify, notified
 from tests.support.servers.s3 import S3Server, aws_environment
 
-CPU_BAR = 0.2
+CPU_BAR = 0.1
+SWITCHES_BAR = 2.0
 PSS_BARS = {"before": 90_000_000, "after": 130_000_000}
 START_SECONDS = 5.0
 SCRAPE_SECONDS = 60.0
@@ -31,32 +32,52 @@ WATCHDOG_SECONDS = 90
 
 @dataclass(frozen=True)
 class Idle:
-    """`processor`: per cent of one core. `pss`: the maximum, in bytes."""
+    """`processor`: per cent of one core. `switches`: voluntary context switches a second. `pss`: the maximum, bytes."""
 
     seconds: float
     processor: float
+    switches: float
     pss: int
     connections: int
     bytes: int
 
 
+@dataclass(frozen=True)
+class Scheduling:
+    """What the threads of a process have used: `switches` are voluntary context switches, `seconds` of a processor."""
+
+    switches: int
+    seconds: float
+
+
+def scheduling(pid: int) -> Scheduling:
+    """Return what the living threads of a process have used so far, to the nanosecond (ticks miss short wake-ups)."""
+    switches, nanoseconds = 0, 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            fields = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+            ran = int((task / "schedstat").read_text().split()[0])
+            switches += int(fields["voluntary_ctxt_switches"])
+            nanoseconds += ran
+    return Scheduling(switches, nanoseconds / 1e9)
+
+
 def idle(pid: int, proxy: CountingProxy, seconds: float) -> Idle:
     """Observe an idle agent for `seconds`."""
-    process = psutil.Process(pid)
     connections, count, before, started = (
         proxy.connections,
         proxy.bytes,
-        cpu_seconds(process),
+        scheduling(pid),
         time.monotonic(),
     )
     time.sleep(seconds)
-    elapsed = time.monotonic() - started
+    elapsed, used = time.monotonic() - started, scheduling(pid)
     with PssWatch(pid) as watch:
-        used = cpu_seconds(process) - before
         watch.sample()
     return Idle(
         elapsed,
-        100 * used / elapsed,
+        100 * (used.seconds - before.seconds) / elapsed,
+        (used.switches - before.switches) / elapsed,
         max(watch.agent),
         proxy.connections - connections,
         proxy.bytes - count,
@@ -117,6 +138,13 @@ def _lines(when: str, what: str, usage: Idle) -> list[Line]:
             usage.processor / CPU_BAR,
             f"under {CPU_BAR} % of a core",
             usage.processor < CPU_BAR,
+        ),
+        Line(
+            f"{idling}: voluntary context switches, all threads",
+            f"{usage.switches:.2f} a second",
+            usage.switches / SWITCHES_BAR,
+            f"at most {SWITCHES_BAR:g} a second",
+            usage.switches <= SWITCHES_BAR,
         ),
         Line(f"{idling}: requests to the store", traffic, None, "nothing", not (usage.connections or usage.bytes)),
         Line(f"{idling}: PSS", mebibytes(usage.pss), usage.pss / bar, f"under {mebibytes(bar)}", usage.pss < bar),

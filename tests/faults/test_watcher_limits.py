@@ -12,6 +12,7 @@ import structlog
 from structlog.testing import capture_logs
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.watcher import DirectoryWatcher
+from agent.adapters.watcher.watchfiles_thread import WatchfilesThread
 
 directory = Path(sys.argv[1])
 reported = []
@@ -35,8 +36,10 @@ async def main():
             taken.append(os.open(os.devnull, os.O_RDONLY))
     except OSError:
         os.close(taken.pop())
-        os.close(taken.pop())  # two are left: enough for polling, too few for a native watch
-    watcher = DirectoryWatcher(directory, wanted=str.isalpha, rescan_seconds=0.3, clock=SystemClock(), step_ms=20)
+        os.close(taken.pop())  # two are left: enough for polling, too few for a native watch of watchfiles
+    watcher = DirectoryWatcher(
+        directory, wanted=str.isalpha, rescan_seconds=0.3, clock=SystemClock(), step_ms=20, native=WatchfilesThread
+    )
     task = asyncio.create_task(read(watcher))
     await until(lambda: watcher.mode.startswith("polling"))
     limited = watcher.mode

@@ -1,6 +1,7 @@
 """The watcher on real directories, native and polling: it reports changes whatever happens to a directory."""
 
 import asyncio
+import errno
 import mmap
 import os
 import shutil
@@ -15,6 +16,8 @@ from structlog.testing import capture_logs
 
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.watcher import DirectoryWatcher, scan, watcher as watcher_module
+from agent.adapters.watcher.native import WatchSignal
+from agent.adapters.watcher.watchfiles_thread import WatchfilesThread
 from agent.domain.databases import database_of
 from tests.support.clock import ManualClock
 from tests.support.waiting import until
@@ -70,22 +73,30 @@ async def reading(watcher: DirectoryWatcher):
         assert task.cancelled()
 
 
-MODES = {"native": {"rescan_seconds": NEVER}, "polling": {"force_polling": True, "rescan_seconds": 0.03}}
+WATCHFILES = {"native": WatchfilesThread}
+"""The native watch of other systems, which works on Linux, too."""
+
+OPTIONS = {"native": {}, "watchfiles": WATCHFILES, "polling": {"force_polling": True, "rescan_seconds": 0.03}}
 
 
-@pytest.fixture(params=MODES)
-def watch_mode(request):
-    return request.param
+@pytest.fixture(params=OPTIONS)
+def options(request):
+    return OPTIONS[request.param]
 
 
 @pytest.fixture
-async def watched(tmp_path, watch_mode):
+def watch_mode(options):
+    return "polling" if "force_polling" in options else "native"
+
+
+@pytest.fixture
+async def watched(tmp_path, watch_mode, options):
     """Yield (directory, reader, mode) for a watched directory with a database and its sidecar."""
     directory = tmp_path / "data"
     directory.mkdir()
     (directory / MAIN).write_bytes(b"main")
     (directory / WAL).write_bytes(b"wal")
-    async with reading(watcher_of(directory, **MODES[watch_mode])) as reader:
+    async with reading(watcher_of(directory, **options)) as reader:
         await reader.mode(watch_mode)
         yield directory, reader, watch_mode
 
@@ -164,10 +175,10 @@ async def test_each_of_several_changes_is_reported(watched):
         await reader.wait_for_names(WAL)
 
 
-async def test_the_watcher_reports_its_start_and_every_change_after_it(tmp_path, watch_mode):
+async def test_the_watcher_reports_its_start_and_every_change_after_it(tmp_path, watch_mode, options):
     """A reader that scans the directory when the watcher reports its start misses no change."""
     (tmp_path / MAIN).write_bytes(b"main")
-    async with aclosing(watcher_of(tmp_path, **MODES[watch_mode]).changes()) as changes:
+    async with aclosing(watcher_of(tmp_path, **options).changes()) as changes:
         async with asyncio.timeout(60):
             assert await anext(changes) == frozenset()
         append(tmp_path / MAIN)
@@ -211,9 +222,9 @@ async def test_a_change_between_two_readers_is_reported(watched):
 
 
 @pytest.mark.parametrize("above", ["", "deeper/and/deeper"])
-async def test_a_directory_missing_at_the_start_is_waited_for(tmp_path, watch_mode, above):
+async def test_a_directory_missing_at_the_start_is_waited_for(tmp_path, watch_mode, above, options):
     directory = tmp_path / above / "data"
-    async with reading(watcher_of(directory, **MODES[watch_mode])) as reader:
+    async with reading(watcher_of(directory, **options)) as reader:
         await reader.mode(f"waiting for {directory}")
         directory.mkdir(parents=True)
         (directory / MAIN).touch()
@@ -223,11 +234,11 @@ async def test_a_directory_missing_at_the_start_is_waited_for(tmp_path, watch_mo
         await reader.wait_for_names(MAIN)
 
 
-async def test_the_files_of_a_directory_that_appears_are_reported(tmp_path, watch_mode):
+async def test_the_files_of_a_directory_that_appears_are_reported(tmp_path, watch_mode, options):
     (tmp_path / "made").mkdir()
     for name in (MAIN, WAL):
         (tmp_path / "made" / name).touch()
-    async with reading(watcher_of(tmp_path / "data", **MODES[watch_mode])) as reader:
+    async with reading(watcher_of(tmp_path / "data", **options)) as reader:
         await reader.mode("waiting")
         (tmp_path / "made").rename(tmp_path / "data")
         await reader.wait_for_names(MAIN, WAL)
@@ -272,12 +283,12 @@ def swap_the_parent(directory: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("swap", [swap_by_rename, swap_the_parent])
-async def test_a_directory_replaced_by_another_is_watched(tmp_path, watch_mode, swap):
+async def test_a_directory_replaced_by_another_is_watched(tmp_path, watch_mode, swap, options):
     directory, other = tmp_path / "parent" / "data", tmp_path / "parent" / "other"
     for folder in (directory, other):
         folder.mkdir(parents=True)
         (folder / MAIN).touch()
-    async with reading(watcher_of(directory, **MODES[watch_mode])) as reader:
+    async with reading(watcher_of(directory, **options)) as reader:
         await reader.mode(watch_mode)
         swap(directory, other)
         await reader.wait_for_names(MAIN)
@@ -285,13 +296,13 @@ async def test_a_directory_replaced_by_another_is_watched(tmp_path, watch_mode, 
         await reader.wait_for_names(MAIN)
 
 
-async def test_a_symlink_as_directory_is_followed_to_a_new_target(tmp_path, watch_mode):
+async def test_a_symlink_as_directory_is_followed_to_a_new_target(tmp_path, watch_mode, options):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / MAIN).touch()
     link = tmp_path / "data"
     link.symlink_to("one")
-    async with reading(watcher_of(link, **MODES[watch_mode])) as reader:
+    async with reading(watcher_of(link, **options)) as reader:
         await reader.mode(watch_mode)
         append(tmp_path / "one" / MAIN)
         await reader.wait_for_names(MAIN)
@@ -379,10 +390,11 @@ async def test_a_change_of_a_symlinks_target_is_reported_by_the_rescan(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other file systems reject names that are not UTF-8")
-async def test_a_file_name_that_is_not_utf_8_leaves_the_watch_native(tmp_path):
+@pytest.mark.parametrize(("options", "warnings"), [({}, []), (WATCHFILES, ["file_name_not_unicode"])])
+async def test_a_file_name_that_is_not_utf_8_leaves_the_watch_native(tmp_path, options, warnings):
     """watchfiles ends the watch because of such a file. The watch starts again and misses no change."""
     with capture_logs() as logged:
-        async with reading(watcher_of(tmp_path, wanted=lambda name: name.endswith(".duckdb"))) as reader:
+        async with reading(watcher_of(tmp_path, wanted=lambda name: name.endswith(".duckdb"), **options)) as reader:
             await reader.mode("native")
             for number in range(3):
                 (tmp_path / os.fsdecode(b"%d\xff\xfe.tmp" % number)).touch()
@@ -395,8 +407,7 @@ async def test_a_file_name_that_is_not_utf_8_leaves_the_watch_native(tmp_path):
             await reader.wait_for_names(odd)
             assert reader.watcher.mode == "native"
     assert set(reader.modes) == {"starting", "native"}
-    (line,) = [line for line in logged if line["log_level"] == "warning"]
-    assert line["event"] == "file_name_not_unicode"
+    assert [line["event"] for line in logged if line["log_level"] == "warning"] == warnings
 
 
 # -------------------------------------------------------------------------------------------- network file systems
@@ -476,18 +487,76 @@ def inotify_descriptors() -> list[Path]:
     return held
 
 
-async def test_a_cancelled_watcher_leaves_no_thread_no_task_and_no_descriptor(tmp_path):
-    watcher = watcher_of(tmp_path)
-    async with reading(watcher) as reader:
+@pytest.mark.parametrize("options", [{}, WATCHFILES], ids=["native", "watchfiles"])
+async def test_a_cancelled_watcher_leaves_no_thread_no_task_and_no_descriptor(tmp_path, options):
+    async with reading(watcher_of(tmp_path, **options)) as reader:
         await reader.mode("native")
-        assert watch_threads() == [f"watch-{tmp_path.name}"]
     await until(lambda: not watch_threads())
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("watch-")]
     await until(lambda: not inotify_descriptors())  # watchfiles closes it in its own thread a moment later
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has inotify")
+async def test_inotify_stopped_while_it_starts_leaves_no_descriptor(tmp_path):
+    from agent.adapters.watcher.inotify import Inotify
+
+    signal = WatchSignal()
+    opening = Inotify(tmp_path, scan.root_of(tmp_path), is_memory, None, signal)
+    await opening.stop()
+    await asyncio.get_running_loop().shutdown_default_executor()  # the thread that opens it has ended
+    await until(lambda: not inotify_descriptors())
+    assert not signal.listening
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has inotify")
+async def test_inotify_ends_if_the_directory_was_replaced_since_the_scan(tmp_path):
+    from agent.adapters.watcher.inotify import Inotify
+
+    signal = WatchSignal()
+    Inotify(tmp_path, scan.root_of(tmp_path.parent), is_memory, None, signal)
+    await until(lambda: signal.failed == "")
+    assert not signal.listening
+    assert not inotify_descriptors()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has inotify")
+async def test_without_a_free_inotify_instance_the_directory_is_polled(tmp_path, monkeypatch):
+    from agent.adapters.watcher import inotify
+
+    def refuse(path, root):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    clock = ManualClock()
+    with monkeypatch.context() as patch:
+        patch.setattr(inotify, "_open", refuse)
+        async with reading(watcher_of(tmp_path, rescan_seconds=60, clock=clock)) as reader:
+            await reader.mode("polling (Too many open files)")
+            await clock.until_asleep()
+            (tmp_path / MAIN).touch()
+            await clock.advance(2)
+            await reader.wait_for_names(MAIN)
+            patch.undo()
+            await clock.until_asleep()
+            await clock.advance(60)
+            await reader.mode("native")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="watchfiles has a thread, which wakes at each step")
+async def test_the_watch_has_no_thread_and_no_timer_but_the_rescan(tmp_path):
+    """So an idle agent does not wake. A change wakes it at once."""
+    clock = ManualClock()
+    async with reading(watcher_of(tmp_path, rescan_seconds=60, clock=clock, step_ms=None)) as reader:
+        await reader.mode("native")
+        await clock.until_asleep()
+        assert not watch_threads()
+        timers = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]
+        assert not [timer for timer in timers if "inotify" in repr(timer)]
+        append(tmp_path / MAIN)
+        await reader.wait_for_names(MAIN)
+
+
 async def test_closing_the_iterator_ends_the_watcher(tmp_path):
-    changes = watcher_of(tmp_path).changes()
+    changes = watcher_of(tmp_path, **WATCHFILES).changes()
     assert await anext(changes) == frozenset()
     first = asyncio.ensure_future(anext(changes))
     await until(watch_threads)
@@ -501,7 +570,7 @@ async def test_closing_the_iterator_ends_the_watcher(tmp_path):
 async def test_a_closed_event_loop_ends_the_watch_thread(tmp_path):
     def abandoned() -> None:
         loop = asyncio.new_event_loop()
-        changes = watcher_of(tmp_path).changes()
+        changes = watcher_of(tmp_path, **WATCHFILES).changes()
         assert loop.run_until_complete(anext(changes)) == frozenset()
         task = loop.create_task(anext(changes), name="abandoned")
         while not watch_threads():

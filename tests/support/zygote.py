@@ -36,7 +36,7 @@ COMMAND = str(Path(sys.executable).with_name("akosha-agent"))
 _SUBREAPER = 36
 _MESSAGE_BYTES = 2**20
 _TITLE_BYTES = 1000
-_HEAVY = ("_strptime", "aioboto3", "aiohttp.web", "duckdb", "httpx2", "isal.isal_zlib", "mcp", "tzlocal", "watchfiles")
+_HEAVY = ("_strptime", "aioboto3", "aiohttp.web", "duckdb", "httpx2", "isal.isal_zlib", "mcp", "tzlocal")
 _ROOT = Path(__file__).parents[2]
 _LIGHT = {"events", "status", "config", "hook", "--help", "--version"}
 """Commands of the agent that start no child processes."""

@@ -1,8 +1,10 @@
 """Reports changes of files in one directory.
 
-watcher   `DirectoryWatcher` combines the other two, and implements `Watch`
-native    a thread in watchfiles
-scan      a stat of all watched files
+watcher             `DirectoryWatcher` combines a native watch and the scan, and implements `Watch`
+native              the interface of the native watches
+inotify             on Linux, without a thread
+watchfiles_thread   elsewhere
+scan                a stat of all watched files
 """
 
 from agent.adapters.watcher.watcher import DirectoryWatcher

@@ -1,35 +1,22 @@
-"""The native watch: a thread that waits in watchfiles and sets a signal on the event loop."""
+"""What the two native watches have in common: the signal that they set, and their interface."""
 
 import asyncio
 import math
-import os
-import threading
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-import structlog
-from watchfiles import Change, watch
-
-from agent.adapters.watcher.scan import Root, root_of
-
-_STOP_SECONDS = 5.0
-
-_UNDECODABLE = "Unable to decode path"
-"""The start of watchfiles' error for a changed file whose name is not UTF-8; the error ends the watch."""
-
-_log = structlog.get_logger()
+from agent.adapters.watcher.scan import Root
 
 
 @dataclass(slots=True)
 class WatchSignal:
-    """Set by the native thread and by a timer.
+    """Set by a native watch and by a timer.
 
-    `names` changed since the last signal. `failed` is set when the thread has ended: the error, or "" if the directory
-    was replaced or the watch was stopped. `until` is the monotonic time at which polling ends and the native watch is
-    tried again.
+    `names` changed since the last signal. `failed` is set when the native watch has ended: the error, or "" if the
+    directory was replaced or the watch was stopped. `until` is the monotonic time at which polling ends and the native
+    watch is tried again.
     """
 
     event: asyncio.Event = field(default_factory=asyncio.Event)
@@ -38,97 +25,33 @@ class WatchSignal:
     until: float = math.inf
     failed: str | None = None
 
+    def report(self, names: frozenset[str]) -> None:
+        """Report that these files have changed. The first report, without names, means that the watch has started."""
+        self.listening = True
+        self.names |= names
+        self.event.set()
 
-class Native:
-    """A watchfiles thread that runs while `root` is the directory at `path`; sets the signal on the running loop."""
+    def end(self, reason: str) -> None:
+        """Report that the native watch has ended."""
+        self.failed = reason
+        self.event.set()
+
+
+class NativeWatch(Protocol):
+    """Reports changes to a signal on the running event loop while `root` is the directory at `path`.
+
+    Created as `(path, root, wanted, step_ms, signal)`; `wanted` may be called from another thread.
+    """
 
     def __init__(
-        self, path: Path, root: Root, wanted: Callable[[str], bool], step_ms: int, signal: WatchSignal
-    ) -> None:
-        self._path, self._root, self._wanted, self._step_ms, self._signal = path, root, wanted, step_ms, signal
-        self._real = ""
-        self._stopped = False
-        self._signalled_start = False
-        self._warned_undecodable = False
-        self._loop = asyncio.get_running_loop()
-        self._ended = asyncio.Event()
-        threading.Thread(target=self._run, name=f"watch-{path.name}", daemon=True).start()
+        self, path: Path, root: Root, wanted: Callable[[str], bool], step_ms: int | None, signal: WatchSignal
+    ) -> None: ...
+
+    @property
+    def max_lag(self) -> float:
+        """The longest time in seconds between a change and its report."""
+        ...
 
     async def stop(self) -> None:
-        """Stop the thread, which ends at its next step, and wait for it."""
-        self._stopped = True
-        with suppress(TimeoutError):  # the file system hangs; the thread ends with the process
-            async with asyncio.timeout(_STOP_SECONDS):
-                await self._ended.wait()
-
-    def is_set(self) -> bool:
-        """Return whether the watch must end. watchfiles calls this at each step, first when the watch has started."""
-        if not self._signalled_start:
-            self._signalled_start = True
-            self._call(self._report, frozenset())
-        try:
-            return self._stopped or root_of(self._path) != self._root
-        except OSError:
-            return True
-
-    def _run(self) -> None:
-        reason = "the native watch failed"
-        try:
-            self._real = os.path.realpath(self._path)
-            while self._watch_until_undecodable():
-                # The signal at the next start causes a scan, which finds the changes in between.
-                self._signalled_start = False
-                time.sleep(self._step_ms / 1000)
-            reason = ""
-        except FileNotFoundError:
-            reason = ""
-            time.sleep(self._step_ms / 1000)  # the directory was deleted just now; an immediate scan might still see it
-        except (OSError, RuntimeError, UnicodeError) as error:  # watchfiles raises RuntimeError
-            reason = str(error)
-        finally:
-            self._call(self._end, reason)
-
-    def _watch_until_undecodable(self) -> bool:
-        """Watch. Return True if a file name that is not UTF-8 ended the watch, False if it must end."""
-        try:
-            for changes in watch(
-                self._real,
-                watch_filter=self._is_wanted,
-                debounce=self._step_ms,
-                step=self._step_ms,
-                stop_event=self,
-                rust_timeout=0,
-                raise_interrupt=False,
-                force_polling=False,
-                recursive=False,
-            ):
-                self._call(self._report, frozenset(os.path.basename(path) for _, path in changes))  # noqa: PTH119
-        except RuntimeError as error:
-            if not str(error).startswith(_UNDECODABLE):
-                raise
-            if not self._warned_undecodable:
-                self._warned_undecodable = True
-                hint = "rename the file; until then, the native watch restarts at each change and no change is missed"
-                _log.warning("file_name_not_unicode", directory=str(self._path), error=str(error), hint=hint)
-            return not self._stopped
-        return False
-
-    def _is_wanted(self, change: Change, path: str) -> bool:
-        if path == self._real and change is Change.deleted:
-            self._stopped = True  # `is_set` alone would miss a new directory with the same inode
-        folder, name = os.path.split(path)
-        return folder == self._real and self._wanted(name)
-
-    def _report(self, names: frozenset[str]) -> None:
-        self._signal.listening = True
-        self._signal.names |= names
-        self._signal.event.set()
-
-    def _end(self, reason: str) -> None:
-        self._signal.failed = reason
-        self._signal.event.set()
-        self._ended.set()
-
-    def _call(self, function: Callable[..., None], argument: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: no reader is left
-            self._loop.call_soon_threadsafe(function, argument)
+        """End the watch."""
+        ...

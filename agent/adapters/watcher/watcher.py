@@ -2,24 +2,26 @@
 
 Three mechanisms are combined, because each one alone misses changes:
 
-    native   a thread in watchfiles (inotify, FSEvents): silent on network file systems and after a queue overflow
+    native   inotify, elsewhere a thread in watchfiles (FSEvents): silent on network file systems
     scan     a stat of all watched files, compared with the last one: at every rescan, or every 2 s if native fails
-    root     the thread checks at each step whether the path is still the same directory: a native watch follows a
-             directory that was deleted or renamed, and never reports anything again
+    root     the native watch ends if the path is another directory than before: it would follow a directory that was
+             deleted or renamed, and never report anything again. What it cannot see, the rescan finds (a mount above
+             the directory; on Linux also a deleted directory that a process has open)
 
-If the directory is replaced, the native watch ends and the next one begins with a scan, so no change is missed.
+If the native watch ends, the next one begins with a scan, so no change is missed.
 All times are monotonic, except for the age of a reported change: a jump of the wall clock changes that by no more than
 the time that reporting may take.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
 
-from agent.adapters.watcher.native import Native, WatchSignal
+from agent.adapters.watcher.native import NativeWatch, WatchSignal
 from agent.adapters.watcher.scan import DirectoryState, file_system, read_directory, silent
 from agent.ports import Clock
 
@@ -30,11 +32,23 @@ _LIMITS = "on Linux: raise fs.inotify.max_user_watches and max_user_instances, o
 _log = structlog.get_logger()
 
 
+def native_watch() -> type[NativeWatch]:
+    """Return the native watch of this system. Only its module is imported."""
+    if os.uname().sysname == "Linux":
+        from agent.adapters.watcher.inotify import Inotify  # noqa: PLC0415
+
+        return Inotify
+    from agent.adapters.watcher.watchfiles_thread import WatchfilesThread  # noqa: PLC0415
+
+    return WatchfilesThread
+
+
 class DirectoryWatcher:
     """`agent.ports.Watch` on `directory`, which may be missing, for names that are `wanted`. One reader at a time.
 
-    Changes are reported since the first scan, with which the first reader starts, or since the last report. The native
-    thread wakes every `step_ms`; a change is reported within two steps, or by the scan every `rescan_seconds`.
+    Changes are reported since the first scan, with which the first reader starts, or since the last report: at once
+    (at most one report per `step_ms`) with inotify, within two steps with watchfiles, or by the scan every
+    `rescan_seconds`. `step_ms` None: the default of `native`. `native` None: the native watch of this system.
     `force_polling` None: poll if the file system requires it. If the native watch fails, the directory is polled, and
     the native watch is tried again after `rescan_seconds`. `wanted` is called from several threads.
     """
@@ -46,11 +60,12 @@ class DirectoryWatcher:
         wanted: Callable[[str], bool],
         rescan_seconds: float,
         clock: Clock,
-        step_ms: int = 250,
+        step_ms: int | None = None,
         force_polling: bool | None = None,
+        native: type[NativeWatch] | None = None,
     ) -> None:
         self._directory, self._wanted, self._clock = directory, wanted, clock
-        self._rescan, self._step_ms, self._force = rescan_seconds, step_ms, force_polling
+        self._rescan, self._step_ms, self._force, self._native = rescan_seconds, step_ms, force_polling, native
         self._failure, self._native_from = "", clock.monotonic()
         self._mode = "starting"
         self._lag = self._max_lag = 0.0
@@ -104,7 +119,8 @@ class DirectoryWatcher:
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[WatchSignal]:
         """Listen natively or by polling, as the directory allows now."""
-        signal, native, period = WatchSignal(), None, min(_POLL_SECONDS, self._rescan)
+        signal, period = WatchSignal(), min(_POLL_SECONDS, self._rescan)
+        native: NativeWatch | None = None
         if self._seen.root is None:
             self._set_mode(f"waiting for {self._directory}" + (f" ({self._seen.reason})" if self._seen.reason else ""))
             period = _MISSING_SECONDS
@@ -114,8 +130,11 @@ class DirectoryWatcher:
             self._set_mode(f"polling ({self._failure})", hint=_LIMITS)
             signal.until = self._native_from
         else:
-            native, period = Native(self._directory, self._seen.root, self._wanted, self._step_ms, signal), self._rescan
-        self._max_lag = period if native is None else 2 * self._step_ms / 1000
+            native = (self._native or native_watch())(
+                self._directory, self._seen.root, self._wanted, self._step_ms, signal
+            )
+            period = self._rescan
+        self._max_lag = period if native is None else native.max_lag
         ticker = asyncio.create_task(self._tick(signal, period), name=f"watch-{self._directory.name}-rescan")
         try:
             yield signal

@@ -25,7 +25,9 @@ START_SESSION = "start a session with Session-Buddy, or set akosha_agent_data_di
 
 _OTHERS = 0o077
 _INOTIFY_NEEDED = 2
-"""Inotify watches and instances of a running agent: one each for the data directory and the spool."""
+"""Inotify watches and instances that a running agent needs: one each for the data directory and the spool.
+
+It watches the directories above, too, as far as the limit permits."""
 
 
 async def data_directory(context: DoctorContext) -> list[Finding]:
