@@ -6,6 +6,7 @@ watchfiles, which uses inotify too, looks for changes at fixed intervals.
 
 import asyncio
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -123,7 +124,8 @@ def _open(path: Path, root: Root) -> int | None:
 def _checked(result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        text = "no inotify watch is left" if number == errno.ENOSPC else os.strerror(number)
+        raise OSError(number, text)
     return result
 
 
