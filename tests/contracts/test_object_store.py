@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import random
 import threading
 
@@ -220,6 +221,53 @@ async def test_a_copy_has_the_bytes_and_metadata_of_its_source(store):
     assert await fetch(store, target) == data
     found = await store.head(target)
     assert {name: found.metadata.get(name) for name in METADATA} == METADATA
+
+
+async def chain(store, count, data):
+    """Put an object in an upload, and copy it from each upload to the next; return the keys."""
+    stored = await put(store, KEY, data)
+    keys = [KEY, *(KEY.replace("20260101", f"202602{day:02}") for day in range(1, count))]
+    for source, key in itertools.pairwise(keys):
+        stored = await store.copy(source, key, expected=StoredObject(source, len(data), METADATA, etag=stored.etag))
+    return keys
+
+
+async def test_copies_of_copies_are_the_same_objects_and_each_can_be_deleted_alone(store):
+    data = data_of(200_000)
+    rest = await chain(store, 6, data)
+    tags = {(await store.inspect(key)).etag for key in rest}
+    assert len(tags) == 1
+    for deleted in (rest[0], rest[5], rest[2]):
+        await store.delete([deleted])
+        rest.remove(deleted)
+        assert await keys(store) == rest
+        for key in rest:
+            assert await fetch(store, key) == data
+            assert {name: (await store.head(key)).metadata.get(name) for name in METADATA} == METADATA
+            assert (await store.inspect(key)).etag in tags
+
+
+@pytest.mark.parametrize("replaced", [0, 1, 3])
+async def test_a_put_or_create_over_one_of_the_copies_leaves_the_others(store, replaced):
+    data = data_of(200_000)
+    copies = await chain(store, 4, data)
+    await put(store, copies[replaced], b"other")
+    await store.create(copies[replaced - 1], b"another", replace=True)
+    found = [await fetch(store, key) for key in copies]
+    assert found.count(data) == 2
+    assert (found[replaced], found[replaced - 1]) == (b"other", b"another")
+
+
+async def test_a_copy_replaces_an_object_also_if_it_is_a_copy_of_the_same(store):
+    stored = await put(store, KEY, b"bytes")
+    target = KEY.replace("20260101", "20260102")
+    await put(store, target, b"left by an attempt", metadata={"sha256": "0"})
+    for _ in range(3):
+        await store.copy(KEY, target, expected=StoredObject(KEY, 5, METADATA, etag=stored.etag))
+        assert await fetch(store, target) == b"bytes"
+        assert {name: (await store.head(target)).metadata.get(name) for name in METADATA} == METADATA
+    assert await keys(store) == [KEY, target]
+    assert await store.sweep("") == 0
 
 
 @pytest.mark.parametrize(

@@ -451,24 +451,6 @@ async def test_a_deletion_does_not_remove_the_folder_of_a_concurrent_put(store):
         await store.delete(["systems/mac/b"])
 
 
-async def test_a_copy_has_its_own_bytes(store, root):
-    """A copy is not a hard link, so a change of one does not change the other."""
-    source = await put(store, KEY, b"x" * 3 * MIB, {"sha256": "ab"})
-    await store.copy(KEY, "copy", expected=source)
-    assert (root / KEY).stat().st_ino != (root / "copy").stat().st_ino
-    assert (await store.head("copy")) == StoredObject("copy", 3 * MIB, {"sha256": "ab"})
-
-
-async def test_a_copy_works_without_copy_file_range(store, monkeypatch):
-    def unsupported(*_):
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
-    monkeypatch.setattr("os.copy_file_range", unsupported, raising=False)
-    source = await put(store, KEY, bytes(range(256)) * 9999)
-    await store.copy(KEY, "copy", expected=source)
-    assert await fetch(store, "copy") == bytes(range(256)) * 9999
-
-
 async def test_a_long_listing_is_complete_and_in_order(store, root):
     names = sorted(f"systems/mac/uploads/{n:04}/m" for n in range(1200))
     for name in names:

@@ -6,22 +6,26 @@ import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from agent.adapters import fs
+from agent.adapters.directory_store import sharing
 from agent.adapters.directory_store.layout import (
     HIDDEN,
     encode_record,
     incoming_folder,
     object_path,
     open_file,
+    physical_copy,
     record_bytes,
     record_path,
 )
-from agent.domain.errors import StoreError
-from agent.ports import Progress
+from agent.adapters.directory_store.sharing import Check, Checks, copy_range
+from agent.domain.errors import CopyUnsupported, StoreError
+from agent.ports import Progress, is_changed
 from agent.ports.objects import FILE_TAG
 
 FLUSH_BYTES = 32 * 2**20
@@ -29,12 +33,22 @@ FLUSH_BYTES = 32 * 2**20
 
 READ_BYTES = 2**20
 
-ABANDONED_SECONDS = 900
-"""On a file system without locks, an unfinished put counts as abandoned after this time without a write."""
-
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 _ATTEMPTS = 5
 """A deletion may prune a directory at any time, so creating a file in it is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """The open object whose blocks a put shares, its status, and the check of its bytes.
+
+    `shares` names the physical copy; it is empty for a hard link.
+    """
+
+    origin: BinaryIO
+    status: os.stat_result
+    check: Check
+    shares: str
 
 
 class Incoming:
@@ -52,12 +66,15 @@ class Incoming:
         self._unflushed = 0
         self.size = 0
         self._digest = hashlib.sha256()
+        self._shared: _Shared | None = None
         if device is None and not root.is_dir():
             # The root is created, its parent is not: a missing mount point must not be replaced by a directory.
             root.mkdir(mode=0o700, exist_ok=True)
         self._device = root.stat().st_dev if device is None else device
         self._check_mounted()
         self._path, self._file = _create(root, incoming_folder(root, key), self._target.name)
+        self._link = self._path.with_suffix(".link")
+        self._checks = Checks(root)
         self._discarded = False
 
     def write(self, pieces: list[bytes]) -> None:
@@ -71,58 +88,107 @@ class Incoming:
                 self._sync()
 
     def copy_from(self, source: Path, progress: Progress) -> None:
-        """Copy the source's bytes, as a reflink if the file system supports it.
+        """Copy the source's bytes.
 
         `progress` is called from this thread. The copy is read for its digest, which shows whether the source has been
         damaged.
         """
         with self._lock, open_file(source) as origin:
-            self.size = _copy_range(origin, self._file, progress)
+            self.size = copy_range(origin, self._file, progress)
             self._file.flush()
             self._file.seek(0)
             while piece := self._file.read(READ_BYTES):
                 self._digest.update(piece)
                 progress(0)
 
+    def share(self, key: str, expected_tag: str, progress: Progress) -> bool:
+        """Share the blocks of the object `key`, as a reflink or hard link, instead of a copy of its bytes.
+
+        Returns False if the file system can do neither, or if the bytes are not those of `expected_tag`; then
+        `copy_from` may follow. The object is read if it has not been checked recently. `progress` is called from this
+        thread.
+        """
+        source = object_path(self._root, key)
+        with self._lock, contextlib.ExitStack() as cleanup:
+            origin = cleanup.enter_context(open_file(source))
+            before = os.fstat(origin.fileno())
+            check = self._checks.find(before)
+            shares = ""
+            if sharing.reflink(origin, self._file):
+                cleanup.callback(self._file.truncate, 0)
+                shares = physical_copy(self._root, key)
+            elif sharing.hard_link(origin, source, self._link):
+                cleanup.callback(self._link.unlink, missing_ok=True)
+                with contextlib.suppress(OSError):  # as in `_create`
+                    fs.try_lock(origin.fileno())
+            else:
+                return False
+            check = check or self._checks.read(origin, progress)
+            after = os.fstat(origin.fileno())
+            if is_changed(expected_tag, check.tag) or not sharing.has_same_bytes(before, after):
+                return False
+            self.size = after.st_size
+            self._shared = _Shared(origin, after, check, shares)
+            cleanup.pop_all()
+            return True
+
     @property
     def tag(self) -> str:
-        """The tag of the bytes written so far, as `StoredObject.etag`."""
-        return FILE_TAG + self._digest.hexdigest()
+        """The tag of the object's bytes so far, as `StoredObject.etag`."""
+        return self._shared.check.tag if self._shared else FILE_TAG + self._digest.hexdigest()
 
     def commit(self, metadata: Mapping[str, str]) -> None:
-        """Turn the file into the object, durably. Raises StoreError if the file does not have all written bytes."""
+        """Turn the file into the object, durably.
+
+        Raises StoreError if the file does not have all written bytes, CopyUnsupported if what it shares has changed.
+        """
         with self._lock:
             if self._discarded:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
             self._check_mounted()
             self._sync()
-            written = os.fstat(self._file.fileno()).st_size
+            shared, file, path = self._shared, self._file, self._path
+            if shared and not shared.shares:
+                file, path = shared.origin, self._link
+                fs.sync(file.fileno())
+            if shared and not sharing.has_same_bytes(shared.status, os.fstat(shared.origin.fileno())):
+                raise CopyUnsupported(f"the source of {self._key!r} in {self._root} changed while it was copied")
+            written = os.fstat(file.fileno()).st_size
             if written != self.size:
                 raise StoreError(
                     f"{self._key!r} in {self._root} is damaged: it has {written} of {self.size} bytes",
                     hint=f"check the disk or share of {self._root}",
                     transient=True,
                 )
-            record = encode_record(self.size, metadata)
+            record = encode_record(self.size, metadata, shared.shares if shared else "")
             record_file = record_path(self._root, self._key)
             if _is_file(self._target) and _read_if_exists(record_file) != record:
                 record_file.unlink(missing_ok=True)
                 if record_file.parent.is_dir():
                     fs.sync_directory(record_file.parent)
-                _move(self._root, self._path, self._target)
+                _move(self._root, path, self._target)
                 self._write_record(record_file, record)
             else:
                 self._write_record(record_file, record)
-                _move(self._root, self._path, self._target)
+                _move(self._root, path, self._target)
+            if shared:
+                for checked in {file, shared.origin}:
+                    self._checks.keep(os.fstat(checked.fileno()), shared.check)
+            self._remove()
             self._close()
 
     def discard(self) -> None:
         """Remove the file."""
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+        self._remove()
         with self._lock:
+            self._remove()
             self._discarded = True
             self._close()
+
+    def _remove(self) -> None:
+        for path in (self._path, self._link):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def _write_record(self, record_file: Path, record: bytes) -> None:
         if _read_if_exists(record_file) == record:
@@ -152,8 +218,9 @@ class Incoming:
         self._unflushed = 0
 
     def _close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
+        for file in (self._file, self._shared.origin if self._shared else self._file):
+            with contextlib.suppress(OSError):
+                file.close()
         prune(self._path.parent, self._root / HIDDEN)
 
 
@@ -212,70 +279,6 @@ def _write_new(target: Path, data: bytes) -> bool:
     return True
 
 
-def sweep(root: Path, prefix: str) -> int:
-    """Remove what killed puts of keys under `prefix` left; return the number of files removed.
-
-    These are incoming files that no process writes, and records whose object never appeared. A put locks its file, and
-    the lock ends with its process, on this machine or on another one over NFS. Empty directories are removed, too.
-    """
-    top = root / HIDDEN / "incoming"
-    removed = 0
-    for folder, names in _below(top, prefix):
-        key = Path(folder).relative_to(top).as_posix()
-        if key.startswith(prefix):
-            removed += sum(_remove_if_abandoned(Path(folder) / name) for name in names)
-            prune(Path(folder), root / HIDDEN)
-    for key, record in [*_orphans(root, prefix)]:
-        # The order matters: an object appears while its put still holds the lock.
-        if not _has_active_put(root, key) and not object_path(root, key).exists():
-            record.unlink(missing_ok=True)
-            removed += 1
-    _prune_empty(root / HIDDEN / "metadata", prefix)
-    return removed
-
-
-def count_unfinished(root: Path, prefix: str) -> int:
-    """Return how many files `sweep` would remove. Removes nothing."""
-    top = root / HIDDEN / "incoming"
-    orphans = sum(not _has_active_put(root, key) for key, _ in _orphans(root, prefix))
-    return orphans + sum(
-        _is_abandoned(Path(folder) / name)
-        for folder, names in _below(top, prefix)
-        if Path(folder).relative_to(top).as_posix().startswith(prefix)
-        for name in names
-    )
-
-
-def _orphans(root: Path, prefix: str) -> Iterator[tuple[str, Path]]:
-    """Yield the key and the record of each record under `prefix` without an object."""
-    top = root / HIDDEN / "metadata"
-    for folder, names in _below(top, prefix):
-        for name in names:
-            key = (Path(folder) / name).relative_to(top).as_posix().removesuffix(".json")
-            if name.endswith(".json") and key.startswith(prefix) and not (root / key).exists():
-                yield key, Path(folder) / name
-
-
-def _has_active_put(root: Path, key: str) -> bool:
-    """Return whether a put of this key may be in progress."""
-    try:
-        return not all(_is_abandoned(path) for path in incoming_folder(root, key).iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _prune_empty(top: Path, prefix: str) -> None:
-    for folder, _ in _below(top, prefix, topdown=False):
-        if Path(folder).relative_to(top).as_posix().startswith(prefix.rstrip("/")):
-            prune(Path(folder), top.parent)
-
-
-def _below(top: Path, prefix: str, *, topdown: bool = True) -> Iterator[tuple[str, list[str]]]:
-    """Yield directories and their file names, without those that cannot contain keys under `prefix`."""
-    for folder, _, names in os.walk(top / prefix.rpartition("/")[0], topdown=topdown):
-        yield folder, names
-
-
 def prune(folder: Path, stop: Path) -> None:
     """Remove `folder` and its parents below `stop`, as long as they are empty."""
     while folder != stop and stop in folder.parents:
@@ -296,39 +299,6 @@ def _create(root: Path, folder: Path, name: str) -> tuple[Path, BinaryIO]:
                 fs.try_lock(file.fileno())
             return path, file
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-
-
-def _remove_if_abandoned(path: Path) -> bool:
-    try:
-        with open_file(path) as file:
-            try:
-                if not fs.try_lock(file.fileno()):
-                    return False
-            except OSError:
-                if not _is_older_than(path, ABANDONED_SECONDS):
-                    return False
-            path.unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _is_abandoned(path: Path) -> bool:
-    try:
-        with open_file(path) as file:
-            return fs.try_lock(file.fileno(), shared=True)
-    except OSError:  # removed, or the file system has no locks: unknown
-        return False
-
-
-def _is_older_than(path: Path, seconds: float) -> bool:
-    """Compare the file's mtime with a new file's: the clock of the file system may be another machine's."""
-    probe = path.with_name(f"{path.name}.now")
-    try:
-        probe.touch()
-        return probe.stat().st_mtime - path.stat().st_mtime > seconds
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _make_folders(root: Path, folder: Path, *, durable: bool = True) -> None:
@@ -365,23 +335,3 @@ def _read_if_exists(path: Path) -> bytes | None:
 
 def _is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
-
-
-def _copy_range(origin: BinaryIO, target: BinaryIO, progress: Progress) -> int:
-    copied = 0
-    step = 2**23
-    if hasattr(os, "copy_file_range"):
-        try:
-            while count := os.copy_file_range(origin.fileno(), target.fileno(), step):
-                copied += count
-                progress(count)
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
-                raise
-    origin.seek(copied)
-    target.seek(copied)
-    while piece := origin.read(2**20):
-        target.write(piece)
-        copied += len(piece)
-        progress(len(piece))
-    return copied

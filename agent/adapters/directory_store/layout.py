@@ -3,6 +3,7 @@
     <root>/<key>                         the object, an ordinary file
     <root>/.akosha/metadata/<key>.json   {"size": ..., "metadata": {...}}
     <root>/.akosha/incoming/<key>/...    puts in progress
+    <root>/.akosha/checked/<inode>.json  when the bytes of a file were last read and compared (`sharing.Checks`)
 
 Metadata records are in a hidden mirror of the tree. FAT, many NAS shares and plain copies lose extended attributes. A
 sidecar next to the object would be an extra object in the documented layout. The mirror is copied together with the
@@ -11,6 +12,8 @@ root, and an object without a record just has no metadata.
 A record contains the size of its object and is valid only if that size matches. It is written before a new object
 appears. If an object is replaced by one with different metadata, the old record is removed first and the new one is
 written last. After a crash, metadata may therefore be missing, but never belongs to another object.
+
+The record of a reflink has `"shares"`, which names the physical copy whose blocks the object has.
 """
 
 import errno
@@ -93,15 +96,31 @@ def read_record(path: Path, size: int) -> Mapping[str, str]:
     return {}
 
 
+def physical_copy(root: Path, key: str) -> str:
+    """Return what names the blocks of an object: `shares` in its record, else the number of its inode. Raises OSError.
+
+    Objects with the same name share their blocks.
+    """
+    status = object_path(root, key).lstat()
+    try:
+        record = parse_json(record_bytes(record_path(root, key)))
+        if record["size"] == status.st_size:
+            return str(record["shares"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        pass
+    return str(status.st_ino)
+
+
 def record_bytes(path: Path) -> bytes:
     """Return the bytes of a record, truncated if it is larger than any record. Raises OSError."""
     with open_file(path) as file:
         return file.read(MAX_RECORD_BYTES)
 
 
-def encode_record(size: int, metadata: Mapping[str, str]) -> bytes:
+def encode_record(size: int, metadata: Mapping[str, str], shares: str = "") -> bytes:
     """Return a record's bytes."""
-    return json.dumps({"size": size, "metadata": dict(metadata)}, sort_keys=True).encode()
+    record = {"size": size, "metadata": dict(metadata)} | ({"shares": shares} if shares else {})
+    return json.dumps(record, sort_keys=True).encode()
 
 
 def exists(path: Path) -> bool:
@@ -116,9 +135,10 @@ def exists(path: Path) -> bool:
 
 
 def walk(root: Path, prefix: str, start_after: str) -> Iterator[tuple[str, int, float]]:
-    """Yield (key, size, mtime) of regular files below `root` in key order, without `.akosha`.
+    """Yield (key, size, time) of regular files below `root` in key order, without `.akosha`.
 
-    Does not follow symlinks. Skips files that are removed during the walk.
+    The time is that of the last write; for a file with several hard links, that of the last link, because all of them
+    have the time of the first object. Does not follow symlinks. Skips files that are removed during the walk.
     """
     yield from _walk(root, "", prefix, start_after)
 
@@ -144,4 +164,4 @@ def _walk(folder: Path, above: str, prefix: str, start_after: str) -> Iterator[t
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            yield key, status.st_size, status.st_mtime
+            yield key, status.st_size, status.st_ctime if status.st_nlink > 1 else status.st_mtime

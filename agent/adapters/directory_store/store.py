@@ -26,7 +26,7 @@ from typing import TypeVar
 
 import structlog
 
-from agent.adapters.directory_store import incoming, layout
+from agent.adapters.directory_store import incoming, layout, leftovers, sharing
 from agent.adapters.directory_store.errors import translated
 from agent.adapters.directory_store.incoming import Incoming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
@@ -133,12 +133,16 @@ class DirectoryStore:
         file = await self._incoming(key)
         try:
             loop = asyncio.get_running_loop()
-            origin = layout.object_path(self._root, source)
 
             def report(count: int) -> None:
                 loop.call_soon_threadsafe(progress, count)
 
-            await self._run("copy", source, lambda: file.copy_from(origin, report))
+            def fill() -> None:
+                shared = sharing.to_share(self._root, source, key, expected)
+                if shared is None or not file.share(shared, expected.etag, report):
+                    file.copy_from(layout.object_path(self._root, source), report)
+
+            await self._run("copy", source, fill)
             if file.size != expected.size:
                 raise CopyUnsupported(f"{source!r} in {self._root} changed while it was copied")
             if is_changed(expected.etag, file.tag):
@@ -197,11 +201,11 @@ class DirectoryStore:
 
     async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:  # noqa: ARG002
         """Remove unfinished puts. Ignores `started_before`: the lock on each file shows whether its process lives."""
-        return await self._run("sweep", "", lambda: incoming.sweep(self._root, prefix))
+        return await self._run("sweep", "", lambda: leftovers.sweep(self._root, prefix))
 
     async def count_unfinished(self, prefix: str) -> int:
         """Return how many files `sweep` would remove."""
-        return await self._run("read", "", lambda: incoming.count_unfinished(self._root, prefix))
+        return await self._run("read", "", lambda: leftovers.count_unfinished(self._root, prefix))
 
     async def aclose(self) -> None:
         """Cancel a probe that still waits for a mount."""
@@ -234,7 +238,7 @@ class DirectoryStore:
     def _delete(self, key: str) -> None:
         path, record = layout.object_path(self._root, key), layout.record_path(self._root, key)
         if path.is_file():
-            path.unlink(missing_ok=True)
+            sharing.Checks(self._root).unlink(path)
         record.unlink(missing_ok=True)
         incoming.prune(path.parent, self._root)
         incoming.prune(record.parent, self._root / layout.HIDDEN)

@@ -1,0 +1,111 @@
+"""What killed puts leave in the hidden directory: unfinished files, records without an object, old checks."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.adapters import fs
+from agent.adapters.directory_store.incoming import prune
+from agent.adapters.directory_store.layout import HIDDEN, incoming_folder, object_path, open_file
+from agent.adapters.directory_store.sharing import Checks
+
+ABANDONED_SECONDS = 900
+"""On a file system without locks, an unfinished put counts as abandoned after this time without a write."""
+
+
+def sweep(root: Path, prefix: str) -> int:
+    """Remove what killed puts of keys under `prefix` left; return the number of files removed.
+
+    These are incoming files that no process writes, and records whose object never appeared. A put locks its file, and
+    the lock ends with its process, on this machine or on another one over NFS. Empty directories are removed, too.
+    """
+    top = root / HIDDEN / "incoming"
+    removed = 0
+    for folder, names in _below(top, prefix):
+        key = Path(folder).relative_to(top).as_posix()
+        if key.startswith(prefix):
+            removed += sum(_remove_if_abandoned(Path(folder) / name) for name in names)
+            prune(Path(folder), root / HIDDEN)
+    for key, record in [*_orphans(root, prefix)]:
+        # The order matters: an object appears while its put still holds the lock.
+        if not _has_active_put(root, key) and not object_path(root, key).exists():
+            record.unlink(missing_ok=True)
+            removed += 1
+    _prune_empty(root / HIDDEN / "metadata", prefix)
+    Checks(root).sweep()
+    return removed
+
+
+def count_unfinished(root: Path, prefix: str) -> int:
+    """Return how many files `sweep` would remove. Removes nothing."""
+    top = root / HIDDEN / "incoming"
+    orphans = sum(not _has_active_put(root, key) for key, _ in _orphans(root, prefix))
+    return orphans + sum(
+        _is_abandoned(Path(folder) / name)
+        for folder, names in _below(top, prefix)
+        if Path(folder).relative_to(top).as_posix().startswith(prefix)
+        for name in names
+    )
+
+
+def _orphans(root: Path, prefix: str) -> Iterator[tuple[str, Path]]:
+    """Yield the key and the record of each record under `prefix` without an object."""
+    top = root / HIDDEN / "metadata"
+    for folder, names in _below(top, prefix):
+        for name in names:
+            key = (Path(folder) / name).relative_to(top).as_posix().removesuffix(".json")
+            if name.endswith(".json") and key.startswith(prefix) and not (root / key).exists():
+                yield key, Path(folder) / name
+
+
+def _has_active_put(root: Path, key: str) -> bool:
+    """Return whether a put of this key may be in progress."""
+    try:
+        return not all(_is_abandoned(path) for path in incoming_folder(root, key).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _prune_empty(top: Path, prefix: str) -> None:
+    for folder, _ in _below(top, prefix, topdown=False):
+        if Path(folder).relative_to(top).as_posix().startswith(prefix.rstrip("/")):
+            prune(Path(folder), top.parent)
+
+
+def _below(top: Path, prefix: str, *, topdown: bool = True) -> Iterator[tuple[str, list[str]]]:
+    """Yield directories and their file names, without those that cannot contain keys under `prefix`."""
+    for folder, _, names in os.walk(top / prefix.rpartition("/")[0], topdown=topdown):
+        yield folder, names
+
+
+def _remove_if_abandoned(path: Path) -> bool:
+    try:
+        with open_file(path) as file:
+            try:
+                if not fs.try_lock(file.fileno()):
+                    return False
+            except OSError:
+                if not _is_older_than(path, ABANDONED_SECONDS):
+                    return False
+            path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        with open_file(path) as file:
+            return fs.try_lock(file.fileno(), shared=True)
+    except OSError:  # removed, or the file system has no locks: unknown
+        return False
+
+
+def _is_older_than(path: Path, seconds: float) -> bool:
+    """Compare the file's mtime with a new file's: the clock of the file system may be another machine's."""
+    probe = path.with_name(f"{path.name}.now")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime > seconds
+    finally:
+        probe.unlink(missing_ok=True)
