@@ -52,6 +52,10 @@ class Target(ABC):
         """Give an object other bytes. Its metadata stays as it is."""
         raise FileNotFoundError(key)
 
+    def sharing(self, key: str) -> list[str]:
+        """Return the keys of the objects that `put` of this key changes: links of one file in a directory."""
+        return [key]
+
     def delete(self, keys: Iterable[str]) -> None:
         raise FileNotFoundError([*keys])
 
@@ -75,6 +79,9 @@ class DirectoryTarget(Target):
 
     def put(self, key: str, data: bytes) -> None:
         (self._folder / key).write_bytes(data)
+
+    def sharing(self, key: str) -> list[str]:
+        return [other for other in self.keys if (self._folder / other).samefile(self._folder / key)]
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:

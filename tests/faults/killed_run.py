@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.directory_store.incoming import Incoming
 from agent.adapters.duckdb import DuckdbSnapshotTaker
 from agent.adapters.nats.bus import NatsBus
 from agent.adapters.nats.messages import JetStreamMessage
@@ -37,6 +38,7 @@ CALLS: Mapping[str, tuple[type, str, Callable[..., bool]]] = {
     "wal": _put("reflection.duckdb.wal"),
     "graph": _put("knowledge_graph.duckdb"),
     "copy": (DirectoryStore, "copy", _any),
+    "share": (Incoming, "share", _any),
     "memories": _put("memories.json"),
     "manifest": _put("manifest.json"),
     "publish": (NatsBus, "publish", lambda event: isinstance(event, SyncResult)),

@@ -44,8 +44,9 @@ def kill_at(owner: type, method: str, point: str, wanted=lambda *_: True) -> Non
 
     def deadly_at_once(self, *args):
         kill_if("before", *args)
-        original(self, *args)
+        answer = original(self, *args)
         kill_if("after", *args)
+        return answer
 
     setattr(owner, method, deadly if inspect.iscoroutinefunction(original) else deadly_at_once)
 

@@ -6,7 +6,13 @@ and its name in ALL. Then `python -m tests.campaign.report` adds the row to docs
 
 from tests.campaign.faults.agents import EarlierVersion, TwoAgents, TwoMachines, TwoReactors
 from tests.campaign.faults.answers import AkoshaAnswers, StoreAnswers, StoreLies
-from tests.campaign.faults.bucket import BucketChanged, BucketChangedOnS3, BucketEmptied, BucketEmptiedOnS3
+from tests.campaign.faults.bucket import (
+    BucketChanged,
+    BucketChangedOnS3,
+    BucketEmptied,
+    BucketEmptiedOnS3,
+    SharedObjectFlipped,
+)
 from tests.campaign.faults.clocks import ClockSet, SummerTime, Suspended, TimeZoneChanged
 from tests.campaign.faults.disks import LogDiskFull, StagingFull, StateDiskFull, TargetFull
 from tests.campaign.faults.fault import Fault
@@ -60,6 +66,7 @@ ALL: tuple[type[Fault], ...] = (
     CloudDown,
     BucketChanged,
     BucketChangedOnS3,
+    SharedObjectFlipped,
     BucketEmptied,
     BucketEmptiedOnS3,
     DataDirectoryMoved,

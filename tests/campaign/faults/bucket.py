@@ -1,6 +1,7 @@
 """The bucket is changed behind the agent's back. The agent finds it when it verifies its newest upload, here often."""
 
 import random
+from collections.abc import Iterable
 
 from tests.campaign.checks import manifest_key
 from tests.campaign.faults.fault import Fault
@@ -43,16 +44,50 @@ class BucketChanged(BucketFault):
         keys = [key for key in world.target.keys if folder in key]
         key = rng.choice((manifest, *keys))
         data, how = bytearray(world.target.fetch(key)), rng.choice(("delete", "flip", "swap"))
+        damaged = [key] if how == "delete" else world.target.sharing(key)
         if how == "delete":
             world.target.delete([key])
         elif how == "flip":
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-            world.target.put(key, data)
+            self.flip(world, key, data, rng)
         else:
             world.target.put(key, world.target.fetch(rng.choice([other for other in keys if other != key])))
         self.until_uploaded_again(world, manifest)
-        # A person deletes the damaged upload. What has no manifest is deleted by pruning.
-        world.target.delete([key for key in world.target.keys if folder in key])
+        self.delete_uploads(world, damaged)
+
+    @staticmethod
+    def flip(world: World, key: str, data: bytearray, rng: random.Random) -> None:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        world.target.put(key, data)
+
+    @staticmethod
+    def delete_uploads(world: World, damaged: Iterable[str]) -> None:
+        """Delete the damaged uploads, as a person does. What has no manifest is deleted by pruning."""
+        folders = {key.rpartition("/")[0] for key in damaged}
+        world.target.delete([key for key in world.target.keys if key.rpartition("/")[0] in folders])
+
+
+class SharedObjectFlipped(BucketChanged):
+    """A bit flips in a file that several uploads link. The uploads with the other physical copy stay whole."""
+
+    row = "Bit flipped in an object that several uploads share"
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        happens(lambda: self._shared(world), 10 * SETTLE_SECONDS)
+        key = rng.choice(self._shared(world))
+        damaged, manifest = world.target.sharing(key), manifest_key(world.manifests()[-1])
+        self.flip(world, key, bytearray(world.target.fetch(key)), rng)
+        self.until_uploaded_again(world, manifest)
+        self.delete_uploads(world, damaged)
+
+    @staticmethod
+    def _shared(world: World) -> list[str]:
+        """Return the shared objects of the newest upload; if there is none, make another upload."""
+        folder = f"/{world.manifests()[-1]['upload_id']}/"
+        found = [key for key in world.target.keys if folder in key and len(world.target.sharing(key)) > 1]
+        if not found:
+            world.commit()
+            world.settle()
+        return found
 
 
 class BucketChangedOnS3(BucketChanged):
