@@ -14,6 +14,7 @@ import pytest
 
 from agent.adapters.directory_store import DirectoryStore, sharing
 from agent.adapters.directory_store.incoming import Incoming
+from agent.application.archive.prune import BucketContents
 from agent.domain.errors import CopyUnsupported
 from agent.ports import StoredObject
 
@@ -273,6 +274,19 @@ async def test_the_listing_dates_a_linked_object_by_its_link(store, root):
     await copy(store, key_of(2), key_of(3), tag)
     times = [item.modified async for item in store.list("systems/")]
     assert all(time > long_ago + timedelta(days=399) for time in times)
+
+
+async def test_an_upload_in_progress_of_linked_objects_is_no_leftover(store, root):
+    """Its ID is ahead of the store's clock, so the times of its objects decide; their bytes are years old."""
+    tag = (await put(store, key_of(0))).etag
+    long_ago = datetime.now(UTC).timestamp() - 400 * 86_400
+    os.utime(root / key_of(0), (long_ago, long_ago))
+    await put(store, "systems/mac/uploads/20260101_000000_mac/manifest.json", b"{}")
+    ahead = "20990101_000000_mac"
+    await copy(store, key_of(0), f"systems/mac/uploads/{ahead}/reflection.duckdb", tag)
+    contents = await BucketContents.of("mac", store.list("systems/mac/uploads/"), datetime.now(UTC))
+    assert ahead in contents.objects
+    assert contents.left_over(contents.complete, {}) == []
 
 
 KILLED = """
