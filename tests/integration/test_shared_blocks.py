@@ -190,8 +190,8 @@ async def test_where_hard_links_are_refused_the_bytes_are_copied(store, root, mo
     assert reads == [], "only what is shared is read for its check"
 
 
-async def test_bytes_are_copied_from_an_upload_on_another_device(tmp_path, root):
-    """A link between devices fails: here an upload is a directory of another file system, mounted or linked by name."""
+async def test_a_file_on_another_device_is_copied(tmp_path, root):
+    """The kernel refuses a link, and may refuse `copy_file_range`."""
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no other disk")
@@ -240,6 +240,21 @@ async def test_reflinks_are_preferred_and_count_as_one_physical_copy(store, root
     assert physical[5] != physical[6]
     assert [await fetch(store, key_of(number)) for number in range(7)] == [DATA] * 7
     assert (await store.head(key_of(6))).metadata == METADATA
+
+
+async def test_an_upload_that_is_pruned_during_the_copy_is_not_needed(store, root, monkeypatch):
+    tag = await uploads(store, 3)
+    to_share = sharing.to_share
+
+    def pruned_meanwhile(*arguments):
+        chosen = to_share(*arguments)
+        assert chosen == key_of(1)
+        (root / chosen).unlink()
+        return chosen
+
+    monkeypatch.setattr(sharing, "to_share", pruned_meanwhile)
+    await copy(store, key_of(2), key_of(3), tag)
+    assert await fetch(store, key_of(3)) == DATA
 
 
 async def test_a_source_that_was_replaced_meanwhile_is_not_linked(store, root, tmp_path):

@@ -104,13 +104,16 @@ class Incoming:
     def share(self, key: str, expected_tag: str, progress: Progress) -> bool:
         """Share the blocks of the object `key`, as a reflink or hard link, instead of a copy of its bytes.
 
-        Returns False if the file system can do neither, or if the bytes are not those of `expected_tag`; then
-        `copy_from` may follow. The object is read if it has not been checked recently. `progress` is called from this
-        thread.
+        Returns False if the file system can do neither, if the object was just deleted, or if its bytes are not those
+        of `expected_tag`; then `copy_from` may follow. The object is read if it has not been checked recently.
+        `progress` is called from this thread.
         """
         source = object_path(self._root, key)
         with self._lock, contextlib.ExitStack() as cleanup:
-            origin = cleanup.enter_context(open_file(source))
+            try:
+                origin = cleanup.enter_context(open_file(source))
+            except FileNotFoundError:
+                return False
             before = os.fstat(origin.fileno())
             check = self._checks.find(before)
             shares = ""

@@ -191,34 +191,35 @@ def copy_range(origin: BinaryIO, target: BinaryIO, progress: Progress) -> int:
 def to_share(root: Path, source: str, key: str, expected: StoredObject) -> str | None:
     """Return the key of the object whose blocks the copy of `source` to `key` shares; None: it needs its own.
 
-    `expected` describes the source. Looks at the same objects in the other uploads of its system, newest first. Raises
+    `expected` describes the source. Looks at the same objects in the uploads of its system, newest first. Raises
     OSError.
     """
     if not expected.etag.startswith(FILE_TAG):  # other objects cannot be compared with it
         return source
     own = physical_copy(root, source)
     sharing = 0
-    for other in _same_objects(root, source, key, expected):
-        if physical_copy(root, other) != own:
+    for other, physical in _same_objects(root, source, key, expected):
+        if physical != own:
             return other
         sharing += 1
     return source if sharing < MOST_SHARING else None
 
 
-def _same_objects(root: Path, source: str, key: str, expected: StoredObject) -> Iterator[str]:
-    """Yield the keys of objects with the expected size and metadata: `source`, and others two levels below."""
+def _same_objects(root: Path, source: str, key: str, expected: StoredObject) -> Iterator[tuple[str, str]]:
+    """Yield objects with the expected size and metadata, and their physical copies: `source`, and others beside it."""
     uploads = source.rpartition("/")[0].rpartition("/")[0]
     if not uploads:  # not in an upload
-        yield source
+        yield source, physical_copy(root, source)
         return
     for folder in sorted(_names(root / uploads, stat.S_IFDIR), reverse=True):
         if key.startswith(f"{uploads}/{folder}/"):
             continue  # left by an earlier attempt
         for name in _names(root / uploads / folder, stat.S_IFREG, expected.size):
             other = f"{uploads}/{folder}/{name}"
-            with contextlib.suppress(NamingError, StoreError):  # files that are not objects
+            # Not an object, or just deleted.
+            with contextlib.suppress(NamingError, StoreError, FileNotFoundError, NotADirectoryError):
                 if read_record(record_path(root, other), expected.size) == expected.metadata:
-                    yield other
+                    yield other, physical_copy(root, other)
 
 
 def _names(folder: Path, kind: int, size: int | None = None) -> list[str]:
