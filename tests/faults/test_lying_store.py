@@ -127,8 +127,8 @@ async def test_a_damaged_object_in_a_directory_is_not_copied(rig, tmp_path):
     manifest = await BucketUploads(rig.store, "laptop").manifest(second.upload_id)
     assert rig.origins(manifest)["knowledge_graph.duckdb"] == "copied"
     flip_file(tmp_path / "bucket" / f"{PREFIX}{second.upload_id}/knowledge_graph.duckdb")
-    for upload in (first, second):  # they share the file
-        assert set((await verified(rig.store, upload.upload_id)).problems) == {"knowledge_graph.duckdb"}
+    for result in (first, second):  # they share the file
+        assert set((await verified(rig.store, result.upload_id)).problems) == {"knowledge_graph.duckdb"}
     rig.commit("reflection")
     third = await rig.sync()
     manifest = await BucketUploads(rig.store, "laptop").manifest(third.upload_id)
