@@ -14,10 +14,13 @@ LARGE_BYTES = 128 * 1024
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
-def give_back_large_blocks() -> bool:
-    """Set the threshold for this process. Return False if the C library has none (macOS, musl). Idempotent."""
+def give_back_large_blocks(least_bytes: int = LARGE_BYTES) -> bool:
+    """Set the threshold for this process: blocks of this size and larger are mapped. Idempotent.
+
+    Returns False if the C library has none (macOS, musl).
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES))
+    return bool(mallopt(_M_MMAP_THRESHOLD, least_bytes))

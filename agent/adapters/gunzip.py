@@ -6,9 +6,7 @@ written, the one before is hashed and the next one is downloaded.
 """
 
 import asyncio
-import errno
 import hashlib
-import os
 import shutil
 import tempfile
 import zlib
@@ -20,7 +18,8 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from agent.adapters import fs
-from agent.domain.errors import StagingFull, StateError, WireError
+from agent.adapters.disk_errors import not_writable
+from agent.domain.errors import StagingFull, WireError
 from agent.domain.manifest import Compression
 
 PIECE_BYTES = 1024 * 1024
@@ -33,7 +32,6 @@ BATCH_BYTES = 1024 * 1024
 """Number of downloaded bytes that are passed to the thread at once."""
 
 _GZIP = 16 + zlib.MAX_WBITS
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BEING_HASHED = 2
 
 
@@ -134,7 +132,7 @@ class Unpacker:
                 )
             return Path(tempfile.mkdtemp(prefix="ingest-", dir=self._directory))
         except OSError as error:
-            raise _unusable(self._directory, error) from error
+            raise not_writable(self._directory, error) from error
 
     def _remove(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -162,7 +160,7 @@ class _UnpackedFile:
         try:
             self._file = fs.create(path)
         except OSError as error:
-            raise _unusable(path, error) from error
+            raise not_writable(path, error) from error
 
     def add(self, piece: bytes) -> None:
         self._stored += len(piece)
@@ -200,14 +198,14 @@ class _UnpackedFile:
         try:
             self._file.flush()
         except OSError as error:
-            raise _unusable(self._path, error) from error
+            raise not_writable(self._path, error) from error
 
     def close(self) -> None:
         self._hasher.shutdown()
         try:
             self._file.close()
         except OSError as error:
-            raise _unusable(self._path, error) from error
+            raise not_writable(self._path, error) from error
 
     def _not_valid(self, error: Exception) -> WireError:
         text = str(error)
@@ -224,7 +222,7 @@ class _UnpackedFile:
         try:
             self._file.write(raw)
         except OSError as error:
-            raise _unusable(self._path, error) from error
+            raise not_writable(self._path, error) from error
 
     def _await_hashes(self, count: int) -> None:
         while len(self._hashed) > count:
@@ -236,13 +234,3 @@ async def _close(file: _UnpackedFile, writing: asyncio.Task[None] | None) -> Non
     if writing is not None:
         await asyncio.gather(writing, return_exceptions=True)  # its error, or an earlier one, is already raised
     await asyncio.to_thread(file.close)
-
-
-def _unusable(path: Path, error: OSError) -> StateError | StagingFull:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    kind = StagingFull if error.errno in _FULL else StateError
-    return kind(
-        f"{path} cannot be written: {reason}",
-        hint=f"check the free space and permissions of {path.parent}",
-        transient=True,
-    )

@@ -21,13 +21,13 @@ class Patcher(Protocol):
         """Write to the new file `patch` how `file` is made from `reference`.
 
         The patch has been applied, and its result compared with `file`, when this returns. Returns None, and leaves no
-        file, if the patch would be larger than `most_bytes`, or if the process that makes it failed: then the whole
-        file is sent. Raises StagingFull, StateError for the disk.
+        file, if the patch would be larger than `most_bytes`, or if it could not be made (the process that makes it
+        failed, the disk is full): then the whole file is sent.
         """
         ...
 
     async def apply(self, reference: Path, patches: Sequence[Path], file: Path, *, raw_size: int, sha256: str) -> None:
-        """Create `file` from `reference` and patches, the oldest first, and check its size and SHA-256.
+        """Create `file` from `reference` and at least one patch, the oldest first, and check its size and SHA-256.
 
         The files between `reference` and `file` are not made: a chain of patches costs little more than one. Raises
         WireError if a patch is not valid, or is not one of the file before it; then there is no `file`. Uses a bounded

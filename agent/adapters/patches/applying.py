@@ -1,0 +1,265 @@
+"""Make a file from a reference and a chain of patches. Blocks.
+
+The states between the reference and the file are not written: a state is a list of segments, each of them in the
+reference or in a scratch file, which has the contents of the frames of one patch. Only the last patch writes the file.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from agent.adapters import fs
+from agent.adapters.disk_errors import not_writable
+from agent.adapters.patches.container import MOST_RANGES, PatchReader, Range, Step, total
+from agent.adapters.patches.zstd import Prefix, decompress, prefix_of
+from agent.domain.errors import StagingFull, StateError, WireError
+
+SPARE_BYTES = 256 * 2**20
+"""Space that scratch files leave free on the disk."""
+
+_COPIED_BYTES = 2**20
+
+Extract = tuple[BinaryIO, int, int]
+"""A range of a file: the file, the offset and the length."""
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The work was stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """`length` bytes at `start` of a state, which are at `offset` of a file."""
+
+    start: int
+    length: int
+    file: BinaryIO
+    offset: int
+
+
+class State:
+    """The bytes of one state. Its segments cover it without a gap."""
+
+    def __init__(self, segments: Iterable[_Segment]) -> None:
+        self._segments = sorted(segments, key=lambda segment: segment.start)
+        self._starts = [segment.start for segment in self._segments]
+
+    @classmethod
+    def of(cls, file: BinaryIO, size: int) -> Self:
+        return cls([_Segment(0, size, file, 0)] if size else [])
+
+    @property
+    def size(self) -> int:
+        return sum(segment.length for segment in self._segments)
+
+    @property
+    def files(self) -> set[BinaryIO]:
+        return {segment.file for segment in self._segments}
+
+    def extracts(self, ranges: Iterable[Range]) -> Iterator[Extract]:
+        """Yield where the bytes of ranges are."""
+        for offset, length in ranges:
+            start, end = offset, offset + length
+            at = bisect_right(self._starts, start) - 1
+            while start < end:
+                segment = self._segments[at]
+                taken = min(segment.start + segment.length, end) - start
+                yield segment.file, segment.offset + start - segment.start, taken
+                start += taken
+                at += 1
+
+    def read(self, ranges: Iterable[Range]) -> Iterator[bytes]:
+        """Yield the bytes of ranges in pieces."""
+        for file, offset, length in self.extracts(ranges):
+            yield from read_pieces(file, offset, length)
+
+    def contents(self, step: Step, patch: PatchReader) -> Iterator[bytes]:
+        """Yield the bytes that a step makes, in pieces. Raises WireError."""
+        if not step.frame:
+            return self.read(step.sources)
+        return decompress(self.prefix(step.sources), patch.frame(), step.size)
+
+    def prefix(self, ranges: Sequence[Range]) -> Prefix | None:
+        """Return the bytes of ranges as the prefix of a frame."""
+        content = bytearray(total(ranges))
+        position = 0
+        for piece in self.read(ranges):
+            content[position : position + len(piece)] = piece
+            position += len(piece)
+        return prefix_of(content)
+
+
+def read_pieces(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:
+    """Yield a range of a file in pieces. Raises StateError, also if the file is shorter."""
+    while length:
+        try:
+            piece = os.pread(file.fileno(), min(length, _COPIED_BYTES), offset)
+        except OSError as error:
+            raise _not_readable(file.name, os.strerror(error.errno or 0)) from error
+        if not piece:
+            raise _not_readable(file.name, "it became shorter")
+        offset, length = offset + len(piece), length - len(piece)
+        yield piece
+
+
+def placed(pieces: Iterable[bytes], targets: Iterable[Range]) -> Iterator[tuple[int, memoryview]]:
+    """Yield the pieces with their offsets, cut at the ends of the ranges that they fill."""
+    ranges = iter(targets)
+    offset = left = 0
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            if not left:
+                offset, left = next(ranges)
+            part = view[:left]
+            yield offset, part
+            offset, left, view = offset + len(part), left - len(part), view[len(part) :]
+
+
+def apply_chain(
+    reference: Path, patches: Sequence[Path], file: Path, *, raw_size: int, sha256: str, stop: threading.Event
+) -> None:
+    """Create `file`, as `Patcher.apply` promises. Removes it if an error occurs.
+
+    Raises Stopped, within about a second, after `stop` has been set.
+    """
+    *before, last = patches
+    with ExitStack() as opened:
+        chain = _Chain(opened, reference, file.parent, stop)
+        for patch in before:
+            chain.advance(patch)
+        try:
+            output = opened.enter_context(fs.create(file))
+        except OSError as error:
+            raise not_writable(file, error) from error
+        try:
+            chain.write(last, output, raw_size)
+            _check_digest(output, raw_size, sha256, stop)
+            _check(stop)
+        except OSError as error:
+            file.unlink(missing_ok=True)
+            raise not_writable(file, error) from error
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
+
+
+class _Chain:
+    """A reference and the patches that were applied to it. The open files are closed with `opened`."""
+
+    def __init__(self, opened: ExitStack, reference: Path, folder: Path, stop: threading.Event) -> None:
+        self._opened, self._folder, self._stop = opened, folder, stop
+        self._scratch: list[BinaryIO] = []
+        file = self._open(reference)
+        self._state = State.of(file, os.fstat(file.fileno()).st_size)
+
+    def advance(self, path: Path) -> None:
+        """Apply a patch; write the contents of its frames to a scratch file."""
+        segments: list[_Segment] = []
+        try:
+            scratch = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - closed with the chain
+            self._opened.callback(scratch.close)
+            self._scratch.append(scratch)
+            with self._patch(path) as patch:
+                for step in patch.steps():
+                    segments += _segments(self._extracts(step, patch, scratch), step.targets)
+                    if len(segments) > MOST_RANGES:
+                        raise WireError("it has too many ranges")
+        except OSError as error:
+            raise not_writable(self._folder, error) from error
+        self._state = State(segments)
+        for unused in {*self._scratch} - self._state.files:
+            unused.close()
+            self._scratch.remove(unused)
+
+    def write(self, path: Path, output: BinaryIO, raw_size: int) -> None:
+        """Apply the last patch. Raises OSError if `output` cannot be written."""
+        with self._patch(path) as patch:
+            if patch.size != raw_size:
+                raise WireError(f"it makes {patch.size} bytes instead of {raw_size}")
+            for step in patch.steps():
+                _check(self._stop)
+                for offset, piece in placed(self._state.contents(step, patch), step.targets):
+                    _write(output, piece, offset)
+
+    def _extracts(self, step: Step, patch: PatchReader, scratch: BinaryIO) -> Iterator[Extract]:
+        _check(self._stop)
+        if not step.frame:
+            yield from self._state.extracts(step.sources)
+            return
+        if (free := shutil.disk_usage(self._folder).free) < SPARE_BYTES:
+            raise StagingFull(
+                f"applying patches needs {SPARE_BYTES:,} bytes free in {self._folder}, which has {free:,}",
+                hint="free disk space there",
+                transient=True,
+            )
+        start = offset = os.fstat(scratch.fileno()).st_size
+        for piece in self._state.contents(step, patch):
+            _write(scratch, memoryview(piece), offset)
+            offset += len(piece)
+        yield scratch, start, step.size
+
+    @contextmanager
+    def _patch(self, path: Path) -> Iterator[PatchReader]:
+        """Open a patch of the current state. The WireErrors of the block name it."""
+        with self._open(path) as file:
+            try:
+                patch = PatchReader(file)
+                if patch.reference_size != self._state.size:
+                    raise WireError(f"it is a patch of {patch.reference_size} bytes, not of {self._state.size}")
+                yield patch
+            except WireError as error:
+                raise WireError(f"{path.name} is not a patch of this file: {error.message}") from error
+
+    def _open(self, path: Path) -> BinaryIO:
+        try:
+            return self._opened.enter_context(path.open("rb"))
+        except OSError as error:
+            raise _not_readable(path, os.strerror(error.errno or 0)) from error
+
+
+def _segments(extracts: Iterable[Extract], targets: Iterable[Range]) -> Iterator[_Segment]:
+    """Yield the segments of the ranges that the extracts fill."""
+    ranges = iter(targets)
+    start = left = 0
+    for file, first, length in extracts:
+        offset = first
+        while offset < first + length:
+            if not left:
+                start, left = next(ranges)
+            taken = min(left, first + length - offset)
+            yield _Segment(start, taken, file, offset)
+            start, left, offset = start + taken, left - taken, offset + taken
+
+
+def _check_digest(file: BinaryIO, size: int, sha256: str, stop: threading.Event) -> None:
+    digest = hashlib.sha256()
+    for piece in read_pieces(file, 0, size):
+        _check(stop)
+        digest.update(piece)
+    if digest.hexdigest() != sha256:
+        raise WireError("the patches do not make the file with the SHA-256 in its manifest")
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Stopped
+
+
+def _write(file: BinaryIO, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(file.fileno(), data, offset)
+        data, offset = data[count:], offset + count
+
+
+def _not_readable(path: str | Path | int, reason: str) -> StateError:
+    name = "a scratch file" if isinstance(path, int) else path
+    return StateError(f"{name} cannot be read: {reason}", transient=True)

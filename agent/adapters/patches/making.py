@@ -1,0 +1,55 @@
+"""Make a patch, and apply it again to compare the result. Runs in the child; blocks."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from agent.adapters import fs
+from agent.adapters.patches.applying import State, placed, read_pieces
+from agent.adapters.patches.container import PatchReader, Step, encode_header, encode_step, total
+from agent.adapters.patches.matching import plan
+from agent.adapters.patches.zstd import compress
+
+
+class DiffersError(Exception):
+    """The patch that was made does not make the file."""
+
+
+def make(reference: Path, file: Path, patch: Path, most_bytes: int) -> tuple[int, str] | None:
+    """Write the new file `patch`, and return its size and SHA-256.
+
+    Returns None once it is larger than `most_bytes`. When it returns, the patch has been read from the file and
+    applied, and the result compared with `file`. Raises DiffersError, OSError; StateError, WireError if a file changes
+    meanwhile.
+    """
+    with reference.open("rb") as old, file.open("rb") as new, fs.create(patch) as output:
+        before, after = _state(old), _state(new)
+        output.write(encode_header(before.size, after.size))
+        for sources, targets, is_copy in plan(old, before.size, new, after.size):
+            frame = [] if is_copy else list(compress(before.prefix(sources), after.read(targets), total(targets)))
+            output.write(encode_step(Step(sources, targets, sum(map(len, frame)))))
+            output.writelines(frame)
+            if output.tell() > most_bytes:
+                return None
+        output.flush()
+        return output.tell(), _verified(output, before, new)
+
+
+def _state(file: BinaryIO) -> State:
+    return State.of(file, os.fstat(file.fileno()).st_size)
+
+
+def _verified(output: BinaryIO, before: State, new: BinaryIO) -> str:
+    """Apply the patch, compare the result with the file, and return the SHA-256 of the patch. Raises DiffersError."""
+    output.seek(0)
+    patch = PatchReader(output)
+    for step in patch.steps():
+        for offset, piece in placed(before.contents(step, patch), step.targets):
+            # Not the views: comparing them takes ten times as long.
+            if b"".join(read_pieces(new, offset, len(piece))) != bytes(piece):
+                raise DiffersError
+    digest = hashlib.sha256()
+    for data in read_pieces(output, 0, output.tell()):
+        digest.update(data)
+    return digest.hexdigest()

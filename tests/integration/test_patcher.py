@@ -1,0 +1,172 @@
+"""The port of patches: made in a child process, applied in a thread."""
+
+import asyncio
+import errno
+import resource
+import signal
+import stat
+import threading
+
+import pytest
+from structlog.testing import capture_logs
+
+from agent.adapters import child_process
+from agent.adapters.patches import ZstdPatcher, patcher as patcher_module
+from agent.domain.errors import WireError
+from tests.support.patches import BLOCK, random_bytes, sha256, write
+
+OLD = random_bytes(8 * BLOCK)
+NEW = OLD[BLOCK // 2 :] + random_bytes(100_000, 1)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write(tmp_path / "old", OLD), write(tmp_path / "new", NEW), tmp_path / "patch"
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """The child processes that are started."""
+    started, start = [], child_process.start
+
+    async def noted(*arguments, **options):
+        started.append(await start(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(child_process, "start", noted)
+    return started
+
+
+async def not_made(files, **options) -> str:
+    """Return the reason for which no patch is made; it leaves no file."""
+    with capture_logs() as logs:
+        assert await ZstdPatcher(**options).make(*files, most_bytes=2**30) is None
+    assert not files[2].exists()
+    (log,) = [log for log in logs if log["event"] == "patch_failed"]
+    return log["error"]
+
+
+async def test_a_patch_is_made_and_applied(files, tmp_path, children):
+    old, new, patch = files
+    written = await ZstdPatcher().make(old, new, patch, most_bytes=2**30)
+    assert (written.size, written.sha256) == (patch.stat().st_size, sha256(patch.read_bytes()))
+    assert written.size < 150_000
+    assert stat.S_IMODE(patch.stat().st_mode) == 0o600
+    assert [child.returncode is None for child in children] == [False]
+    result = tmp_path / "result"
+    await ZstdPatcher().apply(old, [patch], result, raw_size=len(NEW), sha256=sha256(NEW))
+    assert result.read_bytes() == NEW
+    assert stat.S_IMODE(result.stat().st_mode) == 0o600
+
+
+async def test_a_patch_that_would_be_too_large_leaves_no_file(files):
+    with capture_logs() as logs:
+        assert await ZstdPatcher().make(*files, most_bytes=90_000) is None
+    assert not files[2].exists()
+    assert not logs
+
+
+async def test_an_existing_patch_is_kept(files):
+    old, new, patch = files
+    patch.write_text("another")
+    assert await ZstdPatcher().make(old, new, patch, most_bytes=2**30) is None
+    assert patch.read_text() == "another"
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "reason"),
+    [(resource.RLIMIT_FSIZE, 50_000, "File too large"), (resource.RLIMIT_AS, 2**27, "")],
+)
+async def test_without_disk_space_or_memory_no_patch_is_made(files, monkeypatch, kind, limit, reason):
+    start = child_process.start
+
+    async def limited(*arguments, **options):
+        child = await start(*arguments, **options)
+        resource.prlimit(child.pid, kind, (limit, limit))
+        return child
+
+    monkeypatch.setattr(child_process, "start", limited)
+    if kind == resource.RLIMIT_AS:  # more than one extent
+        write(files[0], random_bytes(2**26))
+        write(files[1], b"x" + files[0].read_bytes())
+    assert reason in await not_made(files)
+
+
+async def test_a_missing_file_gives_no_patch(files):
+    files[0].unlink()
+    assert "FileNotFoundError" in await not_made(files)
+
+
+async def test_a_killed_child_gives_no_patch(files, monkeypatch):
+    start = child_process.start
+
+    async def killed(*arguments, **options):
+        child = await start(*arguments, **options)
+        child.kill()
+        return child
+
+    monkeypatch.setattr(child_process, "start", killed)
+    assert await not_made(files) == "was killed (SIGKILL)"
+
+
+async def test_a_child_that_hangs_gives_no_patch_and_is_ended(files, children, monkeypatch):
+    monkeypatch.setattr(patcher_module, "CHILD", "tests.support.hanging_child")
+    assert "no progress" in await not_made(files, stall_seconds=0.3)
+    assert children[0].returncode is not None
+
+
+async def test_a_child_that_cannot_be_started_gives_no_patch(files, monkeypatch):
+    async def failed(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(child_process, "start", failed)
+    assert "unavailable" in await not_made(files)
+
+
+async def test_a_cancelled_patch_ends_the_child_and_leaves_no_file(files, monkeypatch):
+    begun, children, ask = asyncio.Event(), [], child_process.Exchange.ask
+
+    async def noted(self, *arguments):
+        children.append(self._child)
+        begun.set()
+        self._child.send_signal(signal.SIGSTOP)
+        return await ask(self, *arguments)
+
+    monkeypatch.setattr(child_process.Exchange, "ask", noted)
+    making = asyncio.create_task(ZstdPatcher().make(*files, most_bytes=2**30))
+    await begun.wait()
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert children[0].returncode == -signal.SIGKILL
+    assert not files[2].exists()
+
+
+async def test_a_cancelled_application_leaves_no_file(files, tmp_path, monkeypatch):
+    old, new, patch = files
+    await ZstdPatcher().make(old, new, patch, most_bytes=2**30)
+    begun, proceed = threading.Event(), threading.Event()
+    check = patcher_module.apply_chain.__globals__["_check_digest"]
+
+    def waiting(*arguments):
+        begun.set()
+        proceed.wait(30)
+        check(*arguments)
+
+    monkeypatch.setitem(patcher_module.apply_chain.__globals__, "_check_digest", waiting)
+    result = tmp_path / "result"
+    applying = asyncio.create_task(ZstdPatcher().apply(old, [patch], result, raw_size=len(NEW), sha256=sha256(NEW)))
+    await asyncio.to_thread(begun.wait, 30)
+    applying.cancel()
+    await asyncio.sleep(0)
+    proceed.set()
+    with pytest.raises(asyncio.CancelledError):
+        await applying
+    assert not result.exists()
+
+
+async def test_an_invalid_patch_is_an_error_without_a_file(files, tmp_path):
+    write(files[2], b"AKPATCH1")
+    with pytest.raises(WireError):
+        await ZstdPatcher().apply(files[0], [files[2]], tmp_path / "result", raw_size=1, sha256=sha256(b""))
+    assert not (tmp_path / "result").exists()

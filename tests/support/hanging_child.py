@@ -1,0 +1,5 @@
+"""A child process that never answers."""
+
+import sys
+
+sys.stdin.read()

@@ -1,0 +1,265 @@
+"""Patches: any file is made exactly, and an invalid patch makes none."""
+
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from backports import zstd
+from hypothesis import given, settings, strategies as st
+
+from agent.adapters.patches import applying
+from agent.adapters.patches.applying import apply_chain
+from agent.adapters.patches.making import make
+from agent.domain.errors import StagingFull, StateError, WireError
+from tests.support.patches import BLOCK, frame, header, random_bytes, record, sha256, step, write
+
+OLD = random_bytes(5 * BLOCK + 1000)
+
+
+def patched(folder: Path, old: bytes, new: bytes, *, most_bytes: int = 2**30, name: str = "patch") -> Path | None:
+    reference, file = write(folder / "old", old), write(folder / "new", new)
+    (folder / name).unlink(missing_ok=True)
+    written = make(reference, file, folder / name, most_bytes)
+    if written is None:
+        return None
+    data = (folder / name).read_bytes()
+    assert written == (len(data), sha256(data))
+    return folder / name
+
+
+def applied(folder: Path, old: bytes, *patches: Path, size: int, digest: str) -> bytes:
+    result = folder / "result"
+    result.unlink(missing_ok=True)
+    stop = threading.Event()
+    apply_chain(write(folder / "old", old), patches, result, raw_size=size, sha256=digest, stop=stop)
+    return result.read_bytes()
+
+
+def round_trip(folder: Path, old: bytes, new: bytes) -> int:
+    """Make and apply a patch, and return its size."""
+    patch = patched(folder, old, new)
+    assert patch is not None
+    assert applied(folder, old, patch, size=len(new), digest=sha256(new)) == new
+    return patch.stat().st_size
+
+
+def refusal(folder: Path, data: bytes, *, size: int = 8, old: bytes = OLD) -> str:
+    """Return the error of an invalid patch, which leaves no file."""
+    patch = write(folder / "patch", data)
+    with pytest.raises(WireError) as refused:
+        applied(folder, old, patch, size=size, digest=sha256(b""))
+    assert {path.name for path in folder.iterdir()} == {"old", "patch"}
+    return refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "most"),
+    [
+        pytest.param(OLD, OLD, 200, id="the same"),
+        pytest.param(b"", b"", 100, id="both empty"),
+        pytest.param(OLD, b"", 100, id="now empty"),
+        pytest.param(b"", OLD, len(OLD) + 1000, id="was empty"),
+        pytest.param(b"abc", b"abcd", 200, id="a few bytes"),
+        pytest.param(OLD, OLD[: 2 * BLOCK + 7], 200, id="cut off"),
+        pytest.param(OLD, OLD + b"more", 400, id="longer in its last block"),
+        pytest.param(OLD, OLD + random_bytes(BLOCK, 1), BLOCK + 2000, id="longer by a block"),
+        pytest.param(OLD, OLD[BLOCK:] + OLD[:BLOCK], 1000, id="blocks at other places"),
+        pytest.param(OLD, b"x" + OLD, 1000, id="all bytes moved by one"),
+        pytest.param(OLD, OLD[100_000:-100_000], 1000, id="both ends cut off"),
+        pytest.param(OLD, OLD[: BLOCK + 9] + b"!" + OLD[BLOCK + 10 :], 500, id="a byte changed"),
+        pytest.param(OLD, random_bytes(3 * BLOCK, 2), 3 * BLOCK + 1000, id="nothing in common"),
+        pytest.param(bytes(5 * BLOCK), bytes(6 * BLOCK + 5), 500, id="zeros"),
+    ],
+)
+def test_a_file_is_made_exactly_and_the_patch_follows_the_change(tmp_path, old, new, most):
+    assert round_trip(tmp_path, old, new) <= most
+
+
+edits = st.lists(
+    st.tuples(st.integers(0, len(OLD)), st.integers(0, 2 * BLOCK), st.binary(max_size=40), st.integers(0, len(OLD))),
+    max_size=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(edits=edits)
+def test_any_edits_are_made_exactly(tmp_path_factory, edits):
+    new = OLD
+    for at, removed, added, moved_to in edits:
+        taken, new = new[at : at + removed], new[:at] + added + new[at + removed :]
+        new = new[:moved_to] + taken[: len(taken) // 2] + new[moved_to:]
+    size = round_trip(tmp_path_factory.mktemp("edits"), OLD, new)
+    assert size <= 300 * (2 + 2 * len(edits)) + sum(len(added) for _, _, added, _ in edits) + len(edits) * 2000
+
+
+def test_the_same_files_give_the_same_patch(tmp_path):
+    new = OLD[70_000:] + OLD[:50_000]
+    first = patched(tmp_path, OLD, new, name="first")
+    second = patched(tmp_path, OLD, new, name="second")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_patch_that_would_be_too_large_is_not_made(tmp_path):
+    new = random_bytes(3 * BLOCK, 2)
+    size = patched(tmp_path, OLD, new).stat().st_size
+    assert patched(tmp_path, OLD, new, most_bytes=size) is not None
+    assert patched(tmp_path, OLD, new, most_bytes=size - 1) is None
+
+
+def test_an_extent_larger_than_one_step_is_made_exactly(tmp_path):
+    old = random_bytes(40 * 2**20)
+    new = b"".join(b"%08d" % n + old[at : at + BLOCK] for n, at in enumerate(range(0, len(old), BLOCK)))
+    assert round_trip(tmp_path, old, new) < 100_000
+    shuffled = b"".join(old[at : at + BLOCK] for at in range(len(old) - BLOCK, -1, -BLOCK))
+    assert round_trip(tmp_path, old, shuffled) < 10_000
+
+
+def test_a_chain_of_patches_makes_the_last_state(tmp_path):
+    states = [OLD]
+    for n in range(6):
+        last = states[-1]
+        cut = 60_000 * (n + 1)
+        states.append(last[cut:] + random_bytes(30_000, n) + last[: cut - 5000 * n])
+    chain = [patched(tmp_path, old, new, name=f"patch{n}") for n, (old, new) in enumerate(pairwise(states))]
+    for length in range(1, len(chain) + 1):
+        new = states[length]
+        assert applied(tmp_path, OLD, *chain[:length], size=len(new), digest=sha256(new)) == new
+    with pytest.raises(WireError, match="patch2 is not a patch of this file"):
+        applied(tmp_path, OLD, chain[0], *chain[2:], size=len(states[-1]), digest=sha256(states[-1]))
+
+
+def test_every_truncation_is_refused(tmp_path):
+    new = OLD[70_000:300_000] + random_bytes(500, 3) + OLD[: 2 * BLOCK]
+    patch = patched(tmp_path, OLD, new).read_bytes()
+    (tmp_path / "new").unlink()
+    for length in [*range(0, len(patch), 17), len(patch) - 1]:
+        refusal(tmp_path, patch[:length], size=len(new))
+
+
+def test_the_patch_of_another_reference_is_refused(tmp_path):
+    new = OLD[70_000:] + b"!"
+    patch = patched(tmp_path, OLD, new)
+    (tmp_path / "new").unlink()
+    other = OLD[: 2 * BLOCK] + bytes([OLD[2 * BLOCK] ^ 1]) + OLD[2 * BLOCK + 1 :]
+    with pytest.raises(WireError):
+        applied(tmp_path, other, patch, size=len(new), digest=sha256(new))
+    refused = refusal(tmp_path, patch.read_bytes(), size=len(new), old=OLD[:-1])
+    assert refused == f"patch is not a patch of this file: it is a patch of {len(OLD)} bytes, not of {len(OLD) - 1}"
+
+
+def test_a_flipped_bit_never_gives_another_file(tmp_path):
+    new = OLD[70_000:300_000] + random_bytes(500, 3) + OLD[: 2 * BLOCK]
+    data = patched(tmp_path, OLD, new).read_bytes()
+    for position in range(0, len(data), 3):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << position % 8
+        patch = write(tmp_path / "damaged", bytes(damaged))
+        try:
+            assert applied(tmp_path, OLD, patch, size=len(new), digest=sha256(new)) == new
+        except WireError:
+            assert not (tmp_path / "result").exists()
+
+
+H = header(len(OLD), 8)
+WHOLE = [[0, 8]]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it is incomplete"),
+        (b"AKPATCH2" + H[8:], "it is not a patch"),
+        (H + b"\xff\xff\xff\xff", "a record is too long"),
+        (H + b"\x02\x00\x00\x00{]", "a record is not JSON"),
+        (H + record([1]), "a record does not have the keys frame, from, to"),
+        (H + record({"from": WHOLE, "to": WHOLE, "frame": 0, "more": 1}), "a record does not have the keys"),
+        (b"AKPATCH1" + record({"reference": -1, "size": 8}), "a number is out of range"),
+        (b"AKPATCH1" + record({"reference": len(OLD), "size": 2**60}), "a number is out of range"),
+        (b"AKPATCH1" + record({"reference": True, "size": 8}), "a number is out of range"),
+        (header(len(OLD), 9), "it makes 9 bytes instead of 8"),
+        (H + step(WHOLE, WHOLE[0]), "a range is not a pair"),
+        (H + step({"0": 8}, WHOLE), "ranges are not a list"),
+        (H + step([[0.0, 8]], WHOLE), "a number is out of range"),
+        (H + step([[-1, 8]], WHOLE), "a number is out of range"),
+        (H + step([[len(OLD) - 7, 8]], WHOLE), "a range is empty or not within the file"),
+        (H + step(WHOLE, [[1, 8]]), "a range is empty or not within the file"),
+        (H + step(WHOLE, [[0, 0], [0, 8]]), "a range is empty or not within the file"),
+        (H + step([], []), "a step is too large or makes nothing"),
+        (H + step([[0, 7]], WHOLE), "a step does not copy as many bytes as it makes"),
+        (H + step([[0, 16]], [[0, 8], [0, 8]]), "two steps make the same bytes"),
+        (H + step([[0, 4]], [[0, 4]]) * 2, "two steps make the same bytes"),
+        (H + step([[0, 5]], [[3, 5]]) + step([[0, 4]], [[0, 4]]), "two steps make the same bytes"),
+        (H + step([[0, 4]], [[0, 4]]), "it is incomplete"),
+        (H + step(WHOLE, WHOLE) + b"\0", "there are bytes after its end"),
+        (H + step([[0, len(OLD)]] * 30, WHOLE, frame(b"x" * 8)), "a step is too large or makes nothing"),
+        (H + step([], WHOLE, b"not zstd"), "a frame is not valid"),
+        (H + step([], WHOLE, frame(b"x" * 9)), "a frame contains more bytes than its step makes"),
+        (H + step([], WHOLE, frame(bytes(2**27))), "a frame"),
+        (H + step([], WHOLE, frame(b"x" * 7)), "a frame does not end with its step"),
+        (H + step([], WHOLE, frame(b"x" * 8)[:-1]), "a frame does not end with its step"),
+        (H + step([], WHOLE, frame(b"x" * 8) + b"\0"), "a frame does not end with its step"),
+        (H + step([], WHOLE, frame(b"x" * 8) * 2**15), "there are bytes after a frame"),
+        (H + step([], WHOLE, b"\x50\x2a\x4d\x18\x04\0\0\0abcd"), "a frame does not end with its step"),
+        (H + record({"from": [], "to": WHOLE, "frame": 2**40}), "a number is out of range"),
+        (H + record({"from": [], "to": WHOLE, "frame": 100}) + b"\x28", "it is incomplete"),
+    ],
+)
+def test_an_invalid_patch_is_refused_with_the_reason(tmp_path, data, reason):
+    assert refusal(tmp_path, data).startswith(f"patch is not a patch of this file: {reason}")
+
+
+def test_a_result_with_another_digest_is_refused(tmp_path):
+    assert "SHA-256" in refusal(tmp_path, H + step(WHOLE, WHOLE))
+
+
+def test_a_frame_that_needs_a_large_window_is_refused(tmp_path):
+    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.content_size_flag: 0}
+    compressor = zstd.ZstdCompressor(options=options)
+    data = compressor.compress(b"x" * 8) + compressor.flush()
+    assert "a frame is not valid" in refusal(tmp_path, H + step([], WHOLE, data))
+
+
+def test_the_number_of_ranges_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr("agent.adapters.patches.container.MOST_RANGES", 8)
+    one = [step([[0, 1]], [[n, 1]]) for n in range(8)]
+    assert "too many ranges" in refusal(tmp_path, H + b"".join(one))
+
+
+def test_states_of_a_chain_have_a_limited_number_of_segments(tmp_path, monkeypatch):
+    monkeypatch.setattr(applying, "MOST_RANGES", 5)
+    small = write(tmp_path / "small", H + b"".join(step([[n, 1]], [[n, 1]]) for n in range(8)))
+    with pytest.raises(WireError, match="too many ranges"):
+        applied(tmp_path, OLD, small, small, size=8, digest=sha256(b""))
+
+
+def test_scratch_files_leave_space_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(applying, "SPARE_BYTES", 2**62)
+    first = write(tmp_path / "first", H + step([], WHOLE, frame(b"x" * 8)))
+    second = write(tmp_path / "second", header(8, 8) + step(WHOLE, WHOLE))
+    with pytest.raises(StagingFull):
+        applied(tmp_path, OLD, first, second, size=8, digest=sha256(b"x" * 8))
+    assert not (tmp_path / "result").exists()
+    monkeypatch.setattr(applying, "SPARE_BYTES", 0)
+    assert applied(tmp_path, OLD, first, second, size=8, digest=sha256(b"x" * 8)) == b"x" * 8
+
+
+def test_a_stopped_application_leaves_no_file(tmp_path):
+    patch = patched(tmp_path, OLD, OLD[1:])
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(applying.Stopped):
+        apply_chain(
+            tmp_path / "old", [patch], tmp_path / "result", raw_size=len(OLD) - 1, sha256=sha256(OLD[1:]), stop=stop
+        )
+    assert not (tmp_path / "result").exists()
+
+
+def test_an_existing_file_is_neither_replaced_nor_removed(tmp_path):
+    patch = patched(tmp_path, OLD, OLD[1:])
+    (tmp_path / "result").write_text("mine")
+    with pytest.raises(StateError):
+        apply_chain(
+            tmp_path / "old", [patch], tmp_path / "result", raw_size=1, sha256=sha256(b""), stop=threading.Event()
+        )
+    assert (tmp_path / "result").read_text() == "mine"
