@@ -1,9 +1,10 @@
-"""memories.json: the memories of an upload, in the format of Akosha's ingestion. Plain JSON, one entry per line.
+"""memories.json: the memories of an upload, in the format of Akosha's ingestion: JSON, one entry per line.
 
-A file is written in the staging directory, without a name, so that none is left: a thread encodes, hashes and writes
-about a mebibyte at a time. A file is read line by line, and every line is validated, because its writer is not trusted.
-The embedding is the last field of an entry, with exactly the digits that were read. `metadata` contains the row's
-metadata and the fields of its `RowState`.
+A file is written in the staging directory, without a name, so that none is left: a thread encodes, hashes, compresses
+and writes about a mebibyte at a time. The compressed bytes depend on the memories alone: the gzip header has neither
+name nor time, and each line is compressed by a call of its own. An uncompressed file is read line by line, and every
+line is validated, because its writer is not trusted. The embedding is the last field of an entry, with exactly the
+digits that were read. `metadata` contains the row's metadata and the fields of its `RowState`.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import os
 import re
 import tempfile
 import threading
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -24,6 +26,7 @@ import orjson
 
 from agent.domain.databases import database_of, main_name
 from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
+from agent.domain.manifest import Compression
 from agent.domain.memories import EMBEDDING_LENGTH, Memory, RowState, check_kind, memory_id
 from agent.ports import MemoriesDraft, MemorySource, WrittenMemories
 
@@ -39,6 +42,8 @@ OPENING = b'{"conversations":['
 CLOSING = b"]}"
 PIECE_BYTES = 2**20
 
+_GZIP = 16 + zlib.MAX_WBITS
+_LEVEL = 6
 _MOST_WAITING = 500
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -154,8 +159,9 @@ def _time(entry: Mapping[str, object]) -> str | None:
 class Draft:
     """A memories.json that is being written, in a new file without a name on the disk of `folder`."""
 
-    def __init__(self, folder: Path, system_id: str) -> None:
-        self._folder, self._system_id = folder, system_id
+    def __init__(self, folder: Path, system_id: str, compression: Compression) -> None:
+        self._folder, self._system_id, self._compression = folder, system_id, compression
+        self._deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP) if compression == "gzip" else None
         self._waiting: list[Memory] = []
         self._waiting_size = 0
         # The thread of a cancelled call goes on; the next call waits for it here.
@@ -163,7 +169,7 @@ class Draft:
         self._file = -1
         self._discarded = False
         self._digest = hashlib.sha256()
-        self._size = self._count = 0
+        self._raw_size = self._stored_size = self._count = 0
 
     async def begin(self) -> None:
         """Create the file."""
@@ -183,7 +189,13 @@ class Draft:
     async def finish(self) -> WrittenMemories:
         await self.flush()
         await asyncio.to_thread(self._finish)
-        return WrittenMemories(size=self._size, sha256=self._digest.hexdigest(), count=self._count)
+        return WrittenMemories(
+            raw_size=self._raw_size,
+            stored_size=self._stored_size,
+            sha256=self._digest.hexdigest(),
+            compression=self._compression,
+            count=self._count,
+        )
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         offset = 0
@@ -217,16 +229,22 @@ class Draft:
     def _finish(self) -> None:
         with self._lock:
             self._write(b"\n" + CLOSING + b"\n")
+            if self._deflater is not None:
+                self._store(self._deflater.flush())
 
     def _write(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._raw_size += len(data)
+        self._store(data if self._deflater is None else self._deflater.compress(data))
+
+    def _store(self, data: bytes) -> None:
+        self._stored_size += len(data)
         rest = memoryview(data)
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
         except OSError as error:
             raise self._translated(error) from error
-        self._digest.update(data)
-        self._size += len(data)
 
     def _read(self, offset: int) -> bytes:
         try:
@@ -339,14 +357,14 @@ class _Reading:
 
 
 class JsonMemoriesFile:
-    """Writes drafts of memories.json on the disk of `staging_dir`, and reads memories.json files."""
+    """Writes drafts of memories.json on the disk of `staging_dir`, and reads uncompressed memories.json files."""
 
-    def __init__(self, staging_dir: Path) -> None:
-        self._staging_dir = staging_dir
+    def __init__(self, staging_dir: Path, compression: Compression = "gzip") -> None:
+        self._staging_dir, self._compression = staging_dir, compression
 
     @asynccontextmanager
     async def write(self, system_id: str) -> AsyncIterator[MemoriesDraft]:
-        draft = Draft(self._staging_dir, system_id)
+        draft = Draft(self._staging_dir, system_id, self._compression)
         try:
             await draft.begin()
             yield draft

@@ -126,7 +126,8 @@ def _cloud(
             target=target,
             reader=reader,
             memories=ledger.memories(),
-            file=JsonMemoriesFile(state.staging),
+            # Akosha's own IngestionWorker, which looks for the markers, reads only uncompressed memories.
+            file=JsonMemoriesFile(state.staging, compression="none" if settings.ingestion_markers else "gzip"),
             zone=_zone,
         ),
         ledger=ledger,

@@ -20,6 +20,9 @@ _OLDEST_WRITER = 68
 REFLECTIONS = "reflection"
 KNOWLEDGE_GRAPH = "knowledge_graph"
 
+CONVERSATION_TABLES = ("conversations_v2", "conversations")
+"""The tables of conversations, the newer one first: if it exists, it has all of them."""
+
 NO_DATABASES = (
     "there are no databases in the data directory yet (start a session with Session-Buddy, or set "
     "akosha_agent_data_dir to the directory of its databases)"

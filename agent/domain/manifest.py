@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Literal, Self, cast, get_args
 
 from agent.domain import naming
-from agent.domain.databases import database_of, main_name, storage_note
+from agent.domain.databases import CONVERSATION_TABLES, database_of, main_name, storage_note
 from agent.domain.errors import NamingError, WireError
 from agent.domain.parsing import aware_time, is_unicode, parse_json
 
@@ -110,43 +110,57 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoriesPart:
-    """The upload's memories.json: `count` memories that are new or changed since each database's base.
+    """The upload's memories.json, or memories.json.gz: `count` memories that are new or changed since each base.
 
-    `bases` maps every database whose rows were read to its base: the upload that the memories are a change to, or None
-    if the file has all of them. A reader that lacks a base reads the database instead. `etag` is as in `Part`.
+    `bases` maps the databases whose memories it has to their base: the upload that the memories are a change to, or
+    None if all of them are here. A reader that lacks a base reads the database instead. `raw_size` and `sha256` are
+    those of the uncompressed JSON, `stored_size` is the object's size. `etag` is as in `Part`.
     """
 
     key: str
-    size: int
+    raw_size: int
+    stored_size: int
     sha256: str
+    compression: Compression
     count: int
     bases: Mapping[str, str | None]
     etag: str = ""
 
     def __post_init__(self) -> None:
-        if self.size < 0 or self.count < 0:
+        if self.raw_size < 0 or self.stored_size < 0 or self.count < 0:
             raise WireError("memories: a size or count is negative")
+        if self.compression not in ("gzip", "none"):
+            raise WireError(f"memories: {self.compression!r} is unknown", hint="update akosha-agent")
         if not _SHA256.fullmatch(self.sha256):
             raise WireError(f"memories: {self.sha256!r} is not a SHA-256")
-        for database, base in self.bases.items():
-            if database_of(main_name(database)) != database:
-                raise WireError(f"memories: {database!r} is not a database")
+        _check_databases(self.bases)
+        for base in self.bases.values():
             if base is not None:
                 naming.upload_time(base)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The metadata of the object."""
-        return {"sha256": self.sha256, "size": str(self.size), "compression": "none"}
+        """The metadata of the object, with which it can be decoded without the manifest."""
+        return {"sha256": self.sha256, "size": str(self.raw_size), "compression": self.compression}
+
+    def to_document(self) -> dict[str, object]:
+        """Return the part as JSON types. `raw_size` is named `size`, as earlier versions read it."""
+        document = asdict(self)
+        document["size"] = document.pop("raw_size")
+        return document
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
-        """Return the part in a JSON object. Unknown fields are ignored. Raises WireError."""
+        """Return the part in a JSON object. Unknown fields are ignored. Raises WireError.
+
+        Manifests of earlier versions have no `stored_size` and `compression`: their memories are not compressed.
+        """
         try:
-            known = {"etag": "", **document}
+            size = document["size"]
+            known = {"etag": "", "compression": "none", "stored_size": size, **document, "raw_size": size}
             known = {name: known[name] for name in cls.__dataclass_fields__}
-            _expect(known, str, "key", "sha256", "etag")
-            _expect(known, int, "size", "count")
+            _expect(known, str, "key", "sha256", "compression", "etag")
+            _expect(known, int, "raw_size", "stored_size", "count")
             _expect(known, dict, "bases")
             _expect_optional_texts(cast("Mapping[str, object]", known["bases"]))
             return cls(**known)  # type: ignore[arg-type] # checked by the lines above and __post_init__
@@ -158,8 +172,10 @@ class MemoriesPart:
 class Manifest:
     """A complete upload. The constructor checks that every key is below the upload's prefix.
 
-    `memories` describes memories.json, None if the upload has none; `without_memories` maps databases whose rows could
-    not be read for it to the reason. `time_zone` is the zone of the naive times in the databases: an IANA name, or an
+    `memories` describes memories.json, None if the upload has none. Databases that it does not have:
+    `without_memories` maps those whose rows could not be read to the reason; `memories_omitted` maps those whose rows
+    were left out, because there is no base upload or most of them are new, to the reason. A reader reads these
+    databases instead. `time_zone` is the zone of the naive times in the databases: an IANA name, or an
     offset such as +02:00; empty if unknown.
 
     `rows` counts the rows per database and table of verified databases. `bytes_sent` and `duration_seconds` are those
@@ -180,6 +196,7 @@ class Manifest:
     agent_version: str = ""
     memories: MemoriesPart | None = None
     without_memories: Mapping[str, str] = field(default_factory=dict)
+    memories_omitted: Mapping[str, str] = field(default_factory=dict)
     time_zone: str = ""
 
     def __post_init__(self) -> None:
@@ -198,8 +215,13 @@ class Manifest:
                 raise WireError(f"manifest of {self.upload_id}: {part.key!r} is not the key of {part.name!r}")
         if len({part.key for part in self.parts}) < len(self.parts):
             raise WireError(f"manifest of {self.upload_id}: two parts have the same key")
-        if self.memories and self.memories.key != naming.memories_key(self.system_id, self.upload_id):
-            raise WireError(f"manifest of {self.upload_id}: {self.memories.key!r} is not the key of its memories")
+        _check_databases(self.memories_omitted)
+        if memories := self.memories:
+            gzipped = memories.compression == "gzip"
+            if memories.key != naming.memories_key(self.system_id, self.upload_id, gzipped=gzipped):
+                raise WireError(f"manifest of {self.upload_id}: {memories.key!r} is not the key of its memories")
+            if both := sorted(memories.bases.keys() & self.memories_omitted.keys()):
+                raise WireError(f"manifest of {self.upload_id}: the memories of {both[0]!r} are there and omitted")
 
     @property
     def key(self) -> str:
@@ -207,14 +229,34 @@ class Manifest:
         return naming.manifest_key(self.system_id, self.upload_id)
 
     @property
+    def objects(self) -> tuple[Part | MemoriesPart, ...]:
+        """All objects of the upload, without the manifest."""
+        return (*self.parts, *((self.memories,) if self.memories else ()))
+
+    @property
     def stored_bytes(self) -> int:
         """Total size of the upload's objects in bytes, without the manifest."""
-        return sum(part.stored_size for part in self.parts) + (self.memories.size if self.memories else 0)
+        return sum(each.stored_size for each in self.objects)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of all objects of the upload, without the manifest."""
-        return (*(part.key for part in self.parts), *((self.memories.key,) if self.memories else ()))
+        return tuple(each.key for each in self.objects)
+
+    @property
+    def base_of(self) -> frozenset[str]:
+        """The databases that this upload can be the base of: with its bases, it has all their rows."""
+        return frozenset(self.memories_omitted) | frozenset(self.memories.bases if self.memories else ())
+
+    @property
+    def conversation_count(self) -> int:
+        """The number of memories, or of conversations in the databases if there is no memories.json. Up to a limit."""
+        if self.memories:
+            return min(self.memories.count, MAX_CONVERSATIONS)
+        counts = (
+            next((tables[name] for name in CONVERSATION_TABLES if name in tables), 0) for tables in self.rows.values()
+        )
+        return min(sum(counts), MAX_CONVERSATIONS)
 
     def of(self, database: str) -> tuple[Part, ...]:
         """Return the parts of one database."""
@@ -232,9 +274,8 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the manifest as indented JSON, for Akosha and for people."""
-        gzipped = any(part.compression == "gzip" for part in self.parts)
-        objects: tuple[Part | MemoriesPart, ...] = (*self.parts, *((self.memories,) if self.memories else ()))
-        listing = "".join(f"{each.sha256}  {each.key}\n" for each in sorted(objects, key=lambda each: each.key))
+        gzipped = any(each.compression == "gzip" for each in self.objects)
+        listing = "".join(f"{each.sha256}  {each.key}\n" for each in sorted(self.objects, key=lambda each: each.key))
         document = {
             "version": VERSION,
             "system_id": self.system_id,
@@ -242,14 +283,15 @@ class Manifest:
             "upload_id": self.upload_id,
             "uploaded_at": self.uploaded_at.isoformat(),
             "timestamp": self.uploaded_at.isoformat(),
-            "conversation_count": min(self.memories.count if self.memories else 0, MAX_CONVERSATIONS),
+            "conversation_count": self.conversation_count,
             "total_size_bytes": min(self.stored_bytes, MAX_TOTAL_BYTES),
             "checksum": hashlib.sha256(listing.encode()).hexdigest(),
             "files": [key.rpartition("/")[2] for key in self.keys],
             "metadata": {"rows": {name: dict(tables) for name, tables in self.rows.items()}},
             "parts": [part.to_document() for part in self.parts],
-            "memories": asdict(self.memories) if self.memories else None,
+            "memories": self.memories.to_document() if self.memories else None,
             "without_memories": dict(self.without_memories),
+            "memories_omitted": dict(self.memories_omitted),
             "time_zone": self.time_zone,
             "incomplete": dict(self.incomplete),
             "request_id": self.request_id,
@@ -287,6 +329,7 @@ class Manifest:
                 agent_version=str(document.get("agent_version", "")),
                 memories=None if (part := document.get("memories")) is None else MemoriesPart.from_document(part),
                 without_memories={str(n): str(text) for n, text in (document.get("without_memories") or {}).items()},
+                memories_omitted={str(n): str(text) for n, text in (document.get("memories_omitted") or {}).items()},
                 time_zone=str(document.get("time_zone", "")),
             )
         except WireError:
@@ -304,6 +347,12 @@ def relocate(part: Part, *, system_id: str, upload: str, origin: Origin, carried
     """Return the part of another upload with the same bytes. The `etag` of its object is not known yet."""
     key = naming.object_key(system_id, upload, naming.object_name(part.name))
     return replace(part, key=key, origin=origin, carried_from=carried_from, etag="")
+
+
+def _check_databases(names: Iterable[str]) -> None:
+    for name in names:
+        if database_of(main_name(name)) != name:
+            raise WireError(f"memories: {name!r} is not a database")
 
 
 def _counts(tables: Mapping[str, object]) -> Rows:

@@ -14,6 +14,7 @@ from agent.domain.errors import NamingError
 
 MANIFEST_NAME = "manifest.json"
 MEMORIES_NAME = "memories.json"
+GZIPPED_MEMORIES_NAME = f"{MEMORIES_NAME}.gz"
 OWNER_NAME = "owner.json"
 MAX_GENERATED_ID = 84
 """Maximum length of a generated system ID: Akosha accepts upload IDs of 100 characters, including the time."""
@@ -151,9 +152,9 @@ def manifest_key(system_id: str, upload: str) -> str:
     return object_key(system_id, upload, MANIFEST_NAME)
 
 
-def memories_key(system_id: str, upload: str) -> str:
-    """Return the key of an upload's memories."""
-    return object_key(system_id, upload, MEMORIES_NAME)
+def memories_key(system_id: str, upload: str, *, gzipped: bool) -> str:
+    """Return the key of an upload's memories: memories.json, or memories.json.gz."""
+    return object_key(system_id, upload, GZIPPED_MEMORIES_NAME if gzipped else MEMORIES_NAME)
 
 
 def ingest_subject(system_id: str, outcome: str) -> str:

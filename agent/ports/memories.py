@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from agent.domain.delivery_state import Target
+from agent.domain.manifest import Compression
 from agent.domain.memories import Kind, Memory, RowState
 
 
@@ -184,7 +185,10 @@ class MemoryLedger(Protocol):
         ...
 
     async def stage(self, target: Target, upload_id: str, batch: Collection[RowState]) -> None:
-        """Record rows in an upload's memories.json. They become delivered when the upload is delivered or adopted."""
+        """Record rows that an upload has and the target lacked: in its memories.json, or in a database of `base_of`.
+
+        They become delivered when the upload is delivered or adopted.
+        """
         ...
 
     async def unstage(self, target: Target) -> None:
@@ -192,16 +196,18 @@ class MemoryLedger(Protocol):
         ...
 
     async def bases(self, target: Target) -> Mapping[str, str]:
-        """Return database -> the last delivered upload whose memories.json covers the database."""
+        """Return database -> the last delivered upload that is a base of the database (`Manifest.base_of`)."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenMemories:
-    """The size, the SHA-256 and the number of memories of a finished memories.json."""
+    """A finished memories.json: `raw_size` and `sha256` are those of the uncompressed JSON, `count` its memories."""
 
-    size: int
+    raw_size: int
+    stored_size: int
     sha256: str
+    compression: Compression
     count: int
 
 
@@ -221,12 +227,15 @@ class MemoriesDraft(Protocol):
         ...
 
     def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the finished file's bytes in pieces of bounded size. Raises StateError if it cannot be read."""
+        """Yield the `stored_size` bytes of the finished file, in pieces of bounded size.
+
+        Raises StateError if it cannot be read.
+        """
         ...
 
 
 class MemoriesFile(Protocol):
-    """Writes and reads memories.json, in the format of Akosha's ingestion."""
+    """Writes and reads memories.json, in the format of Akosha's ingestion. It may be compressed while it is written."""
 
     def write(self, system_id: str) -> AbstractAsyncContextManager[MemoriesDraft]:
         """Create a file for the memories of a system, which is removed when the block ends. Raises SnapshotError.
@@ -236,7 +245,7 @@ class MemoriesFile(Protocol):
         ...
 
     def open(self, path: Path, system_id: str) -> MemorySource:
-        """Return the memories in a file of that system, equal to those that were added.
+        """Return the memories in an uncompressed file of that system, equal to those that were added.
 
         `pages` raises WireError for a file that `write` cannot have written.
         """

@@ -11,12 +11,11 @@ from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain import naming
 from agent.domain.errors import StateError
-from agent.domain.manifest import MemoriesPart
 from agent.ports import HeldMemory, MemoryCounts
 from tests.support.clock import ManualClock
 from tests.support.ledger import without_fsync
 from tests.support.memories import seen
-from tests.support.values import NOON, OTHER_TARGET, SYSTEM, TARGET, intent, manifest, sha256, succeeded, upload_id
+from tests.support.values import NOON, OTHER_TARGET, TARGET, intent, manifest, memories_part, succeeded, upload_id
 
 LATER = NOON + timedelta(hours=1)
 PAGE = (seen(3), seen(1), seen(1, kind="reflection"), seen(1, kind="entity"), seen(2, embedded=False))
@@ -269,8 +268,7 @@ def manifest_with_memories(second, bases, *, parts=("reflection", "knowledge_gra
     without_memories = manifest(second, **dict.fromkeys(parts, second))
     if bases is None:
         return without_memories
-    key = naming.memories_key(SYSTEM, without_memories.upload_id)
-    return replace(without_memories, memories=MemoriesPart(key=key, size=9, sha256=sha256(key), count=1, bases=bases))
+    return replace(without_memories, memories=replace(memories_part(second), bases=bases))
 
 
 async def begin(handle, second):

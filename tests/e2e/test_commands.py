@@ -1,6 +1,5 @@
 """The commands on the command line: their output, its stream, and the exit status."""
 
-import json
 import os
 import pty
 import re
@@ -220,7 +219,7 @@ def test_session_buddys_own_databases_are_uploaded_with_all_rows(machine, state,
         assert counted["reflection"]["reflections_v2"] == reflections
         assert counted["knowledge_graph"]["kg_entities"] == entities
         assert counted["knowledge_graph"]["kg_relationships"] == relationships
-    memories = json.loads(machine.object(manifest["memories"]["key"]))["conversations"]
+    memories = machine.memories(manifest)
     assert manifest["conversation_count"] == len(memories) == conversations + reflections + entities + relationships
     assert all(part["verified"] for part in manifest["parts"])
     assert {part["storage_version"] for part in manifest["parts"]} == {STATES[state].storage_version}

@@ -130,7 +130,8 @@ def test_once_reads_memories_from_a_directory_or_from_the_databases(laptop, reac
     (first, second) = sorted((laptop.bucket / "systems/laptop/uploads").iterdir())
     for path in first.iterdir():
         path.unlink()
-    (second / "memories.json").write_bytes((second / "memories.json").read_bytes()[::-1])
+    damaged = second / "memories.json.gz"
+    damaged.write_bytes(damaged.read_bytes()[::-1])
     late = Machine(tmp_path / "late", cloud_endpoint=laptop.bucket.as_uri(), http_endpoint=akosha.url)
     late.set(http_token=akosha.token)
     assert "memories stored" in once(late)

@@ -39,7 +39,7 @@ CALLS: Mapping[str, tuple[type, str, Callable[..., bool]]] = {
     "graph": _put("knowledge_graph.duckdb"),
     "copy": (DirectoryStore, "copy", _any),
     "share": (Incoming, "share", _any),
-    "memories": _put("memories.json"),
+    "memories": _put("memories.json.gz"),
     "manifest": _put("manifest.json"),
     "publish": (NatsBus, "publish", lambda event: isinstance(event, SyncResult)),
     "ack": (JetStreamMessage, "ack", _any),

@@ -167,8 +167,8 @@ def cut_object(world):
 
 @contextmanager
 def missing_object(world):
-    with replaced(newest(world)[1] / "memories.json", None):
-        yield "memories.json is in the manifest, but not in the bucket"
+    with replaced(newest(world)[1] / "memories.json.gz", None):
+        yield "memories.json.gz is in the manifest, but not in the bucket"
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from tests.support.once import made_once
 pytest_plugins = ["tests.support.servers.fixtures"]
 
 SYSTEM = "laptop"
-OBJECTS = ["reflection.duckdb", "knowledge_graph.duckdb", "memories.json", "manifest.json"]
+OBJECTS = ["reflection.duckdb", "knowledge_graph.duckdb", "memories.json.gz", "manifest.json"]
 DATABASES = OBJECTS[:2]
 
 
@@ -237,14 +237,15 @@ async def test_a_deep_verification_finds_an_invalid_database_with_correct_digest
 
 async def test_a_deep_verification_finds_invalid_memories_with_a_correct_digest(kept, tmp_path):
     text = b'{"conversations": "none"}'
+    stored = gzip.compress(text)
     memories = json.loads(kept.data("manifest.json"))["memories"]
-    memories |= {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    memories |= {"size": len(text), "stored_size": len(stored), "sha256": hashlib.sha256(text).hexdigest()}
     kept.change_manifest(memories=memories)
     document = json.loads(kept.data("manifest.json"))
     kept.write(Manifest.decode(json.dumps(document).encode()).encode())
-    kept.store.objects[kept.key("memories.json")] = text, {}
+    kept.store.objects[kept.key("memories.json.gz")] = stored, {}
     found = await verifier_without_duckdb(kept, tmp_path).deep(kept.upload)
-    assert set(found.problems) == {"memories.json"}
+    assert set(found.problems) == {"memories.json.gz"}
 
 
 @pytest.mark.parametrize("call", ["get", "head"])
@@ -267,10 +268,10 @@ async def test_a_limited_deep_verification_names_what_it_did_not_download(kept, 
     sizes = {part.database: part.stored_size for part in kept.manifest.parts}
     kept.change("reflection.duckdb", flip_bit(kept.data("reflection.duckdb"), 4321))
     found = await verifier.deep(kept.upload, most_bytes=sizes["knowledge_graph"])
-    assert (found.whole, found.left_out) == (True, ("reflection", "memories.json"))
+    assert (found.whole, found.left_out) == (True, ("reflection", "memories.json.gz"))
     found = await verifier.deep(kept.upload, most_bytes=sum(sizes.values()))
-    assert (set(found.problems), found.left_out) == ({"reflection.duckdb"}, ("memories.json",))
-    found = await verifier.deep(kept.upload, most_bytes=sum(sizes.values()) + kept.manifest.memories.size)
+    assert (set(found.problems), found.left_out) == ({"reflection.duckdb"}, ("memories.json.gz",))
+    found = await verifier.deep(kept.upload, most_bytes=sum(sizes.values()) + kept.manifest.memories.stored_size)
     assert (set(found.problems), found.left_out) == ({"reflection.duckdb"}, ())
 
 
@@ -298,10 +299,10 @@ async def test_damage_is_found_in_every_kind_of_store(request, made, kept, tmp_p
         assert set((await verifier.shallow(kept.upload)).problems) == ({name} if kind == "directory" else set())
         assert set((await verifier.deep(kept.upload)).problems) == {name}
         await put(store, kept.key(name), *made[kept.key(other)])
-        await put(store, kept.key("memories.json"), b"{}", made[kept.key("memories.json")][1])
+        await put(store, kept.key("memories.json.gz"), b"{}", made[kept.key("memories.json.gz")][1])
         await store.delete([kept.key(other)])
         found = await verifier.shallow(kept.upload)
-        assert set(found.problems) == {name, other, "memories.json"}
+        assert set(found.problems) == {name, other, "memories.json.gz"}
         assert set((await verifier.deep(kept.upload)).problems) == set(found.problems)
     finally:
         await store.aclose()

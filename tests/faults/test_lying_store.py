@@ -31,7 +31,7 @@ async def keys(store):
     return {item.key.rpartition("/")[2] async for item in store.list(PREFIX)}
 
 
-@pytest.mark.parametrize("name", ["reflection.duckdb", "memories.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["reflection.duckdb", "memories.json.gz", "manifest.json"])
 async def test_an_object_that_the_store_lost_after_a_200_is_sent_again(rig, proxy, proxied, no_confirm_wait, name):
     rig.store = proxied()
     proxy.on("put_object", ending(name, swallow()), times=None)
@@ -56,12 +56,12 @@ async def test_an_object_missing_from_a_listing_is_checked_with_head(rig, proxy,
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
     requests = [(request.method, request.path.rpartition("/")[2]) for request in proxy.requests]
-    files = ["knowledge_graph.duckdb", "manifest.json", "memories.json", "reflection.duckdb"]
+    files = ["knowledge_graph.duckdb", "manifest.json", "memories.json.gz", "reflection.duckdb"]
     assert sorted(name for method, name in requests if method == "PUT" and name != "owner.json") == files
     assert sorted(name for method, name in requests if method == "HEAD" and name != "owner.json") == files
 
 
-@pytest.mark.parametrize("name", ["reflection.duckdb", "memories.json"])
+@pytest.mark.parametrize("name", ["reflection.duckdb", "memories.json.gz"])
 async def test_an_object_that_the_store_has_changed_fails_the_upload_and_is_sent_again(
     rig, proxy, proxied, no_confirm_wait, name
 ):

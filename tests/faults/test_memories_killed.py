@@ -1,11 +1,10 @@
-"""Kills (SIGKILL) around memories.json: each upload has the rows that are new since its base, and no row is in two.
+"""Kills (SIGKILL) around memories.json.gz: each upload has the rows that are new since its base, and no row is in two.
 
 This file is also a program that kills itself at a named point:
 
     python tests/faults/test_memories_killed.py POINT [options of `sync`]
 """
 
-import json
 import signal
 import sqlite3
 import sys
@@ -22,8 +21,8 @@ from tests.support.machine import Machine
 
 pytestmark = pytest.mark.long
 
-POINTS = ("memories.json:before", "memories.json:after", "manifest.json:after")
-CHANGED_SINCE = "memories.json:after"
+POINTS = ("memories.json.gz:before", "memories.json.gz:after", "manifest.json:after")
+CHANGED_SINCE = "memories.json.gz:after"
 """After a kill at this point, the databases change before the next sync, which abandons the unfinished upload."""
 
 
@@ -54,9 +53,7 @@ def test_after_kills_each_state_of_a_row_is_in_one_upload(tmp_path):
         *(one["upload_id"] for one in manifests[:-1]),
     ]
     uploaded = Counter(
-        (entry["metadata"]["original_id"], entry["content"])
-        for one in manifests
-        for entry in json.loads(machine.object(one["memories"]["key"]))["conversations"]
+        (entry["metadata"]["original_id"], entry["content"]) for one in manifests for entry in machine.memories(one)
     )
     last = next(sessions) - 1
     now = {(f"s{n}-0", f"said in {n}") for n in range(last + 1)} | {(f"s{last}-1", f"said in {last}")}

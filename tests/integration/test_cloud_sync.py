@@ -109,8 +109,19 @@ class Rig:
 
     def memories(self, manifest: Manifest) -> list[str]:
         """Return the IDs of the rows in the upload's memories.json."""
-        entries = json.loads(self.bucket.objects[manifest.memories.key][0])["conversations"]
-        return [entry["metadata"]["original_id"] for entry in entries]
+        return [entry["metadata"]["original_id"] for entry in self.entries(manifest)]
+
+    def entries(self, manifest: Manifest) -> list[dict]:
+        """Return the entries of the upload's memories.json."""
+        data, metadata = self.bucket.objects[manifest.memories.key]
+        assert metadata == manifest.memories.metadata
+        assert len(data) == manifest.memories.stored_size
+        raw = gzip.decompress(data) if manifest.memories.compression == "gzip" else data
+        assert len(raw) == manifest.memories.raw_size
+        assert hashlib.sha256(raw).hexdigest() == manifest.memories.sha256
+        entries = json.loads(raw)["conversations"]
+        assert len(entries) == manifest.memories.count
+        return entries
 
     @property
     def objects(self) -> set[str]:
@@ -129,11 +140,7 @@ class Rig:
         """Assert that every part of every upload exists and has the size and digest in its manifest."""
         for manifest in self.manifests:
             if manifest.memories:
-                data, metadata = self.bucket.objects[manifest.memories.key]
-                assert metadata == manifest.memories.metadata
-                assert hashlib.sha256(data).hexdigest() == manifest.memories.sha256
-                assert len(data) == manifest.memories.size
-                assert len(json.loads(data)["conversations"]) == manifest.memories.count
+                self.entries(manifest)
             for part in manifest.parts:
                 data, metadata = self.bucket.objects[part.key]
                 assert metadata == part.metadata
@@ -185,7 +192,7 @@ async def test_an_unchanged_database_is_copied_by_the_store(rig):
     result = await rig.sync()
     assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "copied", "reflection.duckdb": "sent"}
     newest = rig.manifests[-1]
-    assert result.bytes_transferred == newest.of("reflection")[0].stored_size + newest.memories.size
+    assert result.bytes_transferred == newest.of("reflection")[0].stored_size + newest.memories.stored_size
     rig.assert_complete()
 
 
@@ -768,7 +775,7 @@ async def test_memories_of_session_buddys_own_databases(memory_rig):
         path.unlink()
     shutil.copytree(REAL / "closed", memory_rig.data, dirs_exist_ok=True)
     await memory_rig.sync()
-    entries = json.loads(memory_rig.bucket.objects[memory_rig.manifests[0].memories.key][0])["conversations"]
+    entries = memory_rig.entries(memory_rig.manifests[0])
     kinds = [entry["metadata"]["type"] for entry in entries]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         "conversation": 200,
@@ -821,7 +828,7 @@ async def test_memories_count_as_delivered_if_the_sync_is_cancelled_after_the_ma
 
 
 async def test_memories_do_not_count_as_delivered_if_the_sync_is_cancelled_before_the_manifest(memory_rig):
-    await cancelled_at(memory_rig, "put", "memories.json")
+    await cancelled_at(memory_rig, "put", "memories.json.gz")
     assert memory_rig.manifests == []
     unfinished = memory_rig.store.keys("put")[-1]
     result = await memory_rig.sync()
@@ -831,8 +838,32 @@ async def test_memories_do_not_count_as_delivered_if_the_sync_is_cancelled_befor
     memory_rig.assert_complete()
 
 
+@pytest.mark.parametrize("markers", [False, True])
+async def test_a_resumed_upload_has_its_memories_once_if_their_format_changed_meanwhile(memory_rig, markers):
+    """Another version, or `akosha_ingestion_markers`, writes them under another name."""
+    memory_rig.settings["ingestion_markers"] = not markers
+    await cancelled_at(memory_rig, "put", "/memories.json.gz" if markers else "/memories.json")
+    memory_rig.settings["ingestion_markers"] = markers
+    assert isinstance(await memory_rig.sync(), SyncSucceeded)
+    (manifest,) = memory_rig.manifests
+    assert manifest.memories.key.endswith("/memories.json" if markers else "/memories.json.gz")
+    prefix = f"{PREFIX}{manifest.upload_id}/"
+    expected = {*manifest.keys, manifest.key} | ({prefix, f"{prefix}/memories.json"} if markers else set())
+    assert {key for key in memory_rig.objects if key.startswith(prefix)} == expected
+    memory_rig.assert_complete()
+
+
+async def test_what_an_earlier_attempt_left_may_stay_if_it_cannot_be_removed(memory_rig):
+    memory_rig.settings["ingestion_markers"] = True
+    await cancelled_at(memory_rig, "put", "/memories.json")
+    memory_rig.settings["ingestion_markers"] = False
+    memory_rig.store.fail("delete", NotPermitted("403"), times=9)
+    assert isinstance(await memory_rig.sync(), SyncSucceeded)
+    assert (await verified(memory_rig, memory_rig.manifests[0].upload_id)).whole
+
+
 async def test_an_upload_that_is_outdated_by_a_change_delivers_none_of_its_memories(memory_rig):
-    await cancelled_at(memory_rig, "put", "memories.json")
+    await cancelled_at(memory_rig, "put", "memories.json.gz")
     memory_rig.remember("lunch")
     await memory_rig.sync()
     (only,) = memory_rig.manifests
@@ -843,7 +874,7 @@ async def test_an_upload_that_is_outdated_by_a_change_delivers_none_of_its_memor
 
 async def test_an_upload_fails_if_its_memories_cannot_be_uploaded(rig):
     rig.verify = True
-    rig.store.fail("put", StoreError("403"), key="memories.json")
+    rig.store.fail("put", StoreError("403"), key="memories.json.gz")
     assert isinstance(await rig.sync(), SyncFailed)
     assert rig.manifests == []
 
@@ -961,8 +992,8 @@ async def test_progress_counts_the_uncompressed_bytes_of_its_total(tmp_path, mon
     (manifest,) = [
         Manifest.decode(data) for key, (data, _) in rig.bucket.objects.items() if key.endswith("/manifest.json")
     ]
-    assert total == sum(part.raw_size for part in manifest.parts) + manifest.memories.size
-    assert (sent.bytes_transferred < total) == compressed
+    assert total == sum(part.raw_size for part in manifest.parts) + manifest.memories.raw_size
+    assert sent.bytes_transferred == manifest.stored_bytes
     rig.commit()
     await rig.sync()
     name, total, counts = phases[-1]

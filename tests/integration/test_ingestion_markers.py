@@ -23,7 +23,12 @@ MIB = 2**20
 
 
 def upload(second: int = 20) -> Manifest:
-    part = replace(memories_part(second, reflection=None), size=len(BODY), sha256=hashlib.sha256(BODY).hexdigest())
+    part = replace(
+        memories_part(second, gzipped=False, reflection=None),
+        raw_size=len(BODY),
+        stored_size=len(BODY),
+        sha256=hashlib.sha256(BODY).hexdigest(),
+    )
     return replace(manifest(second), memories=part)
 
 
@@ -75,9 +80,10 @@ async def test_a_store_that_cannot_copy_gets_the_bytes_again():
     assert raw_store.objects[keys_of(upload())[1]] == (BODY, upload().memories.metadata)
 
 
-async def test_without_memories_there_is_nothing_to_copy():
+@pytest.mark.parametrize("memories", [None, memories_part(20, reflection=None)], ids=["none", "gzip"])
+async def test_without_memories_that_akosha_can_read_there_is_nothing_to_copy(memories):
     raw_store = MemoryStore()
-    without = replace(upload(), memories=None)
+    without = replace(upload(), memories=memories)
     await put(raw_store, without.key, without.encode(), {})
     assert await mark(raw_store, without) == []
     assert raw_store.objects.keys() == {without.key, *keys_of(without)[::2]}

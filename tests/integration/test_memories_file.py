@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -21,18 +22,26 @@ from tests.support.memories import CREATED, embedding, memory
 SYSTEM = "laptop"
 
 
-@pytest.fixture
-def file(tmp_path) -> JsonMemoriesFile:
-    return JsonMemoriesFile(tmp_path / "staging")
+@pytest.fixture(params=["gzip", "none"])
+def file(tmp_path, request) -> JsonMemoriesFile:
+    return JsonMemoriesFile(tmp_path / "staging", request.param)
 
 
-async def written(file: JsonMemoriesFile, memories, path=None):
-    """Write memories. Return the bytes of the file and the result of `finish`."""
+async def stored(file: JsonMemoriesFile, memories):
+    """Write memories. Return the stored bytes and the result of `finish`."""
     async with file.write(SYSTEM) as draft:
         for item in memories:
             await draft.add(item)
         summary = await draft.finish()
-        data = b"".join([piece async for piece in draft.stream()])
+        return b"".join([piece async for piece in draft.stream()]), summary
+
+
+async def written(file: JsonMemoriesFile, memories, path=None):
+    """Write memories, and the uncompressed bytes to `path`. Return these bytes and the result of `finish`."""
+    data, summary = await stored(file, memories)
+    assert summary.stored_size == len(data)
+    if summary.compression == "gzip":
+        data = gzip.decompress(data)
     if path is not None:
         path.write_bytes(data)
     return data, summary
@@ -50,7 +59,7 @@ async def read(path, system=SYSTEM) -> list[Memory]:
 async def test_the_file_is_the_json_that_akosha_ingests(file):
     one, other = memory(1, project="akosha"), memory(2, kind="entity", embedded=False, created_at=None)
     data, summary = await written(file, [one, other])
-    assert (summary.size, summary.sha256, summary.count) == (len(data), hashlib.sha256(data).hexdigest(), 2)
+    assert (summary.raw_size, summary.sha256, summary.count) == (len(data), hashlib.sha256(data).hexdigest(), 2)
     first, second = json.loads(data)["conversations"]
     assert first == {
         "id": memory_id(SYSTEM, one.row),
@@ -120,9 +129,21 @@ def test_memories_are_read_as_they_were_written(memories, page, tmp_path, monkey
     asyncio.run(round_trip())
 
 
-async def test_the_same_memories_give_the_same_bytes(file):
+async def test_the_same_memories_give_the_same_bytes(file, monkeypatch):
+    """Also if they are written at other moments: an object that an earlier attempt has sent is not sent again."""
     memories = [memory(number) for number in range(5)]
-    assert await written(file, memories) == await written(file, memories)
+    first = await stored(file, memories)
+    monkeypatch.setattr(memories_file, "_MOST_WAITING", 2)
+    monkeypatch.setattr("time.time", lambda: 1.0)
+    assert await stored(file, memories) == first
+
+
+async def test_compressed_memories_are_small_and_their_digest_is_that_of_the_json(tmp_path):
+    memories = [memory(number, text="the same words " * 20) for number in range(300)]
+    plain, gzipped = [await stored(JsonMemoriesFile(tmp_path, each), memories) for each in ("none", "gzip")]
+    assert gzip.decompress(gzipped[0]) == plain[0]
+    assert (gzipped[1].raw_size, gzipped[1].sha256) == (plain[1].raw_size, plain[1].sha256)
+    assert len(gzipped[0]) < len(plain[0]) / 2
 
 
 async def test_a_draft_has_no_name_so_that_none_can_be_left(file, tmp_path):

@@ -22,7 +22,7 @@ from typing import IO
 from agent.adapters.machine_id import machine_id
 from agent.domain.identity import Machine as HashedMachine, Owner
 from agent.settings.sources import variable
-from tests.support import constants, zygote
+from tests.support import constants, upload_contents, zygote
 from tests.support.files import files_in
 from tests.support.session_buddy import GRAPH, REFLECTION, create
 from tests.support.zygote import COMMAND
@@ -275,3 +275,7 @@ class Machine:
 
     def object(self, key: str) -> bytes:
         return (self.bucket / key).read_bytes()
+
+    def memories(self, manifest: dict) -> list[dict]:
+        """Return the entries of an upload's memories."""
+        return upload_contents.memories_of(manifest, self.object)

@@ -17,7 +17,7 @@ from agent.domain.databases import main_name
 from agent.domain.errors import SnapshotError
 from agent.domain.manifest import Manifest, MemoriesPart, Part
 from agent.domain.memories import Memory
-from agent.ports import ObjectStore, ignore_progress
+from agent.ports import ObjectStore, WrittenMemories, ignore_progress
 from tests.support.memories import memory
 from tests.support.memory_source import ListedMemories
 from tests.support.values import NOON
@@ -49,7 +49,7 @@ class Sender:
         without_memories: bool = False,
         **more: object,
     ) -> Manifest:
-        """Put the upload of that second: a database with `rows`, of which `new` (None: all) are in memories.json.
+        """Put the upload of that second: a database with `rows`, of which `new` (None: all) are in memories.json.gz.
 
         `base`: the second of the base upload. `spoiled`: name -> bytes to store instead of the object. `more` replaces
         fields of the manifest.
@@ -66,13 +66,13 @@ class Sender:
         )  # fmt: skip
         reported = None
         if not without_memories:
-            document = await self._document(memories)
+            document, written = await self._document(memories)
             reported = MemoriesPart(
-                key=naming.memories_key(self.system, upload), size=len(document),
-                sha256=hashlib.sha256(document).hexdigest(), count=len(memories),
-                bases={database: None if base is None else self.id(base)},
+                key=naming.memories_key(self.system, upload, gzipped=True), raw_size=written.raw_size,
+                stored_size=written.stored_size, sha256=written.sha256, compression=written.compression,
+                count=written.count, bases={database: None if base is None else self.id(base)},
             )  # fmt: skip
-            await self._put(reported.key, spoiled.get("memories.json", document))
+            await self._put(reported.key, spoiled.get("memories.json.gz", document))
         await self._put(part.key, spoiled.get(name, stored))
         manifest = replace(
             Manifest(
@@ -92,12 +92,12 @@ class Sender:
 
         await self.store.put(key, body(), metadata={}, part_bytes=2**23, progress=ignore_progress)
 
-    async def _document(self, memories: Sequence[Memory]) -> bytes:
+    async def _document(self, memories: Sequence[Memory]) -> tuple[bytes, WrittenMemories]:
         async with JsonMemoriesFile(self.scratch).write(self.system) as draft:
             for each in memories:
                 await draft.add(each)
-            await draft.finish()
-            return b"".join([piece async for piece in draft.stream()])
+            written = await draft.finish()
+            return b"".join([piece async for piece in draft.stream()]), written
 
     async def _gzipped(self, raw: bytes) -> bytes:
         self.scratch.mkdir(exist_ok=True)

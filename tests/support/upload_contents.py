@@ -25,12 +25,22 @@ def unpack(manifest: dict, fetch: Callable[[str], bytes], folder: Path) -> Path:
         (folder / part["name"]).write_bytes(raw)
     sizes = [part["stored_size"] for part in manifest["parts"]]
     if memories := manifest["memories"]:
-        stored = fetch(memories["key"])
-        assert (len(stored), hashlib.sha256(stored).hexdigest()) == (memories["size"], memories["sha256"])
-        assert len(json.loads(stored)["conversations"]) == memories["count"] == manifest["conversation_count"]
-        sizes.append(len(stored))
+        assert len(memories_of(manifest, fetch)) == manifest["conversation_count"]
+        sizes.append(memories.get("stored_size", memories["size"]))
     assert manifest["total_size_bytes"] == sum(sizes)
     return folder
+
+
+def memories_of(manifest: dict, fetch: Callable[[str], bytes]) -> list[dict]:
+    """Return the entries of the upload's memories; assert that size and digest match the manifest."""
+    memories = {"stored_size": manifest["memories"]["size"], "compression": "none", **manifest["memories"]}
+    stored = fetch(memories["key"])
+    assert len(stored) == memories["stored_size"]
+    raw = gzip.decompress(stored) if memories["compression"] == "gzip" else stored
+    assert (len(raw), hashlib.sha256(raw).hexdigest()) == (memories["size"], memories["sha256"])
+    entries = json.loads(raw)["conversations"]
+    assert len(entries) == memories["count"]
+    return entries
 
 
 def rows(folder: Path) -> dict[str, dict[str, int]]:

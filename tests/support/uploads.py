@@ -1,5 +1,6 @@
 """Creates small complete uploads, as objects or in a store."""
 
+import gzip
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -54,8 +55,8 @@ def objects_of(
             )
         )
     memories = b'{"conversations": []}'
-    key = naming.memories_key(system_id, upload)
-    objects[key] = memories
+    key = naming.memories_key(system_id, upload, gzipped=True)
+    objects[key] = gzip.compress(memories, mtime=0)
     manifest = Manifest(
         system_id=system_id,
         upload_id=upload,
@@ -66,8 +67,10 @@ def objects_of(
         parts=tuple(parts),
         memories=MemoriesPart(
             key=key,
-            size=len(memories),
+            raw_size=len(memories),
+            stored_size=len(objects[key]),
             sha256=hashlib.sha256(memories).hexdigest(),
+            compression="gzip",
             count=0,
             bases=dict.fromkeys(databases) | dict(bases or {}),
         ),
@@ -101,8 +104,6 @@ async def uploads_in(store: ObjectStore, system_id: str = values.SYSTEM) -> tupl
     for upload in complete:
         data = b"".join([piece async for piece in store.get(naming.manifest_key(system_id, upload))])
         manifest = Manifest.decode(data)
-        reported = {part.key: part.stored_size for part in manifest.parts} | {
-            manifest.memories.key: manifest.memories.size
-        }
+        reported = {each.key: each.stored_size for each in manifest.objects}
         assert reported.items() <= found[upload].items(), f"{upload} has a manifest and is incomplete"
     return sorted(complete, reverse=True), sorted(set(found) - set(complete), reverse=True)

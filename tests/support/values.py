@@ -63,12 +63,14 @@ def parts(database: str, generation: int = 0, *, second: int = 0, origin: Origin
     )
 
 
-def memories_part(second: int = 0, *, count: int = 3, **bases: int | None) -> MemoriesPart:
+def memories_part(second: int = 0, *, count: int = 3, gzipped: bool = True, **bases: int | None) -> MemoriesPart:
     """Return the memories part of the upload of that second; `bases`: database=second of its base, or None."""
     return MemoriesPart(
-        key=naming.memories_key(SYSTEM, upload_id(second)),
-        size=1_000 * count,
+        key=naming.memories_key(SYSTEM, upload_id(second), gzipped=gzipped),
+        raw_size=1_000 * count,
+        stored_size=(400 if gzipped else 1_000) * count,
         sha256=sha256(f"memories {second} {count}"),
+        compression="gzip" if gzipped else "none",
         count=count,
         bases={name: None if base is None else upload_id(base) for name, base in bases.items()},
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import hashlib
 import shutil
 from collections.abc import Sequence
 from contextlib import asynccontextmanager, suppress
@@ -297,7 +296,7 @@ async def test_an_upload_pruned_while_read_is_skipped_for_a_newer_one(setup):
     second = await setup.laptop.upload(1, [1, 2], new=[2], base=0)
     setup.store = PrunedWhenRead(setup.bucket, first.key, setup.clock)
     async with setup.running():
-        await setup.until(lambda: setup.fetched(f"{first.upload_id}/memories.json") and setup.clock.sleepers == 2)
+        await setup.until(lambda: setup.fetched(f"{first.upload_id}/memories.json.gz") and setup.clock.sleepers == 2)
         await setup.clock.advance(31)
         await setup.until(lambda: setup.akosha.of() == [1, 2] and len(setup.bus.published) == 2)
     assert setup.reader.opened == [[1, 2]], "without the base, the database is read"
@@ -325,7 +324,7 @@ class PrunedWhenRead(FaultyStore):
     [
         ({"manifest.json": b"{}"}, "not a manifest"),
         ({"manifest.json": b" " * (16 * 2**20 + 1)}, "larger than any manifest"),
-        ({"memories.json": b"x" * 100_000}, "larger than the"),
+        ({"memories.json.gz": b"x" * 100_000}, "larger than the"),
     ],
 )
 async def test_a_permanent_defect_is_refused_at_once_and_the_next_upload_ingested(setup, spoiled, reason):
@@ -364,10 +363,11 @@ async def test_a_manifest_of_another_system_or_with_foreign_keys_is_refused(setu
 
 async def test_memories_that_claim_another_system_are_refused(setup):
     stranger = Sender(setup.store, setup.laptop.scratch, system="stranger-2")
-    document = await stranger._document([memory(9)])
+    document, written = await stranger._document([memory(9)])
     manifest = await setup.laptop.upload(0, [1])
-    recorded = replace(manifest.memories, size=len(document), sha256=hashlib.sha256(document).hexdigest())
-    await setup.laptop.upload(0, [1], memories=recorded, spoiled={"memories.json": document})
+    sizes = {"raw_size": written.raw_size, "stored_size": written.stored_size}
+    recorded = replace(manifest.memories, **sizes, sha256=written.sha256)
+    await setup.laptop.upload(0, [1], memories=recorded, spoiled={"memories.json.gz": document})
     summary = await setup.once()
     assert (summary.outcomes[LAPTOP].refused, setup.akosha.rows) == (1, {})
 
@@ -383,9 +383,20 @@ async def test_a_gzip_bomb_is_stopped_at_the_size_in_the_manifest(setup):
     assert "unpacks to more than the 4 bytes" in event.error
 
 
+async def test_memories_that_are_a_gzip_bomb_are_stopped_at_the_size_in_the_manifest(setup):
+    bomb = gzip.compress(b"0" * 4_000_000)
+    recorded = (await setup.laptop.upload(0, [1, 2])).memories
+    claimed = replace(recorded, stored_size=len(bomb))
+    await setup.laptop.upload(0, [1, 2], memories=claimed, spoiled={"memories.json.gz": bomb})
+    await setup.once()
+    (event,) = setup.bus.published
+    assert f"unpacks to more than the {recorded.raw_size} bytes" in event.error
+    assert (event.retry_at, setup.akosha.rows) == (None, {})
+
+
 async def test_sizes_in_a_manifest_are_limited(setup):
     manifest = await setup.laptop.upload(0, [1])
-    await setup.laptop.upload(0, [1], memories=replace(manifest.memories, size=9 * 2**30))
+    await setup.laptop.upload(0, [1], memories=replace(manifest.memories, raw_size=9 * 2**30))
     (part,) = (await setup.laptop.upload(1, [1, 2], without_memories=True)).parts
     parts = (replace(part, raw_size=65 * 2**30),)
     await setup.laptop.upload(1, [1, 2], without_memories=True, parts=parts)
@@ -404,9 +415,9 @@ async def test_a_full_disk_is_retried(setup, monkeypatch):
     assert event.retry_at is not None
 
 
-@pytest.mark.parametrize("name", ["memories.json", "reflection.duckdb"])
+@pytest.mark.parametrize("name", ["memories.json.gz", "reflection.duckdb"])
 async def test_an_incomplete_object_is_retried(setup, name):
-    delta = name == "memories.json"
+    delta = name == "memories.json.gz"
     manifest = await setup.laptop.upload(0, [1, 2], without_memories=not delta)
     (key,) = [key for key in setup.bucket.objects if key.endswith(name)]
     complete = setup.bucket.objects[key]
@@ -510,7 +521,7 @@ async def test_a_stalled_system_does_not_block_others(setup):
     slow = Sender(setup.store, setup.laptop.scratch, system="slow")
     await slow.upload(0, [1])
     await setup.laptop.upload(0, [1])
-    reached = setup.store.stall("get", key=f"{slow.id(0)}/memories.json", times=99)
+    reached = setup.store.stall("get", key=f"{slow.id(0)}/memories.json.gz", times=99)
     async with setup.running():
         await reached.wait()
         await setup.until(lambda: setup.bus.published)
@@ -607,7 +618,7 @@ async def test_one_broken_system_does_not_affect_more_systems_than_turns(setup):
     senders = [Sender(setup.store, setup.laptop.scratch, system=f"s-{number}") for number in range(9)]
     for number, sender in enumerate(senders):
         await sender.upload(0, [number])
-    setup.store.fail("get", StoreError("503", transient=True), key=f"{senders[3].id(0)}/memories.json", times=99)
+    setup.store.fail("get", StoreError("503", transient=True), key=f"{senders[3].id(0)}/memories.json.gz", times=99)
     summary = await setup.once()
     assert (list(summary.failures), len(summary.outcomes), summary.success) == (["s-3"], 8, False)
 

@@ -19,6 +19,7 @@ FULL = replace(
     incomplete={"knowledge_graph": "it was too busy"},
     memories=memories_part(20, count=7, reflection=10),
     without_memories={"knowledge_graph_x": "made by a newer DuckDB"},
+    memories_omitted={"knowledge_graph_y": "there is no base upload"},
     time_zone="Europe/Vienna",
 )
 
@@ -54,6 +55,7 @@ def test_a_manifest_with_any_names_and_reasons_is_decoded_unchanged(names, rows,
         incomplete=dict.fromkeys(databases, reason),
         memories=memories_part(**dict.fromkeys(databases)),
         without_memories=dict.fromkeys(databases, reason),
+        memories_omitted={"reflection": reason},
     )
     assert Manifest.decode(given_manifest.encode()) == given_manifest
 
@@ -93,13 +95,20 @@ def parts_of(*databases: str) -> tuple[Part, ...]:
     return tuple(part for database in databases for part in parts(database, second=20))
 
 
+UNCOMPRESSED = replace(
+    FULL,
+    parts=tuple(replace(part, compression="none") for part in FULL.parts),
+    memories=memories_part(20, gzipped=False, reflection=10),
+)
+
 KINDS = {
     "full": FULL,
     "first": replace(FULL, memories=memories_part(20, reflection=None, knowledge_graph=None)),
     "nothing new": replace(FULL, memories=memories_part(20, count=0, reflection=10)),
     "without memories": replace(FULL, memories=None, without_memories={"reflection": "it is locked"}),
     "carried": manifest(20, reflection=(1, "carried"), knowledge_graph=(1, "copied")),
-    "uncompressed": replace(FULL, parts=tuple(replace(part, compression="none") for part in FULL.parts)),
+    "omitted": replace(FULL, memories=None, memories_omitted={"reflection": "there is no base upload"}),
+    "uncompressed": UNCOMPRESSED,
     "huge": replace(
         FULL,
         parts=tuple(replace(part, stored_size=MAX_TOTAL_BYTES) for part in FULL.parts),
@@ -121,21 +130,20 @@ def test_a_manifest_satisfies_akoshas_schema_and_is_decoded_unchanged(of):
     found = document(of)
     check_akoshas_rules(found, now=of.uploaded_at)
     assert Manifest.decode(of.encode()) == of
-    names = {part.key.rpartition("/")[2] for part in of.parts} | ({"memories.json"} if of.memories else set())
+    names = {part.key.rpartition("/")[2] for part in of.objects}
     assert set(found["files"]) == names
     assert len(found["files"]) == len(names)
 
 
 def test_the_total_size_is_the_sum_of_all_objects_up_to_akoshas_limit():
-    assert document()["total_size_bytes"] == sum(part.stored_size for part in FULL.parts) + FULL.memories.size
+    assert document()["total_size_bytes"] == sum(part.stored_size for part in FULL.parts) + FULL.memories.stored_size
     assert document(KINDS["huge"])["total_size_bytes"] == MAX_TOTAL_BYTES
 
 
 def test_compressed_and_its_format_are_both_present_or_both_absent():
-    plain = replace(FULL, parts=tuple(replace(part, compression="none") for part in FULL.parts))
-    assert {"compressed", "compression_format"}.isdisjoint(document(plain))
-    mixed = replace(FULL, parts=(replace(FULL.parts[0], compression="none"), *FULL.parts[1:]))
-    assert {"compressed", "compression_format"} <= document(mixed).keys()
+    assert {"compressed", "compression_format"}.isdisjoint(document(UNCOMPRESSED))
+    for mixed in (replace(UNCOMPRESSED, parts=FULL.parts), replace(UNCOMPRESSED, memories=FULL.memories)):
+        assert {"compressed", "compression_format"} <= document(mixed).keys()
 
 
 def test_file_names_are_plain_for_any_graph_name():
@@ -147,7 +155,21 @@ def test_file_names_are_plain_for_any_graph_name():
 def test_the_conversation_count_is_the_number_of_memories_up_to_akoshas_limit(memories, count):
     counted = replace(FULL, memories=memories_part(20, count=memories))
     assert document(counted)["conversation_count"] == count
-    assert document(replace(FULL, memories=None))["conversation_count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "count"),
+    [
+        ({}, 0),
+        ({"knowledge_graph": {"kg_entities": 7}}, 0),
+        ({"reflection": {"conversations_v2": 5, "conversations": 3, "reflections_v2": 2}}, 5),
+        ({"reflection": {"conversations": 3}, "knowledge_graph_x": {"conversations_v2": 4}}, 7),
+        ({"reflection": {"conversations_v2": MAX_CONVERSATIONS + 5}}, MAX_CONVERSATIONS),
+    ],
+)
+def test_without_memories_the_conversation_count_is_that_of_the_databases(rows, count):
+    assert document(replace(FULL, memories=None, rows=rows))["conversation_count"] == count
+    assert document(replace(FULL, memories=memories_part(20, count=1), rows=rows))["conversation_count"] == 1
 
 
 def test_the_checksum_is_over_a_sha256sum_listing_in_key_order():
@@ -165,7 +187,7 @@ def test_the_key_has_the_prefix_of_the_upload_and_parts_are_found_by_database():
     assert FULL.of("reflection") == FULL.parts[:2]
     assert FULL.of("nothing") == ()
     assert FULL.digests(["reflection"]) == {part.name: part.sha256 for part in FULL.parts[:2]}
-    assert FULL.stored_bytes == sum(part.stored_size for part in FULL.parts) + FULL.memories.size
+    assert FULL.stored_bytes == sum(part.stored_size for part in FULL.parts) + FULL.memories.stored_size
     assert FULL.keys == (*(part.key for part in FULL.parts), FULL.memories.key)
     assert replace(FULL, memories=None).keys == FULL.keys[:-1]
 
@@ -258,13 +280,12 @@ def test_an_invalid_part_cannot_be_constructed(bad):
     [
         {"size": -1}, {"count": -1}, {"sha256": "A" * 64}, {"bases": {"../x": None}}, {"bases": {"other": None}},
         {"bases": {"reflection": "yesterday"}}, {"size": "5"}, {"count": True}, {"key": 5}, {"bases": []},
-        {"bases": {"reflection": 5}}, {"bases": None},
+        {"bases": {"reflection": 5}}, {"bases": None}, {"stored_size": -1}, {"stored_size": "5"},
+        {"compression": "zstd"}, {"compression": "none"}, {"compression": None},
     ],
     ids=str,
 )  # fmt: skip
 def test_memories_with_invalid_values_are_refused(bad):
-    with pytest.raises(WireError):
-        MemoriesPart.from_document(document()["memories"] | bad)
     with pytest.raises(WireError):
         Manifest.decode(damaged(memories=document()["memories"] | bad))
 
@@ -278,9 +299,11 @@ def test_a_manifest_without_etags_is_read_with_empty_etags():
 
 
 def test_memories_of_another_upload_or_with_fields_missing_are_refused():
-    with pytest.raises(WireError, match="is not the key of its memories"):
-        replace(FULL, memories=memories_part(21))
-    for name in document()["memories"].keys() - {"etag"}:
+    plain, gzipped = memories_part(20, gzipped=False), memories_part(20)
+    for other in (memories_part(21), replace(gzipped, key=plain.key), replace(plain, key=gzipped.key)):
+        with pytest.raises(WireError, match="is not the key of its memories"):
+            replace(FULL, memories=other)
+    for name in document()["memories"].keys() - {"etag", "stored_size", "compression"}:
         lacking = {key: value for key, value in document()["memories"].items() if key != name}
         with pytest.raises(WireError, match="incomplete"):
             MemoriesPart.from_document(lacking)
@@ -291,14 +314,35 @@ def test_memories_of_another_upload_or_with_fields_missing_are_refused():
 
 def test_a_manifest_of_a_version_without_memories_has_none():
     old = document()
-    for name in ("memories", "without_memories", "time_zone"):
+    for name in ("memories", "without_memories", "memories_omitted", "time_zone"):
         del old[name]
     found = Manifest.decode(json.dumps(old).encode())
-    assert (found.memories, found.without_memories, found.time_zone) == (None, {}, "")
+    assert (found.memories, found.without_memories, found.memories_omitted, found.time_zone) == (None, {}, {}, "")
 
 
-def test_the_metadata_of_the_memories_object_describes_it():
-    assert FULL.memories.metadata == {"sha256": FULL.memories.sha256, "size": "7000", "compression": "none"}
+def test_uncompressed_memories_have_the_fields_of_earlier_versions():
+    plain = memories_part(20, gzipped=False, reflection=10)
+    written = plain.to_document()
+    earlier = {name: written[name] for name in ("key", "size", "sha256", "count", "bases")}
+    assert earlier["size"] == plain.raw_size
+    assert MemoriesPart.from_document(earlier) == plain
+
+
+def test_omitted_memories_are_those_of_databases_that_the_memories_do_not_have():
+    omitted = {"knowledge_graph": "there is no base upload"}
+    assert replace(FULL, memories_omitted=omitted).base_of == {"knowledge_graph", "reflection"}
+    assert replace(FULL, memories=None, memories_omitted=omitted).base_of == {"knowledge_graph"}
+    assert replace(FULL, memories=None, memories_omitted={}).base_of == set()
+    with pytest.raises(WireError, match="the memories of 'reflection' are there and omitted"):
+        replace(FULL, memories_omitted={"reflection": "most rows are new"})
+    with pytest.raises(WireError, match="is not a database"):
+        Manifest.decode(damaged(memories_omitted={"../x": "most rows are new"}))
+
+
+@pytest.mark.parametrize("gzipped", [True, False])
+def test_the_metadata_of_the_memories_object_describes_it(gzipped):
+    part = memories_part(20, count=7, gzipped=gzipped)
+    assert part.metadata == {"sha256": part.sha256, "size": "7000", "compression": "gzip" if gzipped else "none"}
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class Rig:
             target=TARGET,
             reader=self.reader,
             memories=self.memories,
-            file=JsonMemoriesFile(self.folder),
+            file=JsonMemoriesFile(self.folder, compression="none"),
             zone=lambda: ZONE,
         )
         async with made.of(self.snapshots, UPLOAD) as delta:

@@ -133,7 +133,7 @@ def test_no_object_name_escapes_the_prefix_of_its_upload(name):
 
 def test_a_key_contains_its_upload_id():
     assert naming.upload_of(naming.manifest_key("sys", UPLOAD)) == UPLOAD
-    assert naming.upload_of(naming.memories_key("sys", UPLOAD)) == UPLOAD
+    assert naming.upload_of(naming.memories_key("sys", UPLOAD, gzipped=True)) == UPLOAD
     for bad in ("", "systems/sys/uploads", f"systems/sys/uploads/{UPLOAD}", "a/b/c/d/e", "systems/sys/uploads/x/y"):
         with pytest.raises(NamingError):
             naming.upload_of(bad)

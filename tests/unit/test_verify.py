@@ -226,7 +226,7 @@ def test_for_damaged_memories_the_databases_of_their_rows_are_damaged():
         deep=False,
         objects=5,
         manifest=manifest,
-        problems={"memories.json": "is missing"},
+        problems={"memories.json.gz": "is missing"},
     )
     assert found.damaged == {"reflection"}
 

@@ -247,12 +247,11 @@ class Staged:
 
         Otherwise a new ledger has adopted the upload and does not know its digests: the upload becomes no base.
         """
-        held = manifest.memories
-        if held is not None and intent is not None and intent.upload_id == manifest.upload_id:
-            self._take_over(target, manifest.upload_id, held.bases.keys())
+        if intent is not None and intent.upload_id == manifest.upload_id:
+            self._take_over(target, manifest.upload_id, manifest.base_of)
             self._connection.executemany(
                 "INSERT OR REPLACE INTO memory_bases VALUES (?, ?, ?)",
-                [(target.id, database, manifest.upload_id) for database in held.bases],
+                [(target.id, database, manifest.upload_id) for database in sorted(manifest.base_of)],
             )
         self.drop_all(target)
 

@@ -277,7 +277,7 @@ class Catalog:
 def impossible_values(manifest: Manifest) -> dict[str, str]:
     """Return object name -> problem for sizes that no object can have or that gzip cannot decompress to."""
     found = {}
-    for part in manifest.parts:
+    for part in manifest.objects:
         most = part.stored_size if part.compression == "none" else part.stored_size * MOST_UNPACKED + _SPARE
         if max(part.raw_size, part.stored_size) > MOST_BYTES:
             found[object_name(part.key)] = "has an impossible size in the manifest"
@@ -285,8 +285,6 @@ def impossible_values(manifest: Manifest) -> dict[str, str]:
             found[object_name(part.key)] = (
                 f"cannot decompress from {part.stored_size} to {part.raw_size} bytes, as the manifest says"
             )
-    if manifest.memories and manifest.memories.size > MOST_BYTES:
-        found[naming.MEMORIES_NAME] = "has an impossible size in the manifest"
     if any(count < 0 or count > MOST_BYTES for tables in manifest.rows.values() for count in tables.values()):
         found[naming.MANIFEST_NAME] = "has an impossible number of rows"
     return found
@@ -306,8 +304,7 @@ def wrong_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> dict[str, str]:
 
 def expected_sizes(manifest: Manifest) -> dict[str, int]:
     """Return key -> size of all objects that a manifest lists."""
-    sizes = {part.key: part.stored_size for part in manifest.parts}
-    return sizes | ({manifest.memories.key: manifest.memories.size} if manifest.memories else {})
+    return {part.key: part.stored_size for part in manifest.objects}
 
 
 def size_problem(found: int, expected: int) -> str:

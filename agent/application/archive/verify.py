@@ -31,7 +31,7 @@ from agent.domain.databases import main_name
 from agent.domain.errors import NoSuchObject, SnapshotError, WireError
 from agent.domain.events import UploadVerified, archive_event_id
 from agent.domain.identity import Identity
-from agent.domain.manifest import Compression, Manifest, MemoriesPart, Part
+from agent.domain.manifest import Manifest, MemoriesPart, Part
 from agent.domain.parsing import parse_json
 from agent.domain.plain_text import shorten
 from agent.ports import Clock, MemoriesFile, ObjectStore, Progress, ignore_progress, is_changed
@@ -122,7 +122,7 @@ class DeepCheck:
         self, manifest: Manifest, recorded: MemoriesPart, problems: dict[str, str], progress: Progress
     ) -> None:
         """Download memories.json and read all of it."""
-        async with self._tools.unpacker.folder(recorded.size) as folder:
+        async with self._tools.unpacker.folder(recorded.raw_size) as folder:
             path = folder / naming.MEMORIES_NAME
             problem = await self._fetch(recorded, path, progress)
             if not problem:
@@ -137,16 +137,10 @@ class DeepCheck:
                     if count != recorded.count:
                         problem = f"has {count} memories, but the manifest records {recorded.count}"
             if problem:
-                problems[naming.MEMORIES_NAME] = problem
+                problems[object_name(recorded.key)] = problem
 
     async def _fetch(self, recorded: Part | MemoriesPart, path: Path, progress: Progress) -> str:
         """Download an object to a file; return its problem, or ""."""
-        compression: Compression
-        compression, stored_size, raw_size = (
-            (recorded.compression, recorded.stored_size, recorded.raw_size)
-            if isinstance(recorded, Part)
-            else ("none", recorded.size, recorded.size)
-        )
 
         async def watched() -> AsyncIterator[bytes]:
             async for piece in pieces:
@@ -162,9 +156,9 @@ class DeepCheck:
                 await self._tools.unpacker.unpack(
                     watched(),
                     path,
-                    compression=compression,
-                    stored_size=stored_size,
-                    raw_size=raw_size,
+                    compression=recorded.compression,
+                    stored_size=recorded.stored_size,
+                    raw_size=recorded.raw_size,
                     sha256=recorded.sha256,
                 )
         except NoSuchObject:
@@ -217,8 +211,8 @@ class VerifyResult:
             return frozenset()
         parts = {object_name(part.key): part.database for part in self.manifest.parts}
         found = {parts[name] for name in self.problems if name in parts}
-        if naming.MEMORIES_NAME in self.problems and self.manifest.memories:
-            found |= self.manifest.memories.bases.keys()
+        if (memories := self.manifest.memories) and object_name(memories.key) in self.problems:
+            found |= memories.bases.keys()
         if naming.MANIFEST_NAME in self.problems:
             found |= {*parts.values()}
         return frozenset(found)
@@ -304,8 +298,8 @@ class Verifier:
                 bytes_left -= size
                 await self._deep.database(manifest, database, problems, notes, progress)
             if (memories := manifest.memories) and memories.key in sizes:
-                if memories.size > bytes_left:
-                    left_out.append(naming.MEMORIES_NAME)
+                if memories.stored_size > bytes_left:
+                    left_out.append(object_name(memories.key))
                 else:
                     await self._deep.memories(manifest, memories, problems, progress)
             if problems.keys() - found.problems.keys() and await self._is_deleted(upload):
@@ -344,7 +338,7 @@ class Verifier:
             return not await self._catalog.uploads.exists(upload)
 
     async def _objects(self, manifest: Manifest, *, tags: bool) -> dict[str, str]:
-        parts = _all_parts(manifest)
+        parts = manifest.objects
         slots = asyncio.Semaphore(CHECKED_AT_ONCE)
         async with self._catalog.stall_limit() as record_progress:
 
@@ -361,19 +355,14 @@ class Verifier:
         return round(self._clock.monotonic() - started, 3)
 
 
-def _all_parts(manifest: Manifest) -> tuple[Part | MemoriesPart, ...]:
-    return (*manifest.parts, *((manifest.memories,) if manifest.memories else ()))
-
-
 async def _object_problem(store: ObjectStore, part: Part | MemoriesPart, progress: Progress, *, tags: bool) -> str:
     """Return how the store's metadata of an object differs from the manifest, "" if it does not."""
-    size = part.stored_size if isinstance(part, Part) else part.size
     try:
         found = await (store.inspect(part.key, progress=progress) if tags else store.head(part.key))
     except NoSuchObject:
         return MISSING
-    if found.size != size:
-        return size_problem(found.size, size)
+    if found.size != part.stored_size:
+        return size_problem(found.size, part.stored_size)
     recorded = {name: found.metadata[name] for name in part.metadata if name in found.metadata}
     if recorded.get("sha256", part.sha256) != part.sha256:
         return "is another object: the SHA-256 in its metadata is not the one in the manifest"
@@ -389,7 +378,7 @@ def changed_tags(manifest: Manifest, tags: Mapping[str, str]) -> dict[str, str]:
 
     `tags` maps object names to the ETags of a listing; an object without an ETag in one of them is not compared.
     """
-    named = {object_name(part.key): part for part in _all_parts(manifest)}
+    named = {object_name(part.key): part for part in manifest.objects}
     return {name: OTHER_BYTES for name, part in named.items() if is_changed(part.etag, tags.get(name, ""))}
 
 
@@ -398,7 +387,7 @@ def expected_etag(part: Part | MemoriesPart, found: str = "") -> str:
 
     If the ETag `found` is a digest, the one expected of an uncompressed object follows from its SHA-256.
     """
-    if found.startswith(FILE_TAG) and (isinstance(part, MemoriesPart) or part.compression == "none"):
+    if found.startswith(FILE_TAG) and part.compression == "none":
         return FILE_TAG + part.sha256
     return part.etag
 

@@ -96,12 +96,10 @@ def plan(manifest: Manifest, cursor: Cursor) -> Plan:
     return Plan(frozenset(unchanged), frozenset(delta), frozenset(full))
 
 
-def advance_unchanged(manifest: Manifest, cursor: Cursor, unchanged: Iterable[str]) -> Cursor:
+def advance_unchanged(manifest: Manifest, cursor: Cursor, unchanged: frozenset[str]) -> Cursor:
     """Return the cursor moved to this upload for its `unchanged` databases that later deltas may be based on."""
-    bases = manifest.memories.bases if manifest.memories else {}
-    older = {
-        each for each in unchanged if each in bases and _upload(cursor.of_database(manifest, each)) < manifest.upload_id
-    }
+    bases = unchanged & manifest.base_of
+    older = {each for each in bases if _upload(cursor.of_database(manifest, each)) < manifest.upload_id}
     return cursor.at(manifest, older)
 
 

@@ -18,7 +18,7 @@ from agent.domain import naming
 from agent.domain.databases import main_name
 from agent.domain.delivery_state import Target
 from agent.domain.errors import NoSuchObject, StoreError, WireError
-from agent.domain.manifest import Compression, Manifest, MemoriesPart, Part
+from agent.domain.manifest import Manifest, MemoriesPart, Part
 from agent.domain.memories import Memory, RowState, Tally
 from agent.ports import Capabilities, MemoriesFile, MemoryReader, MemorySource, ObjectStore
 from agent.ports.unpacking import Unpacker
@@ -98,12 +98,12 @@ class UploadIngester:
         memories = manifest.memories
         if memories is None or not memories.count:
             return Tally()
-        if memories.size > MAX_MEMORIES_BYTES:
-            raise WireError(f"{memories.key} has {memories.size:,} bytes: the limit is {MAX_MEMORIES_BYTES:,}")
-        self.limits.check(memories.key, memories.size, memories.count)
-        async with self.unpacker.folder(memories.size) as folder:
+        if (size := max(memories.raw_size, memories.stored_size)) > MAX_MEMORIES_BYTES:
+            raise WireError(f"{memories.key} has {size:,} bytes: the limit is {MAX_MEMORIES_BYTES:,}")
+        self.limits.check(memories.key, memories.raw_size, memories.count)
+        async with self.unpacker.folder(memories.raw_size) as folder:
             path = folder / naming.MEMORIES_NAME
-            await self._fetch(memories, path, "none", memories.size, turn)
+            await self._fetch(memories, path, turn)
             source = self.memories_file.open(path, manifest.system_id)
             return await self._push(manifest, capabilities, source, turn, naming.MEMORIES_NAME)
 
@@ -120,26 +120,23 @@ class UploadIngester:
         self.limits.check(f"{database} in {manifest.upload_id}", size, sum(manifest.rows.get(database, {}).values()))
         async with self.unpacker.folder(size) as folder:
             for part in parts:
-                await self._fetch(part, folder / part.name, part.compression, part.raw_size, turn)
+                await self._fetch(part, folder / part.name, turn)
             zone = await asyncio.to_thread(self.zone, manifest.time_zone)
             async with self.reader.open(folder / main_name(database), database, zone=zone) as source:
                 return await self._push(manifest, capabilities, source, turn, database)
 
-    async def _fetch(
-        self, part: Part | MemoriesPart, path: Path, compression: Compression, raw_size: int, turn: Turn
-    ) -> None:
-        stored_size = part.stored_size if isinstance(part, Part) else part.size
+    async def _fetch(self, part: Part | MemoriesPart, path: Path, turn: Turn) -> None:
         try:
             async with self._stall_limit() as record_progress, aclosing(self.store.get(part.key)) as pieces:
                 await self.unpacker.unpack(
                     _watched(pieces, record_progress),
                     path,
-                    compression=compression,
-                    stored_size=stored_size,
-                    raw_size=raw_size,
+                    compression=part.compression,
+                    stored_size=part.stored_size,
+                    raw_size=part.raw_size,
                     sha256=part.sha256,
                 )
-                turn.spend(raw_bytes=raw_size)
+                turn.spend(raw_bytes=part.raw_size)
                 await turn.pause(record_progress, self._pause_seconds)
         except NoSuchObject as error:
             raise WireError(f"{part.key} is missing, but the manifest lists it", transient=True) from error

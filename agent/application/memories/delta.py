@@ -103,9 +103,11 @@ class MemoryDelta:
                 raise _Unreadable(database, error) from error
         written = await draft.finish()
         return MemoriesPart(
-            key=naming.memories_key(self._target.system_id, upload_id),
-            size=written.size,
+            key=naming.memories_key(self._target.system_id, upload_id, gzipped=written.compression == "gzip"),
+            raw_size=written.raw_size,
+            stored_size=written.stored_size,
             sha256=written.sha256,
+            compression=written.compression,
             count=written.count,
             bases={database: bases.get(database) for database in copies},
         )

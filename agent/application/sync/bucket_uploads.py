@@ -1,6 +1,6 @@
 """The uploads of one system in one store: the newest, its manifest, leftovers, and the ID of the next one."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -150,9 +150,8 @@ class BucketUploads:
             progress()
         except NoSuchObject:
             return False
-        size = part.stored_size if isinstance(part, Part) else part.size
         sha256 = found.metadata.get("sha256", part.sha256)
-        return (found.size, sha256) == (size, part.sha256) and not is_changed(part.etag, found.etag)
+        return (found.size, sha256) == (part.stored_size, part.sha256) and not is_changed(part.etag, found.etag)
 
     async def remove(self, upload: str, *, manifest_damaged: bool = False) -> None:
         """Remove the objects, and the parts of unfinished ones, of an upload that will not be finished.
@@ -160,16 +159,36 @@ class BucketUploads:
         An upload with a manifest is complete, and is kept unless the manifest is damaged. Log it if the removal is not
         permitted.
         """
-        found = [item.key async for item in self._store.list(f"{self._prefix}{upload}/")]
+        found = await self._objects(upload)
         if naming.manifest_key(self._system_id, upload) in found and not manifest_damaged:
             return
         try:
             await self._store.sweep(f"{self._prefix}{upload}/")
-            await self._store.delete(found)
         except NotPermitted as error:
-            _log.info(
-                "leftovers_not_removed", upload_id=upload, count=len(found), reason=error.message, hint=error.hint
-            )
+            self._log_not_removed(upload, found, error)
+        else:
+            await self._delete(upload, found)
+
+    async def remove_others(self, upload: str, kept: Container[str]) -> None:
+        """Remove the objects of an unfinished upload whose keys are not in `kept`, except its manifest.
+
+        Log it if the removal is not permitted.
+        """
+        manifest = naming.manifest_key(self._system_id, upload)
+        await self._delete(upload, [key for key in await self._objects(upload) if key not in kept and key != manifest])
+
+    async def _objects(self, upload: str) -> list[str]:
+        return [item.key async for item in self._store.list(f"{self._prefix}{upload}/")]
+
+    async def _delete(self, upload: str, keys: Sequence[str]) -> None:
+        try:
+            if keys:
+                await self._store.delete(keys)
+        except NotPermitted as error:
+            self._log_not_removed(upload, keys, error)
+
+    def _log_not_removed(self, upload: str, keys: Sequence[str], error: NotPermitted) -> None:
+        _log.info("leftovers_not_removed", upload_id=upload, count=len(keys), reason=error.message, hint=error.hint)
 
     async def sweep(self, *upload_ids: str, started_before: datetime) -> None:
         """Remove the parts of unfinished objects: all of these uploads, and others started before that time.

@@ -263,7 +263,7 @@ class CloudSync:
         included = {step.database if isinstance(step, Send) else step.part.database for step in steps}
         lost = {name: reason for name, reason in (await self._lost.reasons()).items() if name not in included}
         to_send = sum(step.file.size for step in steps if isinstance(step, Send))
-        attempt.report.phase("upload", to_send + (delta.part.size if delta.part else 0))
+        attempt.report.phase("upload", to_send + (delta.part.raw_size if delta.part else 0))
         async with self._limit_stalls() as progress:
             upload = Upload(
                 upload_id=intent.upload_id,
@@ -280,10 +280,11 @@ class CloudSync:
                 confirmation=Confirmation(self._store, self._clock, progress),
             )
             parts = tuple([await upload.put_part(step) for step in steps])
+            memories = delta.part
             if delta.part and delta.draft:
-                await upload.put_memories(delta.part, delta.draft)
+                memories = await upload.put_memories(delta.part, delta.draft)
             try:
-                parts, memories = await upload.confirm(parts, delta.part)
+                parts, memories = await upload.confirm(parts, memories)
             except ChangedObjectError:
                 await self._start_anew(attempt, intent)
                 raise

@@ -59,7 +59,7 @@ class IngestionMarkers:
         uploads = naming.uploads_prefix(manifest.system_id)
         upload = f"{uploads}{manifest.upload_id}/"
         await self._put(uploads.removesuffix("uploads/"), _once(b""), {}, 0, progress)
-        if manifest.memories is not None:
+        if manifest.memories is not None and manifest.memories.compression == "none":
             await self._copy_memories(manifest.memories, f"{upload}/{naming.MEMORIES_NAME}", progress)
         await self._put(upload, _once(b""), {}, 0, progress)  # last: IngestionWorker finds the upload by this one
 
@@ -73,12 +73,12 @@ class IngestionMarkers:
             await self._put(manifest.key, _once(data), manifest_metadata(data), len(data), progress)
 
     async def _copy_memories(self, memories: MemoriesPart, key: str, progress: Progress) -> None:
-        expected = StoredObject(key, memories.size, memories.metadata)
+        expected = StoredObject(key, memories.stored_size, memories.metadata)
         try:
             await self._store.copy(memories.key, key, expected=expected, progress=progress)
         except CopyUnsupported:
             async with aclosing(self._store.get(memories.key)) as body:
-                await self._put(key, body, memories.metadata, memories.size, progress)
+                await self._put(key, body, memories.metadata, memories.stored_size, progress)
 
     async def _put(
         self, key: str, body: AsyncIterator[bytes], metadata: Mapping[str, str], size: int, progress: Progress

@@ -199,20 +199,22 @@ class Upload:
         self._placed[part.key] = copy
         return part
 
-    async def put_memories(self, part: MemoriesPart, draft: MemoriesDraft) -> None:
-        """Send memories.json."""
+    async def put_memories(self, part: MemoriesPart, draft: MemoriesDraft) -> MemoriesPart:
+        """Send the memories; return the part as the manifest will name it. Raises StoreError, StateError."""
         stored = await self._already_there(part.key, part.metadata)
         if stored is None:
             async with aclosing(draft.stream()) as body:
-                stored = await self._put(part.key, body, part.metadata, raw_size=part.size, sent=self.report.moved)
-        else:
-            self.report.moved(part.size)
+                stored = await self._put(part.key, body, part.metadata, raw_size=part.stored_size)
+        self.report.moved(part.raw_size)
         self._placed[part.key] = stored
+        return replace(part, stored_size=stored.size)
 
     async def confirm(
         self, parts: Iterable[Part], memories: MemoriesPart | None
     ) -> tuple[tuple[Part, ...], MemoriesPart | None]:
         """Confirm that the store has all objects, and return parts and memories with their ETags.
+
+        Objects that an earlier attempt put under other names, as another version or with other settings, are removed.
 
         Raises StoreError (transient) if the store lacks an object that it accepted, and ChangedObjectError (transient)
         if one has other bytes.
@@ -220,6 +222,8 @@ class Upload:
         prefix = f"{naming.uploads_prefix(self.system_id)}{self.upload_id}/"
         absent = "" if self.manifest_damaged else naming.manifest_key(self.system_id, self.upload_id)
         found = await self.confirmation.objects(prefix, self._placed.values(), absent=absent)
+        if self.resumed:
+            await self.uploads.remove_others(self.upload_id, self._placed)
         self.stored_at = max((item.modified for item in found.values() if item.modified), default=None)
         tagged = tuple(replace(part, etag=found[part.key].etag) for part in parts)
         return tagged, replace(memories, etag=found[memories.key].etag) if memories else None

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
-from agent.application.archive.catalog import MANIFESTS, CatalogEntry, CatalogListing
+from agent.application.archive.catalog import MANIFESTS, CatalogEntry, CatalogListing, object_name
 from agent.bootstrap.archive import open_archive
 from agent.domain.errors import NoSuchObject
 from agent.domain.manifest import Manifest
@@ -97,7 +98,7 @@ def _manifest_document(manifest: Manifest | None) -> dict[str, object]:
     document: Mapping[str, object] = json.loads(manifest.encode())
     wanted = ("uploaded_at", "agent_id", "agent_version", "request_id", "time_zone", "parts", "memories")
     return {
-        **{name: document[name] for name in (*wanted, "without_memories", "incomplete")},
+        **{name: document[name] for name in (*wanted, "without_memories", "memories_omitted", "incomplete")},
         "rows_by_table": {name: dict(tables) for name, tables in manifest.rows.items()},
     }
 
@@ -156,13 +157,7 @@ def _print_one(entry: CatalogEntry) -> None:
     console.print(f"reason      {manifest.triggered_by}")
     for name, reason in sorted(manifest.incomplete.items()):
         console.print(f"incomplete  {name}: {reason}")
-    if manifest.memories:
-        held = manifest.memories
-        console.print(f"memories    {held.count:,} in {human_bytes(held.size)}")
-        for name, base in sorted(held.bases.items()):
-            console.print(f"  {name}: {f'new or changed since {base}' if base else 'all'}")
-    for name, reason in sorted(manifest.without_memories.items()):
-        console.print(f"  {name}: no memories: {reason}")
+    _print_memories(console, manifest)
     table = Table("file", box=None, padding=(0, 2, 0, 0))
     for title in ("raw", "stored"):
         table.add_column(title, justify="right")
@@ -181,6 +176,20 @@ def _print_one(entry: CatalogEntry) -> None:
         if empty := len(tables) - len(rows):
             rows.append(f"{empty} empty {'table' if empty == 1 else 'tables'}")
         console.print(f"{database}: {', '.join(rows) or 'no tables'}", soft_wrap=True)
+
+
+def _print_memories(console: Console, manifest: Manifest) -> None:
+    """Print which memories the upload has as memories.json, and which it has in the databases only."""
+    if held := manifest.memories:
+        console.print(f"memories    {held.count:,} in {human_bytes(held.raw_size)} ({object_name(held.key)})")
+    elif manifest.memories_omitted or manifest.without_memories:
+        console.print("memories    in the databases only")
+    for name, base in sorted(held.bases.items() if held else ()):
+        console.print(f"  {name}: {f'new or changed since {base}' if base else 'all'}")
+    for name, reason in sorted(manifest.memories_omitted.items()):
+        console.print(f"  {name}: left out: {reason}")
+    for name, reason in sorted(manifest.without_memories.items()):
+        console.print(f"  {name}: could not be read: {reason}")
 
 
 def damage_summary(problems: Mapping[str, str]) -> str:

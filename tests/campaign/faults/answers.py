@@ -168,7 +168,7 @@ def _lies(ahead: timedelta) -> Iterator[Answer]:
     yield "head_object", "", answer_with(headers={"Content-Length": "5"})
     yield "head_object", "", answer_with(headers={"ETag": WRONG_ETAG})
     yield "copy_object", "", answer_with(replace=("<ETag>", "<ETag>0"))
-    for suffix in (MANIFEST, ".duckdb", ".wal", "memories.json"):
+    for suffix in (MANIFEST, ".duckdb", ".wal", "memories.json.gz"):
         yield "put_object", suffix, swallow()
         yield "put_object", suffix, store_other_bytes()
         yield "put_object", suffix, answer_with(headers={"ETag": WRONG_ETAG})

@@ -18,28 +18,23 @@ from pathlib import Path
 
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
-from agent.domain import naming
-from agent.domain.manifest import MemoriesPart
 from tests.support.clock import ManualClock
 from tests.support.memories import seen
 from tests.support.values import (
     NOON,
-    SYSTEM,
     TARGET,
     failed,
     fingerprint,
     intent,
     manifest,
+    memories_part,
     problem,
     request,
-    sha256,
     skipped,
     succeeded,
-    upload_id,
 )
 
-KEY = naming.memories_key(SYSTEM, upload_id(1))
-MEMORIES = MemoriesPart(key=KEY, size=9, sha256=sha256(KEY), count=2, bases={"reflection": None})
+MEMORIES = memories_part(1, count=2, reflection=None)
 FIRST = replace(manifest(1, "r1", reflection=1), memories=MEMORIES)
 SECOND = manifest(2, "r2", reflection=2, knowledge_graph=(0, "carried"))
 

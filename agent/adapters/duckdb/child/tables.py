@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from agent.adapters.duckdb.child.contents import is_unsupported
 from agent.adapters.duckdb.child.engine import Engine, quoted, reason_in
 from agent.adapters.duckdb.rows import TIMES
+from agent.domain.databases import CONVERSATION_TABLES
 from agent.domain.memories import EMBEDDING_LENGTH, Kind
 
 SMALL_BYTES = 64 * 1024
@@ -39,7 +40,7 @@ class _Shape:
 _SHAPES = (
     _Shape(
         kind="conversation",
-        tables=("conversations_v2", "conversations"),
+        tables=CONVERSATION_TABLES,
         needs=("id", "content"),
         texts=("id", "content", "project", "session_id", "category", "namespace", "source_type"),
     ),
