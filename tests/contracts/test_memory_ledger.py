@@ -311,6 +311,23 @@ async def test_an_upload_without_new_memories_of_a_database_becomes_its_base(han
     assert await lacking(handle.memories, *ROWS) == []
 
 
+async def test_an_upload_becomes_the_base_of_a_database_whose_memories_it_omits(handle):
+    for second, adopted in enumerate((False, True)):
+        await begin(handle, second)
+        rows = seen(10 + second), seen(10 + second, kind="entity")
+        await handle.memories.stage(TARGET, upload_id(second), rows)
+        committed = replace(
+            manifest_with_memories(second, {"reflection": None} if adopted else None),
+            memories_omitted=dict.fromkeys({"knowledge_graph"} if adopted else BOTH, "there is no base upload"),
+        )
+        if adopted:
+            await handle.ledger.adopt(TARGET, committed, succeeded(committed))
+        else:
+            await handle.ledger.deliver(TARGET, committed, {}, {}, succeeded(committed))
+        assert await lacking(handle.memories, *rows) == []
+        assert await handle.memories.bases(TARGET) == dict.fromkeys(BOTH, upload_id(second))
+
+
 async def test_a_database_missing_from_an_upload_keeps_its_base_and_its_staged_memories_are_lacking(handle):
     await upload(handle, 0, BOTH, *ROWS)
     new_rows = (seen(3), seen(3, kind="entity"))
