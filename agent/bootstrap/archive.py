@@ -146,10 +146,11 @@ def build_prune_loop(
 
 @dataclass(frozen=True, slots=True)
 class PruneJob:
-    """A requested prune: the pruner, and the uploads that it must spare because the ledger refers to them."""
+    """A requested prune: the pruner, and the uploads and open puts that it spares because the ledger refers to them."""
 
     pruner: Pruner
     spared: Mapping[str, str]
+    open_puts: frozenset[str]
 
 
 @asynccontextmanager
@@ -167,7 +168,10 @@ async def open_prune(
     """
     async with open_archive(settings, identity.system_id) as archive:
         spared: dict[str, str] = {}
+        open_puts: frozenset[str] = frozenset()
         if ledger is not None:
-            spared = spared_by(await ledger.record(targets_of(settings, identity.system_id)[CLOUD]))
+            target = targets_of(settings, identity.system_id)[CLOUD]
+            spared = spared_by(await ledger.record(target))
+            open_puts = frozenset(put.put_id for put in await ledger.open_puts(target))
         ownership = ownership_of(settings, identity, machine, archive.store, ledger, clock, keeps_warning=False)
-        yield PruneJob(Pruner(archive, rules, clock, ownership.check), spared)
+        yield PruneJob(Pruner(archive, rules, clock, ownership.check), spared, open_puts)

@@ -19,7 +19,17 @@ from agent.ports.memories import (
 from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
 from agent.ports.metrics import Meter, NoMeter
 from agent.ports.network import Connected, NetworkChange, NetworkMonitor, Reconnectable, reset_clients
-from agent.ports.objects import Creation, ObjectStore, Progress, StoredObject, ignore_progress, is_changed
+from agent.ports.objects import (
+    Creation,
+    ObjectStore,
+    OpenPut,
+    Progress,
+    PutJournal,
+    PutPart,
+    StoredObject,
+    ignore_progress,
+    is_changed,
+)
 from agent.ports.patches import Patcher, WrittenPatch
 from agent.ports.rate_limit import RateLimiter
 from agent.ports.snapshots import Compressor, Mirror, Snapshot, SnapshotTaker
@@ -54,9 +64,12 @@ __all__ = [
     "NetworkMonitor",
     "NoMeter",
     "ObjectStore",
+    "OpenPut",
     "PackedMemory",
     "Patcher",
     "Progress",
+    "PutJournal",
+    "PutPart",
     "RateLimiter",
     "Reconnectable",
     "Reporter",

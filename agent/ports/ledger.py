@@ -10,6 +10,7 @@ from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord
 from agent.domain.events import Event, SessionEnded, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
 from agent.domain.manifest import Manifest
 from agent.ports.memories import MemoryLedger
+from agent.ports.objects import OpenPut, PutJournal
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,19 @@ class Ledger(Protocol):
     async def abandon(self, target: Target) -> None:
         """Record that the upload in progress will not be finished (ABANDONED).
 
-        Its databases are owed, and its staged memories are dropped.
+        Its databases are owed, and its staged memories and open puts are dropped.
         """
+        ...
+
+    def put_journal(self, target: Target, key: str) -> PutJournal:
+        """Return the journal of the puts of a key. Its entry is dropped when the upload in progress ends.
+
+        That is when the upload is delivered, adopted or abandoned.
+        """
+        ...
+
+    async def open_puts(self, target: Target) -> Sequence[OpenPut]:
+        """Return the open puts of a target, by key."""
         ...
 
     async def count_attempt(

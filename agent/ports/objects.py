@@ -57,6 +57,53 @@ class Creation(Enum):
     """
 
 
+@dataclass(frozen=True, slots=True)
+class PutPart:
+    """A part that the store has accepted: its number (from 1), its size in bytes, its MD5, and the store's ETag."""
+
+    number: int
+    size: int
+    md5: bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPut:
+    """A put that was interrupted, or is in progress. The parts that the store has accepted stay there.
+
+    `put_id` is the store's ID of the put. `parameters` is the store's digest of everything that must be the same in
+    a put that continues this one: metadata, part size, options of the object.
+    """
+
+    key: str
+    put_id: str
+    parameters: str
+    parts: Mapping[int, PutPart] = field(default_factory=dict)
+
+
+class PutJournal(Protocol):
+    """Remembers the open put of one key, so that a later `ObjectStore.put` continues it, also after a restart.
+
+    A write is on disk when it returns. Raises StateError.
+    """
+
+    async def load(self) -> OpenPut | None:
+        """Return the open put, None if there is none."""
+        ...
+
+    async def begin(self, put_id: str, parameters: str) -> None:
+        """Record a new put without parts, in place of another one of this key."""
+        ...
+
+    async def add(self, part: PutPart) -> None:
+        """Record a part of the open put."""
+        ...
+
+    async def clear(self) -> None:
+        """Record that there is no open put."""
+        ...
+
+
 class ObjectStore(Protocol):
     """Stores objects under keys. Every failure is a StoreError, marked transient or not, with a hint.
 
@@ -85,12 +132,18 @@ class ObjectStore(Protocol):
         metadata: Mapping[str, str],
         part_bytes: int,
         progress: Progress,
+        journal: PutJournal | None = None,
     ) -> StoredObject:
         """Store `body` under `key`, all or nothing. An existing object is replaced.
 
         When it returns, the object is durable and checked. It holds a bounded number of parts of `part_bytes` in
-        memory. After a cancellation or failure it removes all that it wrote, as far as it may. `progress` is called as
-        bytes are sent.
+        memory. `progress` is called with the bytes as they are sent, and with 0 for a part that is not sent again.
+
+        After a cancellation or failure it removes all that it wrote, as far as it may. With a `journal`, it keeps the
+        parts that the store has after a cancellation, a transient failure, or refused credentials; the next put of
+        the key with the same body, metadata and `part_bytes` does not send them again. Each part of that body is
+        compared with the digest of the part that the store has: a part that differs is sent. If the store cannot list
+        its parts, everything is sent again. A store that writes to this machine's files ignores the journal.
         """
         ...
 
@@ -140,11 +193,18 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:
+    async def discard(self, put: OpenPut) -> None:
+        """Remove the parts of an open put that will not be continued. A missing one is not an error.
+
+        Raises NotPermitted.
+        """
+        ...
+
+    async def sweep(self, prefix: str, *, started_before: datetime | None = None, spared: Collection[str] = ()) -> int:
         """Remove unfinished puts under `prefix` that a killed process left; return their number. Raises NotPermitted.
 
-        A store that does not know whether the process of a put is still running removes only puts started before
-        `started_before`.
+        `spared` are the IDs of open puts that will be continued. A store that does not know whether the process of a
+        put is still running removes only puts started before `started_before`.
         """
         ...
 

@@ -13,6 +13,7 @@ from agent.domain import transitions
 from agent.domain.delivery_state import TargetRecord, due
 from agent.domain.errors import StateError
 from agent.domain.events import SessionEnded, UploadsPruned, outcome_event_id
+from agent.ports import OpenPut, PutPart
 from tests.support.clock import ManualClock
 from tests.support.ledger import without_fsync
 from tests.support.values import (
@@ -806,6 +807,72 @@ async def test_a_session_end_is_open_until_a_result_names_it(handle):
     assert await ledger.open_session_ends() == ["s-4"]
     await ledger.settle(TARGET, skipped("r4"))
     assert await ledger.open_session_ends() == ["s-4"]
+
+
+# ------------------------------------------------------------------------------------------------------- open puts
+
+
+KEY = f"systems/{SYSTEM}/uploads/{upload_id()}/reflection.duckdb"
+PARTS = {number: PutPart(number, 5 * 2**20, bytes([number]) * 16, f'"{number}"') for number in (1, 2, 3)}
+
+
+async def open_put(ledger, target=TARGET, key=KEY, put_id="put 1"):
+    journal = ledger.put_journal(target, key)
+    await journal.begin(put_id, "parameters")
+    for number in (1, 3, 2):
+        await journal.add(PARTS[number])
+    return journal
+
+
+async def test_an_open_put_is_remembered_with_its_parts_after_a_restart(handle):
+    await open_put(handle.ledger)
+    await open_put(handle.ledger, OTHER_TARGET, put_id="put 2")
+    ledger = await handle.open()
+    expected = OpenPut(KEY, "put 1", "parameters", PARTS)
+    assert await ledger.put_journal(TARGET, KEY).load() == expected
+    assert await ledger.put_journal(TARGET, f"{KEY}.wal").load() is None
+    assert await ledger.open_puts(TARGET) == [expected]
+    assert [put.put_id for put in await ledger.open_puts(OTHER_TARGET)] == ["put 2"]
+
+
+async def test_a_new_put_of_a_key_replaces_the_open_one_with_its_parts(ledger):
+    journal = await open_put(ledger)
+    await open_put(ledger, key=f"{KEY}.wal", put_id="put 2")
+    await journal.begin("put 3", "other parameters")
+    await journal.add(PARTS[2])
+    await journal.add(replace(PARTS[2], etag='"again"'))
+    assert await journal.load() == OpenPut(KEY, "put 3", "other parameters", {2: replace(PARTS[2], etag='"again"')})
+    assert [put.put_id for put in await ledger.open_puts(TARGET)] == ["put 3", "put 2"]
+
+
+async def test_a_cleared_put_is_forgotten_and_takes_no_more_parts(ledger):
+    journal = await open_put(ledger)
+    await open_put(ledger, OTHER_TARGET)
+    for _ in range(2):
+        await journal.clear()
+        await journal.add(PARTS[1])
+        assert await journal.load() is None
+    assert len(await ledger.open_puts(OTHER_TARGET)) == 1
+
+
+async def test_open_puts_are_dropped_when_their_upload_is_delivered_adopted_or_abandoned(ledger):
+    delivered, adopted = manifest(reflection=1), manifest(1, reflection=2)
+    await open_put(ledger, OTHER_TARGET)
+    for second, end in [
+        (0, lambda: ledger.deliver(TARGET, delivered, {}, {}, succeeded(delivered))),
+        (1, lambda: ledger.adopt(TARGET, adopted, succeeded(adopted))),
+        (2, lambda: ledger.abandon(TARGET)),
+    ]:
+        await ledger.mark_owed(TARGET, ["reflection"])
+        await ledger.begin(TARGET, intent(second, reflection=second + 1))
+        await open_put(ledger)
+        await ledger.count_attempt(TARGET, request(), attempts=1, retry_at=LATER, error="a cut")
+        await ledger.give_up(TARGET, error="a cut", failures=1, retry_at=None, result=None)
+        await ledger.begin(TARGET, intent(second, reflection=second + 1))
+        assert len(await ledger.open_puts(TARGET)) == 1, "the next attempt continues it"
+        await end()
+        assert list(await ledger.open_puts(TARGET)) == []
+    assert len(await ledger.open_puts(OTHER_TARGET)) == 1
 
 
 # ----------------------------------------------------------------------------------------------- listeners and size

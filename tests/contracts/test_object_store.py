@@ -14,6 +14,7 @@ from agent.domain.errors import CopyUnsupported, NoSuchObject
 from agent.ports import Creation, StoredObject
 from tests.support.faulty_store import FaultyStore
 from tests.support.memory_store import MemoryStore
+from tests.support.put_journal import MemoryJournal
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 
@@ -22,6 +23,8 @@ PART = 5 * MIB
 KEY = "systems/mac/uploads/20260101_000000_mac/reflection.duckdb"
 METADATA = {"sha256": "ab" * 32, "size": "12345", "compression": "gzip"}
 STORES = ["memory", "faulty", "directory", "moto", "rclone_tls"]
+CONTINUING = S3Store
+"""The stores that continue an interrupted put."""
 
 
 @pytest.fixture(params=STORES)
@@ -173,6 +176,114 @@ async def test_a_cancelled_put_keeps_the_old_object(store, size):
             await task
     assert await fetch(store, KEY) == b"before"
     assert await keys(store) == [KEY]
+    assert await store.sweep("") == 0
+
+
+async def interrupt(store, key, data, journal, *, metadata=METADATA):
+    """Cancel a put of `data` before its last byte; a store that continues puts has all parts but the last by then."""
+    sent = asyncio.Event()
+
+    async def body():
+        async for piece in pieces_of(data[:-1]):
+            yield piece
+        sent.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(
+        store.put(key, body(), metadata=metadata, part_bytes=PART, progress=lambda _: None, journal=journal)
+    )
+    await asyncio.wait_for(sent.wait(), 60)
+    if isinstance(store, CONTINUING):
+        await journal.wait_for((len(data) - 1) // PART)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def put_again(store, key, data, journal, *, metadata=METADATA, part_bytes=PART):
+    """Return the stored object and the number of bytes sent."""
+    moved = []
+    stored = await store.put(
+        key, pieces_of(data), metadata=metadata, part_bytes=part_bytes, progress=moved.append, journal=journal
+    )
+    return stored, sum(moved)
+
+
+async def test_an_interrupted_put_continues_and_sends_only_what_the_store_lacks(store):
+    data, journal = data_of(3 * PART + 99), MemoryJournal(KEY)
+    await put(store, KEY, b"before")
+    for _ in range(2):  # interrupted again, the put keeps what the store has
+        await interrupt(store, KEY, data, journal)
+        assert await fetch(store, KEY) == b"before"
+    stored, sent = await put_again(store, KEY, data, journal)
+    assert sent == (99 if isinstance(store, CONTINUING) else len(data))
+    assert journal.calls.count("add") == (4 if isinstance(store, CONTINUING) else 0)
+    assert await fetch(store, KEY) == data
+    assert stored.etag == (await put(store, "whole", data)).etag
+    assert {name: (await store.head(KEY)).metadata.get(name) for name in METADATA} == METADATA
+    assert journal.put is None
+    assert await store.sweep("") == 0
+
+
+async def test_a_put_with_a_journal_is_recorded_while_it_is_open(store):
+    data, journal = data_of(2 * PART), MemoryJournal(KEY)
+    await put_again(store, KEY, data, journal)
+    small = MemoryJournal("small")
+    await put_again(store, "small", b"x", small)
+    assert journal.calls == (["begin", "add", "add", "clear"] if isinstance(store, CONTINUING) else [])
+    assert small.calls == []
+
+
+@pytest.mark.parametrize("other", [{"metadata": {"sha256": "cd" * 32}}, {"part_bytes": PART + 1}], ids=str)
+async def test_a_put_with_other_metadata_or_part_size_does_not_continue(store, other):
+    data, journal = data_of(3 * PART), MemoryJournal(KEY)
+    await interrupt(store, KEY, data, journal)
+    _, sent = await put_again(store, KEY, data, journal, **other)
+    assert sent == len(data)
+    assert await fetch(store, KEY) == data
+    assert journal.put is None
+    assert await store.sweep("") == 0
+
+
+async def test_a_put_with_a_failing_body_keeps_no_parts_for_a_later_one(store):
+    class BodyError(Exception):
+        pass
+
+    async def failing():
+        async for piece in pieces_of(data_of(2 * PART)):
+            yield piece
+        raise BodyError
+
+    journal = MemoryJournal(KEY)
+    with pytest.raises(BodyError):
+        await store.put(KEY, failing(), metadata={}, part_bytes=PART, progress=lambda _: None, journal=journal)
+    assert journal.put is None
+    assert await store.sweep("") == 0
+
+
+async def test_a_sweep_spares_the_open_puts_that_it_is_given_and_removes_others(store):
+    data = data_of(3 * PART)
+    journals = [MemoryJournal(f"systems/mac/{name}") for name in "abc"]
+    for journal in journals:
+        await interrupt(store, journal.key, data, journal)
+    spared = [journal.put.put_id for journal in journals[:2] if journal.put]
+    assert await store.sweep("systems/", spared=spared) == (1 if isinstance(store, CONTINUING) else 0)
+    assert await store.sweep("systems/", spared=spared) == 0
+    _, sent = await put_again(store, journals[0].key, data, journals[0])
+    assert sent == (PART if isinstance(store, CONTINUING) else len(data))
+    _, sent = await put_again(store, journals[2].key, data, journals[2])
+    assert sent == len(data)
+    assert await fetch(store, journals[2].key) == data
+
+
+async def test_a_discarded_put_leaves_nothing_and_may_be_discarded_again(store):
+    data, journal = data_of(3 * PART), MemoryJournal(KEY)
+    await interrupt(store, KEY, data, journal)
+    for _ in range(2 if journal.put else 0):
+        await store.discard(journal.put)
+    assert await store.sweep("") == 0
+    _, sent = await put_again(store, KEY, data, journal)
+    assert sent == len(data)
     assert await store.sweep("") == 0
 
 

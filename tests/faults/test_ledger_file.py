@@ -21,6 +21,7 @@ from agent.domain.events import SessionEnded
 from agent.ports import MemoryCounts
 from agent.settings import Settings
 from tests.support.clock import ManualClock
+from tests.support.ledger import downgrade
 from tests.support.memories import seen
 from tests.support.servers.ledger_process import deliver, opened
 from tests.support.values import NOON, SYSTEM, TARGET, skipped
@@ -203,6 +204,18 @@ async def test_a_ledger_without_memory_tables_is_migrated_with_its_content(path)
     assert await ledger.memories().counts(TARGET) == MemoryCounts(delivered=1)
     await ledger.aclose()
     await current.aclose()
+
+
+async def test_a_ledger_without_tables_of_open_puts_has_none_and_is_migrated(path):
+    await filled(path)
+    downgrade(path, 4)
+    watching = await reader(path)
+    assert await watching.open_puts(TARGET) == []
+    ledger = await opened(path)
+    await ledger.put_journal(TARGET, "key").begin("put", "parameters")
+    assert [put.key for put in await watching.open_puts(TARGET)] == ["key"]
+    await ledger.aclose()
+    await watching.aclose()
 
 
 async def test_a_ledger_without_memory_tables_is_readable_during_its_migration(path):

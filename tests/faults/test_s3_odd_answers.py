@@ -8,8 +8,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.adapters.s3 import S3Store
+from agent.adapters.s3.multipart import Multipart
 from agent.domain.errors import StoreError
-from agent.ports import StoredObject
+from agent.ports import PutPart, StoredObject
+from tests.support.put_journal import MemoryJournal
 from tests.support.servers.odd import OddServer, answer
 
 pytest_plugins = ["tests.support.servers.fixtures"]
@@ -122,6 +124,15 @@ async def put(store, size: int = 1):
     await store.put(KEY, body(size), metadata={}, part_bytes=PART, progress=lambda _: None)
 
 
+async def continue_put(store):
+    """Put two parts; the first is recorded as stored."""
+    journal = MemoryJournal(KEY)
+    upload = Multipart(store._connection, KEY, {}, set(), part_bytes=PART)
+    await journal.begin("an-upload", upload._parameters)
+    await journal.add(PutPart(1, PART, bytes(16), '"etag"'))
+    await store.put(KEY, body(PART + 1), metadata={}, part_bytes=PART, progress=lambda _: None, journal=journal)
+
+
 async def list_all(store):
     return [one async for one in store.list("systems/")]
 
@@ -133,6 +144,7 @@ async def get(store):
 OPERATIONS = {
     "put": put,
     "put in parts": lambda store: put(store, PART + 1),
+    "continue a put": continue_put,
     "head": lambda store: store.head(KEY),
     "get": get,
     "list": list_all,

@@ -406,7 +406,7 @@ async def test_own_leftovers_are_deleted_at_once_and_those_of_others_after_a_day
     """Another machine may be uploading under the same system ID, so only parts older than a day are abandoned."""
     requested = []
 
-    async def sweep(prefix, *, started_before=None):
+    async def sweep(prefix, *, started_before=None, spared=()):
         requested.append((prefix, started_before and timedelta(hours=23) < rig.home().clock.now() - started_before))
         return 0
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from agent.ports import Creation, ObjectStore, Progress, StoredObject, ignore_progress
+from agent.ports import Creation, ObjectStore, OpenPut, Progress, PutJournal, StoredObject, ignore_progress
 
 T = TypeVar("T")
 
@@ -66,11 +66,14 @@ class FaultyStore:
         metadata: Mapping[str, str],
         part_bytes: int,
         progress: Progress,
+        journal: PutJournal | None = None,
     ) -> StoredObject:
         return await self._do(
             "put",
             key,
-            lambda: self._store.put(key, body, metadata=metadata, part_bytes=part_bytes, progress=progress),
+            lambda: self._store.put(
+                key, body, metadata=metadata, part_bytes=part_bytes, progress=progress, journal=journal
+            ),
         )
 
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
@@ -100,8 +103,13 @@ class FaultyStore:
     async def delete(self, keys: Collection[str]) -> None:
         await self._do("delete", " ".join(keys), lambda: self._store.delete(keys))
 
-    async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:
-        return await self._do("sweep", prefix, lambda: self._store.sweep(prefix, started_before=started_before))
+    async def discard(self, put: OpenPut) -> None:
+        await self._do("discard", put.key, lambda: self._store.discard(put))
+
+    async def sweep(self, prefix: str, *, started_before: datetime | None = None, spared: Collection[str] = ()) -> int:
+        return await self._do(
+            "sweep", prefix, lambda: self._store.sweep(prefix, started_before=started_before, spared=spared)
+        )
 
     async def aclose(self) -> None:
         await self._store.aclose()

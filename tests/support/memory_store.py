@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from agent.domain.errors import CopyUnsupported, NoSuchObject
-from agent.ports import Creation, Progress, StoredObject, ignore_progress, is_changed
+from agent.ports import Creation, OpenPut, Progress, PutJournal, StoredObject, ignore_progress, is_changed
 
 
 class MemoryStore:
@@ -32,6 +32,7 @@ class MemoryStore:
         metadata: Mapping[str, str],
         part_bytes: int,
         progress: Progress,
+        journal: PutJournal | None = None,
     ) -> StoredObject:
         data = bytearray()
         async for piece in body:
@@ -81,7 +82,10 @@ class MemoryStore:
         for key in keys:
             self.objects.pop(key, None)
 
-    async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:
+    async def discard(self, put: OpenPut) -> None:
+        pass
+
+    async def sweep(self, prefix: str, *, started_before: datetime | None = None, spared: Collection[str] = ()) -> int:
         return 0
 
     async def aclose(self) -> None:

@@ -30,7 +30,17 @@ from agent.adapters.directory_store import incoming, layout, leftovers, sharing
 from agent.adapters.directory_store.errors import translated
 from agent.adapters.directory_store.incoming import Incoming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
-from agent.ports import Creation, Progress, RateLimiter, StoredObject, UnexpectedErrors, ignore_progress, is_changed
+from agent.ports import (
+    Creation,
+    OpenPut,
+    Progress,
+    PutJournal,
+    RateLimiter,
+    StoredObject,
+    UnexpectedErrors,
+    ignore_progress,
+    is_changed,
+)
 from agent.ports.concurrency import finish_cleanup, in_daemon_thread
 from agent.ports.objects import FILE_TAG
 
@@ -83,6 +93,7 @@ class DirectoryStore:
         metadata: Mapping[str, str],
         part_bytes: int,
         progress: Progress,
+        journal: PutJournal | None = None,  # noqa: ARG002 - an interrupted put is not continued
     ) -> StoredObject:
         layout.check_key(key)
         batch_bytes = min(part_bytes, WRITE_BYTES)
@@ -199,8 +210,17 @@ class DirectoryStore:
         while batch := [*itertools.islice(rest, DELETE_BATCH)]:
             await self._run("delete", "", _call(self._delete_all, batch))
 
-    async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:  # noqa: ARG002
-        """Remove unfinished puts. Ignores `started_before`: the lock on each file shows whether its process lives."""
+    async def discard(self, put: OpenPut) -> None:
+        """Do nothing: this store keeps nothing of an interrupted put."""
+
+    async def sweep(
+        self,
+        prefix: str,
+        *,
+        started_before: datetime | None = None,  # noqa: ARG002
+        spared: Collection[str] = (),  # noqa: ARG002
+    ) -> int:
+        """Remove unfinished puts. Only the lock on each file counts, which shows whether its process lives."""
         return await self._run("sweep", "", lambda: leftovers.sweep(self._root, prefix))
 
     async def count_unfinished(self, prefix: str) -> int:

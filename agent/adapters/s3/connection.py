@@ -56,6 +56,11 @@ class Connection:
         self._client_task: asyncio.Task[Client] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    @property
+    def object_parameters(self) -> dict[str, str]:
+        """The parameters that each operation that creates an object sends: encryption, storage class."""
+        return self._object_options.parameters("create_multipart_upload")
+
     async def call(self, operation: str, key: str = "", **parameters: object) -> Response:
         """Call an operation of botocore's S3 client on the bucket, and on `key` if it is not empty.
 

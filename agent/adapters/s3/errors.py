@@ -30,6 +30,7 @@ PERMISSIONS = {
     "delete_objects": "s3:DeleteObject",
     "abort_multipart_upload": "s3:AbortMultipartUpload",
     "list_multipart_uploads": "s3:ListBucketMultipartUploads",
+    "list_parts": "s3:ListMultipartUploadParts",
 }
 
 _CHAIN = "~/.aws/credentials, or another part of the AWS credential chain"
@@ -102,6 +103,7 @@ _ACTIONS = {
     "delete_objects": "delete from",
     "abort_multipart_upload": "abort uploads to",
     "list_multipart_uploads": "list unfinished uploads to",
+    "list_parts": "list the parts of unfinished uploads to",
 }
 _KMS = "KMS."
 _KMS_PERMISSIONS = "kms:GenerateDataKey and kms:Decrypt on the KMS key"

@@ -1,4 +1,4 @@
-"""Reads from a bucket: an object's bytes, listings of objects and of unfinished uploads, the store's time."""
+"""Reads from a bucket: objects, listings of objects and of unfinished uploads with their parts, the store's time."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -9,12 +9,16 @@ from typing import Any, TypeVar
 from agent.adapters.s3.connection import Connection
 from agent.adapters.s3.errors import code_of
 from agent.adapters.s3.responses import (
+    ListedPart,
     ListedUpload,
+    PageParameters,
     Paging,
     Response,
     next_objects,
+    next_parts,
     next_uploads,
     objects_in,
+    parts_in,
     uploads_in,
 )
 from agent.domain.errors import StoreError
@@ -38,8 +42,9 @@ async def read(connection: Connection, key: str) -> AsyncGenerator[bytes, None]:
 
 async def list_objects(connection: Connection, prefix: str, start_after: str) -> AsyncIterator[StoredObject]:
     """Yield the objects under `prefix` in key order, without metadata. Raises StoreError, also for endless listings."""
-    first = {"StartAfter": start_after} if start_after else {}
-    async with aclosing(_pages(connection, "list_objects_v2", objects_in, next_objects, prefix, first)) as pages:
+    first: PageParameters = {"StartAfter": start_after} if start_after else {}
+    pages = _pages(connection, "list_objects_v2", objects_in, next_objects, first, Prefix=prefix)
+    async with aclosing(pages):
         async for page in pages:
             for item in page:
                 # Some S3-compatible stores ignore StartAfter.
@@ -53,9 +58,8 @@ async def list_uploads(connection: Connection, prefix: str) -> AsyncGenerator[Li
     Raises NotPermitted, and StoreError as `list_objects` does.
     """
     try:
-        async with aclosing(
-            _pages(connection, "list_multipart_uploads", uploads_in, next_uploads, prefix, {})
-        ) as pages:
+        pages = _pages(connection, "list_multipart_uploads", uploads_in, next_uploads, {}, Prefix=prefix)
+        async with aclosing(pages):
             async for page in pages:
                 for entry in page:
                     if entry.key.startswith(prefix):
@@ -65,15 +69,27 @@ async def list_uploads(connection: Connection, prefix: str) -> AsyncGenerator[Li
             raise
 
 
+async def list_parts(connection: Connection, key: str, upload: str) -> dict[int, ListedPart]:
+    """Return the parts of a multipart upload that the store has, by number. Raises StoreError like `list_objects`."""
+    pages = _pages(connection, "list_parts", parts_in, next_parts, {}, key=key, UploadId=upload)
+    async with aclosing(pages):
+        return {part.number: part async for page in pages for part in page}
+
+
 async def _pages(
     connection: Connection,
     operation: str,
     items_in: Callable[[Response], list[T]],
-    next_page: Callable[[Response], dict[str, str]],
-    prefix: str,
-    parameters: dict[str, str],
+    next_page: Callable[[Response], PageParameters],
+    parameters: PageParameters,
+    *,
+    key: str = "",
+    **fixed: str,
 ) -> AsyncGenerator[list[T], None]:
-    """Yield the pages of a listing. `next_page` reads the parameters of the next page out of a response."""
+    """Yield the pages of a listing: `parameters` select the first page, `fixed` are the same for all.
+
+    `next_page` reads the parameters of the next page out of a response.
+    """
     paging = Paging(next_page)
 
     def read_page(response: Response) -> tuple[list[T], bool]:
@@ -82,7 +98,7 @@ async def _pages(
 
     has_next = True
     while has_next:
-        items, has_next = await connection.call_and_read(read_page, operation, Prefix=prefix, **parameters)
+        items, has_next = await connection.call_and_read(read_page, operation, key, **fixed, **parameters)
         parameters = paging.parameters
         yield items
 

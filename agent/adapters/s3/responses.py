@@ -17,6 +17,9 @@ from agent.ports import StoredObject
 Response = dict[str, Any]
 """A response as botocore parses it. It does not leave this package."""
 
+PageParameters = dict[str, str | int]
+"""The parameters that request one page of a listing."""
+
 PORTAL = (
     "a captive portal or a proxy may answer in the store's place: log in to the network, or check HTTPS_PROXY and "
     "akosha_cloud_endpoint"
@@ -190,14 +193,31 @@ def uploads_in(response: Response) -> list[ListedUpload]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class ListedPart:
+    """An item of a listing of the parts of a multipart upload. `etag` is as the store wrote it, with quotes."""
+
+    number: int
+    size: int
+    etag: str
+
+
+def parts_in(response: Response) -> list[ListedPart]:
+    """Return the parts in one page of a listing."""
+    return [
+        ListedPart(count(item, "PartNumber"), count(item, "Size"), text(item, "ETag"))
+        for item in response.get("Parts") or ()
+    ]
+
+
 class Paging:
     """The pages of a listing. `next_parameters` reads the parameters of the next page out of a response."""
 
-    def __init__(self, next_parameters: Callable[[Response], dict[str, str]]) -> None:
+    def __init__(self, next_parameters: Callable[[Response], PageParameters]) -> None:
         self._next_parameters = next_parameters
-        self._requested: set[tuple[str, ...]] = set()
+        self._requested: set[tuple[str | int, ...]] = set()
         self._empty = 0
-        self.parameters: dict[str, str] = {}
+        self.parameters: PageParameters = {}
 
     def has_next(self, response: Response, count: int) -> bool:
         """Return whether a page follows this one, which has `count` items; set `parameters` for that page.
@@ -216,17 +236,22 @@ class Paging:
         return True
 
 
-def next_objects(response: Response) -> dict[str, str]:
+def next_objects(response: Response) -> PageParameters:
     """Return the parameters for the next page of objects."""
     return {"ContinuationToken": text(response, "NextContinuationToken")}
 
 
-def next_uploads(response: Response) -> dict[str, str]:
+def next_uploads(response: Response) -> PageParameters:
     """Return the parameters for the next page of multipart uploads."""
-    parameters = {"KeyMarker": text(response, "NextKeyMarker")}
+    parameters: PageParameters = {"KeyMarker": text(response, "NextKeyMarker")}
     if upload := response.get("NextUploadIdMarker"):
         parameters["UploadIdMarker"] = str(upload)
     return parameters
+
+
+def next_parts(response: Response) -> PageParameters:
+    """Return the parameters for the next page of parts."""
+    return {"PartNumberMarker": count(response, "NextPartNumberMarker")}
 
 
 def _time(item: Mapping[str, Any], name: str) -> datetime | None:

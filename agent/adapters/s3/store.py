@@ -21,7 +21,7 @@ from agent.adapters.s3.writing import (
     ObjectWriter,
 )
 from agent.adapters.tcp_probe import may_be_reached
-from agent.ports import Creation, Progress, RateLimiter, StoredObject, ignore_progress
+from agent.ports import Creation, OpenPut, Progress, PutJournal, RateLimiter, StoredObject, ignore_progress
 
 AVAILABLE_SECONDS = 0.9
 
@@ -90,8 +90,9 @@ class S3Store:
         metadata: Mapping[str, str],
         part_bytes: int,
         progress: Progress,
+        journal: PutJournal | None = None,
     ) -> StoredObject:
-        size, etag = await self._writer.put(key, body, metadata, part_bytes, progress)
+        size, etag = await self._writer.put(key, body, metadata, part_bytes, progress, journal)
         return StoredObject(key, size, dict(metadata), etag=etag)
 
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
@@ -121,8 +122,11 @@ class S3Store:
     async def delete(self, keys: Collection[str]) -> None:
         await self._deleter.delete(keys)
 
-    async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:
-        return await multipart.sweep(self._connection, prefix, self._writer.active, started_before)
+    async def discard(self, put: OpenPut) -> None:
+        await multipart.abort(self._connection, put.key, put.put_id)
+
+    async def sweep(self, prefix: str, *, started_before: datetime | None = None, spared: Collection[str] = ()) -> int:
+        return await multipart.sweep(self._connection, prefix, {*spared, *self._writer.active}, started_before)
 
     async def unfinished(self, prefix: str) -> builtins.list[Unfinished]:
         """Return the multipart uploads that `sweep` would abort, and those in progress. Raises NotPermitted."""

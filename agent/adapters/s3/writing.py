@@ -31,7 +31,7 @@ from agent.adapters.s3.multipart import (
 from agent.adapters.s3.part import Part, PartBody, content_md5, parts
 from agent.adapters.s3.responses import Response, etag_of, object_of
 from agent.domain.errors import CopyUnsupported, NoSuchObject, NotPermitted, StoreError
-from agent.ports import Creation, Progress, RateLimiter, StoredObject, ignore_progress, is_changed
+from agent.ports import Creation, Progress, PutJournal, RateLimiter, StoredObject, ignore_progress, is_changed
 from agent.ports.concurrency import ConcurrentTasks, gather_all
 
 log = structlog.get_logger()
@@ -67,7 +67,13 @@ class ObjectWriter:
         self.active: set[str] = set()
 
     async def put(
-        self, key: str, body: AsyncIterable[bytes], metadata: Mapping[str, str], part_bytes: int, progress: Progress
+        self,
+        key: str,
+        body: AsyncIterable[bytes],
+        metadata: Mapping[str, str],
+        part_bytes: int,
+        progress: Progress,
+        journal: PutJournal | None,
     ) -> tuple[int, str]:
         """Send the body; return its size and the ETag of the stored object."""
         async with aclosing(cast("AsyncGenerator[Part]", parts(body, part_bytes))) as stream:
@@ -75,7 +81,15 @@ class ObjectWriter:
             second = await anext(stream, None)
             if second is None:
                 return await self._put_single(key, first, metadata, progress)
-            async with Multipart(self._connection, key, metadata, self.active, self._rate_limiter) as upload:
+            async with Multipart(
+                self._connection,
+                key,
+                metadata,
+                self.active,
+                part_bytes=part_bytes,
+                rate_limiter=self._rate_limiter,
+                journal=journal,
+            ) as upload:
                 waiting = [first, second]
                 del first, second
                 size = await self._send_parts(upload, waiting, stream, progress)

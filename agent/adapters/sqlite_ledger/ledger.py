@@ -13,6 +13,7 @@ import structlog
 from agent.adapters.sqlite_ledger import file
 from agent.adapters.sqlite_ledger.history import History
 from agent.adapters.sqlite_ledger.memories import Memories, SqliteMemories, Staged
+from agent.adapters.sqlite_ledger.open_puts import OpenPuts, SqlitePutJournal
 from agent.adapters.sqlite_ledger.rows import plain
 from agent.adapters.sqlite_ledger.targets import Targets
 from agent.adapters.sqlite_ledger.transactions import Transactions, run_to_end
@@ -21,7 +22,7 @@ from agent.domain.databases import Fingerprint
 from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord
 from agent.domain.events import Event, SessionEnded, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
 from agent.domain.manifest import Manifest
-from agent.ports import Clock, Codec, HistoryEntry
+from agent.ports import Clock, Codec, HistoryEntry, OpenPut
 
 TRIM_SECONDS = 86_400.0
 """How often old events are deleted."""
@@ -48,7 +49,7 @@ class SqliteLedger:
         self._thread, self._connection, self._clock = thread, connection, clock
         self._transactions = Transactions(path, thread, connection, read_only=read_only)
         self._targets, self._history = Targets(connection), History(connection, codec)
-        self._staged = Staged(connection, Memories(connection))
+        self._staged, self._open_puts = Staged(connection, Memories(connection)), OpenPuts(connection)
         self._trimmed: float | None = None
         self._path = path
         self._listeners: list[Callable[[], None]] = []
@@ -106,8 +107,15 @@ class SqliteLedger:
         def dropped(before: TargetRecord) -> None:
             if before.intent is not None:
                 self._staged.drop(target, before.intent.upload_id)
+            self._open_puts.drop_all(target)
 
         await self._change(target, transitions.abandon, also=dropped)
+
+    def put_journal(self, target: Target, key: str) -> SqlitePutJournal:
+        return SqlitePutJournal(self._transactions, self._open_puts, target, key)
+
+    async def open_puts(self, target: Target) -> Sequence[OpenPut]:
+        return await self._transactions.read(lambda: self._open_puts.of(target))
 
     async def count_attempt(
         self, target: Target, request: SyncRequested, *, attempts: int, retry_at: datetime, error: str
@@ -260,7 +268,11 @@ class SqliteLedger:
             self._trimmed = now
 
     def _settled(self, target: Target, manifest: Manifest) -> Also:
-        return lambda before: self._staged.settle(target, manifest, before.intent)
+        def settled(before: TargetRecord) -> None:
+            self._staged.settle(target, manifest, before.intent)
+            self._open_puts.drop_all(target)
+
+        return settled
 
     def _close(self) -> None:
         self._transactions.close()

@@ -105,7 +105,27 @@ _THIRD = (
 # Session ends that no result has answered yet, in order of arrival.
 _FOURTH = ("CREATE TABLE open_ends (position INTEGER PRIMARY KEY, event_id TEXT NOT NULL)",)
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH)
+# Open puts of the upload in progress, and the parts that the store has accepted.
+_FIFTH = (
+    """CREATE TABLE open_puts (
+        number INTEGER PRIMARY KEY,
+        target_id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        put_id TEXT NOT NULL,
+        parameters TEXT NOT NULL,
+        UNIQUE (target_id, key)
+    )""",
+    """CREATE TABLE put_parts (
+        put INTEGER NOT NULL REFERENCES open_puts (number) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        md5 BLOB NOT NULL,
+        etag TEXT NOT NULL,
+        PRIMARY KEY (put, number)
+    ) WITHOUT ROWID""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
 """Migration n leads from version n to n + 1. A released migration is never changed."""
 
 READABLE = 2
@@ -113,6 +133,9 @@ READABLE = 2
 
 MEMORIES = 3
 """The first version with memories."""
+
+OPEN_PUTS = 5
+"""The first version with open puts."""
 
 
 def version(connection: sqlite3.Connection) -> int:

@@ -204,8 +204,11 @@ class Pruner:
             started_before=contents.started_before,
         )
 
-    async def carry_out(self, plan: PrunePlan, spared: Mapping[str, str]) -> Pruned:
-        """Delete what the plan lists. A StoreError stops the prune, and is returned as `error` in the result."""
+    async def carry_out(self, plan: PrunePlan, spared: Mapping[str, str], *, open_puts: Collection[str] = ()) -> Pruned:
+        """Delete what the plan lists. A StoreError stops the prune, and is returned as `error` in the result.
+
+        `open_puts` are the IDs of interrupted puts that the next sync continues.
+        """
         started = self._clock.monotonic()
         done = Pruned()
         try:
@@ -214,7 +217,7 @@ class Pruner:
             leftovers = await self._still_left(plan, spared)
             await self._delete([item.key for objects in leftovers.values() for item in objects])
             done = replace(_deleted(plan.to_delete, plan.to_delete), leftovers=sum(map(len, leftovers.values())))
-            done = await self._sweep(plan, done)
+            done = await self._sweep(plan, done, open_puts)
         except StoreError as error:
             done = replace(await self._deleted_so_far(plan), error=error)
         seconds = round(self._clock.monotonic() - started, 3)
@@ -366,10 +369,10 @@ class Pruner:
         left = contents.left_over(set(contents.complete), spared)
         return {u: contents.objects[u] for u in left if contents.objects[u] == plan.leftovers.get(u)}
 
-    async def _sweep(self, plan: PrunePlan, done: Pruned) -> Pruned:
+    async def _sweep(self, plan: PrunePlan, done: Pruned, open_puts: Collection[str]) -> Pruned:
         try:
             async with self._catalog.stall_limit():
-                swept = await self._store.sweep(self._prefix, started_before=plan.started_before)
+                swept = await self._store.sweep(self._prefix, started_before=plan.started_before, spared=open_puts)
         except NotPermitted as error:
             return replace(done, unswept=str(error))
         return replace(done, leftovers=done.leftovers + swept)

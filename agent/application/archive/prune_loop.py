@@ -83,7 +83,8 @@ class PruneLoop:
         await update_held_warning(plan.blocked, self._target.system_id, self._ledger, self._clock)
         if plan.is_empty:
             return False
-        pruned = await self._pruning.carry_out(plan, spared)
+        open_puts = {put.put_id for put in await self._ledger.open_puts(self._target)}
+        pruned = await self._pruning.carry_out(plan, spared, open_puts=open_puts)
         if not pruned.is_empty:
             await self._ledger.announce(self._pruning.event(pruned, self._identity.agent_id))
             self._recorder.flush_soon()

@@ -13,7 +13,7 @@ from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreEr
 from agent.domain.manifest import Manifest, MemoriesPart, Part, manifest_metadata
 from agent.domain.naming import is_in_future
 from agent.domain.status_warning import StatusWarning
-from agent.ports import Clock, Ledger, ObjectStore, is_changed
+from agent.ports import Clock, Ledger, ObjectStore, OpenPut, is_changed
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 
@@ -153,12 +153,13 @@ class BucketUploads:
         sha256 = found.metadata.get("sha256", part.sha256)
         return (found.size, sha256) == (part.stored_size, part.sha256) and not is_changed(part.etag, found.etag)
 
-    async def remove(self, upload: str, *, manifest_damaged: bool = False) -> None:
+    async def remove(self, upload: str, open_puts: Iterable[OpenPut] = (), *, manifest_damaged: bool = False) -> None:
         """Remove the objects, and the parts of unfinished ones, of an upload that will not be finished.
 
-        An upload with a manifest is complete, and is kept unless the manifest is damaged. Log it if the removal is not
-        permitted.
+        `open_puts` are those that the ledger knows: they are found without the permission to list uploads. An upload
+        with a manifest is complete, and is kept unless the manifest is damaged. Log it if the removal is not permitted.
         """
+        await self.discard(open_puts)
         found = await self._objects(upload)
         if naming.manifest_key(self._system_id, upload) in found and not manifest_damaged:
             return
@@ -190,14 +191,25 @@ class BucketUploads:
     def _log_not_removed(self, upload: str, keys: Sequence[str], error: NotPermitted) -> None:
         _log.info("leftovers_not_removed", upload_id=upload, count=len(keys), reason=error.message, hint=error.hint)
 
-    async def sweep(self, *upload_ids: str, started_before: datetime) -> None:
+    async def discard(self, open_puts: Iterable[OpenPut]) -> None:
+        """Remove the parts of open puts that will not be continued. Log it if that is not permitted."""
+        for put in open_puts:
+            try:
+                await self._store.discard(put)
+            except NotPermitted as error:
+                self._log_not_removed(naming.upload_of(put.key), [put.key], error)
+
+    async def sweep(self, *upload_ids: str, started_before: datetime, spared: Collection[str]) -> None:
         """Remove the parts of unfinished objects: all of these uploads, and others started before that time.
 
-        Younger parts may belong to another machine of this system. Log it, with a hint, if it is not permitted.
+        `spared` are the IDs of the open puts that will be continued. Younger parts of other uploads may belong to
+        another machine of this system. Log it, with a hint, if it is not permitted.
         """
         try:
-            removed = sum([await self._store.sweep(f"{self._prefix}{upload}/") for upload in upload_ids])
-            removed += await self._store.sweep(self._prefix, started_before=started_before)
+            removed = 0
+            for upload in upload_ids:
+                removed += await self._store.sweep(f"{self._prefix}{upload}/", spared=spared)
+            removed += await self._store.sweep(self._prefix, started_before=started_before, spared=spared)
         except NotPermitted as error:
             _log.info("leftovers_not_removed", system_id=self._system_id, reason=error.message, hint=error.hint)
         else:

@@ -15,6 +15,7 @@ manifest   put the manifest and confirm it
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -169,6 +170,7 @@ class CloudSync:
             if manifest is not None and manifest.digests(record.intent.databases) != record.intent.digests:
                 # Neither resumed nor removed: another agent has completed an upload under this ID.
                 _log.warning("upload_id_taken", upload_id=manifest.upload_id, location=self._store.location)
+                await self._uploads.discard(await self._ledger.open_puts(self.target))
                 await self._ledger.abandon(self.target)
                 attempt.abandoned, manifest = manifest.upload_id, None
         elif not record.known:
@@ -218,7 +220,8 @@ class CloudSync:
             return
         _log.info("upload_abandoned", upload_id=record.intent.upload_id, reason="the databases have changed since")
         async with self._limit_stalls():
-            await self._uploads.remove(record.intent.upload_id, manifest_damaged=attempt.manifest_damaged)
+            open_puts = await self._ledger.open_puts(self.target)
+            await self._uploads.remove(record.intent.upload_id, open_puts, manifest_damaged=attempt.manifest_damaged)
         await self._ledger.abandon(self.target)
         attempt.abandoned = record.intent.upload_id
 
@@ -232,7 +235,8 @@ class CloudSync:
             await self._uploads.remove(intent.upload_id, manifest_damaged=attempt.manifest_damaged)
 
     async def _sweep(self, *upload_ids: str) -> None:
-        await self._uploads.sweep(*upload_ids, started_before=self._clock.now() - LEFT_OVER_AFTER)
+        open_puts = {put.put_id for put in await self._ledger.open_puts(self.target)}
+        await self._uploads.sweep(*upload_ids, started_before=self._clock.now() - LEFT_OVER_AFTER, spared=open_puts)
 
     async def _upload(self, attempt: Attempt) -> Manifest:
         if not self.ownership.claimed:
@@ -275,6 +279,7 @@ class CloudSync:
                 staged=attempt.changed,
                 report=attempt.report,
                 progress=progress,
+                journal=partial(self._ledger.put_journal, self.target),
                 resumed=record.intent is not None,
                 manifest_damaged=attempt.manifest_damaged,
                 confirmation=Confirmation(self._store, self._clock, progress),
@@ -305,6 +310,8 @@ class CloudSync:
                 without_memories=delta.without,
                 time_zone=delta.time_zone,
             )
+            # Interrupted puts of objects that the upload no longer has.
+            await self._uploads.discard(await self._ledger.open_puts(self.target))
             await self.ownership.check(uploads=False)  # another machine may have taken over during the upload
             await upload.put_manifest(manifest)
         await self._ids.compare_with_clock(manifest.upload_id, upload.stored_at)

@@ -320,7 +320,7 @@ class Ownership:
         assert self.ledger is not None
         record = await self._record()
         if record.intent is not None:
-            await self._uploads.remove(record.intent.upload_id)
+            await self._uploads.remove(record.intent.upload_id, await self.ledger.open_puts(self.target))
         await self.ledger.abandon(self.target)
         await self.ledger.forget(self.target, list(record.databases))
 

@@ -16,7 +16,17 @@ from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
 from agent.domain.manifest import Manifest, MemoriesPart, Origin, Part, manifest_metadata, relocate
 from agent.domain.upload_plan import Reuse, Send, part_bytes
-from agent.ports import Clock, Compressor, MemoriesDraft, ObjectStore, Reporter, Snapshot, StoredObject, is_changed
+from agent.ports import (
+    Clock,
+    Compressor,
+    MemoriesDraft,
+    ObjectStore,
+    PutJournal,
+    Reporter,
+    Snapshot,
+    StoredObject,
+    is_changed,
+)
 
 CONFIRM_SECONDS = 10.0
 """How long an object may take to appear before it counts as lost."""
@@ -150,6 +160,7 @@ class _RawProgress:
 class Upload:
     """One upload in progress. `progress` is called whenever it makes progress.
 
+    `journal` returns the journal of the puts of a key.
     `resumed`: an earlier attempt may have put some of its objects. `manifest_damaged`: also a manifest, which the store
     has changed, and which is replaced. `bytes_sent`: stored bytes that this machine sent.
     `stored_at`: time of the newest object by the store's clock, set by `confirm` if the listing has it.
@@ -164,6 +175,7 @@ class Upload:
     staged: Mapping[str, Snapshot]
     report: Reporter
     progress: Callable[[], None]
+    journal: Callable[[str], PutJournal]
     resumed: bool
     manifest_damaged: bool
     confirmation: Confirmation
@@ -308,13 +320,14 @@ class Upload:
         sent: Callable[[int], None] = lambda _: None,
     ) -> StoredObject:
         def progress(count: int) -> None:
+            self.bytes_sent += count
             sent(count)
             self.progress()
 
         size = part_bytes(raw_size, self.chunk_bytes)
-        stored = await self.store.put(key, body, metadata=metadata, part_bytes=size, progress=progress)
-        self.bytes_sent += stored.size
-        return stored
+        return await self.store.put(
+            key, body, metadata=metadata, part_bytes=size, progress=progress, journal=self.journal(key)
+        )
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
