@@ -156,7 +156,7 @@ def test_a_stalled_upload_fails_after_the_timeout(machine, bucket, proxy):
     ("command", "number", "code"),
     [("run", signal.SIGTERM, 0), ("sync", signal.SIGTERM, 143), ("sync", signal.SIGINT, 130)],
 )
-def test_a_stopped_upload_leaves_nothing_behind(machine, bucket, proxy, command, number, code):
+def test_a_stopped_upload_is_continued(machine, bucket, proxy, command, number, code):
     large(machine)
     reached = threading.Event()
     proxy.on("upload_part", stall(reached, at=100_000))
@@ -171,10 +171,11 @@ def test_a_stopped_upload_leaves_nothing_behind(machine, bucket, proxy, command,
         r"^akosha-agent: stopped: the next sync resumes the upload (\S+) under the same ID$", done.err, re.MULTILINE
     )
     assert len(resumable) == (command == "sync")
-    assert (bucket.pending_uploads, bucket.keys, machine.staged) == (0, [], [])
+    assert (bucket.pending_uploads, bucket.keys, machine.staged) == (1, [], [])
     assert machine.status()["pending"] == ["reflection"]
     proxy.clear()
     resumed = machine.sync()["upload_id"]
+    assert (bucket.pending_uploads, proxy.count("create_multipart_upload")) == (0, 1)
     assert resumed == bucket.manifests[0]["upload_id"]
     assert resumable in ([], [resumed])
 
@@ -201,7 +202,7 @@ def test_ctrl_c_during_an_agents_sync_says_that_the_agent_continues(machine, buc
 
 def test_put_get_and_list_permissions_suffice_and_others_are_logged(machine, bucket, proxy):
     large(machine)
-    for operation in ("delete_object", "abort_multipart_upload", "list_multipart_uploads"):
+    for operation in ("delete_object", "abort_multipart_upload", "list_multipart_uploads", "list_parts"):
         proxy.on(operation, refuse(403, "AccessDenied"))
     machine.set(agent_log_level="INFO", max_retries=1)
     proxy.on("upload_part", refuse(500, "InternalError"), times=20)
@@ -209,6 +210,8 @@ def test_put_get_and_list_permissions_suffice_and_others_are_logged(machine, buc
     assert failed.code == 1
     assert '"event": "leftovers_not_removed"' in failed.err
     assert "allow s3:ListBucketMultipartUploads" in failed.err
+    assert '"event": "parts_sent_again"' in failed.err
+    assert "allow s3:ListMultipartUploadParts" in failed.err
     assert '"event": "parts_not_removed"' in failed.err
     proxy._rules = [rule for rule in proxy._rules if rule.operation != "upload_part"]
     assert machine.sync()["success"]
