@@ -137,7 +137,8 @@ class Settings(BaseSettings):
     )
     ingestion_markers: bool = Field(
         default=False,
-        description="Write the additional objects that Akosha's own IngestionWorker looks for in the bucket.",
+        description="Write what Akosha's own IngestionWorker reads: additional objects in the bucket, and all new "
+        "memories in memories.json, uncompressed.",
     )
     cloud_sse: Sse = Field(
         default="", description="Server-side encryption to request: AES256 or aws:kms. Empty: the store's default."

@@ -853,6 +853,20 @@ async def test_a_resumed_upload_has_its_memories_once_if_their_format_changed_me
     memory_rig.assert_complete()
 
 
+async def test_a_resumed_upload_names_the_size_of_the_memories_in_the_bucket(memory_rig):
+    """Another zlib may have compressed the same memories to another size."""
+    await cancelled_at(memory_rig, "put", "/memories.json.gz")
+    key = memory_rig.store.keys("put")[-1]
+    data, metadata = memory_rig.bucket.objects[key]
+    other = gzip.compress(gzip.decompress(data), 1)
+    memory_rig.bucket.objects[key] = other, metadata
+    assert isinstance(await memory_rig.sync(), SyncSucceeded)
+    (manifest,) = memory_rig.manifests
+    assert (manifest.memories.key, manifest.memories.stored_size) == (key, len(other))
+    memory_rig.assert_complete()
+    assert (await verified(memory_rig, manifest.upload_id)).whole
+
+
 async def test_what_an_earlier_attempt_left_may_stay_if_it_cannot_be_removed(memory_rig):
     memory_rig.settings["ingestion_markers"] = True
     await cancelled_at(memory_rig, "put", "/memories.json")

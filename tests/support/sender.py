@@ -47,12 +47,13 @@ class Sender:
         database: str = "reflection",
         spoiled: Mapping[str, bytes] = {},
         without_memories: bool = False,
+        omitted: bool = False,
         **more: object,
     ) -> Manifest:
         """Put the upload of that second: a database with `rows`, of which `new` (None: all) are in memories.json.gz.
 
-        `base`: the second of the base upload. `spoiled`: name -> bytes to store instead of the object. `more` replaces
-        fields of the manifest.
+        `omitted`: its memories are left out, and it is a base. `base`: the second of the base upload. `spoiled`:
+        name -> bytes to store instead of the object. `more` replaces fields of the manifest.
         """
         upload = self.id(second)
         raw = rows if isinstance(rows, bytes) else "".join(f"{row}\n" for row in rows).encode()
@@ -65,7 +66,7 @@ class Sender:
             verified=True,
         )  # fmt: skip
         reported = None
-        if not without_memories:
+        if not without_memories and not omitted:
             document, written = await self._document(memories)
             reported = MemoriesPart(
                 key=naming.memories_key(self.system, upload, gzipped=True), raw_size=written.raw_size,
@@ -78,7 +79,7 @@ class Sender:
             Manifest(
                 system_id=self.system, upload_id=upload, uploaded_at=NOON + timedelta(seconds=second),
                 request_id=f"r{second}", agent_id=self.agent_id, triggered_by="manual", parts=(part,),
-                memories=reported,
+                memories=reported, memories_omitted={database: "there is no base upload"} if omitted else {},
                 time_zone="Europe/Berlin",
             ),
             **more,

@@ -184,6 +184,22 @@ def test_a_valid_manifest_passes_the_plausibility_check():
     assert impossible_values(values.manifest(reflection=3)) == {}
 
 
+@pytest.mark.parametrize(
+    ("gzipped", "sizes", "problem"),
+    [
+        (True, {"raw_size": 2**39}, "cannot decompress from 1200 to"),
+        (False, {"raw_size": 2**39}, "cannot decompress from 3000 to"),
+        (True, {"stored_size": 2**62}, "has an impossible size"),
+    ],
+)
+def test_impossible_sizes_of_memories_are_found(gzipped, sizes, problem):
+    memories = values.memories_part(gzipped=gzipped, reflection=None)
+    manifest = values.replace(values.manifest(reflection=3), memories=values.replace(memories, **sizes))
+    ((name, found),) = impossible_values(manifest).items()
+    assert name == ("memories.json.gz" if gzipped else "memories.json")
+    assert problem in found
+
+
 @pytest.mark.parametrize("exact", [True, False])
 async def test_an_upload_of_the_last_second_that_a_time_can_have_is_listed(exact):
     store, upload = DatedStore(), f"99991231_235959_{values.SYSTEM}"
@@ -212,6 +228,25 @@ def test_escape_sequences_in_problems_are_printed_as_text(show, capsys):
     reported = capsys.readouterr().out
     assert r"knowledge_graph_\x1b[31m.duckdb: is not\nthere" in reported
     assert "\x1b" not in reported
+
+
+def test_an_upload_is_shown_with_the_memories_that_it_has_and_the_reason_why_it_lacks_others(capsys):
+    manifest = values.replace(
+        values.manifest(20, reflection=3),
+        memories_omitted={"knowledge_graph": "there is no base upload"},
+        without_memories={"knowledge_graph_x": "made by a newer DuckDB"},
+    )
+    _print_one(CatalogEntry(upload_id=manifest.upload_id, sizes={}, manifest=manifest))
+    shown = capsys.readouterr().out
+    assert "memories    in the databases only\n" in shown
+    assert "  knowledge_graph: left out: there is no base upload\n" in shown
+    assert "  knowledge_graph_x: could not be read: made by a newer DuckDB\n" in shown
+    manifest = values.replace(manifest, memories=values.memories_part(20, count=7, reflection=10))
+    _print_one(CatalogEntry(upload_id=manifest.upload_id, sizes={}, manifest=manifest))
+    shown = capsys.readouterr().out
+    assert "memories    7 in 7.0 kB (memories.json.gz)\n" in shown
+    assert f"  reflection: new or changed since {values.upload_id(10)}\n" in shown
+    assert "  knowledge_graph: left out: there is no base upload\n" in shown
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

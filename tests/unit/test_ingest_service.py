@@ -248,6 +248,79 @@ async def test_an_upload_without_memories_is_read_from_its_database_unless_that_
     assert outcomes(setup.bus.published)[-1] == (setup.laptop.id(1), "completed")
 
 
+async def chain(setup, *, until: int) -> None:
+    """Upload a first upload without memories, three changes of it, one whose memories are omitted, and changes of it.
+
+    The upload of second n has the rows 0 to n. `until` ends the chain before the upload of that second.
+    """
+    for second in range(until):
+        omitted = second in (0, 4)
+        await setup.laptop.upload(second, range(second + 1), new=[second], base=second - 1, omitted=omitted)
+
+
+@pytest.mark.parametrize("once_each", [True, False])
+async def test_an_upload_whose_memories_are_omitted_is_read_from_its_database_and_is_a_base(setup, once_each):
+    for until in range(1, 8) if once_each else (7,):
+        await chain(setup, until=until)
+        await setup.once()
+        assert setup.akosha.of() == [*range(until)]
+    assert setup.reader.opened == ([[0], [0, 1, 2, 3, 4]] if once_each else [[*range(7)]])
+    assert [outcome for _, outcome in outcomes(setup.bus.published)] == ["completed"] * 7
+    assert sum(len(batch) for batch in setup.akosha.stored) == 7, "no memory is sent twice"
+
+
+@pytest.mark.parametrize("pruned", range(6))
+async def test_a_chain_of_uploads_is_complete_without_any_of_them(setup, pruned):
+    """Each upload is pruned before it is ingested, with the next one already there or not."""
+    await chain(setup, until=pruned)
+    await setup.once()
+    await chain(setup, until=pruned + 1)
+    await setup.bucket.delete([key for key in setup.bucket.objects if setup.laptop.id(pruned) in key])
+    await setup.once()
+    for until in range(pruned + 2, 9):
+        await setup.laptop.upload(until - 1, range(until), new=[until - 1], base=until - 2, omitted=until == 5)
+        await setup.once()
+        assert setup.akosha.of() == [*range(until)]
+    assert len(setup.reader.opened) <= 3
+
+
+@pytest.mark.parametrize("lost", range(7))
+async def test_a_lost_cursor_reads_the_newest_database_once_and_stores_nothing_twice(setup, lost):
+    await chain(setup, until=lost)
+    await setup.once()
+    await setup.ledger.aclose()
+    await setup.open()
+    setup.reader.opened.clear()
+    await chain(setup, until=7)
+    await setup.once()
+    assert setup.akosha.of() == [*range(7)]
+    assert setup.reader.opened == [[*range(7)]]
+    await setup.laptop.upload(7, range(8), new=[7], base=6)
+    await setup.once()
+    assert (len(setup.reader.opened), setup.akosha.of()) == (1, [*range(8)])
+
+
+async def test_one_database_is_a_change_and_the_memories_of_the_other_are_omitted(setup):
+    await chain(setup, until=1)
+    await setup.once()
+    graph = await setup.laptop.upload(1, [70, 71], database="knowledge_graph", omitted=True)
+    reflection = await setup.laptop.upload(1, [0, 1], new=[1], base=0)
+    both = {"parts": (*graph.parts, *reflection.parts), "memories_omitted": graph.memories_omitted}
+    await setup.laptop.upload(1, [0, 1], new=[1], base=0, **both)
+    await setup.once()
+    assert (setup.akosha.of(), setup.reader.opened) == ([0, 1, 70, 71], [[0], [70, 71]])
+
+
+async def test_an_unchanged_database_whose_memories_are_omitted_is_not_read_and_is_a_base(setup):
+    """The agent has lost its ledger: it sends the same database once more, and continues from there."""
+    await chain(setup, until=1)
+    await setup.once()
+    await setup.laptop.upload(1, [0], omitted=True)
+    await setup.laptop.upload(2, [0, 1], new=[1], base=1)
+    await setup.once()
+    assert (setup.akosha.of(), setup.reader.opened) == ([0, 1], [[0]])
+
+
 async def test_each_agent_of_a_system_has_its_own_chain_and_newest_database(setup):
     other = replace(setup.laptop, agent_id="b" * 32)
     await setup.laptop.upload(0, [1, 2])
