@@ -24,6 +24,7 @@ MEMORY_BYTES = 64 * 2**20
 OWN_FILES = re.compile(
     r"agent\.lock|identity\.(json|lock)|system-id|control\.sock|http-token|verifying/lock|log/agent\.log"
     r"|ledger\.sqlite(-wal|-shm)?(\.damaged-[0-9TZ-]+(-wal|-shm)?)?"
+    r"|mirror/[^/]+/(record|[0-9a-f]{64})"
 )
 """The files that stay in the state directory."""
 
