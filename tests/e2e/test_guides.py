@@ -1,14 +1,18 @@
 """The commands of the quick start and of the guides do what the pages say."""
 
+import gzip
 import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from agent.adapters.patches.making import make
 from tests.support.machine import TIMEOUT, Lines, Machine
+from tests.support.patches import BLOCK, random_bytes, sha256, write
 from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY
 from tests.support.session_buddy import create
 
@@ -80,6 +84,26 @@ def test_the_guides_restore_with_gzip_alone_reads_the_rows(machine):
         ["bash", "-euc", script], env=machine.environ, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "(5,)\n", "")
+
+
+def test_the_guides_program_applies_patches(machine):
+    old, home = random_bytes(3 * BLOCK), Path(machine.environ["HOME"])
+    states = [old, old[5000:] + random_bytes(3000, 1), b"!" + old[: 2 * BLOCK] + random_bytes(100, 2)]
+    upload, by_hand = home / "upload", home / "by-hand"
+    for folder in (upload, by_hand):
+        folder.mkdir()
+    write(upload / "reflection.duckdb.base", gzip.compress(states[0]))
+    for number, (before, after) in enumerate(pairwise(states), 1):
+        files = write(home / "before", before), write(home / "after", after)
+        assert make(*files, upload / f"reflection.duckdb.patch-{number:02}", 2**30)
+    write(by_hand / "patch.py", block_with("guides/restore.md", "AKPATCH1", "python").encode())
+    script = re.sub(r"^\$ ", "", block_with("guides/restore.md", "patch.py"), flags=re.MULTILINE)
+    script = re.sub(r"^cd \S+", f"cd {shlex.quote(str(upload))}", script).replace("python3 ", f"{sys.executable} ")
+    done = subprocess.run(
+        ["bash", "-euc", script], env=machine.environ, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()[0] == sha256(states[-1])
 
 
 def test_the_first_python_example_syncs(machine):

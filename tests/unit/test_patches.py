@@ -1,5 +1,7 @@
 """Patches: any file is made exactly, and an invalid patch makes none."""
 
+import shutil
+import subprocess
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from agent.adapters.patches import applying
 from agent.adapters.patches.applying import apply_chain
+from agent.adapters.patches.container import PatchReader
 from agent.adapters.patches.making import make
 from agent.domain.errors import StagingFull, StateError, WireError
 from tests.support.patches import BLOCK, frame, header, random_bytes, record, sha256, step, write
@@ -193,6 +196,7 @@ WHOLE = [[0, 8]]
         (H + step([[0, 4]], [[0, 4]]), "it is incomplete"),
         (H + step(WHOLE, WHOLE) + b"\0", "there are bytes after its end"),
         (H + step([[0, len(OLD)]] * 30, WHOLE, frame(b"x" * 8)), "a step is too large or makes nothing"),
+        (H + step([[0, 7]], WHOLE, frame(b"x" * 8)), "a frame refers to too few bytes"),
         (H + step([], WHOLE, b"not zstd"), "a frame is not valid"),
         (H + step([], WHOLE, frame(b"x" * 9)), "a frame contains more bytes than its step makes"),
         (H + step([], WHOLE, frame(bytes(2**27))), "a frame"),
@@ -263,3 +267,26 @@ def test_an_existing_file_is_neither_replaced_nor_removed(tmp_path):
             tmp_path / "old", [patch], tmp_path / "result", raw_size=1, sha256=sha256(b""), stop=threading.Event()
         )
     assert (tmp_path / "result").read_text() == "mine"
+
+
+@pytest.mark.skipif(not shutil.which("zstd"), reason="the zstd command is not installed")
+def test_the_zstd_command_decompresses_the_frames(tmp_path):
+    new = OLD[70_000:] + random_bytes(500, 1)
+    patch = patched(tmp_path, OLD, new)
+    made = bytearray(len(new))
+    with patch.open("rb") as file:
+        reader = PatchReader(file)
+        for each in reader.steps():
+            data = b"".join(OLD[offset : offset + length] for offset, length in each.sources)
+            if each.frame:
+                data = decompressed(tmp_path, data, b"".join(reader.frame()))
+            for offset, length in each.targets:
+                made[offset : offset + length], data = data[:length], data[length:]
+    assert made == new
+
+
+def decompressed(folder: Path, reference: bytes, data: bytes) -> bytes:
+    """Return the content of a frame, decompressed by the zstd command."""
+    paths = [write(folder / "reference", reference), write(folder / "frame.zst", data), folder / "content"]
+    subprocess.run(["zstd", "-dqf", f"--patch-from={paths[0]}", paths[1], "-o", paths[2]], check=True)
+    return paths[2].read_bytes()

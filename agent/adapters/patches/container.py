@@ -7,7 +7,8 @@
 
 A record is its length (four bytes, little-endian) and JSON. A step reads the ranges `from` of the reference, makes the
 bytes of the ranges `to` of the file, in their order, and never more than MOST_STEP_BYTES. Without a frame these are the
-bytes that it read. Else they are the content of the frame, which is Zstandard with the bytes that it read as prefix.
+bytes that it read. Else they are the content of the frame, which is Zstandard with the bytes that it read as prefix (as
+`zstd --patch-from` makes one; without a prefix if it read none).
 The steps make every byte of the file once, so a patch that ends early is recognized.
 
 A patch is not trusted.
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from agent.adapters.patches.zstd import MOST_STEP_BYTES, PIECE_BYTES
+from agent.adapters.patches.zstd import LEAST_PREFIX_BYTES, MOST_STEP_BYTES, PIECE_BYTES
 from agent.domain.errors import WireError
 
 Range = tuple[int, int]
@@ -115,6 +116,8 @@ class PatchReader:
         )
         if not step.targets or max(step.size, total(step.sources)) > MOST_STEP_BYTES:
             raise WireError("a step is too large or makes nothing")
+        if step.frame and 0 < total(step.sources) < LEAST_PREFIX_BYTES:
+            raise WireError("a frame refers to too few bytes")
         if not step.frame and total(step.sources) != step.size:
             raise WireError("a step does not copy as many bytes as it makes")
         return step

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from agent.adapters.patches.container import Range
-from agent.adapters.patches.zstd import MOST_STEP_BYTES
+from agent.adapters.patches.container import Range, total
+from agent.adapters.patches.zstd import LEAST_PREFIX_BYTES, MOST_STEP_BYTES
 
 BLOCK_BYTES = 2**18
 """The size of DuckDB's blocks. Files of any other format work as well."""
@@ -112,7 +112,10 @@ class _Plan:
         # Blocks without an anchor in common may have changed in place.
         wanted += [n for n in extent.blocks if n not in extent.found and n < _count(self._reference_size)]
         sources = sorted(wanted[: REFERENCE_BYTES // BLOCK_BYTES])
-        return _joined(sources, self._reference_size), _joined(extent.blocks, self._size), False
+        ranges = _joined(sources, self._reference_size)
+        if total(ranges) < LEAST_PREFIX_BYTES:
+            ranges = []
+        return ranges, _joined(extent.blocks, self._size), False
 
 
 class _Copies:

@@ -21,7 +21,8 @@ PIECE_BYTES = 2**18
 LEVEL = 1
 """Higher levels are slower and save 1 to 2 %: nearly all bytes are long matches, which every level finds."""
 
-_LEAST_PREFIX_BYTES = 8
+LEAST_PREFIX_BYTES = 8
+"""zstd's minimum."""
 
 _COMPRESSION: dict[int, int] = {
     zstd.CompressionParameter.compression_level: LEVEL,
@@ -33,8 +34,8 @@ _DECOMPRESSION: dict[int, int] = {zstd.DecompressionParameter.window_log_max: (M
 
 
 def prefix_of(content: bytearray) -> Prefix | None:
-    """Return a prefix with a copy of the content, None if it is too small for one."""
-    return zstd.ZstdDict(content, is_raw=True).as_prefix if len(content) >= _LEAST_PREFIX_BYTES else None
+    """Return a prefix with a copy of the content, None if it is empty."""
+    return zstd.ZstdDict(content, is_raw=True).as_prefix if content else None
 
 
 def compress(prefix: Prefix | None, pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
