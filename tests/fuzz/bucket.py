@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from agent.adapters import memories_file
 from agent.adapters.akosha.sink import pack
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.gunzip import Unpacker
+from agent.adapters.patches import ZstdPatcher
 from agent.adapters.restore_directory.placement import Journal
 from agent.adapters.restore_directory.scratch import JOURNAL, Scratch
 from agent.application.archive.catalog import Catalog, CatalogEntry
@@ -46,6 +47,7 @@ from tests.support.clock import ManualClock
 from tests.support.ledger import inline_ledger
 from tests.support.memories import memory
 from tests.support.memory_store import DatedStore
+from tests.support.patches import frame, header, random_bytes, step
 from tests.support.values import NOON, SYSTEM, TARGET
 
 CLOCK = ManualClock(NOON)
@@ -252,6 +254,69 @@ PIECES = st.tuples(
 )
 
 
+OLD = random_bytes(5000)
+NEW = OLD[3000:] + b"added" + OLD[:2000]
+LAST = NEW[:1000] + b"changed" + NEW[1000:]
+HEADER = {"reference": len(OLD), "size": len(NEW)}
+FRAME = frame(NEW[2005:], OLD[:2500])
+STEPS = (
+    {"from": [[3000, 2000]], "to": [[0, 2000]], "frame": 0},
+    {"from": [], "to": [[2000, 5]], "frame": len(frame(b"added"))},
+    {"from": [[0, 2500]], "to": [[2005, 1000], [3005, 1000]], "frame": len(FRAME)},
+)
+FRAMES = (b"", frame(b"added"), FRAME)
+LAST_PATCH = header(len(NEW), len(LAST)) + step(
+    [[0, 1000]],
+    [[0, 1000], [1007, len(NEW) - 1000], [1000, 7]],
+    frame(LAST[:1000] + LAST[1007:] + b"changed", NEW[:1000]),
+)
+
+
+def _patch(records: Sequence[bytes], frames: Sequence[bytes] = FRAMES) -> bytes:
+    first, *steps = (len(text).to_bytes(4, "little") + text for text in records)
+    return b"AKPATCH1" + first + b"".join(text + data for text, data in zip(steps, frames, strict=True))
+
+
+PATCH_RECORDS = [json.dumps(document).encode() for document in (HEADER, *STEPS)]
+PATCH = _patch(PATCH_RECORDS)
+PATCHES = st.tuples(
+    st.just(PATCH)
+    | near_bytes(PATCH, odd=(PATCH, BOMB))
+    | st.tuples(*(st.just(text) | json_near(json.loads(text)) for text in PATCH_RECORDS)).map(_patch)
+    | st.tuples(*(st.just(data) | near_bytes(data, odd=(frame(bytes(2**24)),)) for data in FRAMES)).map(
+        lambda frames: _patch(
+            [PATCH_RECORDS[0]]
+            + [json.dumps({**each, "frame": len(data)}).encode() for each, data in zip(STEPS, frames, strict=True)],
+            frames,
+        )
+    ),
+    st.booleans(),
+)
+
+
+@contextmanager
+def patches() -> Iterator[Read]:
+    """Yield a function that applies a patch: the last one, or one that another follows."""
+    with tempfile.TemporaryDirectory() as directory, asyncio.Runner() as runner:
+        reference, first, last, file = (Path(directory, name) for name in ("old", "patch", "last", "file"))
+        reference.write_bytes(OLD)
+        last.write_bytes(LAST_PATCH)
+
+        def read(example: tuple[bytes, bool]) -> None:
+            data, alone = example
+            first.write_bytes(data)
+            chain, made = ([first], NEW) if alone else ([first, last], LAST)
+            sha256 = hashlib.sha256(made).hexdigest()
+            try:
+                runner.run(ZstdPatcher().apply(reference, chain, file, raw_size=len(made), sha256=sha256))
+                assert file.read_bytes() == made
+                file.unlink()
+            finally:
+                assert {path.name for path in Path(directory).iterdir()} == {"old", "patch", "last"}
+
+        yield read
+
+
 @contextmanager
 def directory_record() -> Iterator[Read]:
     """Yield a function that reads an object in a directory with this record of its metadata."""
@@ -307,6 +372,7 @@ TARGETS = (
     Target("owner", OWNERS, read_owner, (WireError,), names=r"owner\.json", in_tests=150),
     Target("memories", MEMORIES, opened=memories, errors=(WireError,), names=r"memories\.json, line \d"),
     Target("stored object", PIECES, opened=stored_object, errors=(WireError,), names="object", in_tests=40),
+    Target("patch", PATCHES, opened=patches, errors=(WireError,), names="patch", in_tests=100),
     Target("directory record", RECORDS, opened=directory_record, in_tests=60),
     Target("restore journal", JOURNALS, opened=journal, errors=(WireError,), names=r"journal\.json"),
 )
