@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn, TypeVar
 
 import orjson
@@ -21,6 +22,7 @@ from agent.domain.plain_text import signal_name
 
 T = TypeVar("T")
 
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 _PRIVATE = ("AWS_", "AKOSHA_", "SESSION_BUDDY_")
 _KILLED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BUFFER_BYTES = 2**20
@@ -37,13 +39,13 @@ _SLICES = 6
 _EXIT_SECONDS = 5.0
 
 
-async def start(module: str, *arguments: str, cwd: Path) -> Process:
-    """Run a module of this package in a child process. Raises OSError."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
+async def start(module: str, *arguments: str, cwd: Path, variables: Mapping[str, str] = NO_VARIABLES) -> Process:
+    """Run a module of this package in a child process, with more environment variables. Raises OSError."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
     # -P: do not import a package of our name from the working directory.
     return await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", module, *arguments,
-        stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, cwd=cwd, limit=_BUFFER_BYTES,
+        stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env={**inherited, **variables}, cwd=cwd, limit=_BUFFER_BYTES,
     )  # fmt: skip
 
 

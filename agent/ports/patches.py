@@ -30,7 +30,8 @@ class Patcher(Protocol):
         """Create `file` from `reference` and at least one patch, the oldest first, and check its size and SHA-256.
 
         The files between `reference` and `file` are not made: a chain of patches costs little more than one. Raises
-        WireError if a patch is not valid, or is not one of the file before it; then there is no `file`. Uses a bounded
-        amount of memory and disk, whatever the patches say. Raises StagingFull, StateError for the disk.
+        WireError if a patch is not valid, or is not one of the file before it. Uses a bounded amount of memory and
+        disk, whatever the patches say. Raises StagingFull, StateError for the disk, and if the process that applies
+        them fails. After an error or a cancellation there is no file, except one that existed before.
         """
         ...

@@ -17,7 +17,7 @@ from agent.adapters import memories_file
 from agent.adapters.akosha.sink import pack
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.gunzip import Unpacker
-from agent.adapters.patches import ZstdPatcher
+from agent.adapters.patches.applying import apply_chain
 from agent.adapters.restore_directory.placement import Journal
 from agent.adapters.restore_directory.scratch import JOURNAL, Scratch
 from agent.application.archive.catalog import Catalog, CatalogEntry
@@ -297,7 +297,7 @@ PATCHES = st.tuples(
 @contextmanager
 def patches() -> Iterator[Read]:
     """Yield a function that applies a patch: the last one, or one that another follows."""
-    with tempfile.TemporaryDirectory() as directory, asyncio.Runner() as runner:
+    with tempfile.TemporaryDirectory() as directory:
         reference, first, last, file = (Path(directory, name) for name in ("old", "patch", "last", "file"))
         reference.write_bytes(OLD)
         last.write_bytes(LAST_PATCH)
@@ -308,7 +308,7 @@ def patches() -> Iterator[Read]:
             chain, made = ([first], NEW) if alone else ([first, last], LAST)
             sha256 = hashlib.sha256(made).hexdigest()
             try:
-                runner.run(ZstdPatcher().apply(reference, chain, file, raw_size=len(made), sha256=sha256))
+                apply_chain(reference, chain, file, raw_size=len(made), sha256=sha256)
                 assert file.read_bytes() == made
                 file.unlink()
             finally:

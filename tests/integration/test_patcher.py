@@ -5,14 +5,14 @@ import errno
 import resource
 import signal
 import stat
-import threading
 
 import pytest
 from structlog.testing import capture_logs
 
 from agent.adapters import child_process
 from agent.adapters.patches import ZstdPatcher, patcher as patcher_module
-from agent.domain.errors import WireError
+from agent.adapters.patches.making import make
+from agent.domain.errors import AkoshaError, StagingFull, StateError, WireError
 from tests.support.patches import BLOCK, random_bytes, sha256, write
 
 OLD = random_bytes(8 * BLOCK)
@@ -35,6 +35,49 @@ def children(monkeypatch):
 
     monkeypatch.setattr(child_process, "start", noted)
     return started
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """The child processes, which are stopped when they get their command; `asked` is set then."""
+
+    class Children(list):
+        asked = asyncio.Event()
+
+    children, ask = Children(), child_process.Exchange.ask
+
+    async def noted(self, *arguments):
+        self._child.send_signal(signal.SIGSTOP)
+        children.append(self._child)
+        children.asked.set()
+        return await ask(self, *arguments)
+
+    monkeypatch.setattr(child_process.Exchange, "ask", noted)
+    return children
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """Every child process is killed when it has started."""
+    start = child_process.start
+
+    async def kill(*arguments, **options):
+        child = await start(*arguments, **options)
+        child.kill()
+        return child
+
+    monkeypatch.setattr(child_process, "start", kill)
+
+
+def limit_child(monkeypatch, kind, limit) -> None:
+    start = child_process.start
+
+    async def limited(*arguments, **options):
+        child = await start(*arguments, **options)
+        resource.prlimit(child.pid, kind, (limit, limit))
+        return child
+
+    monkeypatch.setattr(child_process, "start", limited)
 
 
 async def not_made(files, **options) -> str:
@@ -78,14 +121,7 @@ async def test_an_existing_patch_is_kept(files):
     [(resource.RLIMIT_FSIZE, 50_000, "File too large"), (resource.RLIMIT_AS, 2**27, "")],
 )
 async def test_without_disk_space_or_memory_no_patch_is_made(files, monkeypatch, kind, limit, reason):
-    start = child_process.start
-
-    async def limited(*arguments, **options):
-        child = await start(*arguments, **options)
-        resource.prlimit(child.pid, kind, (limit, limit))
-        return child
-
-    monkeypatch.setattr(child_process, "start", limited)
+    limit_child(monkeypatch, kind, limit)
     if kind == resource.RLIMIT_AS:  # more than one extent
         write(files[0], random_bytes(2**26))
         write(files[1], b"x" + files[0].read_bytes())
@@ -97,15 +133,7 @@ async def test_a_missing_file_gives_no_patch(files):
     assert "FileNotFoundError" in await not_made(files)
 
 
-async def test_a_killed_child_gives_no_patch(files, monkeypatch):
-    start = child_process.start
-
-    async def killed(*arguments, **options):
-        child = await start(*arguments, **options)
-        child.kill()
-        return child
-
-    monkeypatch.setattr(child_process, "start", killed)
+async def test_a_killed_child_gives_no_patch(files, killed):
     assert await not_made(files) == "was killed (SIGKILL)"
 
 
@@ -123,46 +151,70 @@ async def test_a_child_that_cannot_be_started_gives_no_patch(files, monkeypatch)
     assert "unavailable" in await not_made(files)
 
 
-async def test_a_cancelled_patch_ends_the_child_and_leaves_no_file(files, monkeypatch):
-    begun, children, ask = asyncio.Event(), [], child_process.Exchange.ask
-
-    async def noted(self, *arguments):
-        children.append(self._child)
-        begun.set()
-        self._child.send_signal(signal.SIGSTOP)
-        return await ask(self, *arguments)
-
-    monkeypatch.setattr(child_process.Exchange, "ask", noted)
-    making = asyncio.create_task(ZstdPatcher().make(*files, most_bytes=2**30))
-    await begun.wait()
-    making.cancel()
+async def cancelled(work, children) -> None:
+    """Cancel `work` when its child has got the command, and check that the child is killed."""
+    task = asyncio.create_task(work)
+    await children.asked.wait()
+    task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await making
-    assert children[0].returncode == -signal.SIGKILL
+        await task
+    assert [child.returncode for child in children] == [-signal.SIGKILL]
+
+
+async def test_a_cancelled_patch_ends_the_child_and_leaves_no_file(files, stopped):
+    await cancelled(ZstdPatcher().make(*files, most_bytes=2**30), stopped)
     assert not files[2].exists()
 
 
-async def test_a_cancelled_application_leaves_no_file(files, tmp_path, monkeypatch):
-    old, new, patch = files
-    await ZstdPatcher().make(old, new, patch, most_bytes=2**30)
-    begun, proceed = threading.Event(), threading.Event()
-    check = patcher_module.apply_chain.__globals__["_check_digest"]
-
-    def waiting(*arguments):
-        begun.set()
-        proceed.wait(30)
-        check(*arguments)
-
-    monkeypatch.setitem(patcher_module.apply_chain.__globals__, "_check_digest", waiting)
+async def test_a_cancelled_application_ends_the_child_and_leaves_no_file(files, tmp_path, stopped):
     result = tmp_path / "result"
-    applying = asyncio.create_task(ZstdPatcher().apply(old, [patch], result, raw_size=len(NEW), sha256=sha256(NEW)))
-    await asyncio.to_thread(begun.wait, 30)
-    applying.cancel()
-    await asyncio.sleep(0)
-    proceed.set()
-    with pytest.raises(asyncio.CancelledError):
-        await applying
+    make(*files, 2**30)
+    await cancelled(ZstdPatcher().apply(files[0], [files[2]], result, raw_size=len(NEW), sha256=sha256(NEW)), stopped)
     assert not result.exists()
+
+
+async def not_applied(files, **options) -> AkoshaError:
+    """Return the error after which there is no file, although the patch is valid."""
+    old, _, patch = files
+    make(*files, 2**30)
+    result = patch.with_name("result")
+    with pytest.raises((StateError, StagingFull)) as refused:
+        await ZstdPatcher(**options).apply(old, [patch], result, raw_size=len(NEW), sha256=sha256(NEW))
+    assert not result.exists()
+    assert refused.value.transient
+    return refused.value
+
+
+async def test_a_killed_child_is_a_transient_error(files, killed):
+    assert "was killed (SIGKILL)" in (await not_applied(files)).message
+
+
+async def test_a_child_that_hangs_is_a_transient_error(files, monkeypatch):
+    monkeypatch.setattr(patcher_module, "CHILD", "tests.support.hanging_child")
+    assert "no progress" in (await not_applied(files, stall_seconds=0.3)).message
+
+
+async def test_a_full_disk_is_an_error_of_the_disk(files, monkeypatch):
+    limit_child(monkeypatch, resource.RLIMIT_FSIZE, 50_000)
+    assert isinstance(await not_applied(files), StagingFull)
+
+
+async def test_too_little_memory_is_a_transient_error(files, monkeypatch):
+    limit_child(monkeypatch, resource.RLIMIT_AS, 2**27)
+    await not_applied(files)
+
+
+async def test_a_patch_that_crashes_the_child_is_invalid(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(patcher_module, "CHILD", "tests.support.crashing_child")
+    with pytest.raises(WireError, match="SIGABRT"):
+        await ZstdPatcher().apply(files[0], [files[0]], tmp_path / "result", raw_size=1, sha256=sha256(b""))
+
+
+async def test_an_existing_file_is_kept(files):
+    make(*files, 2**30)
+    with pytest.raises(StateError, match="exists"):
+        await ZstdPatcher().apply(files[0], [files[2]], files[1], raw_size=len(NEW), sha256=sha256(NEW))
+    assert files[1].read_bytes() == NEW
 
 
 async def test_an_invalid_patch_is_an_error_without_a_file(files, tmp_path):

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,8 +33,7 @@ def patched(folder: Path, old: bytes, new: bytes, *, most_bytes: int = 2**30, na
 def applied(folder: Path, old: bytes, *patches: Path, size: int, digest: str) -> bytes:
     result = folder / "result"
     result.unlink(missing_ok=True)
-    stop = threading.Event()
-    apply_chain(write(folder / "old", old), patches, result, raw_size=size, sha256=digest, stop=stop)
+    apply_chain(write(folder / "old", old), patches, result, raw_size=size, sha256=digest)
     return result.read_bytes()
 
 
@@ -248,24 +246,11 @@ def test_scratch_files_leave_space_on_the_disk(tmp_path, monkeypatch):
     assert applied(tmp_path, OLD, first, second, size=8, digest=sha256(b"x" * 8)) == b"x" * 8
 
 
-def test_a_stopped_application_leaves_no_file(tmp_path):
-    patch = patched(tmp_path, OLD, OLD[1:])
-    stop = threading.Event()
-    stop.set()
-    with pytest.raises(applying.Stopped):
-        apply_chain(
-            tmp_path / "old", [patch], tmp_path / "result", raw_size=len(OLD) - 1, sha256=sha256(OLD[1:]), stop=stop
-        )
-    assert not (tmp_path / "result").exists()
-
-
 def test_an_existing_file_is_neither_replaced_nor_removed(tmp_path):
     patch = patched(tmp_path, OLD, OLD[1:])
     (tmp_path / "result").write_text("mine")
     with pytest.raises(StateError):
-        apply_chain(
-            tmp_path / "old", [patch], tmp_path / "result", raw_size=1, sha256=sha256(b""), stop=threading.Event()
-        )
+        apply_chain(tmp_path / "old", [patch], tmp_path / "result", raw_size=1, sha256=sha256(b""))
     assert (tmp_path / "result").read_text() == "mine"
 
 

@@ -1,4 +1,4 @@
-"""Make a file from a reference and a chain of patches. Blocks.
+"""Make a file from a reference and a chain of patches. Runs in the child; blocks.
 
 The states between the reference and the file are not written: a state is a list of segments, each of them in the
 reference or in a scratch file, which has the contents of the frames of one patch. Only the last patch writes the file.
@@ -8,7 +8,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,10 +28,6 @@ _COPIED_BYTES = 2**20
 
 Extract = tuple[BinaryIO, int, int]
 """A range of a file: the file, the offset and the length."""
-
-
-class Stopped(Exception):  # noqa: N818 - not an error
-    """The work was stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +119,11 @@ def placed(pieces: Iterable[bytes], targets: Iterable[Range]) -> Iterator[tuple[
             offset, left, view = offset + len(part), left - len(part), view[len(part) :]
 
 
-def apply_chain(
-    reference: Path, patches: Sequence[Path], file: Path, *, raw_size: int, sha256: str, stop: threading.Event
-) -> None:
-    """Create `file`, as `Patcher.apply` promises. Removes it if an error occurs.
-
-    Raises Stopped, within about a second, after `stop` has been set.
-    """
+def apply_chain(reference: Path, patches: Sequence[Path], file: Path, *, raw_size: int, sha256: str) -> None:
+    """Create `file`, as `Patcher.apply` promises. Removes it if an error occurs."""
     *before, last = patches
     with ExitStack() as opened:
-        chain = _Chain(opened, reference, file.parent, stop)
+        chain = _Chain(opened, reference, file.parent)
         for patch in before:
             chain.advance(patch)
         try:
@@ -142,8 +132,7 @@ def apply_chain(
             raise not_writable(file, error) from error
         try:
             chain.write(last, output, raw_size)
-            _check_digest(output, raw_size, sha256, stop)
-            _check(stop)
+            _check_digest(output, raw_size, sha256)
         except OSError as error:
             file.unlink(missing_ok=True)
             raise not_writable(file, error) from error
@@ -155,8 +144,8 @@ def apply_chain(
 class _Chain:
     """A reference and the patches that were applied to it. The open files are closed with `opened`."""
 
-    def __init__(self, opened: ExitStack, reference: Path, folder: Path, stop: threading.Event) -> None:
-        self._opened, self._folder, self._stop = opened, folder, stop
+    def __init__(self, opened: ExitStack, reference: Path, folder: Path) -> None:
+        self._opened, self._folder = opened, folder
         self._scratch: list[BinaryIO] = []
         file = self._open(reference)
         self._state = State.of(file, os.fstat(file.fileno()).st_size)
@@ -186,12 +175,10 @@ class _Chain:
             if patch.size != raw_size:
                 raise WireError(f"it makes {patch.size} bytes instead of {raw_size}")
             for step in patch.steps():
-                _check(self._stop)
                 for offset, piece in placed(self._state.contents(step, patch), step.targets):
                     _write(output, piece, offset)
 
     def _extracts(self, step: Step, patch: PatchReader, scratch: BinaryIO) -> Iterator[Extract]:
-        _check(self._stop)
         if not step.frame:
             yield from self._state.extracts(step.sources)
             return
@@ -240,18 +227,12 @@ def _segments(extracts: Iterable[Extract], targets: Iterable[Range]) -> Iterator
             start, left, offset = start + taken, left - taken, offset + taken
 
 
-def _check_digest(file: BinaryIO, size: int, sha256: str, stop: threading.Event) -> None:
+def _check_digest(file: BinaryIO, size: int, sha256: str) -> None:
     digest = hashlib.sha256()
     for piece in read_pieces(file, 0, size):
-        _check(stop)
         digest.update(piece)
     if digest.hexdigest() != sha256:
         raise WireError("the patches do not make the file with the SHA-256 in its manifest")
-
-
-def _check(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise Stopped
 
 
 def _write(file: BinaryIO, data: memoryview, offset: int) -> None:

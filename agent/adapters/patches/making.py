@@ -19,21 +19,31 @@ class DiffersError(Exception):
 def make(reference: Path, file: Path, patch: Path, most_bytes: int) -> tuple[int, str] | None:
     """Write the new file `patch`, and return its size and SHA-256.
 
-    Returns None once it is larger than `most_bytes`. When it returns, the patch has been read from the file and
-    applied, and the result compared with `file`. Raises DiffersError, OSError; StateError, WireError if a file changes
-    meanwhile.
+    When it returns, the patch has been read from the file and applied, and the result compared with `file`. Returns
+    None once the patch is larger than `most_bytes`; then, and after an error, there is no file. Raises DiffersError,
+    OSError; StateError, WireError if a file changes meanwhile.
     """
+    written: tuple[int, str] | None = None
     with reference.open("rb") as old, file.open("rb") as new, fs.create(patch) as output:
-        before, after = _state(old), _state(new)
-        output.write(encode_header(before.size, after.size))
-        for sources, targets, is_copy in plan(old, before.size, new, after.size):
-            frame = [] if is_copy else list(compress(before.prefix(sources), after.read(targets), total(targets)))
-            output.write(encode_step(Step(sources, targets, sum(map(len, frame)))))
-            output.writelines(frame)
-            if output.tell() > most_bytes:
-                return None
-        output.flush()
-        return output.tell(), _verified(output, before, new)
+        try:
+            written = _written(old, new, output, most_bytes)
+        finally:
+            if written is None:
+                patch.unlink()
+    return written
+
+
+def _written(old: BinaryIO, new: BinaryIO, output: BinaryIO, most_bytes: int) -> tuple[int, str] | None:
+    before, after = _state(old), _state(new)
+    output.write(encode_header(before.size, after.size))
+    for sources, targets, is_copy in plan(old, before.size, new, after.size):
+        frame = [] if is_copy else list(compress(before.prefix(sources), after.read(targets), total(targets)))
+        output.write(encode_step(Step(sources, targets, sum(map(len, frame)))))
+        output.writelines(frame)
+        if output.tell() > most_bytes:
+            return None
+    output.flush()
+    return output.tell(), _verified(output, before, new)
 
 
 def _state(file: BinaryIO) -> State:
