@@ -127,7 +127,7 @@ async def build(
     warm, stall_monitor = WarmChildren(), StallMonitor()
     mirror = home.mirror()
     taker = home.taker(warm, meter, mirror)
-    methods = sync_methods(settings, home.state, identity, taker, warm, ledger, clock, machine, stall_monitor)
+    methods = sync_methods(settings, home.state, identity, taker, mirror, warm, ledger, clock, machine, stall_monitor)
     rescan_seconds = settings.agent_rescan_seconds
     return assemble(
         settings,

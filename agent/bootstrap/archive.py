@@ -8,6 +8,7 @@ from pathlib import Path
 from agent.adapters.duckdb.verification import Verdict, verify
 from agent.adapters.gunzip import Unpacker
 from agent.adapters.memories_file import JsonMemoriesFile
+from agent.adapters.patches import ZstdPatcher
 from agent.adapters.scratch_directory import scratch
 from agent.adapters.state_directory import StateDirectory
 from agent.application.archive.catalog import Catalog
@@ -102,7 +103,12 @@ async def open_deep_verifier(archive: Catalog, state: StateDirectory, clock: Clo
         yield Verifier(
             archive,
             clock,
-            DeepCheckTools(unpacker=Unpacker(directory), examine=_examine, memories_file=JsonMemoriesFile(directory)),
+            DeepCheckTools(
+                unpacker=Unpacker(directory),
+                patcher=ZstdPatcher(),
+                examine=_examine,
+                memories_file=JsonMemoriesFile(directory),
+            ),
         )
 
 

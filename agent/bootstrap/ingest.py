@@ -10,6 +10,7 @@ from agent.adapters.duckdb import DuckdbMemoryReader
 from agent.adapters.gunzip import Unpacker
 from agent.adapters.local_zone import zone_named
 from agent.adapters.memories_file import JsonMemoriesFile
+from agent.adapters.patches import ZstdPatcher
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.ingest.service import IngestService
 from agent.application.ingest.upload_ingester import UploadIngester
@@ -45,6 +46,7 @@ async def open_ingest_service(home: Home, identity: Identity, systems: Collectio
             ingest=UploadIngester(
                 store=store,
                 unpacker=Unpacker(home.state.staging),
+                patcher=ZstdPatcher(),
                 push=push,
                 reader=DuckdbMemoryReader(),
                 memories_file=JsonMemoriesFile(home.state.staging),

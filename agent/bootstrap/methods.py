@@ -8,18 +8,20 @@ from agent.adapters.duckdb import DuckdbMemoryReader, WarmChildren
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.local_zone import local_zone
 from agent.adapters.memories_file import JsonMemoriesFile
+from agent.adapters.patches import ZstdPatcher
 from agent.adapters.s3 import S3Store
 from agent.adapters.state_directory import StateDirectory, belongs_to
 from agent.application.memories.delta import MemoryDelta
 from agent.application.memories.push import MemoryPush
 from agent.application.sync.cloud import CloudSync
 from agent.application.sync.http import HttpSync
+from agent.application.sync.patching import Patching
 from agent.application.sync.stall import StallMonitor
 from agent.bootstrap.stores import MEBIBYTE, object_store, targets_of
 from agent.domain.delivery_state import Target
 from agent.domain.identity import Identity, Machine
 from agent.domain.routing import CLOUD, HTTP
-from agent.ports import Clock, Ledger, MemoryReader, ObjectStore, RateLimiter, SnapshotTaker, SyncMethod
+from agent.ports import Clock, Ledger, MemoryReader, Mirror, ObjectStore, RateLimiter, SnapshotTaker, SyncMethod
 from agent.settings import Settings
 
 KIBIBYTE = 2**10
@@ -60,6 +62,7 @@ def sync_methods(
     state: StateDirectory,
     identity: Identity,
     taker: SnapshotTaker,
+    mirror: Mirror,
     warm: WarmChildren,
     ledger: Ledger,
     clock: Clock,
@@ -92,7 +95,18 @@ def sync_methods(
         if isinstance(store, S3Store):
             stall_monitor.register(store)
         methods[CLOUD] = _cloud(
-            settings, targets[CLOUD], state, identity, store, taker, reader, ledger, clock, machine, stall_monitor
+            settings,
+            targets[CLOUD],
+            state,
+            identity,
+            store,
+            taker,
+            Patching(mirror, ZstdPatcher()),
+            reader,
+            ledger,
+            clock,
+            machine,
+            stall_monitor,
         )
     return methods
 
@@ -110,6 +124,7 @@ def _cloud(
     identity: Identity,
     store: ObjectStore,
     taker: SnapshotTaker,
+    patching: Patching,
     reader: MemoryReader,
     ledger: Ledger,
     clock: Clock,
@@ -122,6 +137,8 @@ def _cloud(
         store=store,
         taker=taker,
         compressor=GzipMembers() if settings.enable_compression else Uncompressed(),
+        uncompressed=Uncompressed(),
+        patching=patching,
         delta=MemoryDelta(
             target=target,
             reader=reader,

@@ -9,6 +9,7 @@ from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.duckdb import DuckdbWalMerger
 from agent.adapters.gunzip import Unpacker
 from agent.adapters.lock_probe import find_holder
+from agent.adapters.patches import ZstdPatcher
 from agent.adapters.restore_directory import RestoreDirectoryFiles
 from agent.adapters.system_clock import SystemClock
 from agent.application.archive.catalog import Catalog
@@ -28,6 +29,7 @@ async def open_restore(directory: Path, archive: Catalog) -> AsyncIterator[Resto
             catalog=archive,
             directory=destination,
             unpacker=Unpacker(destination.directory),
+            patcher=ZstdPatcher(),
             wal_merger=DuckdbWalMerger(),
             clock=SystemClock(),
         )

@@ -22,6 +22,14 @@ class Reporter(Protocol):
         ...
 
 
+class NoReporter:
+    """A Reporter that does nothing."""
+
+    def phase(self, name: str, total_bytes: int) -> None: ...
+
+    def moved(self, count: int) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
     """A target has received an upload, or memories: what the ledger must record, and the result to publish.

@@ -6,14 +6,16 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker
-from agent.adapters.gzip_members import GzipMembers
+from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, MirrorDirectory
+from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.memories_file import JsonMemoriesFile
+from agent.adapters.patches import ZstdPatcher
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.memories.delta import MemoryDelta
 from agent.application.sync.cloud import CloudSync
+from agent.application.sync.patching import Patching
 from agent.domain.delivery_state import Target
 from agent.domain.events import SyncRequested
 from agent.domain.identity import Identity, Machine
@@ -50,6 +52,8 @@ async def upload(data_dir: Path, state_dir: Path, store: ObjectStore) -> Manifes
             store=store,
             taker=DuckdbSnapshotTaker(data_dir, state_dir / "staging", clock=clock, verify=False),
             compressor=GzipMembers(),
+            uncompressed=Uncompressed(),
+            patching=Patching(MirrorDirectory(state_dir / "mirror", clock=clock), ZstdPatcher()),
             delta=MemoryDelta(
                 target=target,
                 reader=DuckdbMemoryReader(),

@@ -13,6 +13,7 @@ from agent.application.archive.catalog import Catalog
 from agent.application.archive.restore import RestoreRequest
 from agent.bootstrap.restore import open_restore
 from agent.domain.manifest import Manifest
+from agent.ports.methods import NoReporter
 from tests.bench import pipeline
 from tests.bench.databases import Databases
 from tests.bench.memory import SAME_WITHIN, PssWatch
@@ -103,13 +104,7 @@ async def _rclone(server: S3Server, bucket: str, manifest: Manifest, folder: Pat
 
 async def _restore(archive: Catalog, manifest: Manifest, to: Path) -> None:
     async with open_restore(to, archive) as restoring:
-        await restoring.restore(manifest, RestoreRequest(), _NullReporter())
-
-
-class _NullReporter:
-    def phase(self, _name: str, _total_bytes: int) -> None: ...
-
-    def moved(self, _count: int) -> None: ...
+        await restoring.restore(manifest, RestoreRequest(), NoReporter())
 
 
 def _check(data: Path, *folders: Path) -> None:

@@ -14,6 +14,7 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.duckdb.verification import Verdict
 from agent.adapters.gunzip import Unpacker
 from agent.adapters.memories_file import JsonMemoriesFile
+from agent.adapters.patches import ZstdPatcher
 from agent.adapters.s3 import S3Store
 from agent.adapters.system_clock import SystemClock
 from agent.application.archive.catalog import Catalog
@@ -71,7 +72,12 @@ def rows_as_reported(manifest):
 def make_verifier(store, tmp_path, examine=_examine):
     folder = tmp_path / "verifying"
     folder.mkdir(exist_ok=True)
-    deep = DeepCheckTools(unpacker=Unpacker(folder), examine=examine, memories_file=JsonMemoriesFile(folder))
+    deep = DeepCheckTools(
+        unpacker=Unpacker(folder),
+        patcher=ZstdPatcher(),
+        examine=examine,
+        memories_file=JsonMemoriesFile(folder),
+    )
     return Verifier(Catalog(store, SYSTEM, standstill_seconds=20), SystemClock(), deep)
 
 

@@ -137,16 +137,16 @@ class Rig:
         return {part.name: part.origin for part in manifest.parts}
 
     def assert_complete(self) -> None:
-        """Assert that every part of every upload exists and has the size and digest in its manifest."""
+        """Assert that every object of every upload exists and has the size and digest in its manifest."""
         for manifest in self.manifests:
+            for item in manifest.objects:
+                data, metadata = self.bucket.objects[item.key]
+                assert metadata == item.metadata
+                assert len(data) == item.stored_size
+                raw = gzip.decompress(data) if item.compression == "gzip" else data
+                assert (len(raw), hashlib.sha256(raw).hexdigest()) == (item.raw_size, item.sha256)
             if manifest.memories:
                 self.entries(manifest)
-            for part in manifest.parts:
-                data, metadata = self.bucket.objects[part.key]
-                assert metadata == part.metadata
-                assert len(data) == part.stored_size
-                raw = gzip.decompress(data) if part.compression == "gzip" else data
-                assert (len(raw), hashlib.sha256(raw).hexdigest()) == (part.raw_size, part.sha256)
 
 
 @pytest.fixture

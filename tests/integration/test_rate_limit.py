@@ -40,6 +40,7 @@ async def build_methods(tmp_path) -> AsyncIterator:
             home.state,
             Identity("a", "mac"),
             home.taker(),
+            home.mirror(),
             WarmChildren(),
             ledger,
             clock,

@@ -97,5 +97,5 @@ class StoredUpload:
         ]
         changed = replace(self.manifest, parts=tuple(parts))
         part = next(part for part in changed.parts if part.name == name)
-        self.store.objects[part.key] = packed, part.metadata
+        self.store.objects[part.key] = packed, part.objects[0].metadata
         self.write(changed.encode())

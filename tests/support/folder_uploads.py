@@ -47,7 +47,7 @@ async def uploaded(
             unverified_reason=(unverified or {}).get(database, ""),
         )
         stored = b"".join([piece async for piece in compressor.stream(path)])
-        await put(store, part.key, stored, part.metadata)
+        await put(store, part.key, stored, part.objects[0].metadata)
         parts.append(replace(part, stored_size=len(stored), **part_fields))
     at = naming.upload_time(upload)
     manifest = Manifest(

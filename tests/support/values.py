@@ -1,6 +1,7 @@
 """Creates values of the domain in one line, for tests of their users."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -17,7 +18,7 @@ from agent.domain.events import (
     request_event_id,
     upload_event_id,
 )
-from agent.domain.manifest import Manifest, MemoriesPart, Origin, Part
+from agent.domain.manifest import Layer, Manifest, MemoriesPart, Origin, Part, part_keys
 
 SYSTEM = "laptop-7"
 TARGET = Target(method="cloud", endpoint="https://s3.example.com", bucket="memories", system_id=SYSTEM)
@@ -60,6 +61,40 @@ def parts(database: str, generation: int = 0, *, second: int = 0, origin: Origin
             carried_from=upload_id(second - 10) if origin == "carried" else None,
         )
         for name in names
+    )
+
+
+def patched_part(
+    generations: Sequence[int], *, second: int = 0, base_bytes: int = 40 * 2**20, patch_bytes: int = 4 * 2**20
+) -> Part:
+    """Return reflection.duckdb as the upload of that second has it: the base of the first generation, and patches."""
+    name = main_name("reflection")
+    keys = part_keys(SYSTEM, upload_id(second), name, layers=len(generations))
+    layers = tuple(
+        Layer(
+            key=key,
+            raw_size=patch_bytes if number else 50 * 2**20,
+            stored_size=patch_bytes if number else base_bytes,
+            sha256=sha256(f"patch {generation}") if number else sha256(f"{name} {generation}"),
+            compression="none" if number else "gzip",
+            etag=f"etag-{generation}",
+            file_size=50 * 2**20,
+            file_sha256=sha256(f"{name} {generation}"),
+            upload_id=upload_id(second),
+        )
+        for number, (key, generation) in enumerate(zip(keys, generations, strict=True))
+    )
+    return Part(
+        database="reflection",
+        name=name,
+        key=keys[0],
+        raw_size=50 * 2**20,
+        stored_size=sum(layer.stored_size for layer in layers),
+        sha256=layers[-1].file_sha256,
+        compression="patches",
+        origin="sent",
+        verified=True,
+        layers=layers,
     )
 
 

@@ -31,7 +31,7 @@ def store_with(*seconds: int) -> MemoryStore:
     for second in seconds:
         manifest = values.manifest(second, reflection=second)
         for part in manifest.parts:
-            store.objects[part.key] = bytes(part.stored_size), part.metadata
+            store.objects[part.key] = bytes(part.stored_size), part.objects[0].metadata
         store.objects[manifest.key] = manifest.encode(), {}
     return store
 

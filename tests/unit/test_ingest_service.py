@@ -14,6 +14,7 @@ import pytest
 from agent.adapters.gunzip import Unpacker
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.patches import ZstdPatcher
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner
 from agent.application.ingest.service import IngestService, IngestSummary
@@ -139,6 +140,7 @@ class Setup:
         ingest = UploadIngester(
             store=self.store,
             unpacker=Unpacker(self.staging),
+            patcher=ZstdPatcher(),
             push=push,
             reader=self.reader,
             memories_file=JsonMemoriesFile(self.staging),

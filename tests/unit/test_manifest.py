@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from agent.domain.errors import NamingError, WireError
-from agent.domain.manifest import MAX_CONVERSATIONS, MAX_TOTAL_BYTES, Manifest, MemoriesPart, Part
-from tests.support.values import NOON, SYSTEM, manifest, memories_part, parts, upload_id
+from agent.domain.manifest import MAX_CONVERSATIONS, MAX_TOTAL_BYTES, Manifest, MemoriesPart, Part, relocate
+from tests.support.values import NOON, SYSTEM, manifest, memories_part, parts, patched_part, sha256, upload_id
 
 FULL = replace(
     manifest(20, reflection=3, knowledge_graph=(1, "carried")),
@@ -194,7 +194,96 @@ def test_the_key_has_the_prefix_of_the_upload_and_parts_are_found_by_database():
 
 def test_the_metadata_of_an_object_describes_its_part():
     (main, _) = parts("reflection", 3)
-    assert main.metadata == {"sha256": main.sha256, "size": "1003", "compression": "gzip"}
+    assert main.objects[0].metadata == {"sha256": main.sha256, "size": "1003", "compression": "gzip"}
+
+
+PATCHED = patched_part([0, 1, 2], second=20)
+
+
+def test_a_patched_file_is_decoded_unchanged_and_names_all_its_objects():
+    patched = replace(FULL, parts=(PATCHED,), memories=None)
+    assert Manifest.decode(patched.encode()) == patched
+    names = ["reflection.duckdb.base", "reflection.duckdb.patch-01", "reflection.duckdb.patch-02"]
+    assert document(patched)["files"] == names
+    assert patched.stored_bytes == 48 * 2**20
+    assert [item.key for item in PATCHED.objects] == list(patched.keys)
+
+
+def test_the_metadata_of_a_base_is_that_of_the_file_that_was_sent_whole():
+    base, patch, _ = PATCHED.objects
+    assert base.metadata == {"sha256": base.sha256, "size": str(50 * 2**20), "compression": "gzip"}
+    assert patch.metadata == {"sha256": patch.sha256, "size": str(4 * 2**20), "compression": "none"}
+
+
+def test_the_checksum_covers_every_layer():
+    other = replace(PATCHED.layers[1], sha256=sha256("other"))
+    changed = replace(PATCHED, layers=(PATCHED.layers[0], other, PATCHED.layers[2]))
+    assert (
+        document(replace(FULL, parts=(changed,)))["checksum"] != document(replace(FULL, parts=(PATCHED,)))["checksum"]
+    )
+
+
+def test_a_relocated_patched_file_has_the_keys_of_its_new_upload_and_no_etags():
+    moved = relocate(PATCHED, system_id=SYSTEM, upload=upload_id(9), origin="copied", carried_from=None)
+    assert replace(FULL, upload_id=upload_id(9), parts=(moved,), memories=None).keys == tuple(
+        item.key.replace(upload_id(20), upload_id(9)) for item in PATCHED.objects
+    )
+    assert not any(layer.etag for layer in moved.layers)
+    etags = {layer.key: f"new-{layer.key}" for layer in moved.layers}
+    assert [layer.etag for layer in moved.with_etags(etags).layers] == list(etags.values())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"layers": ()},
+        {"compression": "gzip"},
+        {"key": PATCHED.layers[1].key},
+        {"raw_size": 1},
+        {"sha256": PATCHED.layers[0].sha256},
+        {"stored_size": 1},
+        {"layers": (replace(PATCHED.layers[0], file_sha256=sha256("x")), *PATCHED.layers[1:])},
+        {"layers": PATCHED.layers[:2]},
+    ],
+    ids=str,
+)
+def test_a_part_that_is_not_what_its_layers_make_is_refused(bad):
+    with pytest.raises(WireError):
+        replace(PATCHED, **bad)
+
+
+def test_a_base_with_the_name_of_the_file_is_refused():
+    """A version that does not know patches would restore it beside a newer WAL."""
+    key = PATCHED.key.removesuffix(".base")
+    base = replace(PATCHED.layers[0], key=key)
+    with pytest.raises(WireError, match="is not the key of"):
+        replace(FULL, parts=(replace(PATCHED, key=key, layers=(base, *PATCHED.layers[1:])),))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *({"layers": value} for value in (5, None, "x", [5], [{}], [[]])),
+        *(
+            {"layers": [PATCHED.to_document()["layers"][0] | change]}
+            for change in (
+                {"raw_size": -1},
+                {"file_size": -1},
+                {"file_size": 2**63},
+                {"sha256": "x"},
+                {"file_sha256": None},
+                {"compression": "patches"},
+                {"upload_id": "yesterday"},
+                {"key": 5},
+                {"etag": None},
+            )
+        ),
+    ],
+    ids=lambda bad: str(bad)[-60:],
+)
+def test_invalid_layers_are_refused(bad):
+    with pytest.raises(WireError):
+        Part.from_document(PATCHED.to_document() | bad)
 
 
 def test_a_time_keeps_its_offset():

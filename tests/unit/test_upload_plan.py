@@ -1,14 +1,28 @@
 """The plan of an upload is always complete; its multipart parts have one size."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from agent.domain import naming
 from agent.domain.delivery_state import DatabaseRecord, State, TargetRecord
-from agent.domain.manifest import relocate
-from agent.domain.upload_plan import MAX_PARTS, RawFile, Reuse, Send, part_bytes, plan
-from tests.support.values import SYSTEM, TARGET, parts, sha256, upload_id
+from agent.domain.manifest import Layer, Part, relocate
+from agent.domain.upload_plan import (
+    MAX_PARTS,
+    Patch,
+    RawFile,
+    Reuse,
+    Send,
+    largest_patch,
+    layers_to_patch,
+    part_bytes,
+    patched_layers,
+    plan,
+    references,
+)
+from tests.support.values import SYSTEM, TARGET, parts, patched_part, sha256, upload_id
 
 MIB = 2**20
 
@@ -23,8 +37,8 @@ def snapshot(database: str, generation: int = 0, *, sidecar: bool = True) -> tup
     return files if sidecar else files[:1]
 
 
-def planned(staged, record, *, carried=(), compression="gzip", deduplicate=True):
-    return plan(staged, record, carried=carried, compression=compression, deduplicate=deduplicate)
+def planned(staged, record, *, carried=(), compression="gzip", deduplicate=True, patches=()):
+    return plan(staged, record, carried=carried, compression=compression, deduplicate=deduplicate, patches=patches)
 
 
 def file_name(step: Send | Reuse) -> str:
@@ -70,6 +84,82 @@ def test_only_an_identical_file_is_reused(change):
 def test_databases_that_could_not_be_copied_are_carried_and_unchanged_ones_reused():
     steps = planned({}, delivered(reflection=0, knowledge_graph=0), carried={"reflection"})
     assert {(step.part.database, step.carried) for step in steps} == {("reflection", True), ("knowledge_graph", False)}
+
+
+def whole(**change) -> Part:
+    (main, _) = parts("reflection", 0)
+    return replace(main, **({"raw_size": 50 * MIB, "stored_size": 40 * MIB} | change))
+
+
+def patch_of(generation: int, layers: Sequence[Layer]) -> Patch:
+    file = RawFile("reflection.duckdb", 51 * MIB, sha256(f"reflection.duckdb {generation}"))
+    return Patch("reflection", file, tuple(layers), RawFile("reflection.duckdb.patch", 4 * MIB, sha256("patch")))
+
+
+def test_a_large_file_that_was_sent_whole_is_the_base_of_the_next_patch():
+    ((base,),) = layers_to_patch(whole(), upload_id(5))
+    assert (base.key, base.file_sha256, base.upload_id) == (whole().key, whole().sha256, upload_id(5))
+
+
+@pytest.mark.parametrize("part", [whole(stored_size=8 * MIB - 1), patched_part([0, 1], base_bytes=8 * MIB - 1)])
+def test_a_small_file_is_sent_whole(part):
+    assert layers_to_patch(part, upload_id(5)) == ()
+
+
+def test_a_patch_continues_the_chain_or_starts_from_the_base_if_the_last_state_is_lost():
+    part = patched_part([0, 1, 2])
+    assert layers_to_patch(part, upload_id(5)) == (part.layers, part.layers[:1])
+
+
+def test_a_chain_of_ten_patches_or_with_more_bytes_than_its_base_is_replaced_by_one_patch_on_the_base():
+    longest = patched_part(range(11), patch_bytes=MIB)
+    assert layers_to_patch(longest, upload_id(5)) == (longest.layers[:1],)
+    heavy = patched_part([0, 1, 2], patch_bytes=21 * MIB)
+    assert layers_to_patch(heavy, upload_id(5)) == (heavy.layers[:1],)
+
+
+def test_a_base_of_more_than_a_month_is_not_patched():
+    month = 30 * 24 * 3600
+    assert layers_to_patch(patched_part([0, 1]), upload_id(month))
+    assert layers_to_patch(patched_part([0, 1]), upload_id(month + 1)) == ()
+
+
+def test_a_patch_may_refer_to_the_delivered_file_and_its_base():
+    part = patched_part([0, 1, 2])
+    assert references(part) == {part.sha256, part.layers[0].file_sha256}
+    assert references(whole()) == {whole().sha256}
+    assert references(whole(stored_size=8 * MIB - 1)) == frozenset()
+
+
+def test_a_patch_pays_up_to_half_of_the_size_of_the_whole_file():
+    base = patched_part([0]).layers[0]
+    assert largest_patch(base, RawFile("reflection.duckdb", 100 * MIB, sha256("x"))) == 40 * MIB
+
+
+def test_a_patched_file_is_planned_as_its_patch_and_reused_with_its_layers():
+    part = patched_part([0, 1])
+    record = TargetRecord(
+        target=TARGET, known=True, databases={"reflection": DatabaseRecord("reflection", State.OWED, None, (part,))}
+    )
+    patch = patch_of(2, part.layers)
+    assert planned({"reflection": (patch.file,)}, record, patches=[patch]) == (patch,)
+    same = RawFile(part.name, part.raw_size, part.sha256)
+    assert planned({"reflection": (same,)}, record, patches=[patch]) == (Reuse(part, carried=False),)
+
+
+def test_the_layers_of_a_new_upload_are_those_of_the_last_one_and_the_patch():
+    part = patched_part([0, 1], second=3)
+    step = patch_of(2, part.layers)
+    layers = patched_layers(step, system_id=SYSTEM, upload_id=upload_id(9))
+    assert [layer.key.rpartition("/")[2] for layer in layers] == [
+        "reflection.duckdb.base",
+        "reflection.duckdb.patch-01",
+        "reflection.duckdb.patch-02",
+    ]
+    assert [layer.file_sha256 for layer in layers[:2]] == [layer.file_sha256 for layer in part.layers]
+    assert (layers[-1].sha256, layers[-1].file_sha256) == (step.patch.sha256, step.file.sha256)
+    assert layers[-1].upload_id == upload_id(9)
+    assert all(naming.upload_of(layer.key) == upload_id(9) and not layer.etag for layer in layers)
 
 
 databases = st.sampled_from(["reflection", "knowledge_graph", "knowledge_graph_work", "knowledge_graph_ä b"])

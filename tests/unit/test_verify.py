@@ -76,7 +76,7 @@ class Setup:
         """Deliver an upload to the bucket and the ledger."""
         manifest = values.manifest(second, f"r{second}", **databases)
         for part in manifest.parts:
-            self.kept.objects[part.key] = bytes(part.stored_size), part.metadata
+            self.kept.objects[part.key] = bytes(part.stored_size), part.objects[0].metadata
         self.kept.objects[manifest.key] = manifest.encode(), {}
         await self.ledger.mark_owed(values.TARGET, list(databases))
         await self.ledger.begin(values.TARGET, values.intent(second, f"r{second}", **databases))

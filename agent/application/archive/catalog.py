@@ -285,6 +285,9 @@ def impossible_values(manifest: Manifest) -> dict[str, str]:
             found[object_name(part.key)] = (
                 f"cannot decompress from {part.stored_size} to {part.raw_size} bytes, as the manifest says"
             )
+    for layer in (layer for part in manifest.parts for layer in part.layers):
+        if layer.file_size > MOST_BYTES:
+            found[object_name(layer.key)] = "has an impossible size in the manifest"
     if any(count < 0 or count > MOST_BYTES for tables in manifest.rows.values() for count in tables.values()):
         found[naming.MANIFEST_NAME] = "has an impossible number of rows"
     return found

@@ -5,8 +5,7 @@ its final name before all files are complete and correct. The next restore finis
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -14,11 +13,12 @@ from typing import ParamSpec, TypeVar
 import structlog
 
 from agent.application.archive.catalog import Catalog
-from agent.domain.errors import AkoshaError, NoSuchObject, RestoreError, SnapshotError, StagingFull, WireError
+from agent.application.sync.download import Downloader, DownloadError, disk_bytes
+from agent.domain.errors import AkoshaError, RestoreError, SnapshotError, StagingFull, WireError
 from agent.domain.manifest import Manifest, Part, Rows
 from agent.domain.restore_plan import Restorable, Restored, RestoredDatabase, restorable
-from agent.ports import Clock
-from agent.ports.methods import Reporter
+from agent.ports import Clock, Patcher
+from agent.ports.methods import NoReporter, Reporter
 from agent.ports.restore import RestoreDirectory, ScratchDirectory, WalMerger
 from agent.ports.unpacking import Unpacker
 
@@ -59,14 +59,6 @@ class _Downloaded:
         return self.folded_size is not None
 
 
-class _NoReporter:
-    """A Reporter for a repeated download: its bytes were reported the first time."""
-
-    def phase(self, name: str, total_bytes: int) -> None: ...
-
-    def moved(self, count: int) -> None: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
     """Restores uploads of one catalog to one directory."""
@@ -74,6 +66,7 @@ class Restore:
     catalog: Catalog
     directory: RestoreDirectory
     unpacker: Unpacker
+    patcher: Patcher
     wal_merger: WalMerger
     clock: Clock
 
@@ -136,7 +129,7 @@ class Restore:
             if item.folds and await _blocking(scratch.folded, item.main) is not None:
                 continue
             missing = [part for part in item.parts if not await self._has(scratch, part)]
-            needed += sum(part.raw_size for part in missing) + item.disk_bytes - item.size
+            needed += sum(disk_bytes(part) for part in missing) + item.disk_bytes - item.size
         if free < needed + SPARE_BYTES:
             raise RestoreError(
                 f"{self.directory.directory} has {free:,} bytes free, the restore needs {needed + SPARE_BYTES:,}",
@@ -173,7 +166,7 @@ class Restore:
         """Restore the separate files: their digests match, so they are the database even if DuckDB cannot fold them."""
         item = one.item
         await _blocking(scratch.undo_folding, item.names)
-        downloaded = await self._land(item.parts, scratch, _NoReporter())
+        downloaded = await self._land(item.parts, scratch, NoReporter())
         one.rows = item.rows
         together = f"in {len(item.parts)} files that belong together"
         one.warning = f"restored as it was uploaded, {together}: {error.message}"
@@ -194,32 +187,23 @@ class Restore:
         return downloaded
 
     async def _fetch(self, part: Part, path: Path, reporter: Reporter) -> None:
+        downloader = Downloader(
+            store=self.catalog.store,
+            unpacker=self.unpacker,
+            patcher=self.patcher,
+            stall_limit=self.catalog.stall_limit,
+        )
         try:
-            async with (
-                self.catalog.stall_limit() as record_progress,
-                aclosing(self.catalog.store.get(part.key)) as pieces,
-            ):
-
-                def count_pieces(count: int) -> None:
-                    record_progress()
-                    reporter.moved(count)
-
-                await self.unpacker.unpack(
-                    _watched(pieces, count_pieces),
-                    path,
-                    compression=part.compression,
-                    stored_size=part.stored_size,
-                    raw_size=part.raw_size,
-                    sha256=part.sha256,
-                )
-        except NoSuchObject as error:
+            await downloader.download(part, path, reporter.moved)
+        except DownloadError as failed:
+            if failed.is_missing:
+                raise RestoreError(
+                    f"{failed.key} is missing: was the upload pruned meanwhile?",
+                    hint="akosha-agent uploads lists the uploads",
+                ) from failed
             raise RestoreError(
-                f"{part.key} is missing: was the upload pruned meanwhile?",
-                hint="akosha-agent uploads lists the uploads",
-            ) from error
-        except WireError as error:
-            problem = error.message.replace(path.name, "the object", 1)
-            raise RestoreError(f"{part.key} does not match its manifest: {problem}", hint=_ANOTHER) from error
+                f"{failed.key} does not match its manifest: the object {failed.problem}", hint=_ANOTHER
+            ) from failed
 
     @staticmethod
     async def _has(scratch: ScratchDirectory, part: Part) -> bool:
@@ -258,9 +242,3 @@ async def _blocking(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise
-
-
-async def _watched(pieces: AsyncIterable[bytes], count_pieces: Callable[[int], None]) -> AsyncIterator[bytes]:
-    async for piece in pieces:
-        count_pieces(len(piece))
-        yield piece

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,15 +26,16 @@ from agent.application.archive.catalog import (
     size_problem,
 )
 from agent.application.sync.bucket_uploads import NotAManifest
+from agent.application.sync.download import Downloader, DownloadError, disk_bytes
 from agent.domain import naming
 from agent.domain.databases import main_name
 from agent.domain.errors import NoSuchObject, SnapshotError, WireError
 from agent.domain.events import UploadVerified, archive_event_id
 from agent.domain.identity import Identity
-from agent.domain.manifest import Manifest, MemoriesPart, Part
+from agent.domain.manifest import Manifest, MemoriesPart, ObjectRecord
 from agent.domain.parsing import parse_json
 from agent.domain.plain_text import shorten
-from agent.ports import Clock, MemoriesFile, ObjectStore, Progress, ignore_progress, is_changed
+from agent.ports import Clock, MemoriesFile, ObjectStore, Patcher, Progress, ignore_progress, is_changed
 from agent.ports.concurrency import gather_all
 from agent.ports.objects import FILE_TAG
 from agent.ports.unpacking import Unpacker
@@ -75,6 +76,7 @@ class DeepCheckTools:
     """What a deep verification uses to download objects, read databases and read memories.json."""
 
     unpacker: Unpacker
+    patcher: Patcher
     examine: Examine
     memories_file: MemoriesFile
 
@@ -86,7 +88,10 @@ class DeepCheck:
     """
 
     def __init__(self, catalog: Catalog, tools: DeepCheckTools) -> None:
-        self._catalog, self._tools = catalog, tools
+        self._tools = tools
+        self._downloader = Downloader(
+            store=catalog.store, unpacker=tools.unpacker, patcher=tools.patcher, stall_limit=catalog.stall_limit
+        )
 
     async def database(
         self,
@@ -98,12 +103,16 @@ class DeepCheck:
     ) -> None:
         """Download a database's files. If all are intact, open the database and read every table."""
         parts = manifest.of(database)
-        intact = [part for part in parts if object_name(part.key) not in problems]
-        async with self._tools.unpacker.folder(sum(part.raw_size for part in intact)) as folder:
+        intact = [part for part in parts if not any(object_name(item.key) in problems for item in part.objects)]
+        async with self._tools.unpacker.folder(sum(disk_bytes(part) for part in intact)) as folder:
+            complete = len(intact) == len(parts)
             for part in intact:
-                if problem := await self._fetch(part, folder / part.name, progress):
-                    problems[object_name(part.key)] = problem
-            if len(intact) < len(parts) or any(object_name(part.key) in problems for part in parts):
+                try:
+                    await self._downloader.download(part, folder / part.name, progress)
+                except DownloadError as error:
+                    problems[object_name(error.key)] = error.problem
+                    complete = False
+            if not complete:
                 return
             main = next((part for part in parts if part.name == main_name(database)), None)
             if main is None:
@@ -123,49 +132,21 @@ class DeepCheck:
     ) -> None:
         """Download memories.json and read all of it."""
         async with self._tools.unpacker.folder(recorded.raw_size) as folder:
-            path = folder / naming.MEMORIES_NAME
-            problem = await self._fetch(recorded, path, progress)
-            if not problem:
-                source, count = self._tools.memories_file.open(path, manifest.system_id), 0
-                try:
-                    async with aclosing(source.pages()) as pages:
-                        async for page in pages:
-                            count += len(page)
-                except (WireError, SnapshotError) as error:
-                    problem = error.message
-                else:
-                    if count != recorded.count:
-                        problem = f"has {count} memories, but the manifest records {recorded.count}"
-            if problem:
-                problems[object_name(recorded.key)] = problem
-
-    async def _fetch(self, recorded: Part | MemoriesPart, path: Path, progress: Progress) -> str:
-        """Download an object to a file; return its problem, or ""."""
-
-        async def watched() -> AsyncIterator[bytes]:
-            async for piece in pieces:
-                record_progress()
-                progress(len(piece))
-                yield piece
-
-        try:
-            async with (
-                self._catalog.stall_limit() as record_progress,
-                aclosing(self._catalog.store.get(recorded.key)) as pieces,
-            ):
-                await self._tools.unpacker.unpack(
-                    watched(),
-                    path,
-                    compression=recorded.compression,
-                    stored_size=recorded.stored_size,
-                    raw_size=recorded.raw_size,
-                    sha256=recorded.sha256,
-                )
-        except NoSuchObject:
-            return MISSING
-        except WireError as error:
-            return error.message.removeprefix(f"{path.name} ")
-        return ""
+            path, name = folder / naming.MEMORIES_NAME, object_name(recorded.key)
+            count = 0
+            try:
+                await self._downloader.download(recorded, path, progress)
+                source = self._tools.memories_file.open(path, manifest.system_id)
+                async with aclosing(source.pages()) as pages:
+                    async for page in pages:
+                        count += len(page)
+            except DownloadError as error:
+                problems[name] = error.problem
+            except (WireError, SnapshotError) as error:
+                problems[name] = error.message
+            else:
+                if count != recorded.count:
+                    problems[name] = f"has {count} memories, but the manifest records {recorded.count}"
 
 
 def _differing(rows: Mapping[str, int], verdict: Verdict) -> str:
@@ -209,7 +190,7 @@ class VerifyResult:
         """The databases that the next upload has to send again instead of copying them from this one."""
         if self.manifest is None:
             return frozenset()
-        parts = {object_name(part.key): part.database for part in self.manifest.parts}
+        parts = {object_name(item.key): part.database for part in self.manifest.parts for item in part.objects}
         found = {parts[name] for name in self.problems if name in parts}
         if (memories := self.manifest.memories) and object_name(memories.key) in self.problems:
             found |= memories.bases.keys()
@@ -342,7 +323,7 @@ class Verifier:
         slots = asyncio.Semaphore(CHECKED_AT_ONCE)
         async with self._catalog.stall_limit() as record_progress:
 
-            async def check(part: Part | MemoriesPart) -> str:
+            async def check(part: ObjectRecord) -> str:
                 async with slots:
                     problem = await _object_problem(self._catalog.store, part, lambda _: record_progress(), tags=tags)
                     record_progress()
@@ -355,7 +336,7 @@ class Verifier:
         return round(self._clock.monotonic() - started, 3)
 
 
-async def _object_problem(store: ObjectStore, part: Part | MemoriesPart, progress: Progress, *, tags: bool) -> str:
+async def _object_problem(store: ObjectStore, part: ObjectRecord, progress: Progress, *, tags: bool) -> str:
     """Return how the store's metadata of an object differs from the manifest, "" if it does not."""
     try:
         found = await (store.inspect(part.key, progress=progress) if tags else store.head(part.key))
@@ -382,7 +363,7 @@ def changed_tags(manifest: Manifest, tags: Mapping[str, str]) -> dict[str, str]:
     return {name: OTHER_BYTES for name, part in named.items() if is_changed(part.etag, tags.get(name, ""))}
 
 
-def expected_etag(part: Part | MemoriesPart, found: str = "") -> str:
+def expected_etag(part: ObjectRecord, found: str = "") -> str:
     """Return the ETag that an object should have, "" if unknown.
 
     If the ETag `found` is a digest, the one expected of an uncompressed object follows from its SHA-256.

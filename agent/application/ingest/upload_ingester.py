@@ -4,7 +4,7 @@ The contents of the bucket are not trusted. Objects are downloaded into a tempor
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import tzinfo
@@ -13,14 +13,15 @@ from pathlib import Path
 from agent.application.ingest.turns import Turn
 from agent.application.memories.push import MemoryPush
 from agent.application.sync.bucket_uploads import manifest_bytes
+from agent.application.sync.download import Downloader, DownloadError, disk_bytes
 from agent.application.sync.stall import limit_stalls
 from agent.domain import naming
 from agent.domain.databases import main_name
 from agent.domain.delivery_state import Target
-from agent.domain.errors import NoSuchObject, StoreError, WireError
-from agent.domain.manifest import Manifest, MemoriesPart, Part
+from agent.domain.errors import StoreError, WireError
+from agent.domain.manifest import Manifest, ObjectRecord, Part
 from agent.domain.memories import Memory, RowState, Tally
-from agent.ports import Capabilities, MemoriesFile, MemoryReader, MemorySource, ObjectStore
+from agent.ports import Capabilities, MemoriesFile, MemoryReader, MemorySource, ObjectStore, Patcher
 from agent.ports.unpacking import Unpacker
 
 MAX_MEMORIES_BYTES = 8 * 2**30
@@ -58,6 +59,7 @@ class UploadIngester:
 
     store: ObjectStore
     unpacker: Unpacker
+    patcher: Patcher
     push: MemoryPush
     reader: MemoryReader
     memories_file: MemoriesFile
@@ -103,7 +105,7 @@ class UploadIngester:
         self.limits.check(memories.key, memories.raw_size, memories.count)
         async with self.unpacker.folder(memories.raw_size) as folder:
             path = folder / naming.MEMORIES_NAME
-            await self._fetch(memories, path, turn)
+            await self._download(memories, path, turn)
             source = self.memories_file.open(path, manifest.system_id)
             return await self._push(manifest, capabilities, source, turn, naming.MEMORIES_NAME)
 
@@ -113,33 +115,33 @@ class UploadIngester:
         if main_name(database) not in {part.name for part in parts}:
             raise WireError(f"{manifest.upload_id} has memories of {database}, but not the database itself")
         size = sum(part.raw_size for part in parts)
-        if max(size, sum(part.stored_size for part in parts)) > MAX_DATABASE_BYTES:
+        needed = sum(disk_bytes(part) for part in parts)
+        if max(needed, sum(part.stored_size for part in parts)) > MAX_DATABASE_BYTES:
             raise WireError(
                 f"{database} in {manifest.upload_id} has {size:,} bytes: the limit is {MAX_DATABASE_BYTES:,}"
             )
         self.limits.check(f"{database} in {manifest.upload_id}", size, sum(manifest.rows.get(database, {}).values()))
-        async with self.unpacker.folder(size) as folder:
+        async with self.unpacker.folder(needed) as folder:
             for part in parts:
-                await self._fetch(part, folder / part.name, turn)
+                await self._download(part, folder / part.name, turn)
             zone = await asyncio.to_thread(self.zone, manifest.time_zone)
             async with self.reader.open(folder / main_name(database), database, zone=zone) as source:
                 return await self._push(manifest, capabilities, source, turn, database)
 
-    async def _fetch(self, part: Part | MemoriesPart, path: Path, turn: Turn) -> None:
+    async def _download(self, recorded: Part | ObjectRecord, path: Path, turn: Turn) -> None:
+        """Download a file, and count it towards the turn. Raises WireError if it is not as the manifest describes."""
+        downloader = Downloader(
+            store=self.store, unpacker=self.unpacker, patcher=self.patcher, stall_limit=self._stall_limit
+        )
         try:
-            async with self._stall_limit() as record_progress, aclosing(self.store.get(part.key)) as pieces:
-                await self.unpacker.unpack(
-                    _watched(pieces, record_progress),
-                    path,
-                    compression=part.compression,
-                    stored_size=part.stored_size,
-                    raw_size=part.raw_size,
-                    sha256=part.sha256,
-                )
-                turn.spend(raw_bytes=part.raw_size)
-                await turn.pause(record_progress, self._pause_seconds)
-        except NoSuchObject as error:
-            raise WireError(f"{part.key} is missing, but the manifest lists it", transient=True) from error
+            await downloader.download(recorded, path)
+        except DownloadError as failed:
+            if isinstance(failed.error, WireError):
+                raise failed.error from failed
+            raise WireError(f"{failed.key} is missing, but the manifest lists it", transient=True) from failed
+        async with self._stall_limit() as record_progress:
+            turn.spend(raw_bytes=recorded.raw_size)
+            await turn.pause(record_progress, self._pause_seconds)
 
     async def _push(
         self, manifest: Manifest, capabilities: Capabilities, source: MemorySource, turn: Turn, name: str
@@ -193,9 +195,3 @@ class _InTurns:
 
     def read(self, wanted: Sequence[RowState]) -> AsyncGenerator[Memory, None]:
         return self.source.read(wanted)
-
-
-async def _watched(pieces: AsyncIterable[bytes], record_progress: Callable[[], None]) -> AsyncIterator[bytes]:
-    async for piece in pieces:
-        record_progress()
-        yield piece

@@ -10,7 +10,7 @@ import structlog
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
-from agent.domain.manifest import Manifest, MemoriesPart, Part, manifest_metadata
+from agent.domain.manifest import Manifest, MemoriesPart, ObjectRecord, Part, manifest_metadata
 from agent.domain.naming import is_in_future
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger, ObjectStore, OpenPut, is_changed
@@ -137,10 +137,15 @@ class BucketUploads:
 
     async def missing(self, parts: Iterable[Part], progress: Callable[[], None]) -> set[str]:
         """Return the databases with a part among these that is missing from the bucket or has changed."""
-        return {part.database for part in parts if not await self.holds(part, progress)}
+        found = set()
+        for part in parts:
+            for item in part.objects:
+                if part.database not in found and not await self.holds(item, progress):
+                    found.add(part.database)
+        return found
 
-    async def holds(self, part: Part | MemoriesPart, progress: Callable[[], None]) -> bool:
-        """Return whether the part's object exists with the same size, checksum and ETag.
+    async def holds(self, part: ObjectRecord | MemoriesPart, progress: Callable[[], None]) -> bool:
+        """Return whether an object exists with the recorded size, checksum and ETag.
 
         Values that the store or the manifest lacks are not compared. `progress` is called while the store reads the
         object, and once it has answered.

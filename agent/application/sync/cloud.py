@@ -26,6 +26,7 @@ from agent.application.sync.bucket_uploads import LEFT_OVER_AFTER, BucketUploads
 from agent.application.sync.ingestion_markers import IngestionMarkers
 from agent.application.sync.lost_databases import LostDatabases
 from agent.application.sync.ownership import Ownership, StateCheck
+from agent.application.sync.patching import Patching
 from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
 from agent.application.sync.upload import ChangedObjectError, Confirmation, SourceObjectMissing, Upload
@@ -35,7 +36,7 @@ from agent.domain.events import SyncRequested, request_event_id
 from agent.domain.identity import Identity, Machine
 from agent.domain.manifest import Manifest
 from agent.domain.routing import ASKED, CLOUD
-from agent.domain.upload_plan import Send, plan
+from agent.domain.upload_plan import Reuse, plan
 from agent.ports import (
     Clock,
     Compressor,
@@ -68,6 +69,8 @@ class CloudSync:
         clock: Clock,
         machine: Machine,
         has_state: StateCheck,
+        uncompressed: Compressor,
+        patching: Patching,
         chunk_bytes: int,
         deduplicate: bool,
         ingestion_markers: bool,
@@ -76,6 +79,7 @@ class CloudSync:
     ) -> None:
         self.target = target
         self._identity, self._store, self._compressor, self._delta = identity, store, compressor, delta
+        self._uncompressed, self._patching = uncompressed, patching
         self._ledger, self._clock = ledger, clock
         self._chunk_bytes, self._deduplicate, self._standstill_seconds = chunk_bytes, deduplicate, standstill_seconds
         self._stall_monitor = stall_monitor
@@ -251,22 +255,25 @@ class CloudSync:
                 await self._ledger.record_problems(self.target, attempt.unchecked)
                 raise _unfinished(attempt)
             manifest = await self._put_all(attempt, record, intent, delta)
+        await self._patching.retain(manifest)
         if self._markers is not None:
             await self._markers.write(manifest)
         await self._lost.drop({part.database for part in manifest.parts})
         return manifest
 
     async def _put_all(self, attempt: Attempt, record: TargetRecord, intent: Intent, delta: Delta) -> Manifest:
+        patches = await self._patching.patches(attempt.changed, record, intent.upload_id) if self._deduplicate else ()
         steps = plan(
             {name: snapshot.files for name, snapshot in attempt.changed.items()},
             record,
             carried=attempt.carried(record),
             compression=self._compressor.compression,
             deduplicate=self._deduplicate,
+            patches=patches,
         )
-        included = {step.database if isinstance(step, Send) else step.part.database for step in steps}
+        included = {step.part.database if isinstance(step, Reuse) else step.database for step in steps}
         lost = {name: reason for name, reason in (await self._lost.reasons()).items() if name not in included}
-        to_send = sum(step.file.size for step in steps if isinstance(step, Send))
+        to_send = sum(step.sent_bytes for step in steps)
         attempt.report.phase("upload", to_send + (delta.part.raw_size if delta.part else 0))
         async with self._limit_stalls() as progress:
             upload = Upload(
@@ -275,6 +282,7 @@ class CloudSync:
                 store=self._store,
                 uploads=self._uploads,
                 compressor=self._compressor,
+                uncompressed=self._uncompressed,
                 chunk_bytes=self._chunk_bytes,
                 staged=attempt.changed,
                 report=attempt.report,

@@ -4,7 +4,7 @@ All objects are confirmed in the store before the manifest is put, then the mani
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,8 +14,18 @@ import structlog
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
-from agent.domain.manifest import Manifest, MemoriesPart, Origin, Part, manifest_metadata, relocate
-from agent.domain.upload_plan import Reuse, Send, part_bytes
+from agent.domain.manifest import (
+    Layer,
+    Manifest,
+    MemoriesPart,
+    ObjectRecord,
+    Origin,
+    Part,
+    PartCompression,
+    manifest_metadata,
+    relocate,
+)
+from agent.domain.upload_plan import Patch, RawFile, Reuse, Send, part_bytes, patched_layers
 from agent.ports import (
     Clock,
     Compressor,
@@ -27,6 +37,7 @@ from agent.ports import (
     StoredObject,
     is_changed,
 )
+from agent.ports.concurrency import gather_all
 
 CONFIRM_SECONDS = 10.0
 """How long an object may take to appear before it counts as lost."""
@@ -118,10 +129,10 @@ def _difference(placed: StoredObject, found: StoredObject) -> str:
 class SourceObjectMissing(NoSuchObject):
     """An object of the last upload is missing or has changed: all of `database` must be sent."""
 
-    def __init__(self, part: Part) -> None:
-        super().__init__(f"{part.key} is missing from the bucket, or has changed since it was uploaded", transient=True)
+    def __init__(self, database: str, key: str) -> None:
+        super().__init__(f"{key} is missing from the bucket, or has changed since it was uploaded", transient=True)
         self.hint = "the next attempt sends it again"
-        self.database = part.database
+        self.database = database
 
 
 class _RawProgress:
@@ -171,6 +182,7 @@ class Upload:
     store: ObjectStore
     uploads: BucketUploads
     compressor: Compressor
+    uncompressed: Compressor
     chunk_bytes: int
     staged: Mapping[str, Snapshot]
     report: Reporter
@@ -183,10 +195,15 @@ class Upload:
     stored_at: datetime | None = field(default=None, init=False)
     _placed: dict[str, StoredObject] = field(default_factory=dict, init=False)
 
-    async def put_part(self, step: Send | Reuse) -> Part:
-        """Send or copy one file; return it as the manifest will name it. Raises StoreError, SourceObjectMissing."""
+    async def put_part(self, step: Send | Patch | Reuse) -> Part:
+        """Send, patch or copy one file; return it as the manifest will name it.
+
+        Raises StoreError, SourceObjectMissing.
+        """
         if isinstance(step, Send):
             return await self._send(step)
+        if isinstance(step, Patch):
+            return await self._send_patch(step)
         carried_from = None
         if step.carried:
             carried_from = step.part.carried_from or naming.upload_of(step.part.key)
@@ -195,21 +212,22 @@ class Upload:
             step.part, system_id=self.system_id, upload=self.upload_id, origin=origin, carried_from=carried_from
         )
         snapshot = self.staged.get(part.database)
-        if snapshot is not None:
-            part = replace(
-                part,
-                verified=snapshot.verified,
-                unverified_reason=snapshot.unverified_reason,
-                storage_version=snapshot.storage_version,
-            )
-        expected = StoredObject(part.key, part.stored_size, part.metadata, etag=step.part.etag)
-        try:
-            copy = await self.store.copy(step.part.key, part.key, expected=expected, progress=lambda _: self.progress())
-        except (CopyUnsupported, NoSuchObject) as error:
-            return await self._without_copy(step, part, error)
-        self.progress()
-        self._placed[part.key] = copy
-        return part
+        if snapshot is None:
+            copies = [
+                self._copy_or_resend(part.database, old, new)
+                for old, new in zip(step.part.objects, part.objects, strict=True)
+            ]
+            await gather_all(copies, "copy-object")
+            return part
+        raw = next(file for file in snapshot.files if file.name == part.name)
+        if not await self._copy_all(step.part.objects, part.objects):
+            return await self._send(Send(part.database, raw), counted=False)
+        return replace(
+            part,
+            verified=snapshot.verified,
+            unverified_reason=snapshot.unverified_reason,
+            storage_version=snapshot.storage_version,
+        )
 
     async def put_memories(self, part: MemoriesPart, draft: MemoriesDraft) -> MemoriesPart:
         """Send the memories; return the part as the manifest will name it. Raises StoreError, StateError."""
@@ -237,7 +255,8 @@ class Upload:
         if self.resumed:
             await self.uploads.remove_others(self.upload_id, self._placed)
         self.stored_at = max((item.modified for item in found.values() if item.modified), default=None)
-        tagged = tuple(replace(part, etag=found[part.key].etag) for part in parts)
+        etags = {key: item.etag for key, item in found.items()}
+        tagged = tuple(part.with_etags(etags) for part in parts)
         return tagged, replace(memories, etag=found[memories.key].etag) if memories else None
 
     async def put_manifest(self, manifest: Manifest) -> None:
@@ -256,49 +275,111 @@ class Upload:
 
     async def _send(self, step: Send, *, counted: bool = True) -> Part:
         """Send one file. `counted`: its size is part of the phase's total."""
-        snapshot = self.staged[step.database]
         name = naming.object_name(step.file.name)
-        part = Part(
-            database=step.database,
-            name=step.file.name,
+        compression = self.compressor.compression
+        part = self._sent_part(
+            step.database,
+            step.file,
             key=naming.object_key(self.system_id, self.upload_id, name),
-            raw_size=step.file.size,
-            stored_size=0,
-            sha256=step.file.sha256,
-            compression=self.compressor.compression,
+            compression=compression,
+        )
+        stored = await self._send_file(step.database, step.file, part.objects[0], self.compressor, counted=counted)
+        return replace(part, stored_size=stored.size)
+
+    async def _send_patch(self, step: Patch) -> Part:
+        """Copy the layers and send the patch; if the store does not copy a layer as it was, send the whole file."""
+        layers = patched_layers(step, system_id=self.system_id, upload_id=self.upload_id)
+        if not await self._copy_all(step.layers, layers[:-1]):
+            return await self._send(Send(step.database, step.file), counted=False)
+        await self._send_file(step.database, step.patch, layers[-1], self.uncompressed)
+        return self._sent_part(
+            step.database,
+            step.file,
+            key=layers[0].key,
+            compression="patches",
+            stored_size=sum(layer.stored_size for layer in layers),
+            layers=layers,
+        )
+
+    def _sent_part(
+        self,
+        database: str,
+        file: RawFile,
+        *,
+        key: str,
+        compression: PartCompression,
+        stored_size: int = 0,
+        layers: tuple[Layer, ...] = (),
+    ) -> Part:
+        snapshot = self.staged[database]
+        return Part(
+            database=database,
+            name=file.name,
+            key=key,
+            raw_size=file.size,
+            stored_size=stored_size,
+            sha256=file.sha256,
+            compression=compression,
             origin="sent",
             verified=snapshot.verified,
             unverified_reason=snapshot.unverified_reason,
             header_iteration=snapshot.header_iteration,
             storage_version=snapshot.storage_version,
+            layers=layers,
         )
-        stored = await self._already_there(part.key, part.metadata)
+
+    async def _send_file(
+        self, database: str, file: RawFile, new: ObjectRecord, compressor: Compressor, *, counted: bool = True
+    ) -> StoredObject:
+        """Send a file of a snapshot, unless an earlier attempt has put its object."""
+        stored = await self._already_there(new.key, new.metadata)
         progress = _RawProgress(self.report.moved if counted else lambda _: None)
         if stored is None:
+            path = self.staged[database].folder / file.name
             async with (
-                aclosing(self.compressor.stream(snapshot.folder / step.file.name, read=progress.read)) as pieces,
+                aclosing(compressor.stream(path, read=progress.read)) as pieces,
                 aclosing(progress.watch(pieces)) as body,
             ):
-                stored = await self._put(part.key, body, part.metadata, raw_size=part.raw_size, sent=progress.sent)
-        progress.reached(part.raw_size)
-        self._placed[part.key] = stored
-        return replace(part, stored_size=stored.size)
+                stored = await self._put(new.key, body, new.metadata, raw_size=file.size, sent=progress.sent)
+        progress.reached(file.size)
+        self._placed[new.key] = stored
+        return stored
 
-    async def _without_copy(self, step: Reuse, part: Part, error: CopyUnsupported | NoSuchObject) -> Part:
-        """Send the file from its snapshot; without one, download it and upload it again."""
-        snapshot = self.staged.get(part.database)
-        if snapshot is not None:
-            raw = next(file for file in snapshot.files if file.name == part.name)
-            return await self._send(Send(part.database, raw), counted=False)
-        if isinstance(error, NoSuchObject) or not await self.uploads.holds(step.part, self.progress):
-            raise SourceObjectMissing(step.part) from error
-        _log.info("copy_fallback", upload_id=self.upload_id, key=step.part.key, reason=error.message)
-        async with aclosing(self.store.get(step.part.key)) as body:
-            stored = await self._put(part.key, body, part.metadata, raw_size=part.stored_size)
-        if stored.size != part.stored_size:
-            raise SourceObjectMissing(step.part) from error
-        self._placed[part.key] = stored
-        return part
+    async def _copy_all(self, sources: Sequence[ObjectRecord], copies: Sequence[ObjectRecord]) -> bool:
+        """Let the store copy objects. If it does not copy one of them as it was, remove the others; return False."""
+        try:
+            await gather_all([self._copy(*pair) for pair in zip(sources, copies, strict=True)], "copy-object")
+        except (CopyUnsupported, NoSuchObject) as error:
+            _log.info("copy_fallback", upload_id=self.upload_id, key=sources[0].key, reason=error.message)
+            for each in copies:
+                self._placed.pop(each.key, None)
+            with suppress(StoreError):  # nothing reads an object that the manifest does not name
+                await self.store.delete([each.key for each in copies])
+            return False
+        return True
+
+    async def _copy(self, source: ObjectRecord, new: ObjectRecord) -> None:
+        expected = StoredObject(new.key, source.stored_size, source.metadata, etag=source.etag)
+        copy = await self.store.copy(source.key, new.key, expected=expected, progress=lambda _: self.progress())
+        self.progress()
+        self._placed[new.key] = copy
+
+    async def _copy_or_resend(self, database: str, source: ObjectRecord, new: ObjectRecord) -> None:
+        """Copy an object that is not on this machine. If the store cannot, download it and upload it again."""
+        try:
+            await self._copy(source, new)
+            return
+        except NoSuchObject as error:
+            raise SourceObjectMissing(database, source.key) from error
+        except CopyUnsupported as error:
+            if not await self.uploads.holds(source, self.progress):
+                raise SourceObjectMissing(database, source.key) from error
+            _log.info("copy_fallback", upload_id=self.upload_id, key=source.key, reason=error.message)
+        async with aclosing(self.store.get(source.key)) as body:
+            stored = await self._put(new.key, body, new.metadata, raw_size=source.stored_size)
+        if stored.size != source.stored_size:
+            raise SourceObjectMissing(database, source.key)
+        self._placed[new.key] = stored
 
     async def _already_there(self, key: str, metadata: Mapping[str, str]) -> StoredObject | None:
         """Return the object if an earlier attempt has put the same bytes; else None."""

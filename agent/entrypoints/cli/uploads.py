@@ -165,6 +165,8 @@ def _print_one(entry: CatalogEntry) -> None:
         table.add_column(title)
     for part in manifest.parts:
         origin = f"carried from {part.carried_from}" if part.origin == "carried" else part.origin
+        if patches := part.layers[1:]:
+            origin += f", base and {len(patches)} patch{'es' if len(patches) > 1 else ''}"
         checked = "yes" if part.verified else f"no: {part.unverified_reason}"
         row = (part.name, human_bytes(part.raw_size), human_bytes(part.stored_size), origin, checked, part.sha256[:12])
         table.add_row(*row)
