@@ -29,7 +29,7 @@ Action = Callable[[web.Request, Forward], Awaitable[web.StreamResponse]]
 
 _LISTED = re.compile("<Contents>.*?</Contents>", re.DOTALL)
 _MODIFIED = re.compile("(?<=<LastModified>)[^<]+")
-_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server", "expect", "host"}
+_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server", "expect"}
 
 
 @dataclass
