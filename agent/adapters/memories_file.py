@@ -43,7 +43,9 @@ CLOSING = b"]}"
 PIECE_BYTES = 2**20
 
 _GZIP = 16 + zlib.MAX_WBITS
-_LEVEL = 6
+_LEVEL = 4
+"""Most of the bytes are digits of embeddings: level 6 makes the file 5 % smaller in 2.6 times the CPU time."""
+
 _MOST_WAITING = 500
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
