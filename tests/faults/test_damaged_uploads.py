@@ -156,6 +156,22 @@ async def test_an_object_of_another_upload_is_found_without_a_download(both, tmp
     assert set((await verifier_without_duckdb(kept, tmp_path).shallow(kept.upload)).problems) == {name}
 
 
+@pytest.mark.parametrize("what", ["database", "memories"])
+async def test_an_upload_of_a_newer_version_is_refused_with_what_to_do(kept, tmp_path, what):
+    if what == "database":
+        kept.change_part("reflection.duckdb", compression="of 2030")
+    else:
+        kept.change_manifest(memories=kept.manifest.memories.to_document() | {"compression": "of 2030"})
+    hint = "update akosha-agent"
+    problems = (await verifier_without_duckdb(kept, tmp_path).deep(kept.upload)).problems
+    assert (problems.keys(), hint in problems["manifest.json"]) == ({"manifest.json"}, True)
+    catalog = Catalog(kept.store, SYSTEM)
+    assert hint in (await catalog.show(kept.upload)).problems["manifest.json"]
+    with pytest.raises(StoreError, match=r"'of 2030'.* unknown") as refused:
+        await catalog.manifest(kept.upload)
+    assert refused.value.hint == hint
+
+
 async def test_the_manifest_of_another_system_is_found_and_named(kept, tmp_path):
     kept.write(kept.data("manifest.json").replace(b"laptop", b"tablet"))
     problems = (await verifier_without_duckdb(kept, tmp_path).shallow(kept.upload)).problems

@@ -266,7 +266,7 @@ class Catalog:
         try:
             manifest = await self.uploads.manifest(upload)
         except NotAManifest as error:
-            return replace(entry, problems={naming.MANIFEST_NAME: error.message})
+            return replace(entry, problems={naming.MANIFEST_NAME: str(error)})
         if manifest is None:
             return replace(entry, problems={naming.MANIFEST_NAME: MISSING})
         if problems := impossible_values(manifest):

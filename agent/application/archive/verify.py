@@ -307,7 +307,7 @@ class Verifier:
                 manifest, data = read
                 recorded = (await self._catalog.store.head(manifest.key)).metadata
         except NotAManifest as error:
-            return None, {naming.MANIFEST_NAME: error.message}
+            return None, {naming.MANIFEST_NAME: str(error)}
         except NoSuchObject:
             return None, {naming.MANIFEST_NAME: MISSING}
         if problems := impossible_values(manifest):

@@ -79,7 +79,8 @@ class BucketUploads:
         try:
             manifest = Manifest.decode(data)
         except WireError as error:
-            raise NotAManifest(f"{key}: {error.message}", hint="is another program writing to this bucket?") from error
+            hint = error.hint or "is another program writing to this bucket?"
+            raise NotAManifest(f"{key}: {error.message}", hint=hint) from error
         if manifest.system_id != self._system_id or manifest.upload_id != upload:
             raise NotAManifest(f"{key} is the manifest of {manifest.upload_id}", hint="was it moved by hand?")
         return manifest, data
