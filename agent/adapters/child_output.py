@@ -44,20 +44,25 @@ class Output:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._unanswered = 0
+        self._busy = threading.Event()
 
     def command_received(self) -> None:
         with self._lock:
             self._unanswered += 1
+            self._busy.set()
 
     def answer(self, document: object) -> None:
         with self._lock:
             self._unanswered -= 1
+            if not self._unanswered:
+                self._busy.clear()
             self._write(framed(_encoded(document).encode()))
 
     def beat(self) -> None:
         """Send heartbeats while the process makes progress: work that hangs uses no processor time."""
         used = 0.0
         while True:
+            self._busy.wait()  # an idle child does not wake up
             time.sleep(BEAT_SECONDS)
             with self._lock:
                 now = time.process_time() - time.thread_time()  # without the time of this thread

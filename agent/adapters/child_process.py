@@ -103,6 +103,11 @@ class Exchange:
         self._timeout_seconds, self._stall_seconds = timeout_seconds, stall_seconds
         self._usable = True
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether the child has answered all commands without an error."""
+        return self._usable
+
     async def ask(self, command: bytes, name: str, read: Callable[[Json], T]) -> T:
         """Send a command, and return what `read` makes of the field `name` of the answer.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from agent.adapters.allocator import give_back_large_blocks
-from agent.adapters.duckdb import WarmChildren
+from agent.adapters.duckdb import WarmChild
 from agent.adapters.network_monitor import MachineNetworkMonitor
 from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.systemd_notify import SystemdSupervisor
@@ -124,7 +124,7 @@ async def build(
     except BaseException:
         await asyncio.gather(bus.aclose(), results_bus.aclose())
         raise
-    warm, stall_monitor = WarmChildren(), StallMonitor()
+    warm, stall_monitor = WarmChild(clock), StallMonitor()
     mirror = home.mirror()
     taker = home.taker(warm, meter, mirror)
     methods = sync_methods(settings, home.state, identity, taker, mirror, warm, ledger, clock, machine, stall_monitor)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from agent.adapters.duckdb import DuckdbSnapshotTaker, MirrorDirectory, WarmChildren
+from agent.adapters.duckdb import DuckdbSnapshotTaker, MirrorDirectory, WarmChild
 from agent.adapters.machine_id import machine_id
 from agent.adapters.spool import SpoolDirectory
 from agent.adapters.sqlite_ledger import SqliteLedger, is_created
@@ -166,7 +166,7 @@ class Home:
         return MirrorDirectory(self.state.mirror, clock=self.clock, is_on=self.settings.agent_mirror)
 
     def taker(
-        self, warm: WarmChildren | None = None, meter: Meter | None = None, mirror: MirrorDirectory | None = None
+        self, warm: WarmChild | None = None, meter: Meter | None = None, mirror: MirrorDirectory | None = None
     ) -> SnapshotTaker:
         """Return the snapshot taker. Its child processes wait in `warm` for the reader of its copies."""
         return DuckdbSnapshotTaker(

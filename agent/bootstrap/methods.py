@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import tzinfo
 
 from agent.adapters.akosha import AkoshaSink
-from agent.adapters.duckdb import DuckdbMemoryReader, WarmChildren
+from agent.adapters.duckdb import DuckdbMemoryReader, WarmChild
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.local_zone import local_zone
 from agent.adapters.memories_file import JsonMemoriesFile
@@ -63,7 +63,7 @@ def sync_methods(
     identity: Identity,
     taker: SnapshotTaker,
     mirror: Mirror,
-    warm: WarmChildren,
+    warm: WarmChild,
     ledger: Ledger,
     clock: Clock,
     machine: Machine,

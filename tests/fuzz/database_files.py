@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 from agent.adapters import memories_file
 from agent.adapters.akosha.sink import pack
 from agent.adapters.child_output import BEAT, framed
-from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbWalMerger, WarmChildren, bracketed_copy, child_process
+from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbWalMerger, WarmChild, bracketed_copy, child_process
 from agent.adapters.duckdb.bracketed_copy import DatabaseCopy, copy_database
 from agent.adapters.duckdb.database_facts import examine
 from agent.adapters.duckdb.rows import digest, instant, row_of
 from agent.adapters.duckdb.source import HEADER_BYTES, Source, survey
 from agent.adapters.duckdb.verification import verify
+from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from agent.domain.manifest import Manifest
 from agent.domain.memories import KINDS, Memory, RowState
@@ -292,7 +293,7 @@ def database() -> Iterator[Read]:
             name, *edits, repaired = example
             for (file, data), some in zip(image(name).items(), edits, strict=False):
                 (folder / file).write_bytes(edited(data, some))
-            main, warm = folder / MAIN, WarmChildren()
+            main, warm = folder / MAIN, WarmChild(SystemClock())
             if repaired and name != "encrypted":
                 main.write_bytes(with_checksums(main.read_bytes()))
             verdict = await verify(main, timeout_seconds=SECONDS, warm=warm)
@@ -306,7 +307,7 @@ def database() -> Iterator[Read]:
                     async for memory in memories_in(main, warm):
                         check_memory(memory)
             finally:
-                await warm.end_in()
+                await warm.end()
             assert sum((await DuckdbWalMerger().fold(main)).values()) == sum(verdict.rows.values())
 
         def read(example: tuple[str, list[Edit], list[Edit], bool]) -> None:
@@ -319,7 +320,7 @@ def database() -> Iterator[Read]:
         yield read
 
 
-async def memories_in(main: Path, warm: WarmChildren | None = None) -> AsyncIterator[Memory]:
+async def memories_in(main: Path, warm: WarmChild | None = None) -> AsyncIterator[Memory]:
     async with (
         DuckdbMemoryReader(warm=warm).open(main, DATABASE, zone=UTC) as source,
         aclosing(source.pages()) as pages,

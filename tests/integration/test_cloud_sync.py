@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.child_process import Exchange
-from agent.adapters.duckdb import child_process
+from agent.adapters.duckdb import WarmChild
 from agent.adapters.duckdb.child_protocol import OPEN, VERIFY
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner, spared_by
@@ -667,16 +667,16 @@ async def test_an_incomplete_upload_is_repeated_once_when_the_killed_process_run
 
 
 async def test_an_incomplete_database_stays_owed_through_the_upload_of_another_one(memory_rig, monkeypatch):
-    rig, start = memory_rig, child_process.start
+    rig, take = memory_rig, WarmChild.take
 
-    async def killed(copy):
-        child = await start(copy)
+    async def killed(warm, copy):
+        child = await take(warm, copy)
         if copy.name == "reflection.duckdb":
             child.kill()
         return child
 
     with monkeypatch.context() as patch:
-        patch.setattr(child_process, "start", killed)
+        patch.setattr(WarmChild, "take", killed)
         first = await rig.sync()
         rig.commit("knowledge_graph")
         second = await rig.sync()

@@ -11,17 +11,19 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, timedelta, timezone
+from pathlib import Path
 
 import pytest
 
-from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, WarmChildren
-from agent.adapters.duckdb.child_process import CHILD
+from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, WarmChild, child_process
+from agent.adapters.duckdb.child_process import CHILD, IDLE_SECONDS
 from agent.adapters.duckdb.child_protocol import PAGE_ROWS
 from agent.adapters.duckdb.verification import verify
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.fuzz.database_files import Edit, image
 from tests.support import zygote
+from tests.support.clock import ManualClock
 from tests.support.processes import children
 from tests.support.session_buddy import REAL, STATES, create, make
 
@@ -493,49 +495,130 @@ def test_the_child_ends_with_its_parent(copy):
 # ------------------------------------------------------------------------------------------- reuse of the child
 
 
-async def test_the_child_that_verified_a_copy_reads_it_and_ends_with_it(tmp_path, copy):
-    create(tmp_path, commits=3)
-    warm = WarmChildren()
-    taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
-    reader = DuckdbMemoryReader(warm=warm)
-    snapshot = await taker.take("reflection")
-    checker = reading_child()
-    async with reader.open(snapshot.folder / copy.name, "reflection", zone=UTC) as source:
-        assert [len(page) async for page in source.pages()]
-        assert reading_child() == checker
-    assert reading_child() is None
-
-    second_pass = await taker.take("reflection")
-    assert reading_child() is not None
-    await taker.discard(second_pass)
-    assert reading_child() is None
-    async with reader.open(
-        snapshot.folder / copy.name, "reflection", zone=UTC
-    ) as source:  # no child is waiting: a new one is started
-        assert [len(page) async for page in source.pages()]
+@pytest.fixture
+async def warm():
+    warm = WarmChild(SystemClock())
+    yield warm
+    await warm.end()
 
 
-async def test_a_waiting_child_that_was_killed_is_replaced(tmp_path, copy):
-    create(tmp_path, commits=3)
-    warm = WarmChildren()
-    taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
-    snapshot = await taker.take("reflection")
-    (waiting,) = warm._waiting.values()
-    waiting.kill()
-    await waiting.wait()
-    async with DuckdbMemoryReader(warm=warm).open(snapshot.folder / copy.name, "reflection", zone=UTC) as source:
-        assert [len(page) async for page in source.pages()]
+@pytest.fixture
+def new_taker(tmp_path, warm):
+    """Return a function that returns a taker of databases in a directory."""
+    return lambda data_dir: DuckdbSnapshotTaker(data_dir, tmp_path / "staging", clock=SystemClock(), warm=warm)
 
 
-async def test_at_most_two_children_wait(tmp_path, copy):
-    create(tmp_path, commits=3)
-    warm = WarmChildren()
-    taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
-    for _ in range(3):
-        await taker.take("reflection")
-    assert len(children(CHILD)) == 2
+async def read_all(warm, snapshot):
+    main = snapshot.folder / snapshot.files[0].name
+    async with DuckdbMemoryReader(warm=warm).open(main, snapshot.database, zone=UTC) as source:
+        return [row.id async for page in source.pages() for row in page]
+
+
+def open_files(child):
+    """Return the databases that a child has open."""
+    return sorted(Path(file.path).name for file in child.open_files() if ".duckdb" in file.path)
+
+
+async def test_one_child_verifies_and_reads_all_databases_of_an_attempt_and_of_the_next(
+    tmp_path, copy, warm, new_taker
+):
+    create(tmp_path, commits=3, entities=2)
+    taker, pids = new_taker(copy.parent), set()
+    for _attempt in range(2):
+        snapshots = [await taker.take(database) for database in ("reflection", "knowledge_graph")]
+        pids.add(reading_child().pid)
+        assert [len(await read_all(warm, snapshot)) for snapshot in snapshots] == [6, 3]
+        pids.add(reading_child().pid)
+        await asyncio.gather(*(taker.discard(snapshot) for snapshot in snapshots))
+    assert len(pids) == 1
     await taker.sweep()
     assert reading_child() is None
+
+
+async def test_an_idle_child_has_no_copy_open_that_was_removed_or_read(tmp_path, copy, warm, new_taker):
+    create(tmp_path, commits=3)
+    taker = new_taker(copy.parent)
+    first = await taker.take("reflection")
+    assert open_files(reading_child()) == [copy.name]
+    await taker.discard(first)
+    assert open_files(reading_child()) == []
+    second = await taker.take("reflection")
+    assert await read_all(warm, second)
+    assert open_files(reading_child()) == []
+
+
+async def test_an_idle_child_ends_after_a_while(tmp_path, copy):
+    create(tmp_path, commits=3)
+    clock = ManualClock()
+    warm = WarmChild(clock)
+    taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=clock, warm=warm)
+    await taker.take("reflection")
+    child = reading_child()
+    await clock.advance(IDLE_SECONDS - 1)
+    await taker.take("reflection")
+    assert reading_child() == child
+    await clock.advance(IDLE_SECONDS - 1)
+    assert reading_child() == child
+    expiry = warm._expiry
+    await clock.advance(1)
+    await expiry
+    assert reading_child() is None
+
+
+async def test_an_idle_child_that_was_killed_is_replaced(tmp_path, copy, warm, new_taker):
+    create(tmp_path, commits=3)
+    snapshot = await new_taker(copy.parent).take("reflection")
+    warm._idle.kill()
+    await warm._idle.wait()
+    assert await read_all(warm, snapshot)
+
+
+async def test_an_idle_child_that_hangs_is_replaced(tmp_path, copy, warm, new_taker, monkeypatch):
+    create(tmp_path, commits=3)
+    monkeypatch.setattr(child_process, "_CLOSE_SECONDS", 0.1)
+    taker = new_taker(copy.parent)
+    await taker.take("reflection")
+    hanging = reading_child()
+    hanging.send_signal(signal.SIGSTOP)
+    assert (await taker.take("reflection")).verified
+    assert not hanging.is_running()
+
+
+@pytest.mark.parametrize("end", ["damaged", "error while reading", "stopped while reading", "cancelled"])
+async def test_a_child_after_damage_an_error_or_an_interruption_serves_no_other_copy(
+    end, tmp_path, copy, warm, new_taker
+):
+    create(tmp_path, commits=3)
+    make(copy, f"INSERT INTO conversations_v2(id, content, category, embedding) "
+               f"SELECT n::VARCHAR, repeat('text', 300), 'c', {EMBEDDING} FROM range(3000) r(n)")  # fmt: skip
+    taker, reader = new_taker(copy.parent), DuckdbMemoryReader(warm=warm)
+    snapshot = await taker.take("reflection")
+    before, main = reading_child(), snapshot.folder / copy.name
+    match end:
+        case "damaged":
+            with (copy.parent / copy.name).open("r+b") as file:
+                file.seek(300_000)
+                file.write(bytes(500_000))
+            assert not (await taker.take("reflection")).verified
+        case "error while reading":
+            async with reader.open(main, "reflection", zone=UTC) as source:
+                with pytest.raises(SnapshotError, match="no such command"):
+                    await source._ask(b"nonsense", "nothing", bool)
+        case "stopped while reading":
+            async with reader.open(main, "reflection", zone=UTC) as source:
+                await anext(source.pages())
+                main.write_bytes(bytes(main.stat().st_size))
+        case "cancelled":
+            async with reader.open(main, "reflection", zone=UTC) as source:
+                asking = asyncio.create_task(anext(source.pages()))
+                await asyncio.sleep(0)
+                asking.cancel()
+                await asyncio.wait({asking})
+    if end != "stopped while reading":
+        assert not before.is_running()
+    create(tmp_path / "other", commits=4)
+    other = await new_taker(tmp_path / "other").take("reflection")
+    assert (other.verified, other.rows["conversations_v2"]) == (True, 4)
 
 
 async def test_many_rows_without_memories_are_returned_in_several_pages(copy):

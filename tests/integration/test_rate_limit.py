@@ -8,7 +8,7 @@ import pytest
 
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.duckdb import WarmChildren
+from agent.adapters.duckdb import WarmChild
 from agent.adapters.s3 import S3Store
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
@@ -41,7 +41,7 @@ async def build_methods(tmp_path) -> AsyncIterator:
             Identity("a", "mac"),
             home.taker(),
             home.mirror(),
-            WarmChildren(),
+            WarmChild(clock),
             ledger,
             clock,
             home.machine(),

@@ -18,13 +18,13 @@ database_facts   facts about databases, for `doctor`
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.adapters.duckdb.child_process import WarmChildren
+    from agent.adapters.duckdb.child_process import WarmChild
     from agent.adapters.duckdb.folding import DuckdbWalMerger
     from agent.adapters.duckdb.mirror import MirrorDirectory
     from agent.adapters.duckdb.reader import DuckdbMemoryReader
     from agent.adapters.duckdb.snapshot_taker import DuckdbSnapshotTaker
 
-__all__ = ["DuckdbMemoryReader", "DuckdbSnapshotTaker", "DuckdbWalMerger", "MirrorDirectory", "WarmChildren"]
+__all__ = ["DuckdbMemoryReader", "DuckdbSnapshotTaker", "DuckdbWalMerger", "MirrorDirectory", "WarmChild"]
 
 
 def __getattr__(name: str) -> object:
@@ -45,8 +45,8 @@ def __getattr__(name: str) -> object:
         from agent.adapters.duckdb import mirror  # noqa: PLC0415
 
         return mirror.MirrorDirectory
-    if name == "WarmChildren":
+    if name == "WarmChild":
         from agent.adapters.duckdb import child_process  # noqa: PLC0415
 
-        return child_process.WarmChildren
+        return child_process.WarmChild
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

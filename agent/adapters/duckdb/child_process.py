@@ -1,48 +1,103 @@
 """Child processes that run DuckDB.
 
-A child that has verified a copy can be kept for the next reader of that copy: starting a child takes longer than
-verifying or reading.
+A process needs 0.2 s of processor time to start and 60 MiB of memory, DuckDB needs 0.02 s to open a copy. So one child
+serves all copies of an attempt, one after the other, and is kept for a while for the next attempt. Each copy is opened
+in a DuckDB instance of its own, which can access the folder of that copy only. A child that has returned an error, or
+was interrupted, is ended: a damaged file may have damaged its memory.
 """
 
+import asyncio
 from asyncio.subprocess import Process
 from pathlib import Path
 
+import orjson
+
 from agent.adapters import child_process
-from agent.adapters.child_process import checked, end
+from agent.adapters.child_process import CommandFailed, Exchange, NoAnswer, checked, end
+from agent.adapters.duckdb.child_protocol import COPY
 from agent.domain.manifest import LARGEST_NUMBER
 from agent.domain.memories import Json
+from agent.ports import Clock
 
 CHILD = "agent.adapters.duckdb.child"
 
-MOST_WARM = 2
+IDLE_SECONDS = 60.0
+"""How long a child waits for the next attempt. The retry of an attempt, the next method on the route and the end of a
+session often follow within that time; two syncs of changed files are akosha_agent_min_interval_seconds apart."""
+
+_CLOSE_SECONDS = 30.0
+
+_ROOT = Path("/")
 
 
 async def start(copy: Path) -> Process:
-    """Start a child for a copy, in the copy's folder. Raises OSError."""
-    return await child_process.start(CHILD, str(copy), cwd=copy.parent)
+    """Start a child for a copy. Raises OSError."""
+    # The folder of the copy may be removed before the child ends.
+    return await child_process.start(CHILD, str(copy), cwd=_ROOT)
 
 
-class WarmChildren:
-    """Idle children by the copy that they have verified. A child is ended with its copy, or when there are too many."""
+class WarmChild:
+    """At most one idle child. It is ended after IDLE_SECONDS."""
 
-    def __init__(self) -> None:
-        self._waiting: dict[Path, Process] = {}
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._idle: Process | None = None
+        self._copy: Path | None = None
+        self._expiry: asyncio.Task[None] | None = None
 
-    async def keep(self, copy: Path, child: Process) -> None:
-        """Keep a child for the next reader of the copy."""
-        self._waiting[copy] = child
-        if len(self._waiting) > MOST_WARM:
-            await end(self._waiting.pop(next(iter(self._waiting))))
+    async def take(self, copy: Path) -> Process:
+        """Return a child for a copy, which the caller now owns: the idle one or a new one. Raises OSError."""
+        child, opened = self._idle, self._copy
+        self._clear()
+        if child is None:
+            return await start(copy)
+        if child.returncode is None and (opened == copy or await _use(child, copy)):
+            return child
+        await end(child)
+        return await start(copy)
 
-    def take(self, copy: Path) -> Process | None:
-        """Return the running child of a copy, which the caller now owns, or None."""
-        child = self._waiting.pop(copy, None)
-        return child if child is not None and child.returncode is None else None
+    async def keep(self, child: Process, copy: Path | None = None) -> None:
+        """Keep a child that has answered everything without an error; with its copy open, or without one."""
+        if self._idle is not None or not (copy or await _use(child, None)):
+            await end(child)
+            return
+        self._idle, self._copy = child, copy
+        self._expiry = asyncio.create_task(self._expire(), name="duckdb-idle")
 
-    async def end_in(self, folder: Path | None = None) -> None:
-        """End the children of the copies in a folder, or all."""
-        for copy in [copy for copy in self._waiting if folder is None or copy.parent == folder]:
-            await end(self._waiting.pop(copy))
+    async def release(self, folder: Path) -> None:
+        """Close the copy that the idle child has open if it is in this folder, which can then be removed."""
+        if self._copy is not None and self._copy.parent == folder and (child := self._idle) is not None:
+            self._clear()
+            await self.keep(child)
+
+    async def end(self) -> None:
+        """End the idle child."""
+        child = self._idle
+        self._clear()
+        if child is not None:
+            await end(child)
+
+    def _clear(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._idle = self._copy = self._expiry = None
+
+    async def _expire(self) -> None:
+        await self._clock.sleep(IDLE_SECONDS)
+        self._expiry = None
+        await self.end()
+
+
+async def _use(child: Process, copy: Path | None) -> bool:
+    """Make a child close its copy, and use another one or none; return whether it has. If cancelled, end it."""
+    command = b"%s %s" % (COPY, orjson.dumps(str(copy) if copy else ""))
+    try:
+        return await Exchange(child, _CLOSE_SECONDS).ask(command, "copy", lambda done: checked(done, bool))
+    except (CommandFailed, NoAnswer):
+        return False
+    except BaseException:
+        await end(child)
+        raise
 
 
 def counts(value: Json) -> dict[str, int]:

@@ -10,10 +10,12 @@
     page            {"page": [[kind, ID, digest, embedded, bytes], ...]}, which may be empty; null is the end, and
                     so is an error that names the tables DuckDB cannot read: all other rows were sent before
     read [p, ...]   {"rows": [[text, embedding, time, metadata], ...]}   of the last page, by position
+    copy "path"     {"copy": true}                  closes the copy; the next commands are about this one, "" for none
     fold            {"folded": {"rows": {table: count}}}, or {"folded": {"error": text}}
     (any)           {"error": text}                 and the child exits
 """
 
+COPY = b"copy"
 VERIFY, REPLAY, OPEN, BEGIN, PAGE, READ, FOLD = b"verify", b"replay", b"open", b"begin", b"page", b"read", b"fold"
 
 PAGE_ROWS = 500

@@ -32,7 +32,7 @@ _READ_HINT = "update akosha-agent if the file is newer than its DuckDB; else res
 
 
 class DuckdbMemoryReader:
-    """Reads each copy in its own child process: the one in `warm` that verified it, if it still runs, or a new one.
+    """Reads each copy in the child process of `warm`, or in its own child process.
 
     `timeout_seconds` limits a single answer; `stall_seconds` limits the time without progress.
     """
@@ -40,7 +40,7 @@ class DuckdbMemoryReader:
     def __init__(
         self,
         *,
-        warm: child_process.WarmChildren | None = None,
+        warm: child_process.WarmChild | None = None,
         timeout_seconds: float = 600.0,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
@@ -51,17 +51,22 @@ class DuckdbMemoryReader:
     async def open(self, copy: Path, database: str, *, zone: tzinfo) -> AsyncIterator[MemorySource]:
         graph = database.removeprefix(_NAMED_GRAPH) if database.startswith(_NAMED_GRAPH) else ""
         try:
-            child = (self._warm and self._warm.take(copy)) or await child_process.start(copy)
+            child = await (self._warm.take(copy) if self._warm else child_process.start(copy))
         except OSError as error:
             raise SnapshotError(
                 f"DuckDB could not be started: {error.strerror}", hint=_RETRY_HINT, transient=True
             ) from error
+        exchange, kept = Exchange(child, self._timeout_seconds, self._stall_seconds), False
         try:
-            source = _Source(Exchange(child, self._timeout_seconds, self._stall_seconds), database, zone)
+            source = _Source(exchange, database, zone)
             await source.open(graph)
             yield source
+            if self._warm is not None and exchange.is_usable:
+                kept = True
+                await self._warm.keep(child)
         finally:
-            await end(child)
+            if not kept:
+                await end(child)
             scratch = copy.parent / scratch_name(child.pid)
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 

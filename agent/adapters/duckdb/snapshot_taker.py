@@ -14,7 +14,7 @@ import structlog
 from agent.adapters.child_process import STALL_SECONDS
 from agent.adapters.duckdb import source
 from agent.adapters.duckdb.bracketed_copy import WRITABLE_HINT, DatabaseCopy, copy_database
-from agent.adapters.duckdb.child_process import WarmChildren
+from agent.adapters.duckdb.child_process import WarmChild
 from agent.adapters.duckdb.mirror import MirrorDirectory, MirrorState
 from agent.adapters.duckdb.source import Source
 from agent.adapters.duckdb.verification import Verdict, verify
@@ -34,8 +34,8 @@ class DuckdbSnapshotTaker:
     The originals are only read, never locked or opened with DuckDB. Do not use it in the process that writes
     the databases: POSIX drops all of a process's locks on a file when it closes any descriptor of that file.
 
-    `verify` is False in measurements only. The child that has verified a copy is kept in `warm`, if given, for the
-    reader of its memories until the copy is removed. With a `mirror`, a main file that did not change is not copied.
+    `verify` is False in measurements only. The child of `warm`, if given, verifies the copies, and reads them later.
+    With a `mirror`, a main file that did not change is not copied.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class DuckdbSnapshotTaker:
         verify_timeout_seconds: float = 600.0,
         verify_stall_seconds: float = STALL_SECONDS,
         bracket_seconds: float = 15.0,
-        warm: WarmChildren | None = None,
+        warm: WarmChild | None = None,
         mirror: MirrorDirectory | None = None,
         meter: Meter | None = None,
     ) -> None:
@@ -110,7 +110,7 @@ class DuckdbSnapshotTaker:
 
     async def sweep(self) -> None:
         if self._warm is not None:
-            await self._warm.end_in()
+            await self._warm.end()
         await asyncio.to_thread(_empty, self._staging_dir)
         if self._mirror is not None:
             self._is_holder = True
@@ -207,7 +207,7 @@ class DuckdbSnapshotTaker:
 
     async def _remove(self, folder: Path) -> None:
         if self._warm is not None:
-            await self._warm.end_in(folder)
+            await self._warm.release(folder)
         if await asyncio.to_thread(_remove, folder, quiet=folder in self._not_removed):
             self._not_removed.discard(folder)
         else:

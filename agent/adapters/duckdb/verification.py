@@ -37,16 +37,16 @@ async def verify(
     whole: bool = True,
     timeout_seconds: float,
     stall_seconds: float = STALL_SECONDS,
-    warm: child_process.WarmChildren | None = None,
+    warm: child_process.WarmChild | None = None,
 ) -> Verdict:
     """Read all of the copy in a child process. Does not raise if the child fails. If cancelled, kills the child.
 
     Without `whole`, DuckDB opens the copy, replays its WAL and counts the rows: the main file has been read before.
 
-    If rows could be read, the child is kept in `warm`, if given.
+    The child is that of `warm`, if given, and is kept there if rows could be read.
     """
     try:
-        child = await child_process.start(copy)
+        child = await (warm.take(copy) if warm else child_process.start(copy))
     except OSError as error:
         reason = f"the verification could not be started: {error.strerror}"
         return Verdict(verified=False, reason=reason, inconclusive=True)
@@ -56,7 +56,7 @@ async def verify(
             VERIFY if whole else REPLAY, "verdict", _read
         )
         if (verdict.verified or verdict.rows) and warm is not None:
-            await warm.keep(copy, child)
+            await warm.keep(child, copy)
             kept = True
     except NoAnswer as error:
         if error.crashed:
