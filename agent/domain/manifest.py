@@ -29,8 +29,12 @@ LARGEST_NUMBER = 2**63 - 1
 """The largest number that the ledger and JSON readers accept."""
 
 Compression = Literal["gzip", "none"]
-PartCompression = Literal["gzip", "none", "patches"]
-"""How a file is stored. `patches`: as a base and patches. Versions that cannot apply patches do not know this value."""
+Patches = Literal["patches (update akosha-agent)"]
+PartCompression = Literal["gzip", "none"] | Patches
+PATCHES: Patches = "patches (update akosha-agent)"
+"""The compression of a file that is stored as a base and patches. Versions that cannot apply patches do not know this
+value, and print it in their error. They have no other way to say what helps.
+"""
 Origin = Literal["sent", "copied", "carried"]
 Rows = Mapping[str, int]
 
@@ -138,13 +142,13 @@ class Part:
             raise WireError(f"part {self.name!r} is not a file of database {self.database!r}")
         if len(self.name.encode()) > LONGEST_NAME_BYTES:
             raise WireError(f"part {self.name[:80]!r}... has a name that is too long for a file")
-        if self.compression not in get_args(PartCompression) or self.origin not in get_args(Origin):
+        if self.compression not in (*get_args(Compression), PATCHES) or self.origin not in get_args(Origin):
             raise WireError(
                 f"part {self.name!r}: {self.compression!r} or {self.origin!r} is unknown", hint="update akosha-agent"
             )
         if self.carried_from is not None:
             naming.upload_time(self.carried_from)
-        if (self.compression == "patches") != bool(self.layers):
+        if (self.compression == PATCHES) != bool(self.layers):
             raise WireError(f"part {self.name!r}: its layers do not match its compression {self.compression!r}")
         if self.layers and not self._matches_layers():
             raise WireError(f"part {self.name!r} is not the file that its layers make")
@@ -152,7 +156,7 @@ class Part:
     @property
     def objects(self) -> tuple[ObjectRecord, ...]:
         """The objects of the file: one, or its layers in the order in which they are applied."""
-        if self.compression == "patches":
+        if self.compression == PATCHES:
             return self.layers
         return (
             ObjectRecord(

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from agent.domain import naming
 from agent.domain.delivery_state import TargetRecord
-from agent.domain.manifest import Compression, Layer, Part, part_keys
+from agent.domain.manifest import PATCHES, Compression, Layer, Part, part_keys
 
 MAX_PARTS = 10_000
 
@@ -97,7 +97,7 @@ def plan(
         if database not in staged:
             steps += [Reuse(part, carried=database in carried) for part in before]
             continue
-        usable = [part for part in before if part.compression in (compression, "patches")] if deduplicate else []
+        usable = [part for part in before if part.compression in (compression, PATCHES)] if deduplicate else []
         known = {(part.name, part.sha256, part.raw_size): part for part in usable}
         for file in staged[database]:
             same = known.get((file.name, file.sha256, file.size))

@@ -1,6 +1,7 @@
 """An upgraded agent continues the work of an earlier version (tests/support/data/state_of_53ebc98)."""
 
 import gzip
+import hashlib
 import re
 import shutil
 import sqlite3
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.sqlite_ledger import schema
+from agent.domain.manifest import PATCHES
+from tests.support import session_buddy
 from tests.support.bus_listener import listening
+from tests.support.earlier_version import NotInCloneError, earlier_version
 from tests.support.machine import Machine
 
 pytest_plugins = ["tests.support.servers.fixtures"]
@@ -95,3 +99,57 @@ def test_unfinished_work_of_an_earlier_version_is_completed_once(machine, fresh_
     assert list((machine.state / "spool").glob("*.json")) == []
     assert machine.staged == []
     assert machine.sync()["outcome"] == "skipped"
+
+
+@pytest.fixture
+def patched(tmp_path):
+    """A machine whose newest upload is a base and a patch, though its database is small."""
+    machine = Machine(tmp_path)
+    machine.constants = {"agent.domain.upload_plan:LEAST_PATCHED_BYTES": 0}
+    machine.write(commits=400, entities=6)
+    machine.sync()
+    with session_buddy.opened(machine.data / "reflection.duckdb") as base:
+        base.execute("CREATE TABLE extra AS SELECT * FROM range(50)")
+    machine.sync()
+    assert machine.manifests[-1]["parts"][1]["compression"] == PATCHES
+    return machine
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    try:
+        return earlier_version(tmp_path / "earlier")
+    except NotInCloneError as error:
+        pytest.skip(str(error))
+
+
+def test_an_earlier_version_refuses_to_restore_an_upload_with_patches(patched, earlier, tmp_path):
+    restored = tmp_path / "restored"
+    done = patched.call("restore", "latest", "--to", str(restored), prefix=earlier)
+    assert done.code != 0
+    assert "update akosha-agent" in done.err
+    assert not restored.exists() or not list(restored.glob("*.duckdb"))
+
+
+def test_an_earlier_version_goes_on_with_whole_files_and_this_one_with_patches(patched, earlier, tmp_path):
+    """The earlier version has a state directory of its own: it refuses the ledger of this one."""
+    before, state = patched.manifests, patched.state
+    assert "update akosha-agent" in patched.call("sync", prefix=earlier).err
+    patched.state = tmp_path / "earlier-state"
+    patched.sync(prefix=earlier)
+    theirs = patched.manifests[-1]
+    assert theirs["upload_id"] > before[-1]["upload_id"]
+    assert {part["compression"] for part in theirs["parts"]} == {"gzip"}
+
+    patched.state = state
+    with session_buddy.opened(patched.data / "reflection.duckdb") as base:
+        base.execute("INSERT INTO extra SELECT * FROM range(70)")
+    patched.sync("--take-over")
+    ours = patched.manifests[-1]
+    assert ours["upload_id"] > theirs["upload_id"]
+    for manifest in patched.manifests:
+        upload = manifest["upload_id"]
+        assert patched.call("verify", upload, "--deep").code == 0
+        assert patched.call("restore", upload, "--to", str(tmp_path / upload)).code == 0
+    digest = hashlib.sha256((patched.data / "reflection.duckdb").read_bytes()).hexdigest()
+    assert hashlib.sha256((tmp_path / ours["upload_id"] / "reflection.duckdb").read_bytes()).hexdigest() == digest

@@ -18,7 +18,7 @@ from agent.domain.events import (
     request_event_id,
     upload_event_id,
 )
-from agent.domain.manifest import Layer, Manifest, MemoriesPart, Origin, Part, part_keys
+from agent.domain.manifest import PATCHES, Layer, Manifest, MemoriesPart, Origin, Part, part_keys
 
 SYSTEM = "laptop-7"
 TARGET = Target(method="cloud", endpoint="https://s3.example.com", bucket="memories", system_id=SYSTEM)
@@ -91,7 +91,7 @@ def patched_part(
         raw_size=50 * 2**20,
         stored_size=sum(layer.stored_size for layer in layers),
         sha256=layers[-1].file_sha256,
-        compression="patches",
+        compression=PATCHES,
         origin="sent",
         verified=True,
         layers=layers,

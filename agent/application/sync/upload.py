@@ -15,6 +15,7 @@ from agent.application.sync.bucket_uploads import BucketUploads
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
 from agent.domain.manifest import (
+    PATCHES,
     Layer,
     Manifest,
     MemoriesPart,
@@ -296,7 +297,7 @@ class Upload:
             step.database,
             step.file,
             key=layers[0].key,
-            compression="patches",
+            compression=PATCHES,
             stored_size=sum(layer.stored_size for layer in layers),
             layers=layers,
         )

@@ -1,28 +1,20 @@
 """More than one agent: on one state directory, in one bucket, before one Akosha, and of another version."""
 
 import random
-import subprocess
-import sys
-import tarfile
 from collections.abc import Iterator
-from io import BytesIO
-from pathlib import Path
 
 from tests.campaign.checks import stored_once
 from tests.campaign.faults.fault import Fault
 from tests.campaign.leftovers import lasting
 from tests.campaign.targets import TOKEN
 from tests.campaign.world import SAY_SECONDS, NotSettled, Skipped, World
+from tests.support.earlier_version import NotInCloneError, earlier_version
 from tests.support.machine import Done, Machine, Running
 from tests.support.servers.akosha_process import AkoshaProcess
 from tests.support.waiting import happens
 
-EARLIER = "53ebc98"
-"""The commit of an agent with an earlier ledger, which does not know owner.json."""
-
 IN_USE, UPDATE = "is in use by process", "update akosha-agent"
 CURES = ("--take-over", "akosha_system_id")
-_REPOSITORY = Path(__file__).parents[3]
 
 
 def refused(done: Done, *texts: str) -> None:
@@ -139,15 +131,10 @@ class EarlierVersion(Fault):
     typical_seconds = 10.0
 
     def prepare(self, world: World) -> None:
-        code = world.folder / EARLIER
-        archive = ["git", "-C", str(_REPOSITORY), "archive", EARLIER, "agent"]
         try:
-            packed = subprocess.run(archive, check=True, capture_output=True).stdout
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise Skipped(f"needs git and the commit {EARLIER}, which a shallow clone lacks") from error
-        with tarfile.open(fileobj=BytesIO(packed)) as file:
-            file.extractall(code, filter="data")
-        self.earlier = ("env", f"PYTHONPATH={code}", sys.executable, "-m", "agent")
+            self.earlier = earlier_version(world.folder / "earlier")
+        except NotInCloneError as error:
+            raise Skipped(str(error)) from error
         self.other = world.another_machine("other")
 
     def strike(self, world: World, rng: random.Random) -> None:
