@@ -5,6 +5,9 @@ import errno
 import resource
 import signal
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,7 +16,9 @@ from agent.adapters import child_process
 from agent.adapters.patches import ZstdPatcher, patcher as patcher_module
 from agent.adapters.patches.making import make
 from agent.domain.errors import AkoshaError, StagingFull, StateError, WireError
-from tests.support.patches import BLOCK, random_bytes, sha256, write
+from tests.support.patches import BLOCK, frame, header, random_bytes, sha256, step, write
+
+MOST_MEMORY = 128 * 10**6
 
 OLD = random_bytes(8 * BLOCK)
 NEW = OLD[BLOCK // 2 :] + random_bytes(100_000, 1)
@@ -69,12 +74,12 @@ def killed(monkeypatch):
     monkeypatch.setattr(child_process, "start", kill)
 
 
-def limit_child(monkeypatch, kind, limit) -> None:
+def limit_file_size(monkeypatch) -> None:
     start = child_process.start
 
     async def limited(*arguments, **options):
         child = await start(*arguments, **options)
-        resource.prlimit(child.pid, kind, (limit, limit))
+        resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
         return child
 
     monkeypatch.setattr(child_process, "start", limited)
@@ -116,16 +121,14 @@ async def test_an_existing_patch_is_kept(files):
     assert patch.read_text() == "another"
 
 
-@pytest.mark.parametrize(
-    ("kind", "limit", "reason"),
-    [(resource.RLIMIT_FSIZE, 50_000, "File too large"), (resource.RLIMIT_AS, 2**27, "")],
-)
-async def test_without_disk_space_or_memory_no_patch_is_made(files, monkeypatch, kind, limit, reason):
-    limit_child(monkeypatch, kind, limit)
-    if kind == resource.RLIMIT_AS:  # more than one extent
-        write(files[0], random_bytes(2**26))
-        write(files[1], b"x" + files[0].read_bytes())
-    assert reason in await not_made(files)
+async def test_without_disk_space_no_patch_is_made(files, monkeypatch):
+    limit_file_size(monkeypatch)
+    assert "File too large" in await not_made(files)
+
+
+async def test_without_memory_no_patch_is_made(files, monkeypatch):
+    monkeypatch.setattr(patcher_module, "CHILD", "tests.support.small_child")
+    assert "MemoryError" in await not_made(files)
 
 
 async def test_a_missing_file_gives_no_patch(files):
@@ -195,13 +198,13 @@ async def test_a_child_that_hangs_is_a_transient_error(files, monkeypatch):
 
 
 async def test_a_full_disk_is_an_error_of_the_disk(files, monkeypatch):
-    limit_child(monkeypatch, resource.RLIMIT_FSIZE, 50_000)
+    limit_file_size(monkeypatch)
     assert isinstance(await not_applied(files), StagingFull)
 
 
 async def test_too_little_memory_is_a_transient_error(files, monkeypatch):
-    limit_child(monkeypatch, resource.RLIMIT_AS, 2**27)
-    await not_applied(files)
+    monkeypatch.setattr(patcher_module, "CHILD", "tests.support.small_child")
+    assert "MemoryError" in (await not_applied(files)).message
 
 
 async def test_a_patch_that_crashes_the_child_is_invalid(files, tmp_path, monkeypatch):
@@ -222,3 +225,43 @@ async def test_an_invalid_patch_is_an_error_without_a_file(files, tmp_path):
     with pytest.raises(WireError):
         await ZstdPatcher().apply(files[0], [files[2]], tmp_path / "result", raw_size=1, sha256=sha256(b""))
     assert not (tmp_path / "result").exists()
+
+
+def peak_of_child(folder: Path, work: str) -> int:
+    """Return the peak of the resident size of a patcher's child, in bytes. `work` uses `patcher` and `folder`."""
+    code = f"""
+import asyncio, resource, sys
+from pathlib import Path
+from agent.adapters.patches import ZstdPatcher
+patcher, folder = ZstdPatcher(), Path(sys.argv[1])
+asyncio.run({work})
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def test_making_a_patch_needs_little_memory(tmp_path):
+    """Each extent refers to as much of the reference as it can, and a third of it is new."""
+    blocks = [random_bytes(BLOCK, seed) for seed in range(260)]
+    new = [
+        one[: BLOCK // 3] + other[: BLOCK // 3] + random_bytes(BLOCK // 3 + 1)
+        for one, other in zip(blocks[::2], blocks[1::2], strict=True)
+    ]
+    write(tmp_path / "old", b"".join(blocks))
+    write(tmp_path / "new", b"".join(new))
+    work = 'patcher.make(folder / "old", folder / "new", folder / "patch", most_bytes=2**30)'
+    assert peak_of_child(tmp_path, work) < MOST_MEMORY
+    assert (tmp_path / "patch").stat().st_size < 0.36 * len(new) * BLOCK
+
+
+def test_applying_a_hostile_patch_needs_little_memory(tmp_path):
+    """Its frame has the largest reference, content and window that a patch may have."""
+    size = 32 * 2**20
+    whole, new = [[0, size]], bytes(size)
+    write(tmp_path / "old", random_bytes(size))
+    write(tmp_path / "patch", header(size, size) + step(whole, whole, frame(new)))
+    result = f'folder / "new", raw_size={size}, sha256="{sha256(new)}"'
+    work = f'patcher.apply(folder / "old", [folder / "patch"], {result})'
+    assert peak_of_child(tmp_path, work) < MOST_MEMORY
+    assert (tmp_path / "new").read_bytes() == new
