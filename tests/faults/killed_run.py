@@ -2,7 +2,8 @@
 
     python tests/faults/killed_run.py POINT run [options]
 
-POINT is `name:before` or `name:after`, with a name of CALLS, or `migration:N`: within the Nth migration of the ledger.
+POINT is `name:before` or `name:after`, with a name of CALLS or MULTIPART, or `migration:N`: within the Nth migration of
+the ledger.
 """
 
 import sqlite3
@@ -14,8 +15,10 @@ from agent.adapters.directory_store.incoming import Incoming
 from agent.adapters.duckdb import DuckdbSnapshotTaker
 from agent.adapters.nats.bus import NatsBus
 from agent.adapters.nats.messages import JetStreamMessage
+from agent.adapters.s3.multipart import Multipart
 from agent.adapters.sqlite_ledger import SqliteLedger, schema
 from agent.adapters.sqlite_ledger.memories import SqliteMemories
+from agent.adapters.sqlite_ledger.open_puts import SqlitePutJournal
 from agent.domain.events import SyncResult
 from agent.entrypoints.cli.app import app
 from tests.faults.killed_sync import kill, kill_at
@@ -47,6 +50,16 @@ CALLS: Mapping[str, tuple[type, str, Callable[..., bool]]] = {
 }
 """Name -> the call, and which of its calls: those with certain arguments."""
 
+MULTIPART: Mapping[str, tuple[type, str, Callable[..., bool]]] = {
+    "created": (SqlitePutJournal, "begin", _any),
+    "part": (Multipart, "send", lambda number, *_: number > 1),
+    "recorded": (SqlitePutJournal, "add", _any),
+    "resume": (Multipart, "_resume", _any),
+    "complete": (Multipart, "complete", _any),
+    "cleared": (SqlitePutJournal, "clear", _any),
+}
+"""The same for an object that is sent in parts."""
+
 MIGRATIONS = range(1, len(schema.MIGRATIONS) + 1)
 
 
@@ -68,7 +81,7 @@ def main() -> None:
     if name == "migration":
         kill_in_migration(int(when))
     else:
-        owner, method, wanted = CALLS[name]
+        owner, method, wanted = {**CALLS, **MULTIPART}[name]
         kill_at(owner, method, f"{method}:{when}", wanted)
     app(sys.argv[2:])
 

@@ -30,7 +30,9 @@ SET_UP = f"{NO_CLOUD} (set akosha_cloud_bucket, or akosha_cloud_endpoint to file
 CHECK_ADDRESS = "check akosha_cloud_bucket and akosha_cloud_endpoint"
 SET_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run aws configure"
 START_AKOSHA = "start Akosha, or set akosha_http_endpoint"
-LIFECYCLE = "akosha-agent sync removes them, as does a lifecycle rule that aborts incomplete uploads after a day"
+LIFECYCLE = (
+    "akosha-agent sync continues or removes them; a lifecycle rule that aborts incomplete uploads removes them, too"
+)
 SET_CLOCK = "synchronise the clock: sudo timedatectl set-ntp true (macOS: sudo sntp -sS time.apple.com)"
 
 PROBE_NAME = ".probe"

@@ -30,6 +30,7 @@ from tests.campaign.faults.kills import (
     AgentKilled,
     AgentKilledAtPoint,
     AgentKilledInMigration,
+    AgentKilledInMultipart,
     ChildKilled,
     WriterKilled,
 )
@@ -42,7 +43,7 @@ from tests.campaign.faults.limits import (
     PermissionTaken,
     StateReadOnly,
 )
-from tests.campaign.faults.lines import AkoshaLine, NatsLine, StoreLine
+from tests.campaign.faults.lines import AkoshaLine, NatsLine, StoreLine, StoreLineInParts
 from tests.campaign.faults.mounts import DataDirectoryUnmounted, TargetUnmounted
 from tests.campaign.faults.networks import InterfaceGone, OtherAddresses, Vpn
 from tests.campaign.faults.servers import AkoshaKilled, CloudDown, NatsKilled, StoreKilled
@@ -52,12 +53,14 @@ ALL: tuple[type[Fault], ...] = (
     AgentKilled,
     AgentKilledAtPoint,
     AgentKilledInMigration,
+    AgentKilledInMultipart,
     ChildKilled,
     WriterKilled,
     NatsKilled,
     StoreKilled,
     AkoshaKilled,
     StoreLine,
+    StoreLineInParts,
     StoreAnswers,
     StoreLies,
     NatsLine,

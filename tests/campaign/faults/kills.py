@@ -16,6 +16,9 @@ from tests.support.ledger import downgrade
 from tests.support.machine import COMMAND
 from tests.support.waiting import happens
 
+SMALL_PARTS = {"agent.bootstrap.methods:MEBIBYTE": 2**12}
+"""Constants with which the databases of a campaign are sent in parts: 5 of these."""
+
 LATER_SECONDS = 1.0
 """How long after everything has arrived a point may be reached: a message is acknowledged, a prune runs."""
 
@@ -69,6 +72,34 @@ class AgentKilledAtPoint(Fault):
         world.kill_agent()
         world.prefix = (COMMAND,)
         world.start_agent()
+
+
+class AgentKilledInMultipart(AgentKilledAtPoint):
+    """The agent kills itself twice while it sends an object in parts: the second one continues the first one's put."""
+
+    row = "S3: SIGKILL of the agent while it sends or resumes a file in parts"
+    rounds = 100
+    typical_seconds = 10.0
+    target = "s3"
+    points: ClassVar = [f"{name}:{when}" for name in killed_run.MULTIPART for when in ("before", "after")]
+
+    def prepare(self, world: World) -> None:
+        world.machine.constants |= SMALL_PARTS
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        """Let the agent send a main file: a WAL is one part."""
+        self.start_deadly(world, rng.choice(self.points), lambda: world.writer.run("checkpoint"))
+
+    def heal(self, world: World, rng: random.Random) -> None:
+        """Let a second agent kill itself if the first one has."""
+        assert world.agent is not None
+        world.settle(or_ended=True)
+        if happens(lambda: world.agent.process.poll() is not None, LATER_SECONDS):
+            world.kill_agent()
+            self.point = rng.choice(self.points)
+            world.prefix = (sys.executable, killed_run.__file__, self.point)
+            world.start_agent()
+        super().heal(world, rng)
 
 
 class AgentKilledInMigration(AgentKilledAtPoint):

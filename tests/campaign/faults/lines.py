@@ -12,6 +12,7 @@ from typing import ClassVar
 from urllib.parse import urlsplit
 
 from tests.campaign.faults.fault import Fault
+from tests.campaign.faults.kills import SMALL_PARTS
 from tests.campaign.world import World
 from tests.support.servers.link import Pass, Silent, at_rate, dripping, ending
 from tests.support.servers.threaded_proxy import running_link
@@ -57,10 +58,14 @@ class Line(Fault):
         self.link = world.enter(running_link(self.port(world)))
         self.connect(world, self.link.port)
 
+    def after(self, rng: random.Random) -> int:
+        """Return how many bytes pass before the connections fail."""
+        return rng.choice((0, rng.randrange(500), rng.randrange(8000)))
+
     def strike(self, world: World, rng: random.Random) -> None:
         self.link.waits.clear()
         self.way = rng.choice((HALF_OPEN, *WAYS))
-        after = rng.choice((0, rng.randrange(500), rng.randrange(8000)))
+        after = self.after(rng)
         if self.way == HALF_OPEN:
             self.link.lose()
         else:
@@ -90,6 +95,24 @@ class StoreLine(Line):
 
     def connect(self, world: World, port: int) -> None:
         world.machine.set(cloud_endpoint=f"http://127.0.0.1:{port}", upload_timeout_seconds=LIMIT_SECONDS)
+
+
+class StoreLineInParts(StoreLine):
+    """The databases are sent in small parts, so that most of them are interrupted in the middle."""
+
+    row = "S3: connections fail while a file is sent in parts"
+    rounds = 60
+
+    def prepare(self, world: World) -> None:
+        world.machine.constants |= SMALL_PARTS
+        super().prepare(world)
+
+    def after(self, rng: random.Random) -> int:
+        return rng.randrange(300_000)
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        super().strike(world, rng)
+        world.writer.run("checkpoint")  # a WAL is one part
 
 
 class NatsLine(Line):
