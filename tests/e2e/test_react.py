@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import random
+import shutil
 from contextlib import contextmanager
 
 import nats
@@ -53,13 +55,13 @@ def write(machine: Machine, commits: int) -> None:
         path.replace(machine.data / path.name)
 
 
-def add_a_memory(machine: Machine) -> None:
+def add_memories(machine: Machine, *texts: str) -> None:
     import duckdb
 
     with duckdb.connect(str(machine.data / REFLECTION)) as base:
-        base.execute(
-            "INSERT INTO conversations_v2(id, content, category, embedding) VALUES ('new', 'one more', 'context', ?)",
-            [[0.5] * 384],
+        base.executemany(
+            "INSERT INTO conversations_v2(id, content, category, embedding) VALUES (?, ?, 'context', ?)",
+            [[f"new-{text[:20]}", text, [0.5] * 384] for text in texts],
         )
 
 
@@ -100,7 +102,7 @@ def test_a_session_end_leads_to_rows_in_akosha_and_an_ingest_event(server, lapto
     ):
         listener.wait(lambda: len(listener.received) == 1)
         before = len(akosha.rows("laptop"))
-        add_a_memory(laptop)
+        add_memories(laptop, "one more")
         end_session(server.url)
         agent.logged("sync_succeeded", 2)
         listener.wait(lambda: len(listener.received) == 2)
@@ -115,7 +117,7 @@ def test_a_session_end_leads_to_rows_in_akosha_and_an_ingest_event(server, lapto
 
 def test_once_reads_memories_from_a_directory_or_from_the_databases(laptop, react_machine, akosha, tmp_path):
     laptop.sync()
-    add_a_memory(laptop)
+    add_memories(laptop, "one more")
     laptop.sync()
     assert "memories stored: " in once(react_machine)
     assert laptop.manifests[1]["memories"]["count"] == 1
@@ -138,6 +140,50 @@ def test_once_reads_memories_from_a_directory_or_from_the_databases(laptop, reac
     assert akosha.ids() == by_deltas
     assert all(name.startswith("laptop:") for name in by_deltas)
     assert [event["data"]["source"] for event in late.events()] == ["databases"]
+
+
+def test_akosha_gets_every_memory_of_small_and_large_changes_and_without_a_base(
+    laptop, react_machine, akosha, tmp_path
+):
+    def bases() -> list[str | None]:
+        return [(one["memories"] or {"bases": {}})["bases"].get("reflection") for one in laptop.manifests]
+
+    laptop.sync()
+    once(react_machine)
+    expected = len(akosha.rows("laptop"))
+    for session in ("first", "second", "third"):
+        add_memories(laptop, session)
+        laptop.sync()
+    once(react_machine)
+    uploads = [one["upload_id"] for one in laptop.manifests]
+    assert bases() == [None, *uploads[:3]]
+    assert [one["memories"]["count"] for one in laptop.manifests[1:]] == [1, 1, 1]
+    assert len(akosha.rows("laptop")) == expected + 3
+
+    texts = [random.Random(number).randbytes(4_000).hex() for number in range(600)]
+    add_memories(laptop, *texts[:300])
+    laptop.sync()
+    once(react_machine)
+    assert len(akosha.rows("laptop")) == expected + 303
+
+    add_memories(laptop, *texts[300:])
+    laptop.sync()
+    pruned = laptop.manifests[-1]["upload_id"]
+    add_memories(laptop, "last")
+    laptop.sync()
+    assert bases()[-1] == pruned
+    shutil.rmtree(laptop.bucket / "systems/laptop/uploads" / pruned)
+    once(react_machine)
+    assert len(akosha.rows("laptop")) == expected + 604
+    assert {row.text for row in akosha.rows("laptop")} >= {*texts, "first", "second", "third", "last"}
+    assert react_machine.events()[-1]["data"]["source"] == "databases", "the base of the newest upload is gone"
+
+    ids = akosha.ids()
+    akosha.forget()
+    late = Machine(tmp_path / "late", cloud_endpoint=laptop.bucket.as_uri(), http_endpoint=akosha.url)
+    late.set(http_token=akosha.token)
+    once(late)
+    assert akosha.ids() == ids
 
 
 def test_react_needs_a_bucket_and_its_own_state_directory(react_machine):
