@@ -146,6 +146,7 @@ def _cloud(
             # Akosha's own IngestionWorker, which looks for the markers, reads only uncompressed memories.
             file=JsonMemoriesFile(state.staging, compression="none" if settings.ingestion_markers else "gzip"),
             zone=_zone,
+            complete=settings.ingestion_markers,
         ),
         ledger=ledger,
         clock=clock,

@@ -4,6 +4,7 @@ from agent.ports.bus import BusState, Codec, EventBus, Handler, Message, Respond
 from agent.ports.ledger import HistoryEntry, Ledger
 from agent.ports.memories import (
     Capabilities,
+    DatabaseSource,
     HeldMemory,
     MemoriesDraft,
     MemoriesFile,
@@ -13,6 +14,7 @@ from agent.ports.memories import (
     MemorySink,
     MemorySource,
     PackedMemory,
+    RowDifference,
     StoreResult,
     WrittenMemories,
 )
@@ -44,6 +46,7 @@ __all__ = [
     "Compressor",
     "Connected",
     "Creation",
+    "DatabaseSource",
     "Delivered",
     "EventBus",
     "Handler",
@@ -74,6 +77,7 @@ __all__ = [
     "Reconnectable",
     "Reporter",
     "Responder",
+    "RowDifference",
     "Snapshot",
     "SnapshotTaker",
     "Spool",

@@ -27,10 +27,46 @@ class MemorySource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowDifference:
+    """How many rows a database has, how many of them are new, and the bytes of these: text and embeddings."""
+
+    rows: int
+    new_rows: int
+    new_bytes: int
+
+
+class DatabaseSource(MemorySource, Protocol):
+    """The memories in a copy of a database. Its rows can be compared with a row set.
+
+    A row set is a file with a hash of each row that a target has. Rows with equal hashes have equal digests.
+    """
+
+    @property
+    def known_rows(self) -> Path:
+        """Where the row set of the target is expected, in a private directory that may not exist yet."""
+        ...
+
+    async def compare(self) -> RowDifference | None:
+        """Find the rows that are not in the file `known_rows`; all if there is none. `pages` yields only these then.
+
+        Return None if the rows cannot be compared: then `pages` yields all rows. Raises SnapshotError.
+        """
+        ...
+
+    async def row_set(self, leave_out: Collection[tuple[Kind, str]] = ()) -> Path:
+        """Return the file with the hashes of all rows, except those with a kind and ID in `leave_out`.
+
+        Call it after `compare` has found a difference. The file is removed when the source is closed. Raises
+        SnapshotError, also if there are memories that DuckDB cannot read.
+        """
+        ...
+
+
 class MemoryReader(Protocol):
     """Reads a staged copy of a database in a separate process. It never reads an original file."""
 
-    def open(self, copy: Path, database: str, *, zone: tzinfo) -> AbstractAsyncContextManager[MemorySource]:
+    def open(self, copy: Path, database: str, *, zone: tzinfo) -> AbstractAsyncContextManager[DatabaseSource]:
         """Open a copy of a database's main file, with its sidecars in the same directory. The files are not modified.
 
         Naive times in it are in `zone`. Raises SnapshotError if DuckDB cannot read it.
@@ -150,7 +186,11 @@ class MemoryCounts:
 
 
 class MemoryLedger(Protocol):
-    """Records, per target, which state of each row was delivered. A write is on disk when it returns."""
+    """Records which rows each target has. A write is on disk when it returns.
+
+    It knows the state of each row that was sent to a server: delivered, waiting or refused. For a server, a row set
+    only spares looking at each row: all its rows were delivered. For uploads, row sets are the only record.
+    """
 
     async def lacking(self, target: Target, page: Sequence[RowState]) -> Sequence[RowState]:
         """Return the rows of the page that the target neither has nor has refused in this state, in order."""
@@ -184,10 +224,26 @@ class MemoryLedger(Protocol):
         """
         ...
 
-    async def stage(self, target: Target, upload_id: str, batch: Collection[RowState]) -> None:
-        """Record rows that an upload has and the target lacked: in its memories.json, or in a database of `base_of`.
+    async def held_keys(self, target: Target, database: str, *, limit: int) -> Sequence[tuple[Kind, str]]:
+        """Return kind and ID of up to `limit` waiting and refused memories of a database."""
+        ...
 
-        They become delivered when the upload is delivered or adopted.
+    async def known_rows(self, target: Target, database: str, file: Path) -> bool:
+        """Write the set of the rows of a database that the target has to a file. Return False if it is unknown.
+
+        Raises StagingFull, StateError if the file cannot be written.
+        """
+        ...
+
+    async def set_rows(self, target: Target, database: str, file: Path) -> None:
+        """Record that the target has the rows in the file. Raises SnapshotError if it cannot be read."""
+        ...
+
+    async def stage(self, target: Target, upload_id: str, database: str, file: Path) -> None:
+        """Record the rows of a database in an upload.
+
+        When it is delivered or adopted, and can be the base of the database, the target has these rows.
+        Raises SnapshotError if the file cannot be read.
         """
         ...
 
@@ -196,7 +252,7 @@ class MemoryLedger(Protocol):
         ...
 
     async def bases(self, target: Target) -> Mapping[str, str]:
-        """Return database -> the last delivered upload that is a base of the database (`Manifest.base_of`)."""
+        """Return database -> its base: the last delivered upload whose rows are known (`Manifest.base_of`)."""
         ...
 
 

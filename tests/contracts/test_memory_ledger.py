@@ -10,12 +10,13 @@ from hypothesis import given, settings, strategies as st
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain import naming
-from agent.domain.errors import StateError
+from agent.domain.errors import SnapshotError, StateError
 from agent.ports import HeldMemory, MemoryCounts
 from tests.support.clock import ManualClock
 from tests.support.ledger import without_fsync
 from tests.support.memories import seen
-from tests.support.values import NOON, OTHER_TARGET, TARGET, intent, manifest, memories_part, succeeded, upload_id
+from tests.support.memory_source import digests, write_row_set
+from tests.support.values import NOON, OTHER_TARGET, TARGET, intent, manifest, succeeded, upload_id
 
 LATER = NOON + timedelta(hours=1)
 PAGE = (seen(3), seen(1), seen(1, kind="reflection"), seen(1, kind="entity"), seen(2, embedded=False))
@@ -203,7 +204,6 @@ async def test_ids_and_reasons_may_have_any_characters(memories):
 async def test_empty_batches_change_nothing(memories):
     await memories.delivered(TARGET, [])
     assert await memories.hold(TARGET, []) == 0
-    await memories.stage(TARGET, upload_id(), [])
     await memories.unstage(TARGET)
     assert await snapshot(memories) == (NOTHING, [], list(PAGE), {})
 
@@ -246,7 +246,7 @@ async def test_a_new_version_makes_refused_memories_lacking_and_returns_database
 
 async def test_a_new_version_makes_known_databases_with_held_memories_owed(handle):
     ledger = handle.ledger
-    await upload(handle, 0, {"reflection": None, "knowledge_graph": None})
+    await upload(handle, 0)
     (result,) = await ledger.outbox()
     await ledger.confirm(result)
     await handle.memories.hold(TARGET, [refused(seen(1)), refused(replace(seen(1), database="knowledge_graph_x"))])
@@ -260,198 +260,254 @@ async def test_a_new_version_makes_known_databases_with_held_memories_owed(handl
     }
 
 
-# ------------------------------------------------------------------------------------------- staged, for an upload
+# ------------------------------------------------------------------------------------------------------ row sets
 
 
-def manifest_with_memories(second, bases, *, parts=("reflection", "knowledge_graph")):
-    """Return the manifest of the upload of that second, with memories of the databases in `bases`, or none if None."""
-    without_memories = manifest(second, **dict.fromkeys(parts, second))
-    if bases is None:
-        return without_memories
-    return replace(without_memories, memories=replace(memories_part(second), bases=bases))
+DATABASES = ("reflection", "knowledge_graph")
 
 
 async def begin(handle, second):
-    await handle.ledger.mark_owed(TARGET, ["reflection", "knowledge_graph"])
+    await handle.ledger.mark_owed(TARGET, DATABASES)
     await handle.ledger.begin(TARGET, intent(second, reflection=second, knowledge_graph=second))
 
 
-async def deliver(handle, second, bases):
-    committed = manifest_with_memories(second, bases)
+def base_of(second, *databases):
+    """Return the manifest of an upload that can be the base of these databases, by default of both."""
+    omitted = dict.fromkeys(databases or DATABASES, "there is no base")
+    return replace(manifest(second, reflection=second, knowledge_graph=second), memories_omitted=omitted)
+
+
+async def deliver(handle, second):
+    committed = base_of(second)
     await handle.ledger.deliver(TARGET, committed, {}, {}, succeeded(committed))
 
 
-async def upload(handle, second, bases, *rows):
+async def stage(handle, second, target=TARGET, **rows):
+    """Stage these rows of each database."""
+    for database, listed in rows.items():
+        await handle.memories.stage(target, upload_id(second), database, row_set(handle, listed))
+
+
+def row_set(handle, rows):
+    return write_row_set(handle.folder / "staged.rows", rows)
+
+
+async def upload(handle, second, **rows):
     await begin(handle, second)
-    await handle.memories.stage(TARGET, upload_id(second), rows)
-    await deliver(handle, second, bases)
+    await stage(handle, second, **rows)
+    await deliver(handle, second)
 
 
-BOTH = {"reflection": None, "knowledge_graph": None}
-ROWS = (seen(1), seen(2), seen(1, kind="entity"))
+async def known(handle, database="reflection", target=TARGET):
+    """Return the digests of the rows that the target has, None if they are unknown."""
+    file = handle.folder / "known.rows"
+    if not await handle.memories.known_rows(target, database, file):
+        return None
+    return digests(file)
 
 
-async def test_staged_memories_are_delivered_with_their_upload_and_not_before(handle):
-    await begin(handle, 0)
-    await handle.memories.stage(TARGET, upload_id(), ROWS[:2])
-    await handle.memories.stage(TARGET, upload_id(), ROWS[2:])
-    assert await lacking(handle.memories, *ROWS) == list(ROWS)
-    assert (await handle.memories.counts(TARGET), dict(await handle.memories.bases(TARGET))) == (NOTHING, {})
-    await deliver(handle, 0, BOTH)
+def of(*rows):
+    return {row.digest for row in rows}
+
+
+def rows(count, state=0):
+    return [seen(number, state=state) for number in range(count)]
+
+
+async def test_a_row_set_is_returned_as_it_was_recorded(handle):
+    assert await known(handle) is None
+    await handle.memories.set_rows(TARGET, "reflection", row_set(handle, rows(8)))
     await handle.open()
-    assert await lacking(handle.memories, *ROWS, seen(1, state=1)) == [seen(1, state=1)]
-    assert await handle.memories.bases(TARGET) == {"reflection": upload_id(), "knowledge_graph": upload_id()}
+    assert await known(handle) == of(*rows(8))
+    assert await known(handle, target=OTHER_TARGET) is None
+    assert await known(handle, "knowledge_graph") is None
+    assert dict(await handle.memories.bases(TARGET)) == {}
+
+
+@pytest.mark.parametrize(
+    "later",
+    [rows(8), rows(9), rows(7), rows(2), [], [*rows(3), *rows(5, state=1)], [seen(99), *rows(8)]],
+    ids=["the same", "one more", "one less", "few", "none", "some changed", "shifted"],
+)
+async def test_a_row_set_is_replaced_completely(handle, later):
+    for listed in (rows(8), later):
+        await handle.memories.set_rows(TARGET, "reflection", row_set(handle, listed))
+        assert await known(handle) == of(*listed)
+    await upload(handle, 0, reflection=rows(8))
+    await upload(handle, 1, reflection=later)
+    assert await known(handle) == of(*later)
+
+
+async def test_a_small_change_writes_few_bytes(handle):
+    await handle.memories.set_rows(TARGET, "reflection", row_set(handle, rows(60_000)))
+    await handle.open()
+    before = await written(handle)
+    await handle.memories.set_rows(TARGET, "reflection", row_set(handle, [*rows(59_999), seen("new")]))
+    assert await written(handle) - before < 100_000
+    assert await known(handle) == of(*rows(59_999), seen("new"))
+
+
+async def written(handle):
+    """Return the size of the write-ahead log."""
+    return (handle.folder / "ledger.db-wal").stat().st_size
+
+
+@pytest.mark.parametrize("content", [b"x", b"\0" * 11 + b"\1" + b"h" * 15], ids=["no head", "too few hashes"])
+async def test_an_incomplete_file_changes_nothing(handle, content):
+    await handle.memories.set_rows(TARGET, "reflection", row_set(handle, rows(8)))
+    file = row_set(handle, rows(2))
+    file.write_bytes(file.read_bytes() + content)
+    for recorded in (
+        handle.memories.set_rows(TARGET, "reflection", file),
+        handle.memories.stage(TARGET, upload_id(), "reflection", file),
+        handle.memories.set_rows(TARGET, "reflection", handle.folder / "missing"),
+    ):
+        with pytest.raises(SnapshotError, match=r"incomplete|invalid|cannot be read"):
+            await recorded
+    assert await known(handle) == of(*rows(8))
+
+
+async def test_staged_rows_are_delivered_with_their_upload_and_not_before(handle):
+    await begin(handle, 0)
+    await stage(handle, 0, reflection=rows(2), knowledge_graph=[seen(1, kind="entity")])
+    assert (await known(handle), dict(await handle.memories.bases(TARGET))) == (None, {})
+    await deliver(handle, 0)
+    await handle.open()
+    assert await known(handle) == of(*rows(2))
+    assert await known(handle, "knowledge_graph") == of(seen(1, kind="entity"))
+    assert await handle.memories.bases(TARGET) == dict.fromkeys(DATABASES, upload_id())
     assert await handle.memories.bases(OTHER_TARGET) == {}
+    assert await handle.memories.counts(TARGET) == NOTHING, "nothing is recorded of single rows"
 
 
-async def test_an_upload_without_new_memories_of_a_database_becomes_its_base(handle):
-    await upload(handle, 0, BOTH, *ROWS)
-    await upload(handle, 1, {"reflection": upload_id(0), "knowledge_graph": upload_id(0)})
-    assert await handle.memories.bases(TARGET) == {"reflection": upload_id(1), "knowledge_graph": upload_id(1)}
-    assert await lacking(handle.memories, *ROWS) == []
-
-
-async def test_an_upload_becomes_the_base_of_a_database_whose_memories_it_omits(handle):
-    for second, adopted in enumerate((False, True)):
-        await begin(handle, second)
-        rows = seen(10 + second), seen(10 + second, kind="entity")
-        await handle.memories.stage(TARGET, upload_id(second), rows)
-        committed = replace(
-            manifest_with_memories(second, {"reflection": None} if adopted else None),
-            memories_omitted=dict.fromkeys({"knowledge_graph"} if adopted else BOTH, "there is no base upload"),
-        )
-        if adopted:
-            await handle.ledger.adopt(TARGET, committed, succeeded(committed))
-        else:
-            await handle.ledger.deliver(TARGET, committed, {}, {}, succeeded(committed))
-        assert await lacking(handle.memories, *rows) == []
-        assert await handle.memories.bases(TARGET) == dict.fromkeys(BOTH, upload_id(second))
-
-
-async def test_a_database_missing_from_an_upload_keeps_its_base_and_its_staged_memories_are_lacking(handle):
-    await upload(handle, 0, BOTH, *ROWS)
-    new_rows = (seen(3), seen(3, kind="entity"))
-    await upload(handle, 1, {"reflection": upload_id(0)}, *new_rows)
+async def test_a_database_that_was_not_staged_keeps_its_rows_and_its_base(handle):
+    await upload(handle, 0, reflection=rows(2), knowledge_graph=[seen(1, kind="entity")])
+    await upload(handle, 1, reflection=rows(3))
     assert await handle.memories.bases(TARGET) == {"reflection": upload_id(1), "knowledge_graph": upload_id(0)}
-    assert await lacking(handle.memories, *ROWS, *new_rows) == [new_rows[1]]
+    assert await known(handle, "knowledge_graph") == of(seen(1, kind="entity"))
 
 
-async def test_an_upload_without_memories_delivers_none(handle):
-    await upload(handle, 0, None, *ROWS)
-    assert await lacking(handle.memories, *ROWS) == list(ROWS)
-    assert await handle.memories.bases(TARGET) == {}
-    await upload(handle, 1, BOTH, seen(9))
-    assert await lacking(handle.memories, *ROWS, seen(9)) == list(ROWS), "a later upload does not deliver them either"
+async def test_rows_of_a_database_of_which_the_upload_is_no_base_are_not_delivered(handle):
+    await upload(handle, 0, reflection=rows(2))
+    await begin(handle, 1)
+    await stage(handle, 1, reflection=rows(3), knowledge_graph=[seen(1, kind="entity")])
+    committed = base_of(1, "knowledge_graph")
+    await handle.ledger.deliver(TARGET, committed, {}, {}, succeeded(committed))
+    assert await known(handle) == of(*rows(2))
+    assert await handle.memories.bases(TARGET) == {"reflection": upload_id(0), "knowledge_graph": upload_id(1)}
 
 
-async def test_delivery_drops_memories_staged_for_other_uploads_of_the_target(handle):
-    await handle.memories.stage(TARGET, upload_id(5), [seen(5)])
-    await handle.memories.stage(OTHER_TARGET, upload_id(0), [seen(6)])
-    await upload(handle, 0, BOTH, *ROWS)
-    assert await lacking(handle.memories, seen(5), seen(6)) == [seen(5), seen(6)]
-    await upload(handle, 5, BOTH)
-    assert await lacking(handle.memories, seen(5)) == [seen(5)]
+async def test_delivery_drops_rows_staged_for_other_uploads_of_the_target(handle):
+    await stage(handle, 5, reflection=rows(5))
+    await stage(handle, 0, OTHER_TARGET, reflection=rows(6))
+    await upload(handle, 0, reflection=rows(2))
+    await upload(handle, 5)
+    assert await known(handle) == of(*rows(2))
     await handle.ledger.begin(OTHER_TARGET, intent(0, reflection=0))
-    committed = manifest_with_memories(0, {"reflection": None}, parts=("reflection",))
+    committed = replace(manifest(0, reflection=0), memories_omitted={"reflection": "there is no base"})
     await handle.ledger.deliver(OTHER_TARGET, committed, {}, {}, succeeded(committed))
-    assert await lacking(handle.memories, seen(6), target=OTHER_TARGET) == []
+    assert await known(handle, target=OTHER_TARGET) == of(*rows(6))
 
 
-async def test_the_last_staged_state_counts_and_held_memories_are_delivered(handle):
-    await handle.memories.hold(TARGET, [waiting(seen(1)), refused(seen(2))])
+async def test_of_rows_staged_twice_the_last_ones_count(handle):
+    await upload(handle, 0, reflection=rows(8))
+    await begin(handle, 1)
+    await stage(handle, 1, reflection=rows(20, state=1))
+    await stage(handle, 1, reflection=rows(5, state=2))
+    await deliver(handle, 1)
+    assert await known(handle) == of(*rows(5, state=2))
+
+
+async def test_unstaged_and_abandoned_rows_are_not_delivered_and_given_up_ones_stay_staged(handle):
     await begin(handle, 0)
-    await handle.memories.stage(TARGET, upload_id(), [seen(1), seen(2)])
-    await handle.memories.stage(TARGET, upload_id(), [seen(1, state=1), seen(2), seen(3)])
-    await deliver(handle, 0, BOTH)
-    page = [seen(1), seen(1, state=1), seen(2), seen(3)]
-    assert await lacking(handle.memories, *page) == [seen(1)]
-    assert await handle.memories.counts(TARGET) == MemoryCounts(delivered=3)
-
-
-async def test_unstaged_and_abandoned_memories_are_not_delivered_and_given_up_ones_stay_staged(handle):
-    await begin(handle, 0)
-    await handle.memories.stage(TARGET, upload_id(), [seen(1)])
+    await stage(handle, 0, knowledge_graph=[seen(1, kind="entity")])
     await handle.memories.unstage(TARGET)
-    await handle.memories.stage(TARGET, upload_id(), [seen(2)])
+    await stage(handle, 0, reflection=rows(2))
     await handle.ledger.give_up(TARGET, error="503", failures=1, retry_at=None, result=None)
     await begin(handle, 0)
-    await deliver(handle, 0, BOTH)
-    assert await lacking(handle.memories, seen(1), seen(2)) == [seen(1)]
+    await deliver(handle, 0)
+    assert (await known(handle), await known(handle, "knowledge_graph")) == (of(*rows(2)), None)
     await begin(handle, 1)
-    await handle.memories.stage(TARGET, upload_id(1), [seen(3)])
-    await handle.memories.stage(TARGET, upload_id(2), [seen(4)])
+    await stage(handle, 1, reflection=rows(3))
+    await stage(handle, 2, reflection=rows(4))
     await handle.ledger.abandon(TARGET)
-    await begin(handle, 1)
-    await deliver(handle, 1, BOTH)
-    assert await lacking(handle.memories, seen(3), seen(4)) == [seen(3), seen(4)]
+    await upload(handle, 2)
+    assert await known(handle) == of(*rows(4)), "abandoning an upload keeps what is staged for the next one"
 
 
-async def test_abandoning_an_upload_keeps_memories_staged_for_the_next_one(handle):
-    await begin(handle, 0)
-    await handle.memories.stage(TARGET, upload_id(0), [seen(1)])
-    await handle.memories.stage(TARGET, upload_id(1), [seen(2)])
-    await handle.ledger.abandon(TARGET)
-    await upload(handle, 1, BOTH)
-    assert await lacking(handle.memories, seen(1), seen(2)) == [seen(1)]
-
-
-@pytest.mark.parametrize("rows", [ROWS, ()], ids=["with new memories", "without new memories"])
-async def test_adopting_an_upload_in_progress_delivers_its_staged_memories(handle, rows):
+@pytest.mark.parametrize("staged", [True, False])
+async def test_adopting_an_upload_in_progress_delivers_its_staged_rows(handle, staged):
     """The agent adopts its own upload after it was killed between the manifest and the delivery."""
     await begin(handle, 3)
-    await handle.memories.stage(TARGET, upload_id(3), rows)
+    if staged:
+        await stage(handle, 3, reflection=rows(2))
     await handle.open()
-    committed = manifest_with_memories(3, BOTH)
-    await handle.ledger.adopt(TARGET, committed, succeeded(committed))
-    assert await lacking(handle.memories, *ROWS) == ([] if rows else list(ROWS))
-    assert await handle.memories.bases(TARGET) == {"reflection": upload_id(3), "knowledge_graph": upload_id(3)}
-    await handle.ledger.adopt(TARGET, committed, succeeded(committed))
-    assert await handle.memories.bases(TARGET) == {"reflection": upload_id(3), "knowledge_graph": upload_id(3)}
+    committed = base_of(3)
+    for _ in range(2):
+        await handle.ledger.adopt(TARGET, committed, succeeded(committed))
+        assert await known(handle) == (of(*rows(2)) if staged else None)
+        assert await handle.memories.bases(TARGET) == ({"reflection": upload_id(3)} if staged else {})
 
 
-@pytest.mark.parametrize("rows", [ROWS, ()], ids=["staged", "not staged"])
-async def test_an_adopted_upload_that_this_ledger_did_not_begin_is_not_a_base(handle, rows):
-    """The rows in it and their states are not known, so that the next upload has all memories."""
-    await handle.memories.stage(TARGET, upload_id(3), rows)
-    committed = manifest_with_memories(3, BOTH)
+@pytest.mark.parametrize("staged", [True, False])
+async def test_an_adopted_upload_that_this_ledger_did_not_begin_is_not_a_base(handle, staged):
+    """Its rows are not known, so that a reader reads the databases of the next upload."""
+    if staged:
+        await stage(handle, 3, reflection=rows(2))
+    committed = base_of(3)
     await handle.ledger.adopt(TARGET, committed, succeeded(committed))
-    assert await lacking(handle.memories, *ROWS) == list(ROWS)
-    assert await handle.memories.bases(TARGET) == {}
-    await upload(handle, 4, BOTH)
-    assert await lacking(handle.memories, *ROWS) == list(ROWS), "the staged memories were dropped"
+    assert (await known(handle), await handle.memories.bases(TARGET)) == (None, {})
+    await upload(handle, 4)
+    assert await known(handle) is None, "the staged rows were dropped"
 
 
 async def test_adopting_an_upload_of_another_ledger_keeps_the_base(handle):
-    await upload(handle, 0, BOTH, *ROWS)
-    other = manifest_with_memories(3, {"reflection": upload_id(2)})
+    await upload(handle, 0, reflection=rows(2))
+    other = manifest(3, reflection=3)
     await handle.ledger.adopt(TARGET, other, succeeded(other))
-    assert await handle.memories.bases(TARGET) == {"reflection": upload_id(0), "knowledge_graph": upload_id(0)}
-    assert await lacking(handle.memories, *ROWS) == []
+    assert await handle.memories.bases(TARGET) == {"reflection": upload_id(0)}
+    assert await known(handle) == of(*rows(2))
 
 
-async def test_a_refused_delivery_delivers_no_memories(handle):
-    await handle.memories.stage(TARGET, upload_id(), ROWS)
+async def test_a_refused_delivery_delivers_no_rows(handle):
+    await stage(handle, 0, reflection=rows(2))
     with pytest.raises(StateError, match="is not the upload in progress"):
-        await deliver(handle, 0, BOTH)
-    assert (await handle.memories.counts(TARGET), dict(await handle.memories.bases(TARGET))) == (NOTHING, {})
-    await upload(handle, 0, BOTH)
-    assert await lacking(handle.memories, *ROWS) == [], "the memories are still staged"
+        await deliver(handle, 0)
+    assert (await known(handle), await handle.memories.bases(TARGET)) == (None, {})
+    await upload(handle, 0)
+    assert await known(handle) == of(*rows(2)), "the rows are still staged"
 
 
-async def test_forgetting_a_database_makes_its_memories_lacking(handle):
-    await upload(handle, 0, BOTH, *ROWS)
+async def test_forgetting_a_database_forgets_all_its_rows(handle):
+    await upload(handle, 0, reflection=rows(2), knowledge_graph=[seen(1, kind="entity")])
+    await handle.memories.delivered(TARGET, [seen(1), seen(1, kind="entity")])
     await handle.memories.hold(TARGET, [waiting(seen(3)), refused(seen(4)), refused(seen(4, kind="entity"))])
-    await handle.memories.delivered(OTHER_TARGET, ROWS)
+    await handle.memories.delivered(OTHER_TARGET, rows(2))
+    await handle.memories.set_rows(OTHER_TARGET, "reflection", row_set(handle, rows(2)))
     await begin(handle, 1)
-    await handle.memories.stage(TARGET, upload_id(1), [seen(5), seen(5, kind="entity")])
+    await stage(handle, 1, reflection=rows(5), knowledge_graph=[seen(5, kind="entity")])
     await handle.ledger.forget(TARGET, ["reflection"])
-    page = [*ROWS, seen(4), seen(4, kind="entity")]
-    assert await lacking(handle.memories, *page) == [seen(1), seen(2), seen(4)]
-    assert await lacking(handle.memories, *ROWS, target=OTHER_TARGET) == []
+    page = [seen(1), seen(1, kind="entity"), seen(4), seen(4, kind="entity")]
+    assert await lacking(handle.memories, *page) == [seen(1), seen(4)]
+    assert await lacking(handle.memories, *rows(2), target=OTHER_TARGET) == []
+    assert await known(handle, target=OTHER_TARGET) == of(*rows(2))
     assert await handle.memories.counts(TARGET) == MemoryCounts(delivered=1, refused={"wrong dimension": 1})
     assert await handle.memories.bases(TARGET) == {"knowledge_graph": upload_id(0)}
-    await deliver(handle, 1, BOTH)
-    assert await lacking(handle.memories, seen(5), seen(5, kind="entity")) == [seen(5)]
+    await deliver(handle, 1)
+    assert await known(handle) is None
+    assert await known(handle, "knowledge_graph") == of(seen(5, kind="entity"))
+
+
+async def test_the_keys_of_held_memories_of_a_database(memories):
+    await memories.delivered(TARGET, [seen(1)])
+    await memories.hold(
+        TARGET, [waiting(seen(2)), refused(seen(3, kind="reflection")), refused(seen(4, kind="entity"))]
+    )
+    await memories.hold(OTHER_TARGET, [waiting(seen(5))])
+    keys = [("conversation", "conversation-2"), ("reflection", "reflection-3")]
+    assert list(await memories.held_keys(TARGET, "reflection", limit=9)) == keys
+    assert list(await memories.held_keys(TARGET, "reflection", limit=1)) == keys[:1]
+    assert list(await memories.held_keys(TARGET, "unknown", limit=9)) == []
 
 
 # -------------------------------------------------------------------------------------------- sequences of steps
@@ -461,7 +517,7 @@ class Model:
     """The expected memories of one target. Uploads are begun, staged, and then delivered, adopted or abandoned."""
 
     def __init__(self):
-        self.delivered, self.held, self.staged, self.bases = {}, {}, {}, {}
+        self.delivered, self.held, self.staged, self.known, self.bases = {}, {}, {}, {}, {}
         self.version = self.base = None
 
     def lacks(self, row):
@@ -488,20 +544,21 @@ class Model:
         self.version = version
 
     def forget(self, database):
-        for known in (self.delivered, self.held, self.staged):
-            for key in [key for key in known if key[0] == database]:
-                del known[key]
-        self.bases.pop(database, None)
+        for rows in (self.delivered, self.held):
+            for key in [key for key in rows if key[0] == database]:
+                del rows[key]
+        for sets in (self.staged, self.known, self.bases):
+            sets.pop(database, None)
 
 
 ALL = [seen(n, kind=kind, state=s) for n in (1, 2) for kind in ("conversation", "reflection", "entity") for s in (0, 1)]
 BATCH = st.lists(st.sampled_from(ALL), max_size=4, unique_by=lambda row: row.key)
 ENTRIES = st.one_of(
-    st.tuples(st.sampled_from(["delivered", "waiting", "refused", "staged"]), BATCH),
+    st.tuples(st.sampled_from(["delivered", "waiting", "refused"]), BATCH),
+    st.tuples(st.sampled_from(["staged", "known"]), st.tuples(st.sampled_from(DATABASES), BATCH)),
     st.tuples(st.sampled_from(["update_version"]), st.sampled_from(["1", "2"])),
     st.tuples(st.sampled_from(["forget"]), st.sampled_from(["reflection", "knowledge_graph"])),
-    st.tuples(st.sampled_from(["commit", "adopt"]), st.sampled_from([None, *[{n: None} for n in BOTH], BOTH])),
-    st.tuples(st.sampled_from(["unstage", "abandon", "restart"]), st.none()),
+    st.tuples(st.sampled_from(["commit", "adopt", "unstage", "abandon", "restart"]), st.none()),
 )
 
 
@@ -521,6 +578,9 @@ def test_the_ledger_agrees_with_a_model_in_memory_after_any_steps(tmp_path_facto
                 held = await handle.memories.held(TARGET, limit=99)
                 assert {one.row.key: one for one in held} == model.held
                 assert await handle.memories.bases(TARGET) == model.bases
+                assert {name: await known(handle, name) for name in DATABASES} == {
+                    name: model.known.get(name) for name in DATABASES
+                }
         finally:
             await handle.close()
 
@@ -549,16 +609,20 @@ async def apply(handle, model, second, step, argument):
             await handle.ledger.forget(TARGET, [argument])
             model.forget(argument)
         case "staged":
-            await handle.memories.stage(TARGET, upload_id(now), argument)
-            model.staged |= {row.key: row for row in argument}
+            await stage(handle, now, **{argument[0]: argument[1]})
+            model.staged[argument[0]] = of(*argument[1])
+        case "known":
+            await handle.memories.unstage(TARGET)  # only one of the two is used for a target
+            await handle.memories.set_rows(TARGET, argument[0], row_set(handle, argument[1]))
+            model.known[argument[0]], model.staged = of(*argument[1]), {}
         case "commit" | "adopt":
-            committed = manifest_with_memories(now, argument)
+            committed = base_of(now)
             if step == "commit":
                 await handle.ledger.deliver(TARGET, committed, {}, {}, succeeded(committed))
             else:
                 await handle.ledger.adopt(TARGET, committed, succeeded(committed))
-            model.deliver(row for row in model.staged.values() if row.database in (argument or {}))
-            model.bases |= dict.fromkeys(argument or {}, upload_id(now))
+            model.known |= model.staged
+            model.bases |= dict.fromkeys(model.staged, upload_id(now))
             model.staged = {}
         case "unstage":
             await handle.memories.unstage(TARGET)

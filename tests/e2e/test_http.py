@@ -182,7 +182,7 @@ def test_a_recovered_bucket_gets_everything_and_akosha_gets_nothing_more(machine
         asked = len(akosha.calls)
         with s3_on(port):
             agent.logged("target_recovered", method="cloud")
-            agent.logged("sync_succeeded", method="cloud", memories=12)
+            agent.logged("sync_succeeded", method="cloud", files=3)
             machine.write(commits=7)
             agent.logged("sync_succeeded", 2, method="cloud")
     assert len(akosha.calls) == asked

@@ -109,7 +109,7 @@ def test_a_session_end_leads_to_rows_in_akosha_and_an_ingest_event(server, lapto
     for raw in listener.raw:
         check(raw)
     first, second = (event["data"] for event in listener.received)
-    assert (first["source"], first["stored"], first["known"]) == ("memories", before, 0)
+    assert (first["source"], first["stored"], first["known"]) == ("databases", before, 0)
     assert (second["source"], second["stored"], len(akosha.rows("laptop"))) == ("memories", 1, before + 1)
     assert [event["data"]["upload_id"] for event in listener.received] == [m["upload_id"] for m in laptop.manifests]
     assert [event["id"] for event in react_machine.events()] == [event["id"] for event in listener.received]

@@ -36,25 +36,26 @@ DATABASES = OBJECTS[:2]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The objects of two uploads of one machine."""
+    """The objects of three uploads of one machine. The last two have memories."""
 
     def upload(folder):
         machine = Machine(folder / "machine")
-        machine.write(commits=12, entities=4)
-        machine.sync()
+        for commits, entities in ((10, 3), (12, 4)):
+            machine.write(commits=commits, entities=entities)
+            machine.sync()
         machine.write(commits=15, entities=6)
         machine.sync()
         machine.bucket.rename(folder / "bucket")
 
-    return asyncio.run(objects_in(made_once(tmp_path_factory, "two-uploads", upload) / "bucket"))
+    return asyncio.run(objects_in(made_once(tmp_path_factory, "three-uploads", upload) / "bucket"))
 
 
 @pytest.fixture
 def both(made):
-    """The older upload and the newer one, in one store."""
+    """The second upload and the last one, in one store."""
     store = memory_store(made)
     keys = sorted(key for key in made if key.endswith("/manifest.json"))
-    return [StoredUpload(store, Manifest.decode(made[key][0])) for key in keys]
+    return [StoredUpload(store, Manifest.decode(made[key][0])) for key in keys[1:]]
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ from agent.adapters.sqlite_ledger import SqliteLedger, schema
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.status_warnings import warnings_in
 from agent.bootstrap.home import Home
-from agent.domain.delivery_state import State
+from agent.domain.delivery_state import State, Target
 from agent.domain.errors import LedgerDamaged, StateError
 from agent.domain.events import SessionEnded
-from agent.ports import MemoryCounts
+from agent.ports import HeldMemory, MemoryCounts
 from agent.settings import Settings
 from tests.support.clock import ManualClock
 from tests.support.ledger import downgrade
 from tests.support.memories import seen
 from tests.support.servers.ledger_process import deliver, opened
-from tests.support.values import NOON, SYSTEM, TARGET, skipped
+from tests.support.values import NOON, SYSTEM, TARGET, skipped, upload_id
 
 
 @pytest.fixture
@@ -235,6 +235,50 @@ async def test_a_ledger_without_memory_tables_is_readable_during_its_migration(p
         await memories.delivered(TARGET, page)
     await ledger.aclose()
     await watching.aclose()
+
+
+SERVER = Target("http", "http://127.0.0.1:8682/mcp", "", SYSTEM)
+READER = Target("react", "http://127.0.0.1:8682/mcp", "file:///bucket", SYSTEM)
+
+
+async def fourth_version(path: Path) -> None:
+    """Create a ledger of version 4, in which a bucket has its own rows of memories, staged ones, and bases."""
+    new = path.with_suffix(".new")
+    ledger = await opened(new)
+    for target in (TARGET, SERVER):
+        await ledger.mark_owed(target, ["reflection"])
+    for target in (TARGET, SERVER, READER):
+        await ledger.memories().delivered(target, [seen(1)])
+    await ledger.memories().hold(SERVER, [HeldMemory(row=seen(2), state="refused", reason="x", since=NOON)])
+    await ledger.aclose()
+    steps = [statement for step in schema.MIGRATIONS[:4] for statement in step]
+    tables = ("targets", "databases", "memory_places", "memories")
+    copies = [f"INSERT INTO {table} SELECT * FROM new.{table}" for table in tables]
+    staged = (
+        f"INSERT INTO staged_uploads VALUES (1, '{TARGET.id}', '{upload_id()}')",
+        "INSERT INTO staged_memories SELECT 1, place, id, digest FROM memories LIMIT 1",
+        f"INSERT INTO memory_bases VALUES ('{TARGET.id}', 'reflection', '{upload_id()}')",
+    )
+    change(path, "PRAGMA journal_mode = WAL", *steps, f"ATTACH '{new}' AS new", *copies, *staged)
+    change(path, "PRAGMA user_version = 4")
+
+
+async def test_a_ledger_without_row_sets_is_migrated_a_server_keeps_its_memories_and_a_bucket_has_no_base(path):
+    await fourth_version(path)
+    watching = await reader(path)
+    assert await watching.memories().counts(SERVER) == MemoryCounts(delivered=1, refused={"x": 1})
+    assert await watching.memories().bases(TARGET) == {}
+    await watching.aclose()
+    ledger = await opened(path)
+    memories = ledger.memories()
+    assert await memories.counts(TARGET) == MemoryCounts()
+    assert await memories.counts(SERVER) == MemoryCounts(delivered=1, refused={"x": 1})
+    assert await memories.counts(READER) == MemoryCounts(delivered=1)
+    assert list((await ledger.record(TARGET)).databases) == ["reflection"]
+    for target in (TARGET, SERVER, READER):
+        assert await memories.bases(target) == {}
+        assert not await memories.known_rows(target, "reflection", path.with_suffix(".rows"))
+    await ledger.aclose()
 
 
 async def test_an_unknown_kind_of_memory_is_damage(path):

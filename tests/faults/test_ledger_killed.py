@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.domain.delivery_state import Target
 from agent.ports import MemoryCounts
 from tests.support import zygote
 from tests.support.memories import seen
+from tests.support.memory_source import digests
 from tests.support.servers.ledger_process import STORY, opened
 from tests.support.values import OTHER_TARGET, TARGET
 
@@ -36,6 +39,10 @@ async def expected_content(path: Path, count: int) -> tuple[object, ...]:
     return await read(path)
 
 
+async def known(ledger: SqliteLedger, target: Target, file: Path) -> set[str] | None:
+    return digests(file) if await ledger.memories().known_rows(target, "reflection", file) else None
+
+
 async def read(path: Path) -> tuple[object, ...]:
     ledger = await opened(path)
     try:
@@ -48,6 +55,7 @@ async def read(path: Path) -> tuple[object, ...]:
             await ledger.memories().counts(TARGET),
             list(await ledger.memories().lacking(TARGET, ROWS)),
             dict(await ledger.memories().bases(TARGET)),
+            [await known(ledger, target, path.with_suffix(".known")) for target in (TARGET, OTHER_TARGET)],
         )
     finally:
         await ledger.aclose()
@@ -65,6 +73,6 @@ async def test_the_ledger_continues_after_a_kill(tmp_path):
     ledger = await opened(tmp_path / "ledger.db")
     for _, step in STORY[3:]:
         await step(ledger)
-    assert await ledger.memories().counts(TARGET) == MemoryCounts(delivered=3)
+    assert await ledger.memories().counts(TARGET) == MemoryCounts(delivered=2)
     await ledger.aclose()
     assert await read(tmp_path / "ledger.db") == await expected_content(tmp_path / "closed.db", len(STORY))

@@ -163,10 +163,10 @@ async def test_the_first_upload_is_complete_and_its_manifest_is_uploaded_last(ri
     rig.verify = True
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
-    memories, last = rig.store.keys("put")[-2:]
-    assert (memories, last) == (rig.manifests[0].memories.key, result.manifest_key)
+    assert rig.store.keys("put")[-1] == result.manifest_key
     assert set(result.files_uploaded) == rig.objects
     (manifest,) = rig.manifests
+    assert manifest.memories is None, "the databases have all rows"
     assert rig.origins(manifest) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
     assert manifest.rows["reflection"] == {"conversations_v2": 30, "reflections_v2": 30}
     rig.assert_complete()
@@ -658,11 +658,13 @@ async def test_an_incomplete_upload_is_repeated_once_when_the_killed_process_run
     second = await rig.sync()
     assert isinstance(second, SyncSucceeded)
     newest = rig.manifests[-1]
-    assert (second.incomplete, newest.without_memories, newest.memories.count) == ({}, {}, second.memories)
-    assert second.memories >= 60
+    assert (second.incomplete, newest.without_memories, newest.memories) == ({}, {}, None)
     assert {(part.verified, part.origin) for part in newest.parts} == {(True, "copied")}
     assert (await rig.sync()).why == "nothing has changed since the last sync"
     assert len(rig.manifests) == 2
+    rig.remember("lunch")
+    await rig.sync()
+    assert rig.manifests[-1].memories.bases == {"reflection": newest.upload_id}
     rig.assert_complete()
 
 
@@ -686,7 +688,9 @@ async def test_an_incomplete_database_stays_owed_through_the_upload_of_another_o
     assert [part.verified for part in rig.manifests[-1].of("reflection")] == [False]
     assert (await rig.sync()).incomplete == {}
     assert {(part.verified, part.origin) for part in rig.manifests[-1].parts} == {(True, "copied")}
-    assert list(rig.manifests[-1].memories.bases) == ["reflection"]
+    rig.remember("lunch")
+    await rig.sync()
+    assert rig.manifests[-1].memories.bases == {"reflection": rig.manifests[-2].upload_id}
 
 
 async def test_an_incomplete_upload_is_repeated_even_if_the_ledger_was_lost(memory_rig, monkeypatch):
@@ -752,8 +756,7 @@ def test_a_store_that_hangs_before_the_upload_fails_with_the_upload_timeout(tmp_
 async def test_memories_json_has_the_rows_that_are_new_or_changed_since_the_base(memory_rig):
     await memory_rig.sync()
     (first,) = memory_rig.manifests
-    assert len(memory_rig.memories(first)) == 30 + 30 + 6 + 5, "conversations, reflections, entities and relationships"
-    assert first.memories.bases == {"knowledge_graph": None, "reflection": None}
+    assert (first.memories, first.without_memories) == (None, {}), "there is no base"
     memory_rig.remember("lunch")
     memory_rig.change("UPDATE reflections_v2 SET content = 'another' WHERE id = (SELECT min(id) FROM reflections_v2)")
     result = await memory_rig.sync()
@@ -769,11 +772,39 @@ async def test_memories_json_has_the_rows_that_are_new_or_changed_since_the_base
     memory_rig.assert_complete()
 
 
+async def test_an_upload_of_which_a_large_part_is_new_has_no_memories_json_and_is_the_next_base(memory_rig):
+    await memory_rig.sync()
+    memory_rig.change(
+        "INSERT INTO conversations_v2(id, content, category)"
+        " SELECT 'n' || n, repeat('x', 60_000), 'general' FROM range(500) r(n)"
+    )
+    await memory_rig.sync()
+    assert memory_rig.manifests[-1].memories is None
+    memory_rig.remember("lunch")
+    await memory_rig.sync()
+    assert memory_rig.memories(memory_rig.manifests[-1]) == ["lunch"]
+    assert memory_rig.manifests[-1].memories.bases == {"reflection": memory_rig.manifests[-2].upload_id}
+
+
+async def test_with_ingestion_markers_memories_json_has_all_rows_of_a_database_without_a_base(memory_rig):
+    memory_rig.settings["ingestion_markers"] = True
+    await memory_rig.sync()
+    (first,) = memory_rig.manifests
+    assert len(memory_rig.memories(first)) == 30 + 30 + 6 + 5, "conversations, reflections, entities and relationships"
+    assert first.memories.bases == {"knowledge_graph": None, "reflection": None}
+    memory_rig.remember("lunch")
+    await memory_rig.sync()
+    assert memory_rig.memories(memory_rig.manifests[-1]) == ["lunch"]
+    assert memory_rig.manifests[-1].memories.bases == {"reflection": first.upload_id}
+    memory_rig.assert_complete()
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs Session-Buddy's own databases")
 async def test_memories_of_session_buddys_own_databases(memory_rig):
     for path in memory_rig.data.iterdir():
         path.unlink()
     shutil.copytree(REAL / "closed", memory_rig.data, dirs_exist_ok=True)
+    memory_rig.settings["ingestion_markers"] = True
     await memory_rig.sync()
     entries = memory_rig.entries(memory_rig.manifests[0])
     kinds = [entry["metadata"]["type"] for entry in entries]
@@ -828,24 +859,28 @@ async def test_memories_count_as_delivered_if_the_sync_is_cancelled_after_the_ma
 
 
 async def test_memories_do_not_count_as_delivered_if_the_sync_is_cancelled_before_the_manifest(memory_rig):
+    await memory_rig.sync()
+    memory_rig.remember("lunch")
     await cancelled_at(memory_rig, "put", "memories.json.gz")
-    assert memory_rig.manifests == []
+    assert len(memory_rig.manifests) == 1
     unfinished = memory_rig.store.keys("put")[-1]
     result = await memory_rig.sync()
     assert memory_rig.store.keys("put").count(unfinished) == 1
-    assert memory_rig.manifests[0].memories.key == unfinished
-    assert (memory_rig.manifests[0].memories.count, result.memories) == (71, 71)
+    assert memory_rig.manifests[-1].memories.key == unfinished
+    assert (memory_rig.memories(memory_rig.manifests[-1]), result.memories) == (["lunch"], 1)
     memory_rig.assert_complete()
 
 
 @pytest.mark.parametrize("markers", [False, True])
 async def test_a_resumed_upload_has_its_memories_once_if_their_format_changed_meanwhile(memory_rig, markers):
     """Another version, or `akosha_ingestion_markers`, writes them under another name."""
+    await memory_rig.sync()
+    memory_rig.remember("lunch")
     memory_rig.settings["ingestion_markers"] = not markers
     await cancelled_at(memory_rig, "put", "/memories.json.gz" if markers else "/memories.json")
     memory_rig.settings["ingestion_markers"] = markers
     assert isinstance(await memory_rig.sync(), SyncSucceeded)
-    (manifest,) = memory_rig.manifests
+    manifest = memory_rig.manifests[-1]
     assert manifest.memories.key.endswith("/memories.json" if markers else "/memories.json.gz")
     prefix = f"{PREFIX}{manifest.upload_id}/"
     expected = {*manifest.keys, manifest.key} | ({prefix, f"{prefix}/memories.json"} if markers else set())
@@ -855,59 +890,67 @@ async def test_a_resumed_upload_has_its_memories_once_if_their_format_changed_me
 
 async def test_a_resumed_upload_names_the_size_of_the_memories_in_the_bucket(memory_rig):
     """Another zlib may have compressed the same memories to another size."""
+    await memory_rig.sync()
+    memory_rig.remember("lunch")
     await cancelled_at(memory_rig, "put", "/memories.json.gz")
     key = memory_rig.store.keys("put")[-1]
     data, metadata = memory_rig.bucket.objects[key]
     other = gzip.compress(gzip.decompress(data), 1)
     memory_rig.bucket.objects[key] = other, metadata
     assert isinstance(await memory_rig.sync(), SyncSucceeded)
-    (manifest,) = memory_rig.manifests
+    manifest = memory_rig.manifests[-1]
     assert (manifest.memories.key, manifest.memories.stored_size) == (key, len(other))
     memory_rig.assert_complete()
     assert (await verified(memory_rig, manifest.upload_id)).whole
 
 
 async def test_what_an_earlier_attempt_left_may_stay_if_it_cannot_be_removed(memory_rig):
+    await memory_rig.sync()
+    memory_rig.remember("lunch")
     memory_rig.settings["ingestion_markers"] = True
     await cancelled_at(memory_rig, "put", "/memories.json")
     memory_rig.settings["ingestion_markers"] = False
     memory_rig.store.fail("delete", NotPermitted("403"), times=9)
     assert isinstance(await memory_rig.sync(), SyncSucceeded)
-    assert (await verified(memory_rig, memory_rig.manifests[0].upload_id)).whole
+    assert (await verified(memory_rig, memory_rig.manifests[-1].upload_id)).whole
 
 
 async def test_an_upload_that_is_outdated_by_a_change_delivers_none_of_its_memories(memory_rig):
-    await cancelled_at(memory_rig, "put", "memories.json.gz")
-    memory_rig.remember("lunch")
     await memory_rig.sync()
-    (only,) = memory_rig.manifests
-    assert only.memories.count == 72
-    assert only.memories.bases == {"knowledge_graph": None, "reflection": None}
-    assert {naming.upload_of(key) for key in memory_rig.objects} == {only.upload_id}
+    memory_rig.remember("lunch")
+    await cancelled_at(memory_rig, "put", "memories.json.gz")
+    memory_rig.remember("dinner")
+    await memory_rig.sync()
+    first, second = memory_rig.manifests
+    assert memory_rig.memories(second) == ["lunch", "dinner"]
+    assert second.memories.bases == {"reflection": first.upload_id}
+    assert {naming.upload_of(key) for key in memory_rig.objects} == {first.upload_id, second.upload_id}
 
 
 async def test_an_upload_fails_if_its_memories_cannot_be_uploaded(rig):
     rig.verify = True
+    await rig.sync()
+    rig.commit("reflection")
     rig.store.fail("put", StoreError("403"), key="memories.json.gz")
     assert isinstance(await rig.sync(), SyncFailed)
-    assert rig.manifests == []
+    assert len(rig.manifests) == 1
 
 
-async def test_all_memories_are_sent_again_if_the_bucket_is_emptied_or_the_ledger_is_lost(memory_rig):
+async def test_there_is_no_base_if_the_bucket_is_emptied_or_the_ledger_is_lost(memory_rig):
+    """The content of the earlier upload is unknown."""
     await memory_rig.sync()
     for key in memory_rig.objects:
         del memory_rig.bucket.objects[key]
     await memory_rig.sync()
-    assert memory_rig.manifests[-1].memories.count == 71
-    assert set(memory_rig.manifests[-1].memories.bases.values()) == {None}
+    assert memory_rig.manifests[-1].memories is None
     for path in (memory_rig.tmp_path / "state").glob("ledger*"):
         path.unlink()
     memory_rig.remember("lunch")
     await memory_rig.sync()
-    assert memory_rig.manifests[-1].memories.count == 30 + 1 + 30
-    assert memory_rig.manifests[-1].memories.bases == {"reflection": None}, (
-        "the content of the earlier upload is unknown"
-    )
+    assert memory_rig.manifests[-1].memories is None
+    memory_rig.remember("dinner")
+    await memory_rig.sync()
+    assert memory_rig.memories(memory_rig.manifests[-1]) == ["dinner"]
 
 
 async def test_ingestion_markers_are_written_after_the_manifest(rig):
@@ -1006,7 +1049,7 @@ async def test_progress_counts_the_uncompressed_bytes_of_its_total(tmp_path, mon
     (manifest,) = [
         Manifest.decode(data) for key, (data, _) in rig.bucket.objects.items() if key.endswith("/manifest.json")
     ]
-    assert total == sum(part.raw_size for part in manifest.parts) + manifest.memories.raw_size
+    assert total == sum(part.raw_size for part in manifest.parts)
     assert sent.bytes_transferred == manifest.stored_bytes
     rig.commit()
     await rig.sync()

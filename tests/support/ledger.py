@@ -47,7 +47,11 @@ def downgrade(path: Path, version: int) -> None:
     statements = [statement for step in schema.MIGRATIONS[version:] for statement in step]
     with closing(sqlite3.connect(path)) as connection:
         for statement in reversed(statements):
-            _, kind, name, *_ = statement.split()
-            connection.execute(f"DROP {kind} {name}")
+            verb, kind, name, *_ = statement.split()
+            if verb == "CREATE":
+                connection.execute(f"DROP {kind} {name}")
+            elif verb == "DROP":
+                created = (each for step in schema.MIGRATIONS for each in step)
+                connection.execute(next(each for each in created if each.split()[:3] == ["CREATE", kind, name]))
         connection.execute(f"PRAGMA user_version = {version}")
         connection.commit()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from agent.application.sync import http
 from agent.domain.delivery_state import Problem, State, next_try
 from agent.domain.errors import CloudUploadError, HTTPSyncError
 from agent.domain.events import SyncAsked, SyncSkipped
@@ -36,6 +37,79 @@ async def test_a_read_error_of_one_database_does_not_stop_the_others(error):
         r.files.put("knowledge_graph", *some(1, 2, 3, kind="entity"))
         assert (await r.attempt()).result.memories == 2
         assert await r.pending() == set()
+
+
+async def listed(r, *memories) -> int:
+    """Make an attempt with these memories; return how many of them were looked at one by one."""
+    r.files.put("reflection", *memories)
+    await r.attempt()
+    return r.files.reader.databases["reflection"].listed_rows
+
+
+async def test_rows_that_the_server_has_are_not_looked_at_again():
+    async with rig() as r:
+        assert await listed(r, *some(1, 2, 3)) == 3
+        assert await listed(r, *some(1, 2, 3)) == 0
+        assert await listed(r, *some(1, 3, 4), *some(2, state="changed")) == 2
+        assert await listed(r, *some(1), *some(2, state="changed")) == 0
+        assert await listed(r, *some(1, 2, 3)) == 2, "only the last states are recorded"
+        assert (await r.memories.counts(TARGET)).delivered == 4
+
+
+async def test_held_rows_are_looked_at_again_until_the_server_has_them():
+    async with rig() as r:
+        r.sink.refuse = {"conversation-2": "wrong dimension"}
+        waits = some(3, embedded=False)
+        for _ in range(2):
+            assert await listed(r, *some(1, 2, 4), *waits) in (4, 2)
+        held = await r.memories.held(TARGET, limit=9)
+        assert [entry.row.id for entry in held] == ["conversation-2", "conversation-3"]
+        r.sink.refuse = {}
+        r.sink.version = "0.12.0"
+        assert await listed(r, *some(1, 2, 3, 4)) == 2
+        assert list(await r.memories.held(TARGET, limit=9)) == []
+        assert await listed(r, *some(1, 2, 3, 4)) == 0
+
+
+async def test_held_rows_that_were_deleted_are_released_although_the_others_are_not_looked_at():
+    async with rig() as r:
+        await listed(r, *some(1, 2), *some(3, 4, embedded=False))
+        assert await listed(r, *some(1, 2), *some(4, embedded=False)) == 1
+        assert [entry.row.id for entry in await r.memories.held(TARGET, limit=9)] == ["conversation-4"]
+
+
+async def test_if_many_rows_are_held_all_are_looked_at(monkeypatch):
+    monkeypatch.setattr(http, "MOST_HELD", 1)
+    async with rig() as r:
+        for _ in range(2):
+            assert await listed(r, *some(1), *some(2, 3, embedded=False)) == 3
+        assert await listed(r, *some(1), *some(2, embedded=False)) == 2
+        assert await listed(r, *some(1), *some(2, embedded=False)) == 1
+
+
+async def test_a_push_that_failed_does_not_change_which_rows_are_looked_at():
+    async with rig() as r:
+        await listed(r, *some(1, 2))
+        r.sink.failures = [BUSY]
+        assert await listed(r, *some(1, 2, 3)) == 1
+        assert await listed(r, *some(1, 2, 3)) == 1
+
+
+async def test_all_rows_are_looked_at_after_the_server_lost_them():
+    async with rig() as r:
+        await listed(r, *some(1, 2))
+        await r.ledger.forget(TARGET, ["reflection"])
+        assert await listed(r, *some(1, 2)) == 2
+
+
+async def test_rows_that_cannot_be_compared_are_all_looked_at():
+    async with rig() as r:
+        await listed(r, *some(1, 2))
+        r.files.put("reflection", *some(1, 2, 3))
+        source = r.files.reader.databases["reflection"]
+        source._comparable = False
+        assert (await r.attempt()).result.memories == 1
+        assert source.listed_rows == 3
 
 
 async def test_the_readable_part_of_a_database_is_pushed_and_the_rest_reported():

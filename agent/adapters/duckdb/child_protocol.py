@@ -5,7 +5,12 @@
     verify          {"verdict": {"rows": {table: count}, "unread": {table or column: reason}}},
                     or {"verdict": {"error": text, "damaged": bool}}
     replay          the same, but the rows are counted and not read
-    open "graph"    {"tables": n}                   opens the copy for the three commands that follow
+    open "graph"    {"tables": n}                   opens the copy for the five commands that follow
+    compare         {"rows": [rows, new rows, bytes of the new rows]}   writes the hashes of all rows to ROWS, and
+                    compares them with the hashes in KNOWN, if it exists; both are in the directory `scratch_name`.
+                    The next pages have the new rows only. null if it is not possible: the pages have all rows
+    leave_out [[kind, ID], ...]   {"rows": true}    removes the hashes of these rows from ROWS; an error as at the end
+                    of the pages
     begin           {"started": true}               the next page is the first
     page            {"page": [[kind, ID, digest, embedded, bytes], ...]}, which may be empty; null is the end, and
                     so is an error that names the tables DuckDB cannot read: all other rows were sent before
@@ -17,11 +22,14 @@
 
 COPY = b"copy"
 VERIFY, REPLAY, OPEN, BEGIN, PAGE, READ, FOLD = b"verify", b"replay", b"open", b"begin", b"page", b"read", b"fold"
+COMPARE, LEAVE_OUT = b"compare", b"leave_out"
+
+KNOWN, ROWS = "known.rows", "all.rows"
 
 PAGE_ROWS = 500
 """Maximum number of rows in a page."""
 
 
 def scratch_name(pid: int) -> str:
-    """Return the name of DuckDB's temporary directory, next to the copy."""
+    """Return the name of the child's temporary directory, next to the copy."""
     return f"engine-{pid}.tmp"

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import tzinfo
 from functools import partial
@@ -13,12 +13,12 @@ import orjson
 
 from agent.adapters.child_process import STALL_SECONDS, CommandFailed, Exchange, NoAnswer, checked, end
 from agent.adapters.duckdb import child_process
-from agent.adapters.duckdb.child_protocol import BEGIN, OPEN, PAGE, READ, scratch_name
+from agent.adapters.duckdb.child_protocol import BEGIN, COMPARE, KNOWN, LEAVE_OUT, OPEN, PAGE, READ, ROWS, scratch_name
 from agent.adapters.duckdb.rows import instant
 from agent.domain.databases import KNOWLEDGE_GRAPH
 from agent.domain.errors import SnapshotError
-from agent.domain.memories import Json, Memory, RowState, check_kind
-from agent.ports import MemorySource
+from agent.domain.memories import Json, Kind, Memory, RowState, check_kind
+from agent.ports import DatabaseSource, RowDifference
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class DuckdbMemoryReader:
         self._timeout_seconds, self._stall_seconds = timeout_seconds, stall_seconds
 
     @asynccontextmanager
-    async def open(self, copy: Path, database: str, *, zone: tzinfo) -> AsyncIterator[MemorySource]:
+    async def open(self, copy: Path, database: str, *, zone: tzinfo) -> AsyncIterator[DatabaseSource]:
         graph = database.removeprefix(_NAMED_GRAPH) if database.startswith(_NAMED_GRAPH) else ""
         try:
             child = await (self._warm.take(copy) if self._warm else child_process.start(copy))
@@ -57,8 +57,9 @@ class DuckdbMemoryReader:
                 f"DuckDB could not be started: {error.strerror}", hint=_RETRY_HINT, transient=True
             ) from error
         exchange, kept = Exchange(child, self._timeout_seconds, self._stall_seconds), False
+        scratch = copy.parent / scratch_name(child.pid)
         try:
-            source = _Source(exchange, database, zone)
+            source = _Source(exchange, database, zone, scratch)
             await source.open(graph)
             yield source
             if self._warm is not None and exchange.is_usable:
@@ -67,15 +68,15 @@ class DuckdbMemoryReader:
         finally:
             if not kept:
                 await end(child)
-            scratch = copy.parent / scratch_name(child.pid)
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
 
 class _Source:
-    """One open copy. Not for concurrent use."""
+    """One open copy. Not for concurrent use. `folder`: for the files with row sets; the reader removes it."""
 
-    def __init__(self, exchange: Exchange, database: str, zone: tzinfo) -> None:
+    def __init__(self, exchange: Exchange, database: str, zone: tzinfo, folder: Path) -> None:
         self._exchange = exchange
+        self._folder = folder
         self._database = database
         self._zone = zone
         self._page: list[RowState] = []
@@ -84,6 +85,25 @@ class _Source:
     async def open(self, graph: str) -> None:
         """Open the copy. `graph` is the name of the knowledge graph, "" for an unnamed one or another database."""
         await self._ask(b"%s %s" % (OPEN, orjson.dumps(graph)), "tables", lambda count: checked(count, int))
+
+    @property
+    def known_rows(self) -> Path:
+        return self._folder / KNOWN
+
+    async def compare(self) -> RowDifference | None:
+        return await self._ask(COMPARE, "rows", self._difference)
+
+    @staticmethod
+    def _difference(answer: Json) -> RowDifference | None:
+        if answer is None:
+            return None
+        rows, new_rows, new_bytes = (checked(count, int) for count in checked(answer, list))
+        return RowDifference(rows=rows, new_rows=new_rows, new_bytes=new_bytes)
+
+    async def row_set(self, leave_out: Collection[tuple[Kind, str]] = ()) -> Path:
+        command = b"%s %s" % (LEAVE_OUT, orjson.dumps(list(leave_out)))
+        await self._ask(command, "rows", lambda done: checked(done, bool))
+        return self._folder / ROWS
 
     async def pages(self) -> AsyncGenerator[Sequence[RowState], None]:
         self._page = []

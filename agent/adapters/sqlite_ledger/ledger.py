@@ -12,8 +12,9 @@ import structlog
 
 from agent.adapters.sqlite_ledger import file
 from agent.adapters.sqlite_ledger.history import History
-from agent.adapters.sqlite_ledger.memories import Memories, SqliteMemories, Staged
+from agent.adapters.sqlite_ledger.memories import Memories, SqliteMemories
 from agent.adapters.sqlite_ledger.open_puts import OpenPuts, SqlitePutJournal
+from agent.adapters.sqlite_ledger.row_sets import RowSets
 from agent.adapters.sqlite_ledger.rows import plain
 from agent.adapters.sqlite_ledger.targets import Targets
 from agent.adapters.sqlite_ledger.transactions import Transactions, run_to_end
@@ -49,7 +50,8 @@ class SqliteLedger:
         self._thread, self._connection, self._clock = thread, connection, clock
         self._transactions = Transactions(path, thread, connection, read_only=read_only)
         self._targets, self._history = Targets(connection), History(connection, codec)
-        self._staged, self._open_puts = Staged(connection, Memories(connection)), OpenPuts(connection)
+        self._memories, self._row_sets = Memories(connection), RowSets(connection)
+        self._open_puts = OpenPuts(connection)
         self._trimmed: float | None = None
         self._path = path
         self._listeners: list[Callable[[], None]] = []
@@ -94,10 +96,14 @@ class SqliteLedger:
         await self._change(target, lambda record: transitions.record_problems(record, problems))
 
     async def forget(self, target: Target, databases: Collection[str]) -> None:
+        def forget_rows(_: TargetRecord) -> None:
+            self._memories.forget(target, databases)
+            self._row_sets.forget(target, databases)
+
         await self._change(
             target,
             lambda record: transitions.forget(record, databases),
-            also=lambda _: self._staged.forget(target, databases),
+            also=forget_rows,
         )
 
     async def begin(self, target: Target, intent: Intent) -> None:
@@ -106,7 +112,7 @@ class SqliteLedger:
     async def abandon(self, target: Target) -> None:
         def dropped(before: TargetRecord) -> None:
             if before.intent is not None:
-                self._staged.drop(target, before.intent.upload_id)
+                self._row_sets.drop(target, before.intent.upload_id)
             self._open_puts.drop_all(target)
 
         await self._change(target, transitions.abandon, also=dropped)
@@ -269,7 +275,7 @@ class SqliteLedger:
 
     def _settled(self, target: Target, manifest: Manifest) -> Also:
         def settled(before: TargetRecord) -> None:
-            self._staged.settle(target, manifest, before.intent)
+            self._row_sets.settle(target, manifest, before.intent)
             self._open_puts.drop_all(target)
 
         return settled

@@ -1,22 +1,22 @@
 """The tables of memories: which row a target has in which state, in a few dozen bytes each, for millions of rows.
 
-Also the rows in the memories.json of uploads that are not confirmed yet (staged), and each target's base uploads.
-`Memories` and `Staged` run on the ledger's thread in a transaction of the caller; `SqliteMemories` runs each call in a
-transaction.
+Only targets to which single memories are sent are in it. `Memories` runs on the ledger's thread in a transaction of the
+caller; `SqliteMemories` runs each call in a transaction.
 """
 
 import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Literal, get_args
 
 from agent.adapters.sqlite_ledger import rows, schema
+from agent.adapters.sqlite_ledger.row_sets import RowSets
 from agent.adapters.sqlite_ledger.targets import Targets
 from agent.adapters.sqlite_ledger.transactions import Transactions
 from agent.domain import transitions
-from agent.domain.delivery_state import Intent, Target
-from agent.domain.manifest import Manifest
+from agent.domain.delivery_state import Target
 from agent.domain.memories import Kind, RowState
 from agent.ports import HeldMemory, MemoryCounts
 
@@ -142,6 +142,17 @@ class Memories:
         states: tuple[HeldState, ...] = ("refused", "waiting")
         return list(islice((held for state in states for held in self._held(groups, state, limit)), max(limit, 0)))
 
+    def held_keys(self, target: Target, database: str, limit: int) -> list[tuple[Kind, str]]:
+        """Return kind and ID of the first `limit` held rows of a database."""
+        keys: list[tuple[Kind, str]] = []
+        for (name, kind), group in self.groups(target).items():
+            if name == database:
+                found = self._connection.execute(
+                    "SELECT id FROM memories WHERE place = ? AND held IS NOT NULL LIMIT ?", (group, limit - len(keys))
+                )
+                keys += [(kind, rows.read_id(row_id)) for (row_id,) in found]
+        return keys
+
     def update_version(self, target: Target, version: str) -> frozenset[str]:
         """Store the server's version. If it has changed, refused rows become waiting.
 
@@ -211,98 +222,13 @@ class Memories:
         return frozenset(databases)
 
 
-class Staged:
-    """Reads and writes the staged rows and the base uploads."""
-
-    def __init__(self, connection: sqlite3.Connection, memories: Memories) -> None:
-        self._connection, self._memories = connection, memories
-
-    def add(self, target: Target, upload_id: str, batch: Collection[RowState]) -> None:
-        """Stage the rows of an upload. If a row is staged twice, the later one counts."""
-        upload = self._number(target, upload_id)
-        if upload is None:
-            (upload,) = self._connection.execute(
-                "INSERT INTO staged_uploads (target_id, upload_id) VALUES (?, ?) RETURNING number",
-                (target.id, upload_id),
-            ).fetchone()
-        self._connection.executemany(
-            "INSERT INTO staged_memories VALUES (?, ?, ?, ?)",
-            ((upload, *row) for row in self._memories.grouped(target, batch)),
-        )
-
-    def drop(self, target: Target, upload_id: str) -> None:
-        """Delete the staged rows of an upload that was not delivered."""
-        upload = self._number(target, upload_id)
-        if upload is not None:
-            self._drop(upload)
-
-    def drop_all(self, target: Target) -> None:
-        """Delete the staged rows of all uploads."""
-        found = self._connection.execute("SELECT number FROM staged_uploads WHERE target_id = ?", (target.id,))
-        for (upload,) in found.fetchall():
-            self._drop(upload)
-
-    def settle(self, target: Target, manifest: Manifest, intent: Intent | None) -> None:
-        """Record that the upload is in the bucket. If it is the one of `intent`, its staged rows are delivered.
-
-        Otherwise a new ledger has adopted the upload and does not know its digests: the upload becomes no base.
-        """
-        if intent is not None and intent.upload_id == manifest.upload_id:
-            self._take_over(target, manifest.upload_id, manifest.base_of)
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO memory_bases VALUES (?, ?, ?)",
-                [(target.id, database, manifest.upload_id) for database in sorted(manifest.base_of)],
-            )
-        self.drop_all(target)
-
-    def bases(self, target: Target) -> dict[str, str]:
-        """Return each database's base: the last upload with its rows."""
-        if schema.version(self._connection) < schema.MEMORIES:
-            return {}
-        found = self._connection.execute(
-            "SELECT database, upload_id FROM memory_bases WHERE target_id = ? ORDER BY database", (target.id,)
-        )
-        return dict(found.fetchall())
-
-    def forget(self, target: Target, databases: Collection[str]) -> None:
-        """Delete everything stored about these databases: delivered rows, staged rows, bases."""
-        self._memories.forget(target, databases)
-        for (database, _), group in self._memories.groups(target).items():
-            if database in databases:
-                self._connection.execute("DELETE FROM staged_memories WHERE place = ?", (group,))
-        self._connection.executemany(
-            "DELETE FROM memory_bases WHERE target_id = ? AND database = ?",
-            [(target.id, database) for database in databases],
-        )
-
-    def _take_over(self, target: Target, upload_id: str, databases: Collection[str]) -> None:
-        upload = self._number(target, upload_id)
-        for (database, _), group in self._memories.groups(target).items():
-            if database in databases:
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO memories (place, id, digest) SELECT place, id, digest FROM staged_memories"
-                    " WHERE upload = ? AND place = ? ORDER BY id, rowid",
-                    (upload, group),
-                )
-
-    def _number(self, target: Target, upload_id: str) -> int | None:
-        found = self._connection.execute(
-            "SELECT number FROM staged_uploads WHERE target_id = ? AND upload_id = ?", (target.id, upload_id)
-        ).fetchone()
-        return int(found[0]) if found else None
-
-    def _drop(self, upload: int) -> None:
-        self._connection.execute("DELETE FROM staged_memories WHERE upload = ?", (upload,))
-        self._connection.execute("DELETE FROM staged_uploads WHERE number = ?", (upload,))
-
-
 class SqliteMemories:
     """`agent.ports.MemoryLedger`. A file of a version without memories, opened for reading, counts as empty."""
 
     def __init__(self, transactions: Transactions, connection: sqlite3.Connection) -> None:
         self._transactions, self._targets = transactions, Targets(connection)
         self._memories = Memories(connection)
-        self._staged = Staged(connection, self._memories)
+        self._row_sets = RowSets(connection)
 
     async def lacking(self, target: Target, page: Sequence[RowState]) -> Sequence[RowState]:
         return await self._transactions.read(lambda: self._memories.lacking(target, page))
@@ -333,11 +259,20 @@ class SqliteMemories:
 
         return await self._transactions.write(store_version)
 
-    async def stage(self, target: Target, upload_id: str, batch: Collection[RowState]) -> None:
-        await self._transactions.write(lambda: self._staged.add(target, upload_id, batch))
+    async def held_keys(self, target: Target, database: str, *, limit: int) -> Sequence[tuple[Kind, str]]:
+        return await self._transactions.read(lambda: self._memories.held_keys(target, database, limit))
+
+    async def known_rows(self, target: Target, database: str, file: Path) -> bool:
+        return await self._transactions.read(lambda: self._row_sets.write_file(target, database, file))
+
+    async def set_rows(self, target: Target, database: str, file: Path) -> None:
+        await self._transactions.write(lambda: self._row_sets.replace(target, database, file))
+
+    async def stage(self, target: Target, upload_id: str, database: str, file: Path) -> None:
+        await self._transactions.write(lambda: self._row_sets.stage(target, upload_id, database, file))
 
     async def unstage(self, target: Target) -> None:
-        await self._transactions.write(lambda: self._staged.drop_all(target))
+        await self._transactions.write(lambda: self._row_sets.drop_all(target))
 
     async def bases(self, target: Target) -> Mapping[str, str]:
-        return await self._transactions.read(lambda: self._staged.bases(target))
+        return await self._transactions.read(lambda: self._row_sets.bases(target))

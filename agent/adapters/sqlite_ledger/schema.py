@@ -125,7 +125,33 @@ _FIFTH = (
     ) WITHOUT ROWID""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
+# Row sets: the hashes of the rows that a target has, in chunks of 128 KiB at most. `upload_id` is empty for what the
+# target has. Otherwise the set is staged: it has the chunks that the upload changes, empty ones where it removes them.
+# A cloud target has no rows in `memories` any more, and no base without a row set.
+_SIXTH = (
+    """CREATE TABLE row_sets (
+        number INTEGER PRIMARY KEY,
+        target_id TEXT NOT NULL,
+        database TEXT NOT NULL,
+        upload_id TEXT NOT NULL,
+        UNIQUE (target_id, database, upload_id)
+    )""",
+    """CREATE TABLE row_hashes (
+        row_set INTEGER NOT NULL REFERENCES row_sets (number) ON DELETE CASCADE,
+        chunk INTEGER NOT NULL,
+        hashes BLOB NOT NULL,
+        PRIMARY KEY (row_set, chunk)
+    )""",
+    "DROP TABLE staged_memories",
+    "DROP TABLE staged_uploads",
+    "DELETE FROM memory_bases",
+    """DELETE FROM memories WHERE place IN (
+        SELECT number FROM memory_places JOIN targets ON targets.id = target_id WHERE method = 'cloud'
+    )""",
+    """DELETE FROM memory_places WHERE target_id IN (SELECT id FROM targets WHERE method = 'cloud')""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
 """Migration n leads from version n to n + 1. A released migration is never changed."""
 
 READABLE = 2
@@ -136,6 +162,9 @@ MEMORIES = 3
 
 OPEN_PUTS = 5
 """The first version with open puts."""
+
+ROW_SETS = 6
+"""The first version with row sets. Base uploads of earlier versions are not used."""
 
 
 def version(connection: sqlite3.Connection) -> int:

@@ -1,10 +1,11 @@
 """The memories of an upload: the rows of its databases that the target lacks, written to memories.json.
 
-They are staged in the ledger under the upload's ID, and count as delivered only once the upload is finished.
+The rows that the target has with the upload are staged in the ledger under the upload's ID, and count as delivered only
+once the upload is finished.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone, tzinfo
@@ -16,20 +17,31 @@ from agent.domain.databases import main_name
 from agent.domain.delivery_state import Target
 from agent.domain.errors import SnapshotError
 from agent.domain.manifest import MemoriesPart
-from agent.ports import MemoriesDraft, MemoriesFile, MemoryLedger, MemoryReader, Snapshot
+from agent.domain.memories import RowState
+from agent.ports import (
+    DatabaseSource,
+    MemoriesDraft,
+    MemoriesFile,
+    MemoryLedger,
+    MemoryReader,
+    RowDifference,
+    Snapshot,
+)
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """The memories of an upload: `part`, and the `draft` with its bytes. Both are None if no database was read.
+    """The memories of an upload: `part`, and the `draft` with its bytes. Both are None if there is no memories.json.
 
-    `errors`: databases whose rows are not in it -> the reason. `time_zone`: name of the zone of the rows' naive times.
+    `omitted`: databases whose rows were left out -> the reason; `errors`: those that cannot be read -> the reason.
+    `time_zone`: name of the zone of the rows' naive times.
     """
 
     part: MemoriesPart | None
     draft: MemoriesDraft | None
+    omitted: Mapping[str, str]
     errors: Mapping[str, SnapshotError]
     time_zone: str
 
@@ -48,6 +60,8 @@ class _Unreadable(Exception):  # noqa: N818 - internal to this module
 class MemoryDelta:
     """Writes memories.json for uploads to one target.
 
+    It has the rows that are new since a database's base. A database without a base, or of which a large part is new, is
+    left out: a reader reads the database itself. `complete`: it has the new rows of every database, all without a base.
     `zone` is called for each upload, because a machine may travel, and in a thread, because it reads files.
     """
 
@@ -59,8 +73,10 @@ class MemoryDelta:
         memories: MemoryLedger,
         file: MemoriesFile,
         zone: Callable[[], tzinfo],
+        complete: bool = False,
     ) -> None:
         self._target, self._reader, self._memories, self._file, self._zone = target, reader, memories, file, zone
+        self._complete = complete
 
     @asynccontextmanager
     async def of(self, snapshots: Mapping[str, Snapshot], upload_id: str) -> AsyncIterator[Delta]:
@@ -73,12 +89,14 @@ class MemoryDelta:
         for name, unverified in errors.items():
             _log.warning("memories_unreadable", database=name, error=unverified.message)
         part = draft = None
+        omitted: Mapping[str, str] = {}
         await self._memories.unstage(self._target)
         async with AsyncExitStack() as written:
             while readable := {name: copy for name, copy in sorted(snapshots.items()) if name not in errors}:
                 try:
                     draft = await written.enter_async_context(self._file.write(self._target.system_id))
-                    part = await self._fill(draft, readable, upload_id, zone)
+                    part, omitted = await self._fill(draft, readable, upload_id, zone)
+                    draft = draft if part else None
                     break
                 except _Unreadable as error:  # start over without it: this is rare, and fails early
                     errors[error.database] = error.error
@@ -89,42 +107,79 @@ class MemoryDelta:
                 draft = None
                 await written.aclose()
                 await self._memories.unstage(self._target)
-            yield Delta(part=part, draft=draft, errors=errors, time_zone=zone_name(zone))
+            yield Delta(part=part, draft=draft, omitted=omitted, errors=errors, time_zone=zone_name(zone))
 
     async def _fill(
         self, draft: MemoriesDraft, copies: Mapping[str, Snapshot], upload_id: str, zone: tzinfo
-    ) -> MemoriesPart:
-        bases = await self._memories.bases(self._target)
+    ) -> tuple[MemoriesPart | None, Mapping[str, str]]:
+        """Return the finished part, None if no database has rows in it, and the omitted databases with the reasons."""
+        bases: dict[str, str | None] = {}
+        omitted: dict[str, str] = {}
         for database, copy in copies.items():
             try:
-                await self._append(draft, copy, upload_id, zone)
+                base, reason = await self._append(draft, copy, upload_id, zone)
                 await draft.flush()
             except SnapshotError as error:
                 raise _Unreadable(database, error) from error
+            if reason:
+                omitted[database] = reason
+            else:
+                bases[database] = base
+        if not bases:
+            return None, omitted
         written = await draft.finish()
-        return MemoriesPart(
+        part = MemoriesPart(
             key=naming.memories_key(self._target.system_id, upload_id, gzipped=written.compression == "gzip"),
             raw_size=written.raw_size,
             stored_size=written.stored_size,
             sha256=written.sha256,
             compression=written.compression,
             count=written.count,
-            bases={database: bases.get(database) for database in copies},
+            bases=bases,
         )
+        return part, omitted
 
-    async def _append(self, draft: MemoriesDraft, copy: Snapshot, upload_id: str, zone: tzinfo) -> None:
-        async with (
-            self._reader.open(copy.folder / main_name(copy.database), copy.database, zone=zone) as source,
-            aclosing(source.pages()) as pages,
-        ):
-            async for page in pages:
-                lacking = await self._memories.lacking(self._target, page) if page else []
-                if not lacking:
-                    continue
-                async with aclosing(source.read(lacking)) as memories:
-                    async for memory in memories:
-                        await draft.add(memory)
-                await self._memories.stage(self._target, upload_id, lacking)
+    async def _append(
+        self, draft: MemoriesDraft, copy: Snapshot, upload_id: str, zone: tzinfo
+    ) -> tuple[str | None, str]:
+        """Stage the rows of a database, and append those that the target lacks to the draft.
+
+        Return the base, and "" or the reason why none were appended.
+        """
+        database = copy.database
+        async with self._reader.open(copy.folder / main_name(database), database, zone=zone) as source:
+            base = (await self._memories.bases(self._target)).get(database)
+            if base and not await self._memories.known_rows(self._target, database, source.known_rows):
+                base = None
+            difference = await source.compare()
+            omitted = "" if self._complete else _reason_to_omit(base, difference, copy)
+            if not omitted or difference is None:
+                async with aclosing(source.pages()) as pages:
+                    async for page in pages:  # raises an error if the rows cannot be read
+                        if not omitted:
+                            await self._append_page(draft, source, page)
+            if difference is None:
+                return None, omitted
+            await self._memories.stage(self._target, upload_id, database, await source.row_set())
+        return base, omitted
+
+    @staticmethod
+    async def _append_page(draft: MemoriesDraft, source: DatabaseSource, page: Sequence[RowState]) -> None:
+        async with aclosing(source.read(page)) as memories:
+            async for memory in memories:
+                await draft.add(memory)
+
+
+def _reason_to_omit(base: str | None, difference: RowDifference | None, copy: Snapshot) -> str:
+    """Return why the rows of a database are left out, "" if they are not.
+
+    They are a change if the new ones have at most half as many bytes, of text and embeddings, as the database's files.
+    """
+    if base is None:
+        return "there is no base upload"
+    if difference is None:
+        return "the rows cannot be compared with the base upload"
+    return "most rows are new" if difference.new_bytes * 2 > sum(file.size for file in copy.files) else ""
 
 
 def zone_name(zone: tzinfo) -> str:

@@ -316,6 +316,7 @@ class CloudSync:
                 duration_seconds=round(self._clock.monotonic() - attempt.started, 3),
                 memories=memories,
                 without_memories=delta.without,
+                memories_omitted=delta.omitted,
                 time_zone=delta.time_zone,
             )
             # Interrupted puts of objects that the upload no longer has.

@@ -18,10 +18,13 @@ from pathlib import Path
 
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
+from agent.domain.memories import RowState
 from tests.support.clock import ManualClock
 from tests.support.memories import seen
+from tests.support.memory_source import write_row_set
 from tests.support.values import (
     NOON,
+    OTHER_TARGET,
     TARGET,
     failed,
     fingerprint,
@@ -38,10 +41,16 @@ MEMORIES = memories_part(1, count=2, reflection=None)
 FIRST = replace(manifest(1, "r1", reflection=1), memories=MEMORIES)
 SECOND = manifest(2, "r2", reflection=2, knowledge_graph=(0, "carried"))
 
+
+def row_set(book: SqliteLedger, *rows: RowState) -> Path:
+    """Write a row set next to the ledger."""
+    return write_row_set(book._path.with_suffix(".rows"), rows)
+
+
 STORY = (
     ("mark_owed", lambda book: book.mark_owed(TARGET, ["reflection", "knowledge_graph"])),
     ("begin", lambda book: book.begin(TARGET, intent(1, "r1", reflection=1))),
-    ("stage", lambda book: book.memories().stage(TARGET, FIRST.upload_id, [seen(1), seen(2)])),
+    ("stage", lambda book: book.memories().stage(TARGET, FIRST.upload_id, "reflection", row_set(book, seen(1)))),
     ("retry", lambda book: book.count_attempt(TARGET, request("r1"), attempts=1, retry_at=NOON, error="503")),
     (
         "deliver",
@@ -50,6 +59,7 @@ STORY = (
         ),
     ),
     ("deliver memories", lambda book: book.memories().delivered(TARGET, [seen(2, state=1), seen(3)])),
+    ("set rows", lambda book: book.memories().set_rows(OTHER_TARGET, "reflection", row_set(book, seen(2), seen(3)))),
     ("confirm", lambda book: book.confirm(succeeded(FIRST))),
     ("record_problems", lambda book: book.record_problems(TARGET, {"knowledge_graph": problem("knowledge_graph")})),
     ("mark_owed again", lambda book: book.mark_owed(TARGET, ["reflection"])),

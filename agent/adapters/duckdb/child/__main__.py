@@ -18,7 +18,19 @@ from agent.adapters.child_output import Output, limit_resources
 from agent.adapters.duckdb.child.contents import contents, fold, is_unsupported
 from agent.adapters.duckdb.child.engine import ADDRESS_SPACE_BYTES, Engine, opened, reason
 from agent.adapters.duckdb.child.reading import Reading
-from agent.adapters.duckdb.child_protocol import BEGIN, COPY, FOLD, OPEN, PAGE, READ, REPLAY, VERIFY
+from agent.adapters.duckdb.child_protocol import (
+    BEGIN,
+    COMPARE,
+    COPY,
+    FOLD,
+    LEAVE_OUT,
+    OPEN,
+    PAGE,
+    READ,
+    REPLAY,
+    VERIFY,
+    scratch_name,
+)
 from agent.domain.memories import Json
 
 Commands = queue.SimpleQueue[bytes]
@@ -70,7 +82,7 @@ def _serve(copy: _Copy, commands: Commands) -> None:
             copy.close()
             _output.answer({"folded": fold(copy.path)})
         elif verb == OPEN:
-            following = _read(copy.engine(), str(json.loads(argument)), commands)
+            following = _read(copy, str(json.loads(argument)), commands)
         elif verb == COPY:
             copy.close()
             copy.path = Path(str(json.loads(argument)))
@@ -92,16 +104,21 @@ def _verdict(copy: _Copy, *, whole: bool) -> Json:
     return {"rows": dict(found.rows), "unread": dict(found.unread)}
 
 
-def _read(engine: Engine, graph: str, commands: Commands) -> tuple[bytes, bytes]:
+def _read(copy: _Copy, graph: str, commands: Commands) -> tuple[bytes, bytes]:
     """Read memories from the copy at the parent's commands; return the first that is not about that."""
-    reading = Reading(engine, graph)
+    reading = Reading(copy.engine(), graph, copy.path.with_name(scratch_name(os.getpid())))
     _output.answer({"tables": len(reading.tables)})
     failed: Exception | None = None
     while True:
         verb, argument = _next(commands)
         if failed is not None:
             raise failed
-        if verb == BEGIN:
+        if verb == COMPARE:
+            _output.answer({"rows": reading.compare()})
+        elif verb == LEAVE_OUT:
+            reading.leave_out(json.loads(argument))
+            _output.answer({"rows": True})
+        elif verb == BEGIN:
             reading.begin()
             _output.answer({"started": True})
         elif verb == PAGE:

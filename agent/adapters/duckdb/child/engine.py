@@ -18,7 +18,7 @@ size of the database; it allocated 134 MiB while it read a million complete rows
 FOLDING_MEMORY_LIMITS = ("512MB", "1280MB")
 """DuckDB's memory limits while it folds: the index of a table must fit. The second is used if the first is too low."""
 
-Cell = str | int | bool | None
+Cell = str | int | bool | list["Cell"] | None
 """A value that our statements return."""
 
 ADDRESS_SPACE_BYTES = 2 * 2**30

@@ -4,12 +4,15 @@ Memory holds one block of rows at a time, whatever the size of the database. The
 page, so that reading complete rows only needs their embeddings.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from agent.adapters.duckdb.child.comparing import Comparing
 from agent.adapters.duckdb.child.engine import Cell, Engine, OutOfMemory
 from agent.adapters.duckdb.child.tables import SMALL_BYTES, Table, columns_of, entity_names, tables_of
-from agent.adapters.duckdb.child_protocol import PAGE_ROWS
+from agent.adapters.duckdb.child_protocol import KNOWN, PAGE_ROWS, ROWS
 from agent.adapters.duckdb.rows import Row, Values, digest, row_of
 from agent.domain.memories import Json
 
@@ -44,17 +47,47 @@ class Unread(Exception):  # noqa: N818 - all other tables were read
 
 
 class Reading:
-    """Reads one copy. Holds one block, the last page and the next page in memory."""
+    """Reads one copy. Holds one block, the last page and the next page in memory.
 
-    def __init__(self, engine: Engine, graph: str) -> None:
+    `folder`: where the files with hashes of rows are. It may not exist.
+    """
+
+    def __init__(self, engine: Engine, graph: str, folder: Path) -> None:
         self._engine = engine
         self._graph = graph
+        self._folder = folder
+        self._comparing: Comparing | None = None
+        self._new: Mapping[str, Sequence[int]] | None = None
         self._columns = columns_of(engine)
         self.tables, self._unread = tables_of(engine, self._columns)
         self._pages = self._paged()
         self._page: _Page = []
         self._next: _Page | None = None
         self._prefetched = False
+
+    def compare(self) -> Json:
+        """Write the hashes of all rows; the pages have only the rows that are not in the known row set from now on.
+
+        Return the number of rows, of those that are new, and of their bytes; None if the hashes cannot be made: then
+        the pages have all rows.
+        """
+        known = self._folder / KNOWN
+        self._new = None
+        try:
+            self._comparing = Comparing(self._engine, self._graph, self._columns, self.tables)
+            found = self._comparing.compare(known if known.exists() else None, self._folder / ROWS)
+        except Exception:  # noqa: BLE001 - the pages read in smaller steps, and report what cannot be read
+            self._comparing = None
+            return None
+        self._new = found.new
+        self.begin()
+        return [found.rows, found.new_rows, found.new_bytes]
+
+    def leave_out(self, wanted: Sequence[tuple[str, str]]) -> None:
+        """Remove the hashes of rows with these kinds and IDs. Raises Unread if DuckDB cannot read a table."""
+        self._check_read()
+        if self._comparing is not None:
+            self._comparing.leave_out(self._folder / ROWS, wanted)
 
     def begin(self) -> None:
         """Start over: the next page is the first."""
@@ -68,8 +101,8 @@ class Reading:
         self.prefetch()
         page, self._next, self._prefetched = self._next, None, False
         self._page = page or []
-        if page is None and self._unread:
-            raise Unread(", ".join(f"{name} ({reason})" for name, reason in sorted(self._unread.items())))
+        if page is None:
+            self._check_read()
         return None if page is None else [state for _, state in self._page]
 
     def prefetch(self) -> None:
@@ -96,6 +129,10 @@ class Reading:
         found = self._engine.rows(table.embedding, [rowids[0], rowids[-1], rowids])
         return {rowid: text for rowid, text in found if isinstance(rowid, int) and isinstance(text, str)}
 
+    def _check_read(self) -> None:
+        if self._unread:
+            raise Unread(", ".join(f"{name} ({reason})" for name, reason in sorted(self._unread.items())))
+
     def _paged(self) -> Iterator[_Page]:
         """Yield pages of one table each; an empty page after SCANNED_ROWS rows without a memory."""
         for table in self.tables:
@@ -118,11 +155,17 @@ class Reading:
     def _blocks(self, table: Table) -> Iterator[list[tuple[Cell, ...]]]:
         """Yield the rows of the table in ranges of rowids, each as wide as the size of its texts allows."""
         first, width = table.first, table.block
+        wanted = None if self._new is None else self._new.get(table.name, ())
         while first <= table.last:
+            if wanted is not None:
+                if (at := bisect_left(wanted, first)) == len(wanted):
+                    return
+                first = wanted[at]
             # End at a multiple of the width, so that a block does not need two DuckDB vectors if one is enough.
             end = first + width - first % width
             try:
-                block, size = self._block(table, first, end - 1)
+                some = wanted and wanted[bisect_left(wanted, first) : bisect_left(wanted, end)]
+                block, size = self._block(table, first, end - 1, some)
             except (OutOfMemory, _BlockTooLarge):
                 if width == 1:
                     raise
@@ -135,9 +178,13 @@ class Reading:
             elif size < BLOCK_BYTES // 4:
                 width = min(table.block, width * 2)
 
-    def _block(self, table: Table, first: int, last: int) -> tuple[list[tuple[Cell, ...]], int]:
+    def _block(
+        self, table: Table, first: int, last: int, wanted: Sequence[int] | None
+    ) -> tuple[list[tuple[Cell, ...]], int]:
+        """Read the rows in a range of rowids, with `wanted` only these."""
         block, size, held = [], 0, 0
-        for cells in self._engine.rows(table.states, [first, last]):
+        statement = table.states if wanted is None else table.some_states
+        for cells in self._engine.rows(statement, [first, last, *([] if wanted is None else [wanted])]):
             assert isinstance(cells[1], int)
             size += cells[1]
             held += cells[1] if cells[1] <= SMALL_BYTES else 0

@@ -14,19 +14,31 @@ from agent.adapters.duckdb.rows import TIMES
 from agent.domain.databases import CONVERSATION_TABLES
 from agent.domain.memories import EMBEDDING_LENGTH, Kind
 
+EMBEDDING_BYTES = 4 * EMBEDDING_LENGTH
+"""Size of an embedding in a database."""
+
 SMALL_BYTES = 64 * 1024
 """A row with more text than this is read in a statement of its own."""
 
 VECTOR_ROWS = 2048
 """Number of rows that DuckDB reads at once, at least."""
 
+HASH_SCHEME = 1
+"""Raise it when the input of the hashes changes: no hash of another scheme equals one of this."""
+
 _NAMES = "kg_entities"
+_LONG = frozenset({"content", "observations", "properties", "tags"})
+"""Columns whose texts may be large: their MD5 is hashed, so that they are not copied."""
+
 _NUMBERS = re.compile(r"(FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)|U?(TINY|SMALL|BIG|HUGE)?INT|U?INTEGER|VARCHAR)\[\d*\]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shape:
-    """The columns of one kind of memory. `tables`: the newer name first, which has all rows if it exists."""
+    """The columns of one kind of memory. `tables`: the newer name first, which has all rows if it exists.
+
+    `named`: columns with IDs of entities, whose names are part of the memory.
+    """
 
     kind: Kind
     tables: tuple[str, ...]
@@ -34,6 +46,7 @@ class _Shape:
     texts: tuple[str, ...]
     lists: tuple[str, ...] = ()
     documents: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
     block: int = VECTOR_ROWS
 
 
@@ -65,6 +78,7 @@ _SHAPES = (
         needs=("id", "from_entity", "to_entity"),
         texts=("id", "from_entity", "to_entity", "relation_type"),
         documents=("properties",),
+        named=("from_entity", "to_entity"),
         block=4 * VECTOR_ROWS,  # each block scans all entities for the names
     ),
 )
@@ -87,6 +101,15 @@ class Table:
     """Parameter: a rowid. Returns the columns."""
     embedding: str
     """Parameters: first and last rowid, list of rowids with an embedding. Returns rowid, and the embedding as JSON."""
+    some_states: str
+    """As `states`, with a third parameter: list of the rowids to return."""
+    hashed_columns: tuple[str, ...]
+    """All columns that the hash depends on, also those that the table lacks."""
+    hashes: str
+    """Parameters: a prefix of what is hashed, first and last rowid. Returns one row: the hashes of all rows as one text
+    of 32 hex digits each, the list of their rowids, the list of their bytes of text and embedding."""
+    hashes_of: str
+    """As `hashes`, with a fourth parameter: list of the IDs of the rows."""
 
 
 def tables_of(engine: Engine, found: Mapping[str, "Found"]) -> tuple[list[Table], dict[str, str]]:
@@ -140,16 +163,33 @@ def entity_names(engine: Engine, found: Mapping[str, "Found"], ids: Sequence[str
         return {}
     # concat: DuckDB does not look the IDs up in an index. The verification reads none, so one in a verified copy may
     # be damaged.
-    statement = (
-        f"SELECT id, min(name) FROM (SELECT {entities.text('id')} AS id, trim({entities.text('name')}) AS name "  # noqa: S608 - quoted
-        f"FROM {entities.quoted}) WHERE name <> '' AND concat(id) IN (SELECT unnest(?::VARCHAR[])) GROUP BY id"
-    )
+    statement = _names_statement(entities, "AND concat(id) IN (SELECT unnest(?::VARCHAR[]))")
     try:
         return {str(row_id): str(name) for row_id, name in engine.rows(statement, [ids])}
     except Exception as error:
         if not is_unsupported(error):
             raise
         return {}
+
+
+def create_entity_names(engine: Engine, found: Mapping[str, "Found"]) -> None:
+    """Create the temporary table that `Table.hashes` of relationships reads: what `entity_names` returns of all IDs."""
+    list(engine.rows("CREATE OR REPLACE TEMP TABLE entity_names (entity VARCHAR, entity_name VARCHAR)"))
+    entities = found.get(_NAMES)
+    if entities is None or not {"id", "name"} <= entities.types.keys():
+        return
+    try:
+        list(engine.rows(f"INSERT INTO entity_names {_names_statement(entities)}"))
+    except Exception as error:
+        if not is_unsupported(error):
+            raise
+
+
+def _names_statement(entities: "Found", condition: str = "") -> str:
+    return (
+        f"SELECT id, min(name) FROM (SELECT {entities.text('id')} AS id, trim({entities.text('name')}) AS name "  # noqa: S608 - quoted
+        f"FROM {entities.quoted}) WHERE name <> '' {condition} GROUP BY id"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +260,25 @@ def _table(shape: _Shape, found: Found, first: int, last: int) -> Table:
         f"coalesce(len(numbers) = {EMBEDDING_LENGTH} AND "
         "list_bool_and(list_transform(numbers, lambda x: x IS NOT NULL AND isfinite(x))), false)"
     )
+    joins = "".join(
+        f" LEFT JOIN entity_names AS {end}_names ON {quoted(end)} = {end}_names.entity" for end in shape.named
+    )
+    in_range, listed = "WHERE rowid BETWEEN ? AND ?", "rowid IN (SELECT unnest(?::BIGINT[]))"
+
+    def states(where: str) -> str:
+        return (
+            f"SELECT row_id, size, {is_embedded}, {small_columns} FROM (SELECT *, {size} AS size FROM "  # noqa: S608 - quoted
+            f"(SELECT rowid AS row_id, {numbers} AS numbers, {columns} FROM {found.quoted} {where}))"
+        )
+
+    def hashes(where: str) -> str:
+        return (
+            f"SELECT string_agg(hash, ''), list(row_id), list(bytes) FROM (SELECT row_id, "  # noqa: S608 - quoted
+            f"md5(concat(?, embedded, {_hashed(shape, wanted, present)})) AS hash, "
+            f"{size} + if(embedded, {EMBEDDING_BYTES}, 0) AS bytes FROM (SELECT *, {is_embedded} AS embedded FROM "
+            f"(SELECT rowid AS row_id, {numbers} AS numbers, {columns} FROM {found.quoted} {where})) {joins})"
+        )
+
     return Table(
         kind=shape.kind,
         name=found.quoted,
@@ -227,15 +286,24 @@ def _table(shape: _Shape, found: Found, first: int, last: int) -> Table:
         first=first,
         last=last,
         block=shape.block,
-        states=(
-            f"SELECT row_id, size, {is_embedded}, {small_columns} FROM (SELECT *, {size} AS size FROM "  # noqa: S608 - quoted
-            f"(SELECT rowid AS row_id, {numbers} AS numbers, {columns} FROM {found.quoted} "
-            "WHERE rowid BETWEEN ? AND ?))"
-        ),
+        states=states(in_range),
+        some_states=states(f"{in_range} AND {listed}"),
         row=f"SELECT {columns} FROM {found.quoted} WHERE rowid = ?",  # noqa: S608 - quoted
         embedding=(
             f"SELECT row_id, replace(CAST(numbers AS VARCHAR), ' ', '') FROM "  # noqa: S608 - quoted
-            f"(SELECT rowid AS row_id, {numbers} AS numbers FROM {found.quoted} "
-            "WHERE rowid BETWEEN ? AND ? AND rowid IN (SELECT unnest(?::BIGINT[])))"
+            f"(SELECT rowid AS row_id, {numbers} AS numbers FROM {found.quoted} {in_range} AND {listed})"
         ),
+        hashed_columns=tuple(name for name, _ in wanted),
+        hashes=hashes(in_range),
+        hashes_of=hashes(f"{in_range} AND concat({present['id']}) IN (SELECT unnest(?::VARCHAR[]))"),
     )
+
+
+def _hashed(shape: _Shape, wanted: Sequence[tuple[str, object]], present: Mapping[str, str]) -> str:
+    """Return the arguments of concat: the lengths separate the columns, so that no two rows give the same text."""
+    arguments = []
+    for name, _ in wanted:
+        value = f"md5({quoted(name)})" if name in _LONG else quoted(name)
+        arguments.append(f"strlen({quoted(name)}), ':', {value}" if name in present else "':'")
+    arguments += [f"strlen({end}_names.entity_name), ':', {end}_names.entity_name" for end in shape.named]
+    return ", ".join(arguments)
