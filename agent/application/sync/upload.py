@@ -267,7 +267,7 @@ class Upload:
             stored = await self._put(manifest.key, _once(data), manifest_metadata(data), raw_size=len(data))
             await self.confirmation.object(stored)
         except StoreError as error:
-            if not error.transient:
+            if not error.transient or isinstance(error, ChangedObjectError):
                 raise
             with suppress(StoreError):
                 if await self.uploads.manifest(manifest.upload_id) == manifest:
