@@ -11,16 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import structlog
 
 from agent.application.archive.prune_loop import PruneLoop
-from agent.application.archive.verify_loop import VerifyLoop
 from agent.application.monitoring.agent_service import AgentService
 from agent.application.monitoring.health import SPOOL, WATCH, HealthMonitor
-from agent.application.monitoring.remote_control import RemoteControl
-from agent.application.monitoring.supervisor import SupervisorLoop
 from agent.application.signal import Signal
 from agent.application.sync.bus_recovery import BusRecovery
 from agent.application.sync.results import ResultRecorder
@@ -28,8 +25,6 @@ from agent.application.sync.stall import StallMonitor
 from agent.application.sync.subscriber import SyncSubscriber
 from agent.application.triggers.file_changes import FileChanges
 from agent.application.triggers.inbox import Inbox
-from agent.application.triggers.network_changes import NetworkChanges
-from agent.application.triggers.probe_loop import ProbeLoop
 from agent.application.triggers.publisher import Publisher
 from agent.application.triggers.retry_scheduler import RetryScheduler
 from agent.application.triggers.session_ends import SessionEnds
@@ -40,6 +35,13 @@ from agent.domain.events import SyncAsked, SyncResult, limit_caused_by
 from agent.domain.identity import Identity
 from agent.domain.routing import STARTUP
 from agent.ports import Clock, EventBus, Ledger, SnapshotTaker, SyncMethod, reset_clients
+
+if TYPE_CHECKING:  # a single sync does not load what only the running agent needs
+    from agent.application.archive.verify_loop import VerifyLoop
+    from agent.application.monitoring.remote_control import RemoteControl
+    from agent.application.monitoring.supervisor import SupervisorLoop
+    from agent.application.triggers.network_changes import NetworkChanges
+    from agent.application.triggers.probe_loop import ProbeLoop
 
 Loop = Callable[[], Awaitable[None]]
 
@@ -87,12 +89,12 @@ class Agent:
     errors: asyncio.Queue[Exception]
     restart_seconds: float
     unanswered: Sequence[SyncAsked] = ()
-    network_changes: NetworkChanges | None = None
-    supervisor_loop: SupervisorLoop | None = None
-    remote_control: RemoteControl | None = None
+    network_changes: "NetworkChanges | None" = None
+    supervisor_loop: "SupervisorLoop | None" = None
+    remote_control: "RemoteControl | None" = None
     prune_loop: PruneLoop | None = None
-    verify_loop: VerifyLoop | None = None
-    probe_loop: ProbeLoop | None = None
+    verify_loop: "VerifyLoop | None" = None
+    probe_loop: "ProbeLoop | None" = None
 
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack, init=False)
 

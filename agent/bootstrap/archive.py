@@ -3,18 +3,12 @@
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agent.adapters.duckdb.verification import Verdict, verify
-from agent.adapters.gunzip import Unpacker
-from agent.adapters.memories_file import JsonMemoriesFile
-from agent.adapters.patches import ZstdPatcher
-from agent.adapters.scratch_directory import scratch
 from agent.adapters.state_directory import StateDirectory
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner, spared_by
 from agent.application.archive.prune_loop import PruneLoop
-from agent.application.archive.verify import DeepCheckTools, Verifier
 from agent.application.sync.results import ResultRecorder
 from agent.bootstrap.methods import cloud_of
 from agent.bootstrap.stores import object_store, ownership_of, targets_of
@@ -24,6 +18,12 @@ from agent.domain.retention import KeepRules
 from agent.domain.routing import CLOUD
 from agent.ports import Clock, Ledger, SyncMethod
 from agent.settings import Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.adapters.duckdb.verification import Verdict
+    from agent.application.archive.verify import Verifier
 
 VERIFYING = "verifying"
 """Directory in the state directory for the files of a deep verification."""
@@ -50,7 +50,7 @@ async def open_archive(settings: Settings, system_id: str) -> AsyncIterator[Cata
 
 def verifier_opener(
     settings: Settings, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
-) -> Callable[[], AbstractAsyncContextManager[Verifier]] | None:
+) -> Callable[[], AbstractAsyncContextManager["Verifier"]] | None:
     """Return a function that opens a verifier of this agent's uploads, None if automatic verification is disabled.
 
     The function raises NotOwner if the target does not belong to this agent (any more): objects that are missing there
@@ -60,7 +60,9 @@ def verifier_opener(
         return None
 
     @asynccontextmanager
-    async def open_verifier() -> AsyncIterator[Verifier]:
+    async def open_verifier() -> AsyncIterator["Verifier"]:
+        from agent.application.archive.verify import Verifier  # noqa: PLC0415 - a single sync verifies nothing
+
         async with _own_archive(settings, identity, machine, ledger, clock) as archive:
             yield Verifier(archive, clock)
 
@@ -69,13 +71,13 @@ def verifier_opener(
 
 def deep_verifier_opener(
     settings: Settings, state: StateDirectory, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
-) -> Callable[[], AbstractAsyncContextManager[Verifier]] | None:
+) -> Callable[[], AbstractAsyncContextManager["Verifier"]] | None:
     """Return a function that opens a deep verifier, None if it is disabled. The function raises NotOwner."""
     if not settings.agent_deep_verify_mb or verifier_opener(settings, identity, machine, ledger, clock) is None:
         return None
 
     @asynccontextmanager
-    async def open_verifier() -> AsyncIterator[Verifier]:
+    async def open_verifier() -> AsyncIterator["Verifier"]:
         async with (
             _own_archive(settings, identity, machine, ledger, clock) as archive,
             open_deep_verifier(archive, state, clock) as verifier,
@@ -97,8 +99,14 @@ async def _own_archive(
 
 
 @asynccontextmanager
-async def open_deep_verifier(archive: Catalog, state: StateDirectory, clock: Clock) -> AsyncIterator[Verifier]:
+async def open_deep_verifier(archive: Catalog, state: StateDirectory, clock: Clock) -> AsyncIterator["Verifier"]:
     """Open a verifier that supports deep verification, with its files in the state directory. Raises StateError."""
+    from agent.adapters.gunzip import Unpacker  # noqa: PLC0415 - as above
+    from agent.adapters.memories_file import JsonMemoriesFile  # noqa: PLC0415
+    from agent.adapters.patches import ZstdPatcher  # noqa: PLC0415
+    from agent.adapters.scratch_directory import scratch  # noqa: PLC0415
+    from agent.application.archive.verify import DeepCheckTools, Verifier  # noqa: PLC0415
+
     async with scratch(state.path / VERIFYING) as directory:
         yield Verifier(
             archive,
@@ -112,7 +120,9 @@ async def open_deep_verifier(archive: Catalog, state: StateDirectory, clock: Clo
         )
 
 
-async def _examine(copy: Path) -> Verdict:
+async def _examine(copy: "Path") -> "Verdict":
+    from agent.adapters.duckdb.verification import verify  # noqa: PLC0415 - as above
+
     size = sum(path.stat().st_size for path in copy.parent.iterdir())
     return await verify(copy, timeout_seconds=READ_SECONDS + size / SLOWEST_BYTES_PER_SECOND)
 

@@ -9,7 +9,6 @@ from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.local_zone import local_zone
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.patches import ZstdPatcher
-from agent.adapters.s3 import S3Store
 from agent.adapters.state_directory import StateDirectory, belongs_to
 from agent.application.memories.delta import MemoryDelta
 from agent.application.memories.push import MemoryPush
@@ -21,7 +20,17 @@ from agent.bootstrap.stores import MEBIBYTE, object_store, targets_of
 from agent.domain.delivery_state import Target
 from agent.domain.identity import Identity, Machine
 from agent.domain.routing import CLOUD, HTTP
-from agent.ports import Clock, Ledger, MemoryReader, Mirror, ObjectStore, RateLimiter, SnapshotTaker, SyncMethod
+from agent.ports import (
+    Clock,
+    Connected,
+    Ledger,
+    MemoryReader,
+    Mirror,
+    ObjectStore,
+    RateLimiter,
+    SnapshotTaker,
+    SyncMethod,
+)
 from agent.settings import Settings
 
 KIBIBYTE = 2**10
@@ -92,7 +101,7 @@ def sync_methods(
     }
     if CLOUD in targets:
         store = object_store(settings, rate_limiter)
-        if isinstance(store, S3Store):
+        if isinstance(store, Connected):
             stall_monitor.register(store)
         methods[CLOUD] = _cloud(
             settings,

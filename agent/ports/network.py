@@ -20,6 +20,7 @@ class NetworkMonitor(Protocol):
         ...
 
 
+@runtime_checkable
 class Connected(Protocol):
     """A component that keeps connections for later use."""
 

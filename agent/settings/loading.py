@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from agent.domain.errors import SettingsError
 from agent.settings.display import quoted, validation_messages
 from agent.settings.endpoints import is_akosha_address, without_credentials
-from agent.settings.model import FIELDS, PROJECT_KEYS, SOURCES, Loaded, Settings
+from agent.settings.model import FIELDS, PROJECT_KEYS, Loaded, Settings
 from agent.settings.sources import (
     DATA_DIR,
     SESSION_BUDDY,
@@ -36,6 +36,7 @@ from agent.settings.sources import (
     from_command_line,
     from_environment,
     key_for_message,
+    layer,
     removed_settings,
     unknown_keys,
     unknown_variables,
@@ -45,8 +46,6 @@ from agent.settings.validators import AUTO_REGION, PREFIX, Directory, LogLevel
 from agent.settings.yaml_file import expand, identity_of, read_settings_file
 
 DEFAULT = "default"
-
-_DIRECTORY = TypeAdapter[Path](Directory)
 
 MOST_NAMED_KEYS = 10
 """Maximum number of ignored keys that a warning names."""
@@ -116,13 +115,10 @@ def load(
 
     sources.layers.insert(0, _aws_endpoint(_merged(sources), context))
     given = _merged(sources)
-    token = SOURCES.set(tuple(sources.layers))
     try:
-        settings = Settings()
+        settings = Settings.model_validate({key: found.value for key, found in given.items()})
     except ValidationError as error:
         raise SettingsError("\n".join(validation_messages(error, given))) from error
-    finally:
-        SOURCES.reset(token)
 
     origins = {key: given[key].origin if key in given else DEFAULT for key in FIELDS}
     uses_cloud_endpoint = not settings.cloud_bucket and settings.http_endpoint == settings.cloud_endpoint
@@ -159,7 +155,7 @@ def _without_effect(settings: Settings, origins: Mapping[str, str]) -> Iterator[
 
 
 def _merged(sources: _Sources) -> dict[str, SourcedValue]:
-    return {key: layer.given[key] for layer in reversed(sources.layers) for key in layer.given}
+    return {key: found for values in reversed(sources.layers) for key, found in values.items()}
 
 
 def _aws_endpoint(given: Mapping[str, SourcedValue], context: SettingsContext) -> Layer:
@@ -171,16 +167,14 @@ def _aws_endpoint(given: Mapping[str, SourcedValue], context: SettingsContext) -
 
         found = aws_endpoint(context.environ, context.home)
     if found is None:
-        return Layer("the AWS configuration", {})
+        return {}
     taken = {"cloud_endpoint": found.url}
     if found.region is not None and (given["cloud_region"].value if "cloud_region" in given else "") in (
         "",
         AUTO_REGION,
     ):
         taken["cloud_region"] = found.region
-    return Layer(
-        "the AWS configuration", {key: context.prepare(key, value.value, value.origin) for key, value in taken.items()}
-    )
+    return layer({key: context.prepare(key, value.value, value.origin) for key, value in taken.items()})
 
 
 def _candidates(settings_file: Path | None, context: SettingsContext) -> Iterator[_Candidate]:
@@ -214,7 +208,7 @@ def _read_files(sources: _Sources, candidates: list[_Candidate], context: Settin
                 sources.warnings.append(_writable_warning(candidate, file.mode))
             sources.warnings += unknown_keys(file.values, candidate.name)
             trusted_keys.append((candidate.name, file.values))
-        layer: dict[str, SourcedValue] = {}
+        values: dict[str, SourcedValue] = {}
         for written_key, value in file.values.items():
             if written_key == DATA_DIR:
                 _take_data_dir(sources, value, candidate, context)
@@ -232,8 +226,8 @@ def _read_files(sources: _Sources, candidates: list[_Candidate], context: Settin
             if written_key in SESSION_BUDDY:
                 sources.session_buddy.setdefault(key, given)
             else:
-                layer[key] = given
-        sources.layers.append(Layer(candidate.name, layer))
+                values[key] = given
+        sources.layers.append(values)
     sources.warnings += removed_settings(context.environ, trusted_keys)
     if sources.ignored:
         sources.warnings.append(_project_warning(sources.ignored))
@@ -301,12 +295,13 @@ def _from_file(
 def _session_buddy_log_level(sources: _Sources) -> Layer:
     # These are keys of Session-Buddy, so an invalid value must not stop the agent.
     found: dict[str, SourcedValue] = {}
-    for key, kind in (("log_level", TypeAdapter[object](LogLevel)), ("enable_debug_mode", TypeAdapter[object](bool))):
+    for key in ("log_level", "enable_debug_mode"):
         given = sources.session_buddy.get(key)
         if given is None:
             continue
         origin = given.origin if given.origin.startswith("env ") else f"{key} in {given.origin}"
         try:
+            kind = TypeAdapter[object](LogLevel) if key == "log_level" else TypeAdapter[object](bool)
             value = kind.validate_python(given.value)
         except ValidationError:
             sources.warnings.append(f"{key} ({given.origin}) is ignored: its value is not valid")
@@ -315,24 +310,24 @@ def _session_buddy_log_level(sources: _Sources) -> Layer:
             found["agent_log_level"] = SourcedValue("DEBUG", origin, value)
         elif value is not False:
             found["agent_log_level"] = SourcedValue(value, origin, value)
-    return Layer("Session-Buddy's log level", found)
+    return found
 
 
 def _session_buddy_data_dir(sources: _Sources) -> Layer:
     """Return the first valid data directory of Session-Buddy's own settings."""
     for given in sources.data_dirs:
         try:
-            _DIRECTORY.validate_python(given.value)
+            TypeAdapter[Path](Directory).validate_python(given.value)
         except ValidationError:
             sources.warnings.append(_data_dir_warning(given.origin))
             continue
-        return Layer("Session-Buddy's data_dir", {"agent_data_dir": given})
-    return Layer("Session-Buddy's data_dir", {})
+        return {"agent_data_dir": given}
+    return {}
 
 
 def _defaults(context: SettingsContext) -> Layer:
     # The only default that depends on the context; all others are in the model.
-    return Layer(DEFAULT, {"agent_data_dir": SourcedValue(_default_data_dir(context), DEFAULT, "")})
+    return {"agent_data_dir": SourcedValue(_default_data_dir(context), DEFAULT, "")}
 
 
 def _default_data_dir(context: SettingsContext) -> Path:

@@ -6,15 +6,22 @@ the last of them.
 """
 
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationInfo, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from agent.domain.routing import DEFAULT_HTTP_ENDPOINT, plan_route
 from agent.settings import endpoints
@@ -63,9 +70,6 @@ These files may be part of a cloned repository, which must not decide where memo
 can read them. Keys that are not listed here are ignored, so that new settings are safe by default.
 """
 
-SOURCES: ContextVar[tuple[PydanticBaseSettingsSource, ...]] = ContextVar("settings_sources", default=())
-"""The sources of the `Settings()` being built, below its arguments, highest precedence first."""
-
 # The ways to log in to NATS, by key. A password is only used with its user.
 _LOGINS = (
     "agent_nats_user",
@@ -76,10 +80,10 @@ _LOGINS = (
 )
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings. Raises pydantic's ValidationError, which `load` turns into a SettingsError with the sources."""
 
-    model_config = SettingsConfigDict(
+    model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,
@@ -276,17 +280,6 @@ class Settings(BaseSettings):
     agent_log_file_mb: Integer = Field(
         default=10, ge=1, le=1024, description="Size at which that file is rotated, in MiB; five old files are kept."
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the names are pydantic-settings'
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings, *SOURCES.get())
 
     @model_validator(mode="before")
     @classmethod

@@ -4,14 +4,8 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pydantic import SecretStr
-from pydantic.fields import FieldInfo
-from pydantic_settings import PydanticBaseSettingsSource
-
-from agent.settings.endpoints import without_credentials
-from agent.settings.model import ADDRESSES, FIELDS, PATHS, SECRET, TEXTS, Settings
+from agent.settings.model import FIELDS, PATHS, TEXTS
 from agent.settings.validators import PREFIX
 
 LONGEST_KEY = 60
@@ -94,44 +88,23 @@ class SettingsContext:
         return None if value is None else SourcedValue(value, origin, written)
 
 
-class _Address(str):
-    """A URL whose repr contains no credentials."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return repr(without_credentials(self))
+Layer = Mapping[str, SourcedValue]
+"""The values of one source, by key."""
 
 
-class Layer(PydanticBaseSettingsSource):
-    """One source of settings, for pydantic-settings to merge."""
-
-    def __init__(self, name: str, given: Mapping[str, SourcedValue | None]) -> None:
-        super().__init__(Settings)
-        self.__name__ = name  # the name of the source in the logs of pydantic-settings
-        self.given = {key: found for key, found in given.items() if found is not None}
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - the base class has it
-        given = self.given.get(field_name)
-        value = given.value if given else None
-        # pydantic-settings can log the values of its sources (an environment variable enables it).
-        if isinstance(value, str) and field_name in SECRET | ADDRESSES:
-            value = SecretStr(value) if field_name in SECRET else _Address(value)
-        return value, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return {key: self.get_field_value(FIELDS[key], key)[0] if key in FIELDS else None for key in self.given}
+def layer(given: Mapping[str, SourcedValue | None]) -> Layer:
+    """Return the values that are set."""
+    return {key: found for key, found in given.items() if found is not None}
 
 
 def from_command_line(values: Mapping[str, object], context: SettingsContext) -> Layer:
     """Return the layer of command line options. `values` is by field name; None: the option is not used."""
-    return Layer(COMMAND_LINE, {key: context.prepare(key, value, COMMAND_LINE) for key, value in values.items()})
+    return layer({key: context.prepare(key, value, COMMAND_LINE) for key, value in values.items()})
 
 
 def from_environment(names: Mapping[str, str], context: SettingsContext) -> Layer:
     """Return the layer of environment variables. `names` is key -> variable."""
-    found = {key: context.prepare(key, context.environ.get(name), f"env {name}") for key, name in names.items()}
-    return Layer(f"env {next(iter(names.values()))} and others", found)
+    return layer({key: context.prepare(key, context.environ.get(name), f"env {name}") for key, name in names.items()})
 
 
 def unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:

@@ -1,8 +1,4 @@
-"""Reads a settings file: YAML with the safe loader, top-level values only, `${VAR}` and `${VAR:-default}` expanded.
-
-Session-Buddy's files have many keys that are not the agent's. Only the wanted values are constructed, so that others
-cannot cause errors. Messages never quote a file, because it may contain a token.
-"""
+"""Reads a settings file, and expands `${VAR}` and `${VAR:-default}`."""
 
 import os
 import re
@@ -11,26 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from agent.domain.errors import SettingsError
 
 MAX_BYTES = 256 * 1024
 
-MAX_NUMBER_CHARACTERS = 64
-"""Longer numbers are rejected before they are parsed: no setting needs one, and Python cannot print integers of
-thousands of digits.
-"""
-
-MAX_MERGED = 10_000
-"""Maximum number of keys of a mapping and all that it merges (`<<`). Merges of merges multiply: a file of one kilobyte
-could take all memory.
-"""
-
 FileIdentity = tuple[int, int]
 """Device and inode: two paths with the same identity are the same file."""
 
-_MERGE = "tag:yaml.org,2002:merge"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 
@@ -104,86 +87,11 @@ def read_settings_file(path: Path, *, name: str, wanted: Callable[[str], bool]) 
         os.close(descriptor)
     if len(data) > MAX_BYTES:
         raise SettingsError(f"{name} is larger than {MAX_BYTES:,} bytes", hint="settings files are short YAML files")
-    return SettingsFile((found.st_dev, found.st_ino), stat.S_IMODE(found.st_mode), _top_level(data, name, wanted))
+    from agent.settings.yaml_values import top_level  # noqa: PLC0415 - importing yaml takes 10 ms, as long as Python's start
+
+    return SettingsFile((found.st_dev, found.st_ino), stat.S_IMODE(found.st_mode), top_level(data, name, wanted))
 
 
 def _unreadable(name: str, error: Exception) -> SettingsError:
     reason = error.strerror if isinstance(error, OSError) else "not a path"
     return SettingsError(f"{name} cannot be read: {reason}", hint="make it readable, or remove it")
-
-
-def _top_level(data: bytes, name: str, wanted: Callable[[str], bool]) -> dict[str, object]:
-    line, column = 1, 1
-    values: dict[str, object] = {}
-    try:
-        loader = yaml.SafeLoader(data)
-        try:
-            root = loader.get_single_node()
-            if root is None or root.tag == "tag:yaml.org,2002:null":
-                return {}
-            if not isinstance(root, yaml.MappingNode):
-                raise SettingsError(
-                    f"{name} is not a mapping of keys to values", hint="write lines such as akosha_key: value"
-                )
-            if _merged_size(root, {}) > MAX_MERGED:
-                raise SettingsError(f"{name} merges too many keys (<<)", hint="write the keys without merging them")
-            loader.flatten_mapping(root)
-            for key, value in root.value:
-                if isinstance(key, yaml.ScalarNode) and wanted(key.value):
-                    line, column = value.start_mark.line + 1, value.start_mark.column + 1
-                    _check_number(value, name, line, column)
-                    values[key.value] = _value(loader, value)
-        finally:
-            loader.dispose()
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        if mark is not None:
-            line, column = mark.line + 1, mark.column + 1
-        elif isinstance(error, yaml.reader.ReaderError):
-            line, column = _position(data, error)
-        # No `from error`: the parser's message quotes the line, which may contain a token.
-        raise SettingsError(
-            f"{name} is not valid YAML at line {line}, column {column}",
-            hint="put values with special characters in quotes",
-        ) from None
-    return values
-
-
-def _merged_size(mapping: yaml.MappingNode, known: dict[int, int]) -> int:
-    """Return the number of keys of a mapping with all that it merges. Raises RecursionError for a loop."""
-    if id(mapping) not in known:
-        size = 0
-        for key, value in mapping.value:
-            if key.tag != _MERGE:
-                size += 1
-                continue
-            merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
-            size += sum(_merged_size(one, known) for one in merged if isinstance(one, yaml.MappingNode))
-        known[id(mapping)] = size
-    return known[id(mapping)]
-
-
-def _check_number(node: yaml.Node, name: str, line: int, column: int) -> None:
-    is_number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-    if is_number and len(node.value) > MAX_NUMBER_CHARACTERS:
-        raise SettingsError(
-            f"{name} has a number of {len(node.value):,} characters at line {line}, column {column}",
-            hint=f"a number has at most {MAX_NUMBER_CHARACTERS} characters; put a text in quotes",
-        )
-
-
-def _value(loader: yaml.SafeLoader, node: yaml.Node) -> object:
-    if isinstance(node, yaml.ScalarNode):
-        try:
-            return loader.construct_object(node)
-        except (LookupError, AttributeError) as error:  # what PyYAML raises for a text that does not fit its tag
-            raise ValueError(f"not a value of {node.tag}") from error
-    return {} if isinstance(node, yaml.MappingNode) else []
-
-
-def _position(data: bytes, error: yaml.reader.ReaderError) -> tuple[int, int]:
-    # PyYAML counts characters up to a forbidden character, and bytes up to invalid UTF-8.
-    counts_characters = error.encoding == "unicode"
-    before = (data if counts_characters else data[: error.position]).decode(errors="replace")
-    lines = (before[: error.position] if counts_characters else before).split("\n")
-    return len(lines), len(lines[-1]) + 1

@@ -1,7 +1,6 @@
 """A secret in any setting never appears in output, errors or tracebacks."""
 
 import json
-import logging
 import re
 import traceback
 from dataclasses import asdict
@@ -120,16 +119,6 @@ def test_a_misspelled_key_of_a_secret_warns_without_its_value():
     loaded = loaded_with({"SESSION_BUDDY_AKOSHA_HTTP_TOKN": CANARY})
     assert len(loaded.warnings) == 1
     assert CANARY not in loaded.warnings[0]
-
-
-def test_the_debug_log_of_pydantic_settings_shows_no_secret(monkeypatch, caplog):
-    monkeypatch.setenv("PYDANTIC_SETTINGS_DEBUG", "1")
-    with caplog.at_level(logging.DEBUG):
-        loaded_with({"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": CANARY, "AKOSHA_SYSTEM_ID": "seen"})
-        loaded_with({"AKOSHA_AGENT_NATS_USER": "me", "AKOSHA_AGENT_NATS_PASSWORD": CANARY})
-        loaded_with({"AKOSHA_AGENT_NATS_URL": f"tls://me:{CANARY}@nats.lan"})
-    assert "seen" in caplog.text
-    assert CANARY not in caplog.text
 
 
 def test_the_error_of_an_invalid_token_does_not_show_it():

@@ -3,25 +3,18 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TransferSpeedColumn,
-)
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 class ProgressBar:
     """One line per phase. Implements `agent.ports.Reporter`."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: "Progress | None") -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
         self._current = ""
@@ -57,7 +50,7 @@ class ProgressBar:
         if self._progress is None:
             typer.echo(text, err=True)
         else:
-            self._progress.console.print(Text(text), soft_wrap=True)
+            self._progress.console.print(text, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
 @contextmanager
@@ -66,6 +59,17 @@ def progress_bar(*, of_bytes: bool = True) -> Iterator[ProgressBar]:
     if not sys.stderr.isatty():
         yield ProgressBar(None)
         return
+    # Importing rich takes 20 ms, more than Python's start.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TransferSpeedColumn,
+    )
+
     counts = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
     columns = (TextColumn("{task.description:<9}"), BarColumn(), *counts)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
