@@ -16,18 +16,20 @@ import pytest
 from agent.adapters.child_process import Exchange
 from agent.adapters.duckdb import WarmChild
 from agent.adapters.duckdb.child_protocol import OPEN, VERIFY
+from agent.adapters.system_clock import SystemClock
 from agent.application.archive.catalog import Catalog
+from agent.application.archive.command_results import CommandResults
 from agent.application.archive.prune import Pruner, spared_by
 from agent.application.archive.restore import RestoreRequest
 from agent.application.archive.verify import Verifier
 from agent.application.status_warnings import warnings_in
-from agent.application.sync import subscriber
+from agent.application.sync import confirmed_upload, subscriber
 from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap, methods
 from agent.bootstrap.home import Home
 from agent.bootstrap.restore import open_restore
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NotPermitted, StateError, StoreError
-from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
+from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded, UploadsPruned
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
 from agent.domain.retention import KeepRules
@@ -172,17 +174,79 @@ async def test_the_first_upload_is_complete_and_its_manifest_is_uploaded_last(ri
     rig.assert_complete()
 
 
-async def test_a_sync_without_a_change_uploads_nothing_and_reads_only_the_owner_and_the_newest_upload(rig):
-    first = await rig.sync()
+NO_REQUEST = {"is_available", "aclose"}
+"""`is_available` connects and sends nothing."""
+
+
+@pytest.fixture
+def always_checked(monkeypatch):
+    """Make each sync that a person requests check the newest upload, as an hour after the last check."""
+    monkeypatch.setattr(confirmed_upload, "CONFIRMED_FOR", timedelta(0))
+
+
+async def test_a_sync_without_a_change_makes_no_request_within_an_hour_after_the_upload(rig):
+    await rig.sync()
     calls = len(rig.store.calls)
     result = await rig.sync()
     assert isinstance(result, SyncSkipped)
+    assert {call for call, _ in rig.store.calls[calls:]} <= NO_REQUEST
+
+
+async def test_a_sync_without_a_change_reads_only_the_owner_and_the_newest_upload_an_hour_after_it(rig, monkeypatch):
+    first = await rig.sync()
+    calls = len(rig.store.calls)
+    with monkeypatch.context() as patch:
+        patch.setattr(confirmed_upload, "CONFIRMED_FOR", timedelta(0))
+        assert isinstance(await rig.sync(), SyncSkipped)
     requested = rig.store.calls[calls:]
     assert {call for call, _ in requested} <= {"is_available", "sweep", "get", "head", "inspect", "aclose"}
     assert [key for call, key in requested if call == "get"] == ["systems/laptop/owner.json", first.manifest_key]
     assert {key for call, key in requested if call == "head"} == {first.manifest_key, *first.files_uploaded}, (
         "is it complete?"
     )
+    calls = len(rig.store.calls)
+    assert isinstance(await rig.sync(), SyncSkipped)
+    assert {call for call, _ in rig.store.calls[calls:]} <= NO_REQUEST, "that check confirms the upload"
+
+
+@pytest.mark.parametrize("age", [timedelta(hours=1), timedelta(seconds=-1)])
+async def test_a_confirmation_that_is_old_or_from_the_future_does_not_count(rig, monkeypatch, age):
+    await rig.sync()
+    now = SystemClock().now()
+    monkeypatch.setattr(SystemClock, "now", lambda _: now + age)
+    calls = len(rig.store.calls)
+    assert isinstance(await rig.sync(), SyncSkipped)
+    assert ("get", "systems/laptop/owner.json") in rig.store.calls[calls:]
+
+
+@pytest.mark.parametrize("options", [{"take_over": True}, {"new_target": True}, {"reason": "session_end"}])
+async def test_other_requests_ask_the_store_although_the_upload_was_just_confirmed(rig, options):
+    await rig.sync()
+    calls = len(rig.store.calls)
+    assert isinstance(await rig.sync(**options), SyncSkipped)
+    assert ("get", "systems/laptop/owner.json") in rig.store.calls[calls:]
+
+
+@pytest.mark.parametrize("command", ["verify", "prune"])
+async def test_a_sync_checks_the_newest_upload_if_a_command_has_found_it_damaged(rig, command):
+    first = await rig.sync()
+    data, metadata = rig.bucket.objects[first.files_uploaded[0]]
+    rig.bucket.objects[first.files_uploaded[0]] = data[:-1], metadata
+    assert isinstance(await rig.sync(), SyncSkipped)
+    home = rig.home()
+    ledger = await home.open_ledger()
+    found = await verified(rig, first.upload_id)
+    event = found.event(IDENTITY, home.clock)
+    if command == "prune":
+        event = UploadsPruned(
+            id="p", time=home.clock.now(), system_id="laptop", upload_ids=(), kept=1, objects=0, bytes_freed=0,
+            leftovers=0, error="damaged", held=True,
+        )  # fmt: skip
+    try:
+        await CommandResults(home.targets(IDENTITY)["cloud"], ledger, home.clock).record(event)
+    finally:
+        await ledger.aclose()
+    assert isinstance(await rig.sync(), SyncSucceeded)
 
 
 async def test_an_unchanged_database_is_copied_by_the_store(rig):
@@ -402,6 +466,7 @@ async def test_a_store_that_does_not_permit_sweeping_does_not_fail_the_sync(rig)
     assert isinstance(await rig.sync(), SyncSucceeded)
 
 
+@pytest.mark.usefixtures("always_checked")
 async def test_own_leftovers_are_deleted_at_once_and_those_of_others_after_a_day(rig, monkeypatch):
     """Another machine may be uploading under the same system ID, so only parts older than a day are abandoned."""
     requested = []
@@ -499,6 +564,7 @@ async def test_a_manifest_with_a_lost_response_on_the_last_attempt_is_a_success(
 
 
 @pytest.mark.parametrize("name", ["reflection.duckdb", "manifest.json"])
+@pytest.mark.usefixtures("always_checked")
 async def test_a_manual_sync_sends_again_what_is_damaged_in_the_newest_upload(rig, name):
     """`prune` and `verify` promise it in their output. A sync at a session's end does not inspect the newest upload."""
     await rig.sync()
@@ -528,6 +594,7 @@ async def test_a_part_that_is_damaged_in_the_bucket_is_sent_again_not_copied(rig
     assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
 
 
+@pytest.mark.usefixtures("always_checked")
 async def test_a_manual_sync_sends_everything_again_to_an_emptied_bucket(rig):
     await rig.sync()
     for key in rig.objects:
@@ -936,6 +1003,7 @@ async def test_an_upload_fails_if_its_memories_cannot_be_uploaded(rig):
     assert len(rig.manifests) == 1
 
 
+@pytest.mark.usefixtures("always_checked")
 async def test_there_is_no_base_if_the_bucket_is_emptied_or_the_ledger_is_lost(memory_rig):
     """The content of the earlier upload is unknown."""
     await memory_rig.sync()

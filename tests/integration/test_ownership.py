@@ -10,6 +10,7 @@ import json
 import shutil
 from collections import defaultdict
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from agent.adapters.s3 import S3Store
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import BucketContents
 from agent.application.ingest.service import systems_in
-from agent.application.sync import bucket_uploads, ownership
+from agent.application.sync import bucket_uploads, confirmed_upload, ownership
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.application.sync.ownership import NOT_MOUNTED, WARNING
 from agent.bootstrap import archive, home as home_bootstrap, methods
@@ -105,6 +106,12 @@ async def _stays_open(_self):
 
 on_all_stores = pytest.mark.parametrize("target", ["memory", "directory", "moto", "rclone"], indirect=True)
 on_directories = pytest.mark.parametrize("target", ["directory"], indirect=True)
+
+
+@pytest.fixture
+def always_checked(monkeypatch):
+    """Make each sync that a person requests check the target, as an hour after the last check."""
+    monkeypatch.setattr(confirmed_upload, "CONFIRMED_FOR", timedelta(0))
 
 
 class Machine:
@@ -228,6 +235,7 @@ async def test_one_of_two_machines_that_claim_at_the_same_moment_uploads(machine
 
 
 @on_all_stores
+@pytest.mark.usefixtures("always_checked")
 async def test_a_take_over_stops_the_other_machine_and_both_report_it(machine, target):
     one, two = machine("one"), machine("two")
     await one.sync()
@@ -429,6 +437,7 @@ async def test_a_new_state_directory_takes_over_from_a_deleted_one_and_logs_it(m
     assert (await target.owner()).state_dir == str(second.state)
 
 
+@pytest.mark.usefixtures("always_checked")
 async def test_a_moved_state_directory_and_an_upgrade_store_the_path(machine, target):
     one = machine("one")
     await one.sync()
@@ -639,6 +648,7 @@ async def test_a_disk_with_uploads_of_another_machine_is_refused_as_a_new_target
 
 
 @pytest.mark.parametrize("target", ["memory", "moto", "rclone"], indirect=True)
+@pytest.mark.usefixtures("always_checked")
 async def test_an_emptied_bucket_is_refused_until_new_target_is_requested(machine, target):
     one = machine("one")
     await one.sync()
@@ -650,6 +660,7 @@ async def test_an_emptied_bucket_is_refused_until_new_target_is_requested(machin
     assert {part.origin for part in manifest.parts} == {"sent"}
 
 
+@pytest.mark.usefixtures("always_checked")
 async def test_deleted_uploads_are_sent_again_if_the_owner_still_exists(machine, target):
     one = machine("one")
     await one.sync()
@@ -729,6 +740,7 @@ async def test_owner_json_is_not_listed_as_an_upload_or_pruned(machine, target):
     assert OWNER in await target.objects()
 
 
+@pytest.mark.usefixtures("always_checked")
 async def test_two_copies_of_an_agent_that_choose_the_same_upload_id_leave_one_upload(machine, target, monkeypatch):
     """A virtual machine is copied. The second copy does not replace or delete the manifest of the first, and fails.
 

@@ -175,7 +175,7 @@ class Catalog:
                     return upload
         raise NoSuchObject(
             f"there is no upload of {self.system_id} in {self.store.location}",
-            hint="akosha-agent sync makes one of this machine; --system ID names another machine's",
+            hint="akosha-agent sync --new-target makes one of this machine; --system ID names another machine's",
         )
 
     async def _is_ours(self, upload: str) -> bool:

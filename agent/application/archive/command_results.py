@@ -26,4 +26,4 @@ class CommandResults:
             await record_verified(event, self.target, self.ledger, self.clock)
         else:
             blocked = (event.error or "") if event.held else ""
-            await update_held_warning(blocked, event.system_id, self.ledger, self.clock)
+            await update_held_warning(blocked, self.target, self.ledger, self.clock)

@@ -13,6 +13,7 @@ import structlog
 from agent.application.archive.prune import Pruner, spared_by
 from agent.application.signal import Signal
 from agent.application.status_warnings import clear_warning, set_warning
+from agent.application.sync.confirmed_upload import forget_confirmation
 from agent.application.sync.results import ResultRecorder
 from agent.domain.delivery_state import Target
 from agent.domain.errors import AkoshaError, BusError, NotPermitted
@@ -80,7 +81,7 @@ class PruneLoop:
     async def _prune(self) -> bool:
         spared = spared_by(await self._ledger.record(self._target))
         plan = await self._pruning.plan(spared)
-        await update_held_warning(plan.blocked, self._target.system_id, self._ledger, self._clock)
+        await update_held_warning(plan.blocked, self._target, self._ledger, self._clock)
         if plan.is_empty:
             return False
         open_puts = {put.put_id for put in await self._ledger.open_puts(self._target)}
@@ -128,14 +129,15 @@ class PruneLoop:
         self._logged = text
 
 
-async def update_held_warning(blocked: str, system_id: str, ledger: Ledger, clock: Clock) -> None:
+async def update_held_warning(blocked: str, target: Target, ledger: Ledger, clock: Clock) -> None:
     """Set the warning that a damaged newest upload blocks deleting; clear it if `blocked` is empty."""
     if not blocked:
         await clear_warning(ledger, HELD)
         return
+    await forget_confirmation(target, ledger)
     warning = StatusWarning(code=HELD, message=f"no old upload is deleted: {blocked}", hint=HELD_HINT)
     if await set_warning(ledger, warning, clock):
-        _log.warning("pruning_held", system_id=system_id, reason=blocked, hint=HELD_HINT)
+        _log.warning("pruning_held", system_id=target.system_id, reason=blocked, hint=HELD_HINT)
 
 
 def refusal(location: str, at: datetime) -> str:

@@ -18,6 +18,7 @@ from agent.application.archive.verify import Verifier, VerifyResult
 from agent.application.monitoring.status import VERIFIED, VerifyStatus
 from agent.application.signal import Signal
 from agent.application.status_warnings import clear_warning, set_warning
+from agent.application.sync.confirmed_upload import forget_confirmation
 from agent.application.sync.results import ResultRecorder
 from agent.domain import naming
 from agent.domain.delivery_state import Target
@@ -318,6 +319,7 @@ class VerifyLoop:
         """Mark the databases that are damaged and still on this machine as owed, so that the next sync sends them."""
         async with self.sync_lock:
             record = await self.ledger.record(self.target)
+            await forget_confirmation(self.target, self.ledger)
             if record.newest_upload_id != found.upload_id or record.intent is not None:
                 return  # a newer upload exists or is in progress: that one is verified later
             try:
@@ -347,6 +349,8 @@ async def record_verified(event: UploadVerified, target: Target, ledger: Ledger,
             schedule = replace(schedule, damaged=damaged)
             await ledger.note(NOTE, schedule.note())
             await _update_damage_warning(schedule, ledger, clock)
+    if not event.whole:
+        await forget_confirmation(target, ledger)
     last = VerifyStatus.from_notes(notes, target)
     is_old = last is not None and event.time < last.at <= clock.now()
     if not is_old and event.upload_id == (await ledger.record(target)).newest_upload_id:

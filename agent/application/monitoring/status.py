@@ -8,6 +8,7 @@ from typing import Self
 
 from agent.application.status_warnings import warnings_in, without_warnings
 from agent.application.sync.bus_recovery import BUS, BUS_SINCE
+from agent.application.sync.confirmed_upload import without_confirmations
 from agent.application.sync.delivery_probe import ProbeState, without_probes
 from agent.domain.databases import Survey
 from agent.domain.delivery_state import Problem, State, Target, TargetRecord, next_try, pending, problems
@@ -175,7 +176,7 @@ def describe(
         route=tuple(route),
         targets=targets,
         pending=lacking,
-        notes=without_claims(without_probes(without_warnings(notes))),
+        notes=without_claims(without_confirmations(without_probes(without_warnings(notes)))),
         bus=_bus(notes) if running else None,
         results_waiting=results_waiting,
         verified=VerifyStatus.from_notes(notes, cloud.target) if cloud else None,

@@ -146,15 +146,18 @@ class Staging:
             copies = (*attempt.same.values(), *attempt.changed.values())
             await asyncio.shield(asyncio.gather(*(self._taker.discard(copy) for copy in copies)))
 
+    async def lacks(self, attempt: Attempt, record: TargetRecord) -> frozenset[str]:
+        """Survey, and return the requested databases that the target lacks and that are due."""
+        attempt.survey = await self._taker.survey()
+        return attempt.due(record, self._clock.now())
+
     async def copy(self, attempt: Attempt, record: TargetRecord, *, also: Collection[str] = ()) -> bool:
         """Survey, then copy the requested databases that the target lacks and that are due. They are owed from now on.
 
         Databases of `also` are copied even if unchanged. Returns False if there is nothing to copy. A database that
         cannot be copied is added to `attempt.problems`.
         """
-        attempt.survey = await self._taker.survey()
-        to_copy = attempt.due(record, self._clock.now()) | (attempt.requested.keys() & {*also})
-        if not to_copy:
+        if not (to_copy := await self.lacks(attempt, record) | (attempt.requested.keys() & {*also})):
             return False
         await self._ledger.mark_owed(self._target, to_copy)
         attempt.report.phase("snapshot", sum(attempt.survey[name].size for name in to_copy))

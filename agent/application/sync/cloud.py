@@ -1,5 +1,6 @@
 """The cloud method: uploads the databases that changed. This module decides, `upload` executes, the subscriber records.
 
+confirmed  if nothing changed and the newest upload was confirmed just now, a person's request ends here
 claim      check that the target belongs to this agent; otherwise nothing in it is changed
 recall     find an upload that a killed process finished or left; if the ledger was lost, read the bucket
 survey     compare fingerprints with the ledger; if nothing differs, no database is read
@@ -21,11 +22,13 @@ import structlog
 
 from agent import __version__
 from agent.application.memories.delta import Delta, MemoryDelta
+from agent.application.status_warnings import has_warning
 from agent.application.sync.attempt import Attempt, Staging, describe_problems
 from agent.application.sync.bucket_uploads import LEFT_OVER_AFTER, BucketUploads, NotAManifest, UploadIds
+from agent.application.sync.confirmed_upload import ConfirmedUpload
 from agent.application.sync.ingestion_markers import IngestionMarkers
 from agent.application.sync.lost_databases import LostDatabases
-from agent.application.sync.ownership import Ownership, StateCheck
+from agent.application.sync.ownership import WARNING, Ownership, StateCheck
 from agent.application.sync.patching import Patching
 from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
@@ -87,6 +90,7 @@ class CloudSync:
         self._uploads = BucketUploads(store, target.system_id)
         self._ids = UploadIds(self._uploads, target.system_id, store.location, ledger, clock)
         self._lost = LostDatabases(ledger, clock)
+        self._confirmed = ConfirmedUpload(target, ledger, clock)
         self.ownership = Ownership(
             store=store,
             target=target,
@@ -130,6 +134,8 @@ class CloudSync:
             raise CloudUploadError(error.message, CLOUD, error, hint=error.hint, forwardable=False) from error
 
     async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
+        if await self._was_just_confirmed(attempt):
+            return Unchanged(reason=attempt.skip_reason(await self._ledger.record(self.target)))
         async with self._limit_stalls() as progress:
             await self.ownership.claim(take_over=attempt.request.take_over, new_target=attempt.request.new_target)
             record = await self._recall(attempt, progress)
@@ -142,12 +148,27 @@ class CloudSync:
                 raise _unfinished(attempt)
             return Unchanged(reason="the contents have already been delivered")
         manifest = await self._upload(attempt)
+        await self._confirmed.record(manifest.upload_id)
         return Delivered(
             manifest=manifest,
             fingerprints={name: snapshot.fingerprint for name, snapshot in attempt.changed.items()},
             problems=attempt.problems | attempt.unchecked,
             result=replace(succeeded(manifest, method=CLOUD, location=self._store.location), repairs=attempt.repairs),
         )
+
+    async def _was_just_confirmed(self, attempt: Attempt) -> bool:
+        """Return whether a person's request can be answered without asking the store.
+
+        Nothing has changed, and the newest upload was confirmed less than CONFIRMED_FOR ago. A directory is always
+        asked: that takes no request, and its disk may have been removed.
+        """
+        request = attempt.request
+        if request.reason not in ASKED or request.take_over or request.new_target or self.ownership.is_directory:
+            return False
+        record = await self._ledger.record(self.target)
+        if not await self._confirmed.is_recent(record) or await has_warning(self._ledger, WARNING):
+            return False
+        return not await self._staging.lacks(attempt, record)
 
     def _limit_stalls(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         return stall_timeout(
@@ -200,6 +221,8 @@ class CloudSync:
         Return the upload, "" if there are no such databases.
         """
         damaged = await self._uploads.damaged(newest, progress)
+        if damaged == set():
+            await self._confirmed.record(newest)
         names = {*record.databases} if damaged is None else damaged
         if to_send := sorted(names & await self._staging.present()):
             _log.warning("newest_upload_damaged", upload_id=newest, location=self._store.location, names=to_send)

@@ -145,7 +145,7 @@ class Ownership:
 
     async def check_mounted(self) -> None:
         """Raise NotOwner if a directory has no owner.json although the ledger has a claim on it, or uploads in it."""
-        if self._is_directory:
+        if self.is_directory:
             decision = await self._examine(await self._stored_claim(), uploads=False)
             if decision.refusal is Refusal.GONE:
                 raise self._error(decision)
@@ -155,7 +155,7 @@ class Ownership:
 
         At most one check runs at a time, so that a hanging mount blocks only one.
         """
-        if not self._is_directory:
+        if not self.is_directory:
             return ()
         if self._mount_check is None or self._mount_check.done():
             self._mount_check = asyncio.create_task(self.check_mounted(), name="check-target")
@@ -228,7 +228,7 @@ class Ownership:
         """Judge a target that never had an owner.json: it has no uploads, or those of a version that wrote none."""
         newest = await self._uploads.newest_manifest()
         if newest is None:
-            return _Decision(Refusal.GONE if self._is_directory and record.newest_upload_id else None)
+            return _Decision(Refusal.GONE if self.is_directory and record.newest_upload_id else None)
         known = {record.newest_upload_id, record.intent.upload_id if record.intent else None}
         ours = newest.upload_id in known or newest.agent_id == self.identity.agent_id
         return _Decision(None if ours else Refusal.FOREIGN, None, newest)
@@ -352,7 +352,7 @@ class Ownership:
             if replacement is not None:
                 raise SystemIdTaken(self._error(decision).message, taken=self.target.system_id, instead=replacement)
         error = self._error(decision)
-        mounted = not (self._is_directory and decision.refusal is Refusal.GONE)
+        mounted = not (self.is_directory and decision.refusal is Refusal.GONE)
         if self.ledger is not None and self.keeps_warning and mounted:
             warning = StatusWarning(code=WARNING, message=error.message, hint=error.hint)
             await set_warning(self.ledger, warning, self.clock)
@@ -397,7 +397,7 @@ class Ownership:
                 f"{self._key} in {location} is not valid: {decision.owner_error.message}",
                 hint=decision.owner_error.hint or other_fixes,
             )
-        if self._is_directory:
+        if self.is_directory:
             mkdir = f"mkdir -p {shlex.quote(unquote(location.removeprefix('file://')))}"
             return NotOwner(
                 f"this directory had uploads and is now empty or missing: is the disk mounted? ({location})",
@@ -427,7 +427,8 @@ class Ownership:
     # State.
 
     @property
-    def _is_directory(self) -> bool:
+    def is_directory(self) -> bool:
+        """Whether the target is a directory, whose disk may not be mounted."""
         return self.store.location.startswith("file:")
 
     async def _read(self) -> Owner | None:

@@ -31,7 +31,7 @@ CHECK_ADDRESS = "check akosha_cloud_bucket and akosha_cloud_endpoint"
 SET_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run aws configure"
 START_AKOSHA = "start Akosha, or set akosha_http_endpoint"
 LIFECYCLE = (
-    "akosha-agent sync continues or removes them; a lifecycle rule that aborts incomplete uploads removes them, too"
+    "the next upload continues or removes them; a lifecycle rule that aborts incomplete uploads removes them, too"
 )
 SET_CLOCK = "synchronise the clock: sudo timedatectl set-ntp true (macOS: sudo sntp -sS time.apple.com)"
 
