@@ -12,7 +12,6 @@ from agent.adapters.duckdb import WarmChild
 from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.watcher import DirectoryWatcher
 from agent.application.agent import Agent
-from agent.application.archive.command_results import CommandResults
 from agent.application.monitoring.agent_service import AgentService
 from agent.application.monitoring.event_stream import EventStream
 from agent.application.monitoring.health import SPOOL, WATCH, HealthMonitor
@@ -24,7 +23,7 @@ from agent.application.sync.results import ResultRecorder
 from agent.application.sync.stall import StallMonitor
 from agent.application.sync.subscriber import SyncSubscriber
 from agent.application.triggers.file_changes import FileChanges
-from agent.application.triggers.inbox import Inbox
+from agent.application.triggers.inbox import ArchiveEvent, Inbox
 from agent.application.triggers.publisher import Publisher
 from agent.application.triggers.retry_scheduler import RetryScheduler
 from agent.application.triggers.session_ends import SessionEnds
@@ -241,13 +240,19 @@ def assemble(
         timeout_seconds=rescan_seconds,
         busy=sync_lock.locked,
     )
-    cloud = methods.get(CLOUD)
+    cloud_target = methods[CLOUD].target if CLOUD in methods else None
+
+    async def record_archive_event(event: ArchiveEvent) -> None:
+        from agent.application.archive.command_results import CommandResults  # noqa: PLC0415
+
+        await CommandResults(cloud_target, ledger, clock).record(event)
+
     inbox = Inbox(
         publisher=publisher,
         bus=bus,
         ledger=ledger,
         system_id=system_id,
-        record_archive_event=CommandResults(cloud.target if cloud else None, ledger, clock).record,
+        record_archive_event=record_archive_event,
         outbox_changed=recorder.flush_soon,
     )
     spool_reader = SpoolReader(spool=a.spool, watch=a.spool_watch, inbox=inbox, publisher=publisher, ledger=ledger)
