@@ -5,6 +5,7 @@
 
 import hashlib
 import shutil
+import subprocess
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -101,7 +102,7 @@ def _opened(world: World, manifest: Mapping) -> tuple[list[str], dict[str, Findi
     folder = world.folder / f"opened-{upload}"
     try:
         upload_contents.unpack(dict(manifest), world.target.fetch, folder)
-    except (AssertionError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (AssertionError, OSError, EOFError, ValueError, zlib.error, subprocess.SubprocessError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         return [f"{upload} is not what its manifest says: {type(error).__name__} {str(error)[:200]}"], {}
     findings = _examined(folder)
@@ -120,9 +121,7 @@ def _objects(world: World, *, partly_pruned: bool) -> Iterator[str]:
     named, pruned = set[str](), {event["data"]["upload_id"] for event in _succeeded(world)}
     for manifest in world.manifests():
         pruned.discard(manifest["upload_id"])
-        of_upload = {part["key"] for part in manifest["parts"]} | {manifest_key(manifest)}
-        if manifest["memories"]:
-            of_upload.add(manifest["memories"]["key"])
+        of_upload = upload_contents.keys_of(dict(manifest)) | {manifest_key(manifest)}
         for key in sorted(of_upload - keys):
             yield f"{key} is in the manifest, but not in the bucket"
         named |= of_upload

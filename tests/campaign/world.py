@@ -64,6 +64,10 @@ class Skipped(Exception):  # noqa: N818 - an outcome of a row
     """This machine does not allow a fault; the text says what is needed."""
 
 
+_PATCHES = 3
+"""Patches on a base, so that a round also replaces them by one."""
+
+
 class World:
     """Commits are acknowledged when `commit` returns.
 
@@ -89,6 +93,8 @@ class World:
             "agent.application.triggers.network_changes:LAST_PAUSE_SECONDS": _BACKOFF,
             "agent.bootstrap.buses:PATIENCE": _NATS_PATIENCE,
             "agent.application.archive.prune:LEFT_OVER_AFTER": {"seconds": LEFT_OVER_SECONDS},
+            "agent.domain.upload_plan:LEAST_PATCHED_BYTES": 0,  # the databases are small
+            "agent.domain.upload_plan:MOST_PATCHES": _PATCHES,
         }
         self.target: Target
         self.writer: Writer

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.directory_store.incoming import Incoming
-from agent.adapters.duckdb import DuckdbSnapshotTaker
+from agent.adapters.duckdb import DuckdbSnapshotTaker, MirrorDirectory
 from agent.adapters.nats.bus import NatsBus
 from agent.adapters.nats.messages import JetStreamMessage
+from agent.adapters.patches import ZstdPatcher
 from agent.adapters.s3.multipart import Multipart
 from agent.adapters.sqlite_ledger import SqliteLedger, schema
 from agent.adapters.sqlite_ledger.memories import SqliteMemories
@@ -38,6 +39,10 @@ CALLS: Mapping[str, tuple[type, str, Callable[..., bool]]] = {
     **{name: (SqliteLedger, name, _any) for name in ("mark_owed", "begin", "deliver", "confirm")},
     "stage": (SqliteMemories, "stage", _any),
     "reflection": _put("reflection.duckdb"),
+    "make-patch": (ZstdPatcher, "make", _any),
+    "patch": (DirectoryStore, "put", lambda key, *_: ".patch-" in key),
+    "base": (DirectoryStore, "copy", lambda _, key, *__: key.endswith(".base")),
+    "retain": (MirrorDirectory, "retain", _any),
     "wal": _put("reflection.duckdb.wal"),
     "graph": _put("knowledge_graph.duckdb"),
     "copy": (DirectoryStore, "copy", _any),

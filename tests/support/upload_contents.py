@@ -6,29 +6,61 @@ python upload_contents.py FOLDER     prints the rows per table of every database
 import gzip
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.support import zygote
 
+_GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "restore.md"
+
 
 def unpack(manifest: dict, fetch: Callable[[str], bytes], folder: Path) -> Path:
     """Unpack the files of an upload into `folder`; assert that sizes and digests match the manifest."""
     folder.mkdir(parents=True)
     for part in manifest["parts"]:
-        stored = fetch(part["key"])
-        assert len(stored) == part["stored_size"], part["key"]
-        raw = gzip.decompress(stored) if part["compression"] == "gzip" else stored
-        assert (len(raw), hashlib.sha256(raw).hexdigest()) == (part["raw_size"], part["sha256"]), part["key"]
-        assert part["key"].startswith(f"systems/{manifest['system_id']}/uploads/{manifest['upload_id']}/")
-        (folder / part["name"]).write_bytes(raw)
+        (folder / part["name"]).write_bytes(_file(manifest, part, fetch, folder))
     sizes = [part["stored_size"] for part in manifest["parts"]]
     if memories := manifest["memories"]:
         assert len(memories_of(manifest, fetch)) == manifest["conversation_count"]
         sizes.append(memories.get("stored_size", memories["size"]))
     assert manifest["total_size_bytes"] == sum(sizes)
     return folder
+
+
+def keys_of(manifest: dict) -> set[str]:
+    """Return the keys of the upload's objects, without the manifest."""
+    parts = {item["key"] for part in manifest["parts"] for item in part.get("layers", [part])}
+    return parts | ({manifest["memories"]["key"]} if manifest["memories"] else set())
+
+
+def _file(manifest: dict, part: dict, fetch: Callable[[str], bytes], folder: Path) -> bytes:
+    raw = b""
+    for number, item in enumerate(part.get("layers", [part])):
+        stored = fetch(item["key"])
+        assert len(stored) == item["stored_size"], item["key"]
+        content = gzip.decompress(stored) if item["compression"] == "gzip" else stored
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (item["raw_size"], item["sha256"]), item["key"]
+        assert item["key"].startswith(f"systems/{manifest['system_id']}/uploads/{manifest['upload_id']}/")
+        raw = _patched(raw, content, folder) if number else content
+        if "file_sha256" in item:
+            assert (len(raw), hashlib.sha256(raw).hexdigest()) == (item["file_size"], item["file_sha256"]), item["key"]
+    assert (len(raw), hashlib.sha256(raw).hexdigest()) == (part["raw_size"], part["sha256"]), part["key"]
+    return raw
+
+
+def _patched(reference: bytes, patch: bytes, folder: Path) -> bytes:
+    """Apply a patch with the program of the guide, which is not the agent's."""
+    (program,) = re.findall(r"^```python\n(.*?AKPATCH1.*?)^```", _GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    paths = [folder / f"patching-{name}" for name in ("reference", "patch", "file")]
+    paths[0].write_bytes(reference)
+    paths[1].write_bytes(patch)
+    zygote.run([sys.executable, "-c", program, *paths], check=True, timeout=60)
+    made = paths[2].read_bytes()
+    for path in paths:
+        path.unlink()
+    return made
 
 
 def memories_of(manifest: dict, fetch: Callable[[str], bytes]) -> list[dict]:

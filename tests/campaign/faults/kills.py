@@ -23,6 +23,10 @@ LATER_SECONDS = 1.0
 """How long after everything has arrived a point may be reached: a message is acknowledged, a prune runs."""
 
 
+OF_MAIN_FILE = frozenset({"reflection", "make-patch", "patch", "base"})
+"""Points that only an upload of a changed main file reaches."""
+
+
 class AgentKilled(Fault):
     row = "SIGKILL of the agent at a random moment"
     rounds = 200
@@ -48,7 +52,7 @@ class AgentKilledAtPoint(Fault):
 
     def strike(self, world: World, rng: random.Random) -> None:
         point = rng.choice(self.points)
-        if point.startswith("reflection:"):
+        if point.partition(":")[0] in OF_MAIN_FILE:
             world.writer.run("checkpoint")  # other commits change the WAL only
         self.start_deadly(world, point)
 
