@@ -1,10 +1,12 @@
 """Databases with Session-Buddy's tables, of any size: sentences in a made-up language, random float embeddings.
 
-    python databases.py FILE BYTES
+    python databases.py make FILE BYTES            creates one, checkpointed and closed
+    python databases.py session FILE NUMBER        writes a session, and ends with a checkpoint
+    python databases.py session FILE NUMBER wal    writes a session, and leaves it in the WAL
 
-creates one, checkpointed and closed, in a separate process, so that the bench does not load DuckDB. The words have the
-frequencies of a natural language, so that they compress about as well as real text; embeddings are nearly
-incompressible, like real ones.
+Each runs in a separate process: the bench does not load DuckDB, and the agent's user is another process that writes.
+The words have the frequencies of a natural language, so that they compress about as well as real text; embeddings are
+nearly incompressible, like real ones. A session adds 50 rows and updates 200 of the old ones.
 """
 
 import os
@@ -48,6 +50,14 @@ _REFLECTIONS = """INSERT INTO base.reflections_v2 SELECT md5('r' || (? + n))[:26
     unhex(md5('g' || n)) FROM range(?) AS rows(n)"""
 
 
+_UPDATES = """UPDATE conversations_v2 SET access_count = access_count + 1, importance_score = importance_score * 1.01
+    WHERE id IN (SELECT id FROM conversations_v2 ORDER BY md5(id || ?) LIMIT ?)"""
+
+_SESSIONS = 10_000_000
+"""The number of the first row that a session adds; those of `make` have smaller ones."""
+_NEW_ROWS, _UPDATED_ROWS, _TRANSACTIONS = 50, 200, 2
+
+
 class Databases:
     """The databases of a run. Each size is created once and copied when needed."""
 
@@ -60,9 +70,16 @@ class Databases:
         path = self._folder / f"{mebibytes}.duckdb"
         if not path.exists():
             print(f"making a database of {mebibytes} MiB", file=sys.stderr, flush=True)
-            command = [sys.executable, __file__, str(path), str(mebibytes * MEBIBYTE)]
-            subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": ""})
+            _run("make", path, mebibytes * MEBIBYTE)
         return path
+
+    @staticmethod
+    def session(file: Path, number: int, *, checkpoint: bool) -> None:
+        """Write session `number` into a database, as a process that then closes it.
+
+        Without a checkpoint the session is in the WAL, as after the commits of a process that keeps the file open.
+        """
+        _run("session", file, number, *([] if checkpoint else ["wal"]))
 
     def copy_to(self, mebibytes: int, data_dir: Path, name: str = "reflection.duckdb") -> Path:
         """Put a copy into a data directory, atomically; return its path."""
@@ -72,24 +89,52 @@ class Databases:
         return copy.replace(data_dir / name)
 
 
+def _run(*words: object) -> None:
+    command = [sys.executable, __file__, *map(str, words)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": ""})
+
+
+def _prepare(engine: object, seed: float) -> None:
+    """Define the functions that make text and embeddings."""
+    generator = random.Random(_VOCABULARY)
+    lengths = [1 + generator.randrange(4) for _ in range(_VOCABULARY)]
+    words = sorted({"".join(generator.choices(_SYLLABLES, k=length)) for length in lengths}, key=lambda w: (len(w), w))
+    engine.execute("SELECT setseed(?)", [seed])
+    engine.execute("SET VARIABLE vocabulary = ?", [words])
+    for statement in _FUNCTIONS:
+        engine.execute(statement)
+
+
+def session(path: Path, number: int, *, checkpoint: bool) -> None:
+    """Open a database as its writer, commit a session in some transactions, and close it."""
+    import duckdb
+
+    with duckdb.connect(str(path)) as engine:
+        engine.execute("PRAGMA disable_checkpoint_on_shutdown")
+        _prepare(engine, 1 / (2 + number))
+        first = _SESSIONS + number * _NEW_ROWS
+        for start in range(first, first + _NEW_ROWS, _NEW_ROWS // _TRANSACTIONS):
+            engine.execute("BEGIN")
+            engine.execute(_CONVERSATIONS.replace("base.", ""), [start, start, _NEW_ROWS * 4 // 5 // _TRANSACTIONS])
+            engine.execute(_REFLECTIONS.replace("base.", ""), [start, start, _NEW_ROWS // 5 // _TRANSACTIONS])
+            engine.execute(_UPDATES, [str(start), _UPDATED_ROWS // _TRANSACTIONS])
+            engine.execute("COMMIT")
+        if checkpoint:
+            engine.execute("CHECKPOINT")
+
+
 def make(path: Path, size: int) -> None:
     """Create a database of at least `size` bytes, and little more."""
     import duckdb
 
-    generator = random.Random(size)
-    lengths = [1 + generator.randrange(4) for _ in range(_VOCABULARY)]
-    words = sorted({"".join(generator.choices(_SYLLABLES, k=length)) for length in lengths}, key=lambda w: (len(w), w))
     temporary = path.with_suffix(".making")
     with duckdb.connect(":memory:") as engine:
         engine.execute("SET memory_limit = '1GB'")
-        engine.execute("SELECT setseed(0.25)")
-        engine.execute("SET VARIABLE vocabulary = ?", [words])
+        _prepare(engine, 0.25)
         # The storage version that Session-Buddy's engine writes.
         engine.execute(f"ATTACH '{temporary}' AS base (STORAGE_VERSION 'v1.0.0')")
         for statement in _TABLES:
             engine.execute(statement.replace("CREATE TABLE ", "CREATE TABLE base."))
-        for statement in _FUNCTIONS:
-            engine.execute(statement)
         count, rows = 0, _MIN_ROWS
         while temporary.stat().st_size < size:
             engine.execute(_CONVERSATIONS, [count, count, rows])
@@ -103,4 +148,8 @@ def make(path: Path, size: int) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), int(sys.argv[2]))
+    action, file, amount, *how = sys.argv[1:]
+    if action == "make":
+        make(Path(file), int(amount))
+    else:
+        session(Path(file), int(amount), checkpoint=not how)

@@ -30,6 +30,11 @@ def mebibytes(count: float) -> str:
     return f"{count / MEBIBYTE:,.1f} MiB"
 
 
+def megabytes(count: float) -> str:
+    """Return a number of bytes as text in MB."""
+    return f"{count / 10**6:,.2f} MB"
+
+
 def seconds(times: Sequence[float]) -> str:
     """Return the median of times and their range, as text."""
     spread = f" ({min(times):.2f}-{max(times):.2f})" if len(times) > 1 else ""

@@ -5,7 +5,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 
 from agent.adapters.s3 import S3Store
@@ -14,17 +13,16 @@ from agent.application.archive.restore import RestoreRequest
 from agent.bootstrap.restore import open_restore
 from agent.domain.manifest import Manifest
 from agent.ports.methods import NoReporter
-from tests.bench import pipeline
+from tests.bench import peers, pipeline
 from tests.bench.databases import Databases
 from tests.bench.memory import SAME_WITHIN, PssWatch
 from tests.bench.pipeline import SYSTEM
 from tests.bench.report import Line, mebibytes, seconds
 from tests.bench.stages import timed
 from tests.support.machine import Machine
-from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY, S3Server, aws_environment, running_rclone
+from tests.support.servers.s3 import S3Server, aws_environment, running_rclone
 
 RATIO_BAR = 1.3
-_RCLONE = str(Path(sys.executable).with_name("rclone"))
 
 
 async def against_rclone(folder: Path, databases: Databases, size: int, rounds: int) -> list[Line]:
@@ -92,14 +90,14 @@ def _served(folder: Path):
 
 
 async def _rclone(server: S3Server, bucket: str, manifest: Manifest, folder: Path) -> None:
-    remote = f":s3,provider=Other,force_path_style=true,endpoint='{server.endpoint}':{bucket}/"
-    keys = ["--s3-access-key-id", ACCESS_KEY, "--s3-secret-access-key", SECRET_KEY]
+    remote = peers.rclone_path(server.endpoint, f"{bucket}/")
     for part in manifest.parts:
         packed = folder / f"{part.name}.gz"
-        for command in ([_RCLONE, "copyto", f"{remote}{part.key}", str(packed), *keys], ["gzip", "-d", str(packed)]):
-            process = await asyncio.create_subprocess_exec(*command, env={**os.environ, "RCLONE_CONFIG": os.devnull})
-            if code := await process.wait():
-                raise subprocess.CalledProcessError(code, command[0])
+        for command in (
+            (peers.RCLONE, "copyto", f"{remote}{part.key}", packed, *peers.RCLONE_KEYS),
+            ("gzip", "-d", packed),
+        ):
+            await asyncio.to_thread(peers.run, command, environ=peers.RCLONE_ENVIRONMENT)
 
 
 async def _restore(archive: Catalog, manifest: Manifest, to: Path) -> None:

@@ -26,21 +26,27 @@ from agent.domain.manifest import Manifest
 from tests.bench import (
     archive,
     bus_latency,
+    changes,
+    first,
     hook,
     http_memory,
     http_push,
     idle,
     latency,
+    line,
     memory,
     nats_consumer,
     nats_idle,
     nats_latency,
+    patched,
     pipeline,
     prune,
     restore,
     s3,
     startup,
+    ten_uploads,
     unchanged,
+    week,
 )
 from tests.bench.databases import Databases
 from tests.bench.report import Line, seconds, show
@@ -57,6 +63,8 @@ WAIT_SECONDS = 900.0
 class Scale:
     """Sizes in MiB, numbers of rounds and objects, and seconds."""
 
+    sessions_of: tuple[int, int] = (65, 512)
+    week: int = 56
     large: int = 600
     grown: tuple[int, int] = (100, 1024)
     rounds: int = 3
@@ -73,6 +81,8 @@ class Scale:
 
 
 QUICK = Scale(
+    sessions_of=(20, 65),
+    week=6,
     large=200,
     grown=(100, 300),
     rounds=2,
@@ -117,7 +127,38 @@ class Bench:
 
     def unchanged(self) -> list[Line]:
         """A sync without a change."""
-        return unchanged.lines(self._folder("unchanged"), self.databases, self.scale.large)
+        return unchanged.lines(self._folder("unchanged"), self.databases, self.scale.large, self.scale.readings)
+
+    def first(self) -> list[Line]:
+        """The first upload, compared with gzip and rclone."""
+        return self._for_each_size("first", first.lines)
+
+    def wal(self) -> list[Line]:
+        """A sync after a session that is in the WAL."""
+        return changes.wal(self._folder("wal"), self.databases, self.scale.sessions_of, self.scale.rounds)
+
+    def checkpoint(self) -> list[Line]:
+        """A sync after a session and its checkpoint, compared with zstd, restic and sha256sum."""
+        return self._for_each_size("checkpoint", changes.checkpoint)
+
+    def week(self) -> list[Line]:
+        """The bytes of a week of sessions, compared with an earlier version and other programs; draws the chart."""
+        scale = self.scale
+        draw = scale.week == Scale.week
+        return week.lines(self._folder("week"), self.databases, min(scale.sessions_of), scale.week, draw=draw)
+
+    def line(self) -> list[Line]:
+        """A sync over a slow line."""
+        return line.lines(self._folder("line"), self.databases, min(self.scale.sessions_of))
+
+    def ten_uploads(self) -> list[Line]:
+        """The space of ten uploads in a directory."""
+        folder = self._folder("ten_uploads") / "machine"
+        return ten_uploads.lines(folder, self.databases, min(self.scale.sessions_of))
+
+    def restore_patched(self) -> list[Line]:
+        """Restore of a base and patches, compared with that of a whole upload."""
+        return self._for_each_size("restore_patched", patched.lines)
 
     def latency(self) -> list[Line]:
         """From the end of the quiet time to the request."""
@@ -249,6 +290,14 @@ class Bench:
             ),
         ]
 
+    def _for_each_size(self, name: str, measure: Callable[[Path, Databases, int, int], list[Line]]) -> list[Line]:
+        folder = self._folder(name)
+        table = []
+        for size in self.scale.sessions_of:
+            table += measure(folder / str(size), self.databases, size, self.scale.rounds)
+            shutil.rmtree(folder / str(size), ignore_errors=True)
+        return table
+
     def _folder(self, name: str) -> Path:
         return self._created(self.folder / name)
 
@@ -262,6 +311,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds, shorter waits")
     names = (
+        *("first", "wal", "checkpoint", "week", "line", "ten_uploads", "restore_patched"),
         *("stages", "to_s3", "memory", "unchanged", "latency", "idle", "hook", "startup", "archive"),
         *("nats_latency", "nats_consumer", "nats_idle", "http_push", "http_memory", "restore", "prune"),
     )

@@ -3,20 +3,17 @@
 import asyncio
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from agent.adapters.s3 import S3Store
 from agent.domain.manifest import Manifest
-from tests.bench import pipeline
+from tests.bench import peers, pipeline
 from tests.bench.stages import timed
-from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY, S3Server, aws_environment, running_rclone
+from tests.support.servers.s3 import S3Server, aws_environment, running_rclone
 
 BUCKET = "bench"
-_RCLONE = str(Path(sys.executable).with_name("rclone"))
 
 
 class Uploaders:
@@ -41,13 +38,7 @@ class Uploaders:
 
     async def rclone(self) -> None:
         """Upload the compressed file, with rclone's default settings."""
-        remote = f":s3,provider=Other,force_path_style=true,endpoint='{self._endpoint}':{BUCKET}/packed.gz"
-        keys = ["--s3-access-key-id", ACCESS_KEY, "--s3-secret-access-key", SECRET_KEY]
-        process = await asyncio.create_subprocess_exec(
-            _RCLONE, "copyto", str(self._packed), remote, *keys, env={**os.environ, "RCLONE_CONFIG": os.devnull}
-        )
-        if code := await process.wait():
-            raise subprocess.CalledProcessError(code, "rclone copyto")
+        await asyncio.to_thread(peers.rclone_copyto, self._endpoint, self._packed, f"{BUCKET}/packed.gz")
 
     async def times(self) -> dict[str, float]:
         """Return the seconds of each in one round. Raises RuntimeError if the upload is not complete."""
