@@ -106,10 +106,14 @@ class CountingProxy:
         writer: asyncio.StreamWriter,
         passing: Callable[[bytes], Awaitable[None]],
     ) -> None:
-        with contextlib.suppress(OSError):
-            while piece := await reader.read(2**16):
-                self.bytes += len(piece)
-                await passing(piece)
-                writer.write(piece)
-                await writer.drain()
-        writer.close()
+        try:
+            with contextlib.suppress(OSError):
+                while piece := await reader.read(2**16):
+                    self.bytes += len(piece)
+                    await passing(piece)
+                    writer.write(piece)
+                    await writer.drain()
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()

@@ -316,6 +316,9 @@ def main() -> int:
         *("nats_latency", "nats_consumer", "nats_idle", "http_push", "http_memory", "restore", "prune"),
     )
     parser.add_argument("--only", choices=names, action="append", help="measure only this; may be given several times")
+    parser.add_argument(
+        "--databases", type=Path, help="keep the databases in this directory, and use those that it has"
+    )
     arguments = parser.parse_args()
     if not Path("/proc/self/smaps_rollup").exists():
         print("the bench needs Linux, because it reads /proc", file=sys.stderr)
@@ -328,7 +331,8 @@ def main() -> int:
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="akosha-bench-") as scratch:
         folder = Path(scratch)
-        bench = Bench(folder, Databases(folder / "databases"), QUICK if arguments.quick else Scale())
+        databases = Databases(arguments.databases or folder / "databases")
+        bench = Bench(folder, databases, QUICK if arguments.quick else Scale())
         for name in arguments.only or names:
             print(f"measuring: {name}", file=sys.stderr, flush=True)
             measure: Callable[[], list[Line]] = getattr(bench, name)
