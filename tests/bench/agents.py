@@ -15,7 +15,6 @@ from tests.support.machine import Machine
 from tests.support.servers.s3 import S3Server, aws_environment, running_rclone
 
 AGENT = (sys.executable, "-m", "agent")
-_REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class SyncingAgent:
     served: Path
     proxy: CountingProxy
     bucket: str
-    code: Path = _REPOSITORY
+    program: tuple[str, ...] = AGENT
 
     def sync(self) -> Sync:
         """Run `sync`. Raises RuntimeError if it fails."""
@@ -68,8 +67,7 @@ class SyncingAgent:
     def command(self, *words: str) -> Ran:
         """Run a command of the agent to its end. Raises RuntimeError if it fails."""
         directories = ("--data-dir", str(self.machine.data), "--state-dir", str(self.machine.state))
-        environ = {**self.machine.environ, "PYTHONPATH": str(self.code)}
-        return run((*AGENT, *words, *directories), environ=environ, folder=self.machine.home)
+        return run((*self.program, *words, *directories), environ=self.machine.environ, folder=self.machine.home)
 
     @property
     def stored(self) -> int:
@@ -93,11 +91,11 @@ def served(folder: Path) -> Iterator[tuple[S3Server, Path]]:
 
 @contextmanager
 def syncing(
-    folder: Path, databases: Databases, size: int, *, direct: bool = False, code: Path = _REPOSITORY
+    folder: Path, databases: Databases, size: int, *, direct: bool = False, program: tuple[str, ...] = AGENT
 ) -> Iterator[SyncingAgent]:
     """Yield an agent with a database of `size` MiB that has not synced. `direct`: without the proxy, to measure times.
 
-    `code` is the directory that has the agent's package.
+    `program`: the words that start the agent.
     """
     with served(folder) as (server, root), CountingProxy(server.endpoint) as proxy:
         bucket = server.new_bucket()
@@ -105,4 +103,4 @@ def syncing(
         machine = Machine(folder / "machine", cloud_endpoint=endpoint, cloud_bucket=bucket)
         machine.environ |= aws_environment()
         file = databases.copy_to(size, machine.data)
-        yield SyncingAgent(machine, file, server, root, proxy, bucket, code)
+        yield SyncingAgent(machine, file, server, root, proxy, bucket, program)

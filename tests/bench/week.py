@@ -1,8 +1,8 @@
 """A week of sessions: the bytes that each sync sends, next to those of an earlier version and of other programs."""
 
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tests.bench import peers
@@ -10,12 +10,12 @@ from tests.bench.agents import SyncingAgent, syncing
 from tests.bench.chart import Series, chart
 from tests.bench.databases import Databases
 from tests.bench.report import Line, megabytes
-from tests.support.earlier_version import EARLIER, extract
+from tests.support.earlier_version import COMMIT, NotInCloneError, earlier_version
 
 EARLIER_RATIO = 1 / 8
 CHART = Path(__file__).parents[2] / "docs" / "benchmarks" / "bytes-per-sync.svg"
 
-OURS, BEFORE = "akosha-agent", f"akosha-agent {EARLIER}"
+OURS, BEFORE = "akosha-agent", f"akosha-agent {COMMIT}"
 RCLONE, RESTIC, SESSION_BUDDY = "rclone copyto", "restic backup", "Session-Buddy's uploader"
 
 
@@ -61,13 +61,13 @@ def _measure(folder: Path, databases: Databases, size: int, sessions: int) -> Ma
             return _sessions(agent, sessions, sent, restic, earlier)
 
 
-def _earlier(folder: Path, databases: Databases, size: int):
+def _earlier(folder: Path, databases: Databases, size: int) -> AbstractContextManager[SyncingAgent] | None:
     """Return the context of an agent of the earlier version, None if its code is not there."""
     try:
-        code = extract(folder / "code")
-    except (OSError, subprocess.CalledProcessError):
+        program = earlier_version(folder / "code")
+    except NotInCloneError:
         return None
-    return syncing(folder / "earlier", databases, size, code=code)
+    return syncing(folder / "earlier", databases, size, program=program)
 
 
 def _sessions(
