@@ -163,7 +163,7 @@ class Home:
 
     def mirror(self) -> MirrorDirectory:
         """Return the mirror. Only the process that holds the state directory may use it, except for its size."""
-        return MirrorDirectory(self.state.mirror, clock=self.clock, is_on=self.settings.agent_mirror)
+        return MirrorDirectory(self.state.mirror, is_on=self.settings.agent_mirror)
 
     def taker(
         self, warm: WarmChild | None = None, meter: Meter | None = None, mirror: MirrorDirectory | None = None

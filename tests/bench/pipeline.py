@@ -53,7 +53,7 @@ async def upload(data_dir: Path, state_dir: Path, store: ObjectStore) -> Manifes
             taker=DuckdbSnapshotTaker(data_dir, state_dir / "staging", clock=clock, verify=False),
             compressor=GzipMembers(),
             uncompressed=Uncompressed(),
-            patching=Patching(MirrorDirectory(state_dir / "mirror", clock=clock), ZstdPatcher()),
+            patching=Patching(MirrorDirectory(state_dir / "mirror"), ZstdPatcher()),
             delta=MemoryDelta(
                 target=target,
                 reader=DuckdbMemoryReader(),

@@ -13,6 +13,7 @@ from agent.adapters.directory_store.layout import incoming_folder
 from tests.campaign.usage import Usage
 from tests.campaign.world import World
 from tests.support.files import files_in
+from tests.support.processes import open_databases
 from tests.support.waiting import happens
 
 LASTING_SECONDS = 30.0
@@ -51,9 +52,12 @@ def files(world: World) -> Iterator[str]:
 
 
 def children(world: World) -> Iterator[str]:
-    """No child process stays, although a rescan may run one at any moment."""
-    if world.agent is not None:
-        yield from (f"child process still runs: {child}" for child in world.children("duckdb.child"))
+    """At most one child process waits for the next sync, and has no copy open; a rescan may use it at any moment."""
+    found = world.children("duckdb.child") if world.agent is not None else []
+    yield from (f"child process still runs: {child}" for child in found[1:])
+    for child in found:
+        with suppress(FileNotFoundError):
+            yield from (f"child process has {name} open" for name in open_databases(child.pid))
 
 
 def growth(world: World) -> Iterator[str]:

@@ -36,6 +36,9 @@ def _put(name: str) -> tuple[type, str, Callable[..., bool]]:
 
 CALLS: Mapping[str, tuple[type, str, Callable[..., bool]]] = {
     "snapshot": (DuckdbSnapshotTaker, "take", _any),
+    "mirror": (MirrorDirectory, "put", _any),
+    "mirror_record": (MirrorDirectory, "_write", _any),
+    "mirror_cleanup": (MirrorDirectory, "_remove_others", _any),
     **{name: (SqliteLedger, name, _any) for name in ("mark_owed", "begin", "deliver", "confirm")},
     "stage": (SqliteMemories, "stage", _any),
     "reflection": _put("reflection.duckdb"),

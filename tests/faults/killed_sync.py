@@ -14,6 +14,7 @@ from pathlib import Path
 
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.directory_store.incoming import Incoming
+from agent.adapters.duckdb import MirrorDirectory
 from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
@@ -70,6 +71,10 @@ def main() -> None:
             kill()
 
         Incoming._write_record = deadly
+    elif point.startswith("mirror"):
+        name, _, when = point.partition(":")
+        method = {"mirror": "put", "mirror_record": "_write", "mirror_cleanup": "_remove_others"}[name]
+        kill_at(MirrorDirectory, method, f"{method}:{when}")
     elif point.startswith("put-"):
         kind, _, when = point.partition(":")
         is_manifest = kind == "put-manifest"

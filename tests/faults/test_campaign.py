@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import patch
 
+import psutil
 import pytest
 
 from agent.adapters.directory_store.layout import incoming_folder
@@ -222,10 +223,17 @@ def note_left_in_the_spool(world):
 
 @contextmanager
 def child_process_left(world):
-    """The agent has a child that runs another module."""
-    children = world.children
-    with patch.object(world, "children", lambda _: children("tests.support.zygote")):
+    """The agent has a second child."""
+    with patch.object(world, "children", lambda _: [psutil.Process(), psutil.Process()]):
         yield "child process still runs"
+
+
+@contextmanager
+def child_with_an_open_copy(world):
+    path = world.machine.state / "reflection.duckdb"
+    with path.open("wb"), patch.object(world, "children", lambda _: [psutil.Process()]):
+        path.unlink()
+        yield "child process has reflection.duckdb (deleted) open"
 
 
 @contextmanager
@@ -302,6 +310,7 @@ PLANTED = (
     file_left_in_the_bucket,
     note_left_in_the_spool,
     child_process_left,
+    child_with_an_open_copy,
     descriptor_left_open,
     memory_grown,
     error_of_the_writer,

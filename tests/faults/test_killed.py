@@ -52,6 +52,10 @@ def kill_and_restart(machine: KillableMachine, point: str) -> None:
     [
         "mark_owed:before",
         "mark_owed:after",
+        "mirror:before",
+        "mirror_record:before",
+        "mirror_cleanup:before",
+        "mirror:after",
         "begin:before",
         "begin:after",  # the point before the next write is the same, so it is not listed
         "put-file:after",

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, timedelta, timezone
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +23,7 @@ from agent.domain.errors import SnapshotError
 from tests.fuzz.database_files import Edit, image
 from tests.support import zygote
 from tests.support.clock import ManualClock
-from tests.support.processes import children
+from tests.support.processes import children, open_databases
 from tests.support.session_buddy import REAL, STATES, create, make
 
 EMBEDDING = "list_transform(range(384), lambda i: i / 384.0)::FLOAT[384]"
@@ -514,11 +513,6 @@ async def read_all(warm, snapshot):
         return [row.id async for page in source.pages() for row in page]
 
 
-def open_files(child):
-    """Return the databases that a child has open."""
-    return sorted(Path(file.path).name for file in child.open_files() if ".duckdb" in file.path)
-
-
 async def test_one_child_verifies_and_reads_all_databases_of_an_attempt_and_of_the_next(
     tmp_path, copy, warm, new_taker
 ):
@@ -539,12 +533,12 @@ async def test_an_idle_child_has_no_copy_open_that_was_removed_or_read(tmp_path,
     create(tmp_path, commits=3)
     taker = new_taker(copy.parent)
     first = await taker.take("reflection")
-    assert open_files(reading_child()) == [copy.name]
+    assert open_databases(reading_child().pid) == [copy.name]
     await taker.discard(first)
-    assert open_files(reading_child()) == []
+    assert open_databases(reading_child().pid) == []
     second = await taker.take("reflection")
     assert await read_all(warm, second)
-    assert open_files(reading_child()) == []
+    assert open_databases(reading_child().pid) == []
 
 
 async def test_an_idle_child_ends_after_a_while(tmp_path, copy):

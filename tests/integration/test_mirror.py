@@ -4,13 +4,14 @@ import hashlib
 import os
 import shutil
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, timedelta
 
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.duckdb import DuckdbSnapshotTaker, MirrorDirectory, bracketed_copy
+from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, MirrorDirectory, bracketed_copy
 from agent.adapters.system_clock import SystemClock
+from agent.domain.errors import SnapshotError, StagingFull
 from tests.support.session_buddy import REAL, STATES, Writer, check, create
 
 MAIN = "reflection.duckdb"
@@ -81,7 +82,7 @@ def new_taker(data_dir, tmp_path, clock):
         data_dir,
         tmp_path / "staging",
         clock=clock,
-        mirror=MirrorDirectory(tmp_path / "mirror", clock=clock, **options),
+        mirror=MirrorDirectory(tmp_path / "mirror", **options),
     )
 
 
@@ -305,9 +306,9 @@ async def test_a_flipped_bit_in_the_mirror_is_found_before_the_file_is_used(
     file = tmp_path / "mirror" / "reflection" / first.files[0].sha256
     status = file.stat()
     flip(file, at)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     if restart:
         taker = new_taker()
-        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     reads.take()
     with capture_logs() as logs:
         await taken(taker, data_dir)
@@ -316,22 +317,6 @@ async def test_a_flipped_bit_in_the_mirror_is_found_before_the_file_is_used(
     assert sha256(file) == first.files[0].sha256
     await taken(taker, data_dir)
     assert reads.take() == LINKED
-
-
-async def test_a_bit_that_flips_while_the_agent_runs_is_found_within_a_day(
-    data_dir, taker, clock, reads, settled, tmp_path
-):
-    create(data_dir, commits=30)
-    first = await taken(taker, data_dir)
-    await taker.discard(first)
-    file = tmp_path / "mirror" / "reflection" / first.files[0].sha256
-    status = file.stat()
-    flip(file, 20_000)
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    clock.shift = timedelta(days=1)
-    reads.take()
-    await taken(taker, data_dir)
-    assert reads.take() == COPIED
 
 
 async def test_a_copy_with_a_linked_file_that_looks_damaged_is_taken_again_from_the_original(
@@ -391,3 +376,82 @@ async def test_a_wal_is_replayed_when_the_main_file_is_linked(data_dir, taker, s
     assert (snapshot.verified, snapshot.rows) == (False, {})
     assert snapshot.unverified_reason.startswith("DuckDB cannot read it: ")
     assert verifications == [True, False, True]
+
+
+# --------------------------------------------------------------------------------------------- disk, removal, setting
+
+
+async def test_a_full_disk_removes_the_mirror_before_it_is_an_error(
+    data_dir, taker, reads, settled, tmp_path, monkeypatch
+):
+    create(data_dir, commits=30)
+    first = await taken(taker, data_dir)
+    await taker.discard(first)
+    assert await taker.free_bytes() > shutil.disk_usage(tmp_path).free
+    create(tmp_path / "other", commits=31, own=True)
+    shutil.copyfile(tmp_path / "other" / MAIN, data_dir / MAIN)
+    usage, free = shutil.disk_usage, [10**6]
+
+    def disk_usage(path):
+        return usage(path)._replace(free=usage(path).free if not mirrored(tmp_path) else free[0])
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    with capture_logs() as logs:
+        snapshot = await taken(taker, data_dir)
+    assert snapshot.rows["conversations_v2"] == 31
+    assert ("mirror_dropped", "the disk is full") in {(entry["event"], entry.get("reason")) for entry in logs}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=10**6))
+    (data_dir / MAIN).write_bytes((data_dir / MAIN).read_bytes() + bytes(262_144))
+    with pytest.raises(StagingFull):
+        await taker.take("reflection")
+    assert mirrored(tmp_path) == set()
+
+
+async def test_the_mirror_of_a_removed_database_is_removed_by_the_holder_of_the_state_directory(
+    data_dir, new_taker, tmp_path
+):
+    create(data_dir, commits=3)
+    holder, other = new_taker(), new_taker()
+    await holder.sweep()
+    for database in await holder.survey():
+        await taken(holder, data_dir, database)
+    (data_dir / MAIN).unlink()
+    await other.survey()
+    assert mirrored(tmp_path)
+    await holder.survey()
+    assert [path.name for path in (tmp_path / "mirror").iterdir()] == ["knowledge_graph"]
+    shutil.rmtree(data_dir)
+    with pytest.raises(SnapshotError):
+        await holder.survey()
+    assert [path.name for path in (tmp_path / "mirror").iterdir()] == ["knowledge_graph"], "it may be mounted again"
+
+
+async def test_without_the_setting_every_snapshot_copies_the_main_file(data_dir, new_taker, reads, settled, tmp_path):
+    create(data_dir, commits=3)
+    await taken(new_taker(), data_dir)
+    taker = new_taker(is_on=False)
+    await taker.sweep()
+    assert not (tmp_path / "mirror").exists()
+    reads.take()
+    for _ in range(2):
+        await taken(taker, data_dir)
+        assert reads.take() == COPIED
+
+
+async def test_nobody_writes_to_a_linked_file(data_dir, taker, settled, tmp_path):
+    """DuckDB replays the WAL of a copy in memory."""
+    create(data_dir, commits=30)
+    with Writer(data_dir, "--paused") as writer:
+        writer.run("commit 3")
+        first = await taken(taker, data_dir)
+        file = tmp_path / "mirror" / "reflection" / first.files[0].sha256
+        before = file.stat()
+        writer.run("commit 3")
+        second = await taken(taker, data_dir)
+        async with DuckdbMemoryReader().open(second.folder / MAIN, "reflection", zone=UTC) as source:
+            assert sum([len(page) async for page in source.pages()]) == 72
+    after = file.stat()
+    assert (second.folder / MAIN).samefile(file)
+    assert (after.st_mtime_ns, sha256(file)) == (before.st_mtime_ns, first.files[0].sha256)
+    await taker.discard(second)
+    assert sha256(file) == first.files[0].sha256

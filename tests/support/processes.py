@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -17,3 +18,12 @@ def _children(running: str, pid: int | None, *, recursive: bool) -> Iterator[psu
             with suppress(psutil.NoSuchProcess):  # it has ended since, or is not waited for yet
                 if running in " ".join(child.cmdline()):
                     yield child
+
+
+def open_databases(pid: int) -> list[str]:
+    """Return the names of the DuckDB files that a process has open, also of deleted ones (Linux)."""
+    names = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            names.append(descriptor.readlink().name)
+    return sorted(name for name in names if ".duckdb" in name)

@@ -44,6 +44,7 @@ from tests.campaign.faults.limits import (
     StateReadOnly,
 )
 from tests.campaign.faults.lines import AkoshaLine, NatsLine, StoreLine, StoreLineInParts
+from tests.campaign.faults.mirrors import MirrorChanged
 from tests.campaign.faults.mounts import DataDirectoryUnmounted, TargetUnmounted
 from tests.campaign.faults.networks import InterfaceGone, OtherAddresses, Vpn
 from tests.campaign.faults.servers import AkoshaKilled, CloudDown, NatsKilled, StoreKilled
@@ -82,6 +83,7 @@ ALL: tuple[type[Fault], ...] = (
     Renames,
     ReplacedByOlder,
     ReplacedByAnother,
+    MirrorChanged,
     LedgerDamaged,
     LedgerDamagedInUse,
     LedgerNewer,
