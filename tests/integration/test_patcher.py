@@ -256,12 +256,13 @@ def test_making_a_patch_needs_little_memory(tmp_path):
 
 
 def test_applying_a_hostile_patch_needs_little_memory(tmp_path):
-    """Its frame has the largest reference, content and window that a patch may have."""
-    size = 32 * 2**20
-    whole, new = [[0, size]], bytes(size)
+    """Its frames have the largest reference, content and window that a patch may have."""
+    size, count = 32 * 2**20, 3
+    new, data = bytes(count * size), frame(bytes(size))
+    steps = [step([[0, size]], [[number * size, size]], data) for number in range(count)]
     write(tmp_path / "old", random_bytes(size))
-    write(tmp_path / "patch", header(size, size) + step(whole, whole, frame(new)))
-    result = f'folder / "new", raw_size={size}, sha256="{sha256(new)}"'
+    write(tmp_path / "patch", header(size, len(new)) + b"".join(steps))
+    result = f'folder / "new", raw_size={len(new)}, sha256="{sha256(new)}"'
     work = f'patcher.apply(folder / "old", [folder / "patch"], {result})'
     assert peak_of_child(tmp_path, work) < MOST_MEMORY
     assert (tmp_path / "new").read_bytes() == new

@@ -264,7 +264,7 @@ def test_the_zstd_command_decompresses_the_frames(tmp_path):
         for each in reader.steps():
             data = b"".join(OLD[offset : offset + length] for offset, length in each.sources)
             if each.frame:
-                data = decompressed(tmp_path, data, b"".join(reader.frame()))
+                data = decompressed(tmp_path, data, b"".join(reader.frame(each)))
             for offset, length in each.targets:
                 made[offset : offset + length], data = data[:length], data[length:]
     assert made == new

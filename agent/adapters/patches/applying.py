@@ -9,16 +9,19 @@ import os
 import shutil
 import tempfile
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO, Self
 
 from agent.adapters import fs
 from agent.adapters.disk_errors import not_writable
 from agent.adapters.patches.container import MOST_RANGES, PatchReader, Range, Step, total
-from agent.adapters.patches.zstd import Prefix, decompress, prefix_of
+from agent.adapters.patches.zstd import decompress, prefix_of
 from agent.domain.errors import StagingFull, StateError, WireError
 
 SPARE_BYTES = 256 * 2**20
@@ -26,7 +29,7 @@ SPARE_BYTES = 256 * 2**20
 
 _COPIED_BYTES = 2**20
 
-Extract = tuple[BinaryIO, int, int]
+Extract = tuple[FileIO, int, int]
 """A range of a file: the file, the offset and the length."""
 
 
@@ -36,7 +39,7 @@ class _Segment:
 
     start: int
     length: int
-    file: BinaryIO
+    file: FileIO
     offset: int
 
 
@@ -48,7 +51,7 @@ class State:
         self._starts = [segment.start for segment in self._segments]
 
     @classmethod
-    def of(cls, file: BinaryIO, size: int) -> Self:
+    def of(cls, file: FileIO, size: int) -> Self:
         return cls([_Segment(0, size, file, 0)] if size else [])
 
     @property
@@ -56,7 +59,7 @@ class State:
         return sum(segment.length for segment in self._segments)
 
     @property
-    def files(self) -> set[BinaryIO]:
+    def files(self) -> set[FileIO]:
         return {segment.file for segment in self._segments}
 
     def extracts(self, ranges: Iterable[Range]) -> Iterator[Extract]:
@@ -76,20 +79,43 @@ class State:
         for file, offset, length in self.extracts(ranges):
             yield from read_pieces(file, offset, length)
 
-    def contents(self, step: Step, patch: PatchReader) -> Iterator[bytes]:
-        """Yield the bytes that a step makes, in pieces. Raises WireError."""
-        if not step.frame:
-            return self.read(step.sources)
-        return decompress(self.prefix(step.sources), patch.frame(), step.size)
+    def contents(self, patch: PatchReader) -> Iterator[tuple[Step, Iterator[bytes]]]:
+        """Yield the steps of a patch of this state, each with the pieces of the bytes that it makes. Raises WireError.
 
-    def prefix(self, ranges: Sequence[Range]) -> Prefix | None:
-        """Return the bytes of ranges as the prefix of a frame."""
+        A thread reads the next prefix ahead: reading takes about as long as decompressing.
+        """
+        steps = patch.steps()
+        with ThreadPoolExecutor(1, thread_name_prefix="prefix") as executor:
+            ahead = deque(executor.submit(self._prefix_of, step) for step in steps[:1])
+            for number, step in enumerate(steps, 1):
+                content = ahead.popleft().result()
+                if step.frame:
+                    made = decompress(prefix_of(content), patch.frame(step), step.size)
+                else:
+                    made = self.read(step.sources)
+                del content  # the prefix is a copy; `made` frees it at its end, before the next one is made
+                ahead.extend(executor.submit(self._prefix_of, later) for later in steps[number : number + 1])
+                yield step, made
+
+    def _prefix_of(self, step: Step) -> bytearray:
+        return self.gather(step.sources if step.frame else ())
+
+    def gather(self, ranges: Sequence[Range]) -> bytearray:
+        """Return the bytes of ranges."""
         content = bytearray(total(ranges))
-        position = 0
-        for piece in self.read(ranges):
-            content[position : position + len(piece)] = piece
-            position += len(piece)
-        return prefix_of(content)
+        view, position = memoryview(content), 0
+        for file, offset, length in self.extracts(ranges):
+            end = position + length
+            file.seek(offset)
+            while position < end:
+                try:
+                    count = file.readinto(view[position:end])
+                except OSError as error:
+                    raise _not_readable(file.name, os.strerror(error.errno or 0)) from error
+                if not count:
+                    raise _not_readable(file.name, "it became shorter")
+                position += count
+        return content
 
 
 def read_pieces(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:
@@ -146,7 +172,7 @@ class _Chain:
 
     def __init__(self, opened: ExitStack, reference: Path, folder: Path) -> None:
         self._opened, self._folder = opened, folder
-        self._scratch: list[BinaryIO] = []
+        self._scratch: list[FileIO] = []
         file = self._open(reference)
         self._state = State.of(file, os.fstat(file.fileno()).st_size)
 
@@ -158,8 +184,8 @@ class _Chain:
             self._opened.callback(scratch.close)
             self._scratch.append(scratch)
             with self._patch(path) as patch:
-                for step in patch.steps():
-                    segments += _segments(self._extracts(step, patch, scratch), step.targets)
+                for step, pieces in self._state.contents(patch):
+                    segments += _segments(self._extracts(step, pieces, scratch), step.targets)
                     if len(segments) > MOST_RANGES:
                         raise WireError("it has too many ranges")
         except OSError as error:
@@ -174,11 +200,11 @@ class _Chain:
         with self._patch(path) as patch:
             if patch.size != raw_size:
                 raise WireError(f"it makes {patch.size} bytes instead of {raw_size}")
-            for step in patch.steps():
-                for offset, piece in placed(self._state.contents(step, patch), step.targets):
+            for step, pieces in self._state.contents(patch):
+                for offset, piece in placed(pieces, step.targets):
                     _write(output, piece, offset)
 
-    def _extracts(self, step: Step, patch: PatchReader, scratch: BinaryIO) -> Iterator[Extract]:
+    def _extracts(self, step: Step, pieces: Iterable[bytes], scratch: FileIO) -> Iterator[Extract]:
         if not step.frame:
             yield from self._state.extracts(step.sources)
             return
@@ -189,7 +215,7 @@ class _Chain:
                 transient=True,
             )
         start = offset = os.fstat(scratch.fileno()).st_size
-        for piece in self._state.contents(step, patch):
+        for piece in pieces:
             _write(scratch, memoryview(piece), offset)
             offset += len(piece)
         yield scratch, start, step.size
@@ -197,7 +223,7 @@ class _Chain:
     @contextmanager
     def _patch(self, path: Path) -> Iterator[PatchReader]:
         """Open a patch of the current state. The WireErrors of the block name it."""
-        with self._open(path) as file:
+        with BufferedReader(self._open(path)) as file:
             try:
                 patch = PatchReader(file)
                 if patch.reference_size != self._state.size:
@@ -206,9 +232,9 @@ class _Chain:
             except WireError as error:
                 raise WireError(f"{path.name} is not a patch of this file: {error.message}") from error
 
-    def _open(self, path: Path) -> BinaryIO:
+    def _open(self, path: Path) -> FileIO:
         try:
-            return self._opened.enter_context(path.open("rb"))
+            return self._opened.enter_context(path.open("rb", buffering=0))
         except OSError as error:
             raise _not_readable(path, os.strerror(error.errno or 0)) from error
 

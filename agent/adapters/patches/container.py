@@ -15,6 +15,7 @@ A patch is not trusted.
 """
 
 import json
+import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,11 +39,12 @@ _MOST_RECORD_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`frame`: the number of bytes of the frame that follows the record, 0 for none."""
+    """`frame`: the number of bytes of the frame that follows the record, 0 for none. `position`: its offset."""
 
     sources: Sequence[Range]
     targets: Sequence[Range]
     frame: int = 0
+    position: int = 0
 
     @property
     def size(self) -> int:
@@ -69,38 +71,39 @@ def _record(document: object) -> bytes:
 
 
 class PatchReader:
-    """Reads a patch from a file, once, from the start. Raises WireError if it is not valid."""
+    """Reads a patch. Raises WireError if it is not valid."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         if self._read(len(MAGIC)) != MAGIC:
             raise WireError("it is not a patch")
         self.reference_size, self.size = self._header()
-        self._left_in_frame = 0
 
-    def steps(self) -> Iterator[Step]:
-        """Yield the steps. The frame of a step is read, with `frame`, before the next step."""
-        made = _Ranges()
+    def steps(self) -> list[Step]:
+        """Return the steps. Can be called once."""
+        steps, made = list[Step](), _Ranges()
         left, count = self.size, 0
         while left:
             step = self._step()
+            self._file.seek(step.frame, os.SEEK_CUR)
             count += len(step.sources) + len(step.targets)
             if count > MOST_RANGES:
                 raise WireError("it has too many ranges")
             for target in step.targets:
                 made.add(target)
             left -= step.size
-            self._left_in_frame = step.frame
-            yield step
-            assert not self._left_in_frame
+            steps.append(step)
         if self._file.read(1):
             raise WireError("there are bytes after its end")
+        return steps
 
-    def frame(self) -> Iterator[bytes]:
-        """Yield the frame of the last step in pieces."""
-        while self._left_in_frame:
-            piece = self._read(min(PIECE_BYTES, self._left_in_frame))
-            self._left_in_frame -= len(piece)
+    def frame(self, step: Step) -> Iterator[bytes]:
+        """Yield the frame of a step in pieces."""
+        self._file.seek(step.position)
+        left = step.frame
+        while left:
+            piece = self._read(min(PIECE_BYTES, left))
+            left -= len(piece)
             yield piece
 
     def _header(self) -> tuple[int, int]:
@@ -113,6 +116,7 @@ class PatchReader:
             _ranges(document["from"], self.reference_size),
             _ranges(document["to"], self.size),
             _number(document["frame"], 2 * MOST_STEP_BYTES),
+            self._file.tell(),
         )
         if not step.targets or max(step.size, total(step.sources)) > MOST_STEP_BYTES:
             raise WireError("a step is too large or makes nothing")

@@ -2,14 +2,16 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from agent.adapters import fs
 from agent.adapters.patches.applying import State, placed, read_pieces
-from agent.adapters.patches.container import PatchReader, Step, encode_header, encode_step, total
+from agent.adapters.patches.container import PatchReader, Range, Step, encode_header, encode_step, total
 from agent.adapters.patches.matching import plan
-from agent.adapters.patches.zstd import compress
+from agent.adapters.patches.zstd import compress, prefix_of
 
 
 class DiffersError(Exception):
@@ -24,7 +26,7 @@ def make(reference: Path, file: Path, patch: Path, most_bytes: int) -> tuple[int
     OSError; StateError, WireError if a file changes meanwhile.
     """
     written: tuple[int, str] | None = None
-    with reference.open("rb") as old, file.open("rb") as new, fs.create(patch) as output:
+    with reference.open("rb", buffering=0) as old, file.open("rb", buffering=0) as new, fs.create(patch) as output:
         try:
             written = _written(old, new, output, most_bytes)
         finally:
@@ -33,33 +35,38 @@ def make(reference: Path, file: Path, patch: Path, most_bytes: int) -> tuple[int
     return written
 
 
-def _written(old: BinaryIO, new: BinaryIO, output: BinaryIO, most_bytes: int) -> tuple[int, str] | None:
+def _written(old: FileIO, new: FileIO, output: BinaryIO, most_bytes: int) -> tuple[int, str] | None:
     before, after = _state(old), _state(new)
     output.write(encode_header(before.size, after.size))
     for sources, targets, is_copy in plan(old, before.size, new, after.size):
-        frame = [] if is_copy else list(compress(before.prefix(sources), after.read(targets), total(targets)))
+        frame = [] if is_copy else _frame(before, sources, after, targets)
         output.write(encode_step(Step(sources, targets, sum(map(len, frame)))))
         output.writelines(frame)
         if output.tell() > most_bytes:
             return None
     output.flush()
-    return output.tell(), _verified(output, before, new)
+    size = output.tell()
+    _verify(output, before, new)
+    digest = hashlib.sha256()
+    for data in read_pieces(output, 0, size):
+        digest.update(data)
+    return size, digest.hexdigest()
 
 
-def _state(file: BinaryIO) -> State:
+def _frame(before: State, sources: Sequence[Range], after: State, targets: Sequence[Range]) -> list[bytes]:
+    prefix = prefix_of(before.gather(sources))
+    return list(compress(prefix, after.read(targets), total(targets)))
+
+
+def _state(file: FileIO) -> State:
     return State.of(file, os.fstat(file.fileno()).st_size)
 
 
-def _verified(output: BinaryIO, before: State, new: BinaryIO) -> str:
-    """Apply the patch, compare the result with the file, and return the SHA-256 of the patch. Raises DiffersError."""
+def _verify(output: BinaryIO, before: State, new: FileIO) -> None:
+    """Apply the patch, and compare the result with the file. Raises DiffersError."""
     output.seek(0)
-    patch = PatchReader(output)
-    for step in patch.steps():
-        for offset, piece in placed(before.contents(step, patch), step.targets):
+    for step, pieces in before.contents(PatchReader(output)):
+        for offset, piece in placed(pieces, step.targets):
             # Not the views: comparing them takes ten times as long.
             if b"".join(read_pieces(new, offset, len(piece))) != bytes(piece):
                 raise DiffersError
-    digest = hashlib.sha256()
-    for data in read_pieces(output, 0, output.tell()):
-        digest.update(data)
-    return digest.hexdigest()
