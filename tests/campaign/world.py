@@ -46,6 +46,9 @@ _QUICK = {
     **dict.fromkeys(("agent_keep_daily", "agent_keep_weekly", "agent_keep_monthly"), 0),
 }
 _NATS_PATIENCE = {"connect": 1, "ping": 0.2, "ping_timeout": 0.3, "reconnect": 0.05, "reconnect_max": 0.2}
+IDLE_CHILD_SECONDS = 0.5
+"""How long the child process waits for the next attempt: shorter than `leftovers.LASTING_SECONDS`."""
+
 LEFT_OVER_SECONDS = 3.0
 """Age at which a prune deletes what a killed one has left, so that a campaign does not wait for the product's day."""
 
@@ -91,6 +94,7 @@ class World:
             "agent.application.sync.subscriber:FAULT_SECONDS": _BACKOFF,
             "agent.application.triggers.network_changes:FIRST_PAUSE_SECONDS": _BACKOFF,
             "agent.application.triggers.network_changes:LAST_PAUSE_SECONDS": _BACKOFF,
+            "agent.adapters.duckdb.child_process:IDLE_SECONDS": IDLE_CHILD_SECONDS,
             "agent.bootstrap.buses:PATIENCE": _NATS_PATIENCE,
             "agent.application.archive.prune:LEFT_OVER_AFTER": {"seconds": LEFT_OVER_SECONDS},
             "agent.domain.upload_plan:LEAST_PATCHED_BYTES": 0,  # the databases are small
