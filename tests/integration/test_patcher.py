@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import json
+import os
 import resource
 import signal
 import stat
@@ -154,6 +156,17 @@ async def test_a_child_that_cannot_be_started_gives_no_patch(files, monkeypatch)
     assert "unavailable" in await not_made(files)
 
 
+async def test_a_child_ends_with_its_parent(files):
+    """The parent closes its standard input while it waits for the writer of a pipe."""
+    old, new, patch = files
+    old.unlink()
+    os.mkfifo(old)
+    child = await child_process.start(patcher_module.CHILD, cwd=patch.parent)
+    child.stdin.write(json.dumps(["make", str(old), str(new), str(patch), 1]).encode() + b"\n")
+    child.stdin.close()
+    assert await child.wait() == 3
+
+
 async def cancelled(work, children) -> None:
     """Cancel `work` when its child has got the command, and check that the child is killed."""
     task = asyncio.create_task(work)
@@ -225,6 +238,20 @@ async def test_an_invalid_patch_is_an_error_without_a_file(files, tmp_path):
     with pytest.raises(WireError):
         await ZstdPatcher().apply(files[0], [files[2]], tmp_path / "result", raw_size=1, sha256=sha256(b""))
     assert not (tmp_path / "result").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("agent.adapters.patches.patcher", {"backports.zstd", "compression.zstd"}),
+        (patcher_module.CHILD, {"asyncio", "structlog", "agent.ports"}),
+    ],
+    ids=["parent", "child"],
+)
+def test_parent_and_child_load_only_what_they_need(module, absent):
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert absent.isdisjoint(done.stdout.split())
 
 
 def peak_of_child(folder: Path, work: str) -> int:
