@@ -28,6 +28,9 @@ _ANCHOR = re.compile(rb"e[\x11\x22\x33\x44\x88\x99\xaak](?=(.{14}))", re.DOTALL)
 """About 32 in a block of random bytes. It begins with one literal byte: `re` searches that ten times as fast as a set.
 "k" is for text."""
 
+_MOST_ANCHORS = 160_000
+"""Maximum number of anchors in the index, of about 150 bytes each. Only unusual content has more."""
+
 _INDEXED_WHOLE = 2**29
 """Size up to which all anchors of the reference are indexed; of larger ones a part, so that memory is bounded."""
 
@@ -88,7 +91,8 @@ class _Plan:
         for number in range(max(_count(self._reference_size), _count(self._size))):
             old = os.pread(self._reference.fileno(), BLOCK_BYTES, number * BLOCK_BYTES)
             for key in self._anchors(old):
-                self._index[key] = number
+                if key in self._index or len(self._index) < _MOST_ANCHORS:
+                    self._index[key] = number
             if number < len(self._unchanged):
                 new = self._block(number)
                 self._unchanged[number] = old.startswith(new)

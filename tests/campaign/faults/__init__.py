@@ -32,6 +32,7 @@ from tests.campaign.faults.kills import (
     AgentKilledInMigration,
     AgentKilledInMultipart,
     ChildKilled,
+    PatchChildKilled,
     WriterKilled,
 )
 from tests.campaign.faults.ledger import LedgerDamaged, LedgerDamagedInUse, LedgerNewer
@@ -56,6 +57,7 @@ ALL: tuple[type[Fault], ...] = (
     AgentKilledInMigration,
     AgentKilledInMultipart,
     ChildKilled,
+    PatchChildKilled,
     WriterKilled,
     NatsKilled,
     StoreKilled,

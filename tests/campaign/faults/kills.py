@@ -122,12 +122,26 @@ class AgentKilledInMigration(AgentKilledAtPoint):
 class ChildKilled(Fault):
     row = "SIGKILL of the DuckDB child"
     rounds = 100
+    module: ClassVar = "duckdb.child"
 
     def strike(self, world: World, rng: random.Random) -> None:
-        happens(lambda: world.children("duckdb.child"), 2)
-        for child in world.children("duckdb.child"):
+        happens(lambda: world.children(self.module), 2)
+        for child in world.children(self.module):
             with suppress(psutil.NoSuchProcess):
                 child.kill()
+
+
+class PatchChildKilled(ChildKilled):
+    """The whole file is sent."""
+
+    row = "SIGKILL of the child that makes a patch"
+    rounds = 50
+    module = "patches.child"
+    delayed = False
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        world.writer.run("checkpoint")  # other commits change the WAL only
+        super().strike(world, rng)
 
 
 class WriterKilled(Fault):
