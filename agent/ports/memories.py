@@ -47,8 +47,11 @@ class DatabaseSource(MemorySource, Protocol):
         """Where the row set of the target is expected, in a private directory that may not exist yet."""
         ...
 
-    async def compare(self) -> RowDifference | None:
+    async def compare(self, main_sha256: str = "") -> RowDifference | None:
         """Find the rows that are not in the file `known_rows`; all if there is none. `pages` yields only these then.
+
+        `main_sha256`: digest of the copy's main file. With it, rows that are still as they were in the same main file
+        are not read.
 
         Return None if the rows cannot be compared: then `pages` yields all rows. Raises SnapshotError.
         """

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from agent.domain.databases import Fingerprint, Survey
+from agent.domain.databases import Fingerprint, Survey, main_name
 from agent.domain.errors import SnapshotError
 from agent.domain.manifest import Compression
 from agent.domain.upload_plan import RawFile
@@ -35,6 +35,11 @@ class Snapshot:
     inconclusive: bool = False
     rows: Mapping[str, int] = field(default_factory=dict)
     storage_version: int | None = None
+
+    @property
+    def main_sha256(self) -> str:
+        """The SHA-256 of the main file."""
+        return next((file.sha256 for file in self.files if file.name == main_name(self.database)), "")
 
     @property
     def is_readable(self) -> bool:

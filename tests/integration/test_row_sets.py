@@ -1,6 +1,7 @@
 """Comparing the rows of a copy with a row set: the rows that are not in it are those whose digests are new."""
 
 import functools
+import hashlib
 import shutil
 import tempfile
 from collections import Counter
@@ -12,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from agent.adapters import row_set_file
 from agent.adapters.duckdb.child import comparing
+from agent.adapters.duckdb.child.comparing import Comparing
 from agent.adapters.duckdb.child.engine import Engine, OutOfMemory, opened
 from agent.adapters.duckdb.child.reading import Reading, Unread
 from agent.adapters.duckdb.child_protocol import KNOWN, ROWS
@@ -73,7 +75,7 @@ def reading(path: Path, known: Path | None = None, graph: str = "x"):
         shutil.copy(known, folder / KNOWN)
     with opened(path) as engine:
         read = Reading(engine, graph, folder)
-        yield read, read.compare()
+        yield read, read.compare(hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def states(read: Reading) -> list[tuple[str, str, str]]:
@@ -119,6 +121,12 @@ def filled(count: int) -> bytes:
 
 def fill(path: Path, count: int = 20) -> None:
     path.write_bytes(filled(count))
+
+
+def another_main_file(path: Path) -> None:
+    """Change the main file, and no memory."""
+    with base(path) as connection:
+        connection.execute("CREATE TABLE more AS SELECT 1")
 
 
 @pytest.fixture(autouse=True)
@@ -228,6 +236,110 @@ def test_the_bytes_of_new_rows_are_those_of_text_and_embedding(path):
         assert answer[:2] == [82, 82]
 
 
+# ---------------------------------------------------------------------------------- rows as in the main file
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The ranges of rowids of which hashes were made: table, first, last."""
+    found, real = [], Comparing._rows
+
+    def recorded_rows(self, table, first, last):
+        found.append((table.name.split('"')[1], first, last))
+        return real(self, table, first, last)
+
+    monkeypatch.setattr(Comparing, "_rows", recorded_rows)
+    return found
+
+
+def test_with_the_same_main_file_and_no_wal_no_row_is_read(path, hashed):
+    fill(path)
+    known = recorded(path)
+    hashed.clear()
+    assert new_states(path, known) == []
+    assert hashed == []
+
+
+def test_with_the_same_main_file_only_ranges_with_changes_are_read(path, hashed):
+    fill(path)
+    known = recorded(path)
+    with wal_of(path) as connection:
+        connection.execute("UPDATE conversations_v2 SET access_count = 7")
+        connection.execute("INSERT INTO conversations_v2(id, content) VALUES ('new', 'text')")
+        connection.execute("DELETE FROM reflections_v2 WHERE id = '9'")
+    hashed.clear()
+    assert [state[1] for state in new_states(path, known)] == ["new"]
+    assert hashed == [("conversations_v2", 20, 23), ("reflections_v2", 8, 11)]
+    later = recorded(path)
+    hashed.clear()
+    assert new_states(path, later) == []
+    assert hashed == [("conversations_v2", 20, 23), ("reflections_v2", 8, 11)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "read"),
+    [
+        ("UPDATE reflections_v2 SET content = 'x' WHERE id = '3'", {"reflections_v2"}),
+        ("UPDATE kg_entities SET name = 'x' WHERE id = '3'", {"kg_entities", "kg_relationships"}),
+        ("DELETE FROM reflections_v2 WHERE id = '19'", {"reflections_v2"}),
+        ("ALTER TABLE conversations_v2 RENAME COLUMN project TO other", set(TABLES)),
+        ("ALTER TABLE conversations_v2 ADD COLUMN source_type VARCHAR DEFAULT 'x'", set(TABLES)),
+    ],
+)
+def test_tables_with_changes_are_read(path, hashed, statement, read):
+    fill(path)
+    known, before = recorded(path), Counter(all_states(path))
+    with wal_of(path) as connection:
+        connection.execute(statement)
+    hashed.clear()
+    found = Counter(new_states(path, known))
+    assert {table for table, _, _ in hashed} == read
+    assert set(all_states(path)) - set(before) <= set(found)
+    with reading(path, known) as (_, _answer):
+        hashes = {each for chunk in row_set_file.read(path.with_name("scratch") / ROWS) for each in chunk.split()}
+    with base(path):
+        pass  # a checkpoint: another main file
+    hashed.clear()
+    with reading(path, known):
+        every = {each for chunk in row_set_file.read(path.with_name("scratch") / ROWS) for each in chunk.split()}
+    assert hashes == every
+    assert {table for table, _, _ in hashed} == set(TABLES)
+
+
+def test_tables_that_are_exchanged_in_the_wal_are_read(path):
+    fill(path)
+    with base(path) as connection:
+        connection.execute(
+            "CREATE TABLE other AS SELECT * REPLACE ('other ' || content AS content) FROM reflections_v2"
+        )
+    known = recorded(path)
+    with wal_of(path) as connection:
+        connection.execute("ALTER TABLE reflections_v2 RENAME TO unused")
+        connection.execute("ALTER TABLE other RENAME TO reflections_v2")
+    assert len(new_states(path, known)) == 20
+
+
+def test_rows_that_were_left_out_are_found_although_the_main_file_is_the_same(path):
+    fill(path)
+    with reading(path) as (read, _):
+        read.leave_out([("entity", "3")])
+        known = shutil.copy(path.with_name("scratch") / ROWS, path.with_name("recorded.rows"))
+    assert [state[:2] for state in new_states(path, known)] == [("entity", "3")]
+
+
+def test_if_the_layout_is_unknown_all_rows_are_read(path, hashed, monkeypatch):
+    fill(path)
+    known = recorded(path)
+
+    def fail(*_):
+        raise ValueError
+
+    monkeypatch.setattr(comparing, "Stored", fail)
+    hashed.clear()
+    assert new_states(path, known) == []
+    assert {table for table, _, _ in hashed} == set(TABLES)
+
+
 # -------------------------------------------------------------------------------------------------- row sets
 
 
@@ -265,6 +377,7 @@ def test_too_many_differences_make_all_rows_new(path, monkeypatch):
 def test_ranges_that_do_not_fit_in_memory_are_halved(path, monkeypatch):
     fill(path)
     known, real = recorded(path), Engine.rows
+    another_main_file(path)
 
     def limited(engine, statement, parameters=()):
         if "string_agg" in statement and parameters[2] - parameters[1] > 1:
@@ -278,6 +391,7 @@ def test_ranges_that_do_not_fit_in_memory_are_halved(path, monkeypatch):
 def test_without_any_range_that_fits_in_memory_the_rows_are_read_one_by_one(path, monkeypatch):
     fill(path)
     known, real = recorded(path), Engine.rows
+    another_main_file(path)
 
     def limited(engine, statement, parameters=()):
         if "string_agg" in statement:

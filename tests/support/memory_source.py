@@ -18,8 +18,8 @@ from agent.ports import RowDifference
 def write_row_set(file: Path, rows: Iterable[RowState]) -> Path:
     """Write a row set in which the hash of a row is its digest, and 3 rows are a chunk; return the file."""
     hashes = [bytes.fromhex(row.digest) for row in rows]
-    chunks = (row_set_file.Chunk(at, b"".join(hashes[at : at + 3])) for at in range(0, len(hashes), 3))
-    row_set_file.write(file, chunks)
+    chunks = (row_set_file.Chunk(at, False, b"".join(hashes[at : at + 3])) for at in range(0, len(hashes), 3))
+    row_set_file.write(file, row_set_file.NO_ORIGIN, chunks)
     return file
 
 
@@ -59,7 +59,7 @@ class ListedMemories:
     def _rows(self) -> Path:
         return self._folder / "rows"
 
-    async def compare(self) -> RowDifference | None:
+    async def compare(self, main_sha256: str = "") -> RowDifference | None:
         if not self._comparable:
             return None
         known: set[str] = set()

@@ -6,9 +6,10 @@
                     or {"verdict": {"error": text, "damaged": bool}}
     replay          the same, but the rows are counted and not read
     open "graph"    {"tables": n}                   opens the copy for the five commands that follow
-    compare         {"rows": [rows, new rows, bytes of the new rows]}   writes the hashes of all rows to ROWS, and
+    compare "sha"   {"rows": [rows, new rows, bytes of the new rows]}   writes the hashes of all rows to ROWS, and
                     compares them with the hashes in KNOWN, if it exists; both are in the directory `scratch_name`.
-                    The next pages have the new rows only. null if it is not possible: the pages have all rows
+                    The next pages have the new rows only. null if it is not possible: the pages have all rows.
+                    "sha": SHA-256 of the main file, or ""
     leave_out [[kind, ID], ...]   {"rows": true}    removes the hashes of these rows from ROWS; an error as at the end
                     of the pages
     begin           {"started": true}               the next page is the first

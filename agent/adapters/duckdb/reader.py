@@ -90,8 +90,8 @@ class _Source:
     def known_rows(self) -> Path:
         return self._folder / KNOWN
 
-    async def compare(self) -> RowDifference | None:
-        return await self._ask(COMPARE, "rows", self._difference)
+    async def compare(self, main_sha256: str = "") -> RowDifference | None:
+        return await self._ask(b"%s %s" % (COMPARE, orjson.dumps(main_sha256)), "rows", self._difference)
 
     @staticmethod
     def _difference(answer: Json) -> RowDifference | None:

@@ -31,17 +31,19 @@ class RowSets:
         current = self._number(target, database, _CURRENT)
         if current is None:
             return False
-        row_set_file.write(file, self._chunks(current))
+        row_set_file.write(file, self._origin(current), self._chunks(current))
         return True
 
     def replace(self, target: Target, database: str, file: Path) -> None:
         """Record that the target has the rows in the file, and no others."""
-        self._apply(self._create(target, database, _CURRENT), self._changes(target, database, file))
+        changes = self._changes(target, database, file)
+        self._apply(self._create(target, database, _CURRENT), row_set_file.read_origin(file), changes)
 
     def stage(self, target: Target, upload_id: str, database: str, file: Path) -> None:
         """Record the rows that the target has once the upload is delivered. Staging again replaces them."""
         self._delete(target, database, upload_id)
         staged = self._create(target, database, upload_id)
+        self._set_origin(staged, row_set_file.read_origin(file))
         for chunk in self._changes(target, database, file):
             self._put(staged, chunk)
 
@@ -70,7 +72,8 @@ class RowSets:
             for number, database in staged.fetchall():
                 if database not in manifest.base_of:
                     continue
-                self._apply(self._create(target, database, _CURRENT), self._chunks(number))
+                current = self._create(target, database, _CURRENT)
+                self._apply(current, self._origin(number), self._chunks(number))
                 self._connection.execute(
                     "INSERT OR REPLACE INTO memory_bases VALUES (?, ?, ?)", (target.id, database, manifest.upload_id)
                 )
@@ -98,13 +101,14 @@ class RowSets:
         current = self._number(target, database, _CURRENT)
         gone = set() if current is None else set(self._chunk_numbers(current))
         for chunk in row_set_file.read(file):
-            if current is None or chunk.number not in gone or self._hashes(current, chunk.number) != chunk.hashes:
+            if current is None or chunk.number not in gone or self._chunk(current, chunk.number) != chunk:
                 yield chunk
             gone.discard(chunk.number)
         for number in gone:
-            yield Chunk(number, _REMOVED)
+            yield Chunk(number, stored=False, hashes=_REMOVED)
 
-    def _apply(self, row_set: int, changes: Iterator[Chunk]) -> None:
+    def _apply(self, row_set: int, origin: bytes, changes: Iterator[Chunk]) -> None:
+        self._set_origin(row_set, origin)
         for chunk in changes:
             if chunk.hashes == _REMOVED:
                 self._connection.execute(
@@ -115,28 +119,35 @@ class RowSets:
 
     def _put(self, row_set: int, chunk: Chunk) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO row_hashes VALUES (?, ?, ?)", (row_set, chunk.number, chunk.hashes)
+            "INSERT OR REPLACE INTO row_hashes VALUES (?, ?, ?, ?)", (row_set, chunk.number, chunk.stored, chunk.hashes)
         )
 
     def _chunks(self, row_set: int) -> Iterator[Chunk]:
-        return (Chunk(number, self._hashes(row_set, number)) for number in self._chunk_numbers(row_set))
+        return (self._chunk(row_set, number) for number in self._chunk_numbers(row_set))
 
     def _chunk_numbers(self, row_set: int) -> list[int]:
         found = self._connection.execute("SELECT chunk FROM row_hashes WHERE row_set = ? ORDER BY chunk", (row_set,))
         return [number for (number,) in found]
 
-    def _hashes(self, row_set: int, chunk: int) -> bytes:
-        (hashes,) = self._connection.execute(
-            "SELECT hashes FROM row_hashes WHERE row_set = ? AND chunk = ?", (row_set, chunk)
+    def _chunk(self, row_set: int, number: int) -> Chunk:
+        stored, hashes = self._connection.execute(
+            "SELECT stored, hashes FROM row_hashes WHERE row_set = ? AND chunk = ?", (row_set, number)
         ).fetchone()
-        return bytes(hashes)
+        return Chunk(number, bool(stored), bytes(hashes))
+
+    def _origin(self, row_set: int) -> bytes:
+        (origin,) = self._connection.execute("SELECT origin FROM row_sets WHERE number = ?", (row_set,)).fetchone()
+        return bytes(origin)
+
+    def _set_origin(self, row_set: int, origin: bytes) -> None:
+        self._connection.execute("UPDATE row_sets SET origin = ? WHERE number = ?", (origin, row_set))
 
     def _create(self, target: Target, database: str, upload_id: str) -> int:
         number = self._number(target, database, upload_id)
         if number is None:
             (number,) = self._connection.execute(
-                "INSERT INTO row_sets (target_id, database, upload_id) VALUES (?, ?, ?) RETURNING number",
-                (target.id, database, upload_id),
+                "INSERT INTO row_sets (target_id, database, upload_id, origin) VALUES (?, ?, ?, ?) RETURNING number",
+                (target.id, database, upload_id, row_set_file.NO_ORIGIN),
             ).fetchone()
         return int(number)
 

@@ -134,11 +134,13 @@ _SIXTH = (
         target_id TEXT NOT NULL,
         database TEXT NOT NULL,
         upload_id TEXT NOT NULL,
+        origin BLOB NOT NULL,
         UNIQUE (target_id, database, upload_id)
     )""",
     """CREATE TABLE row_hashes (
         row_set INTEGER NOT NULL REFERENCES row_sets (number) ON DELETE CASCADE,
         chunk INTEGER NOT NULL,
+        stored INTEGER NOT NULL,
         hashes BLOB NOT NULL,
         PRIMARY KEY (row_set, chunk)
     )""",

@@ -151,7 +151,7 @@ class MemoryDelta:
             base = (await self._memories.bases(self._target)).get(database)
             if base and not await self._memories.known_rows(self._target, database, source.known_rows):
                 base = None
-            difference = await source.compare()
+            difference = await source.compare(copy.main_sha256)
             omitted = "" if self._complete else _reason_to_omit(base, difference, copy)
             if not omitted or difference is None:
                 async with aclosing(source.pages()) as pages:

@@ -303,7 +303,7 @@ class HttpSync:
                 progress()
 
             await self._memories.known_rows(self.target, name, source.known_rows)
-            difference = await source.compare()
+            difference = await source.compare(snapshot.main_sha256)
             if difference is not None:
                 count_rows(difference.rows - difference.new_rows)
             pushed = await self._push.push(

@@ -114,7 +114,7 @@ def _read(copy: _Copy, graph: str, commands: Commands) -> tuple[bytes, bytes]:
         if failed is not None:
             raise failed
         if verb == COMPARE:
-            _output.answer({"rows": reading.compare()})
+            _output.answer({"rows": reading.compare(str(json.loads(argument)))})
         elif verb == LEAVE_OUT:
             reading.leave_out(json.loads(argument))
             _output.answer({"rows": True})

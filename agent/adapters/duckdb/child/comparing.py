@@ -4,13 +4,15 @@ The hashes are made by DuckDB, from everything that a row's digest depends on: r
 digests. A chunk that is equal in the row set is not looked at any further, so memory is only needed for what changed.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.adapters import row_set_file
 from agent.adapters.duckdb.child.engine import Engine, OutOfMemory
+from agent.adapters.duckdb.child.stored import Stored
 from agent.adapters.duckdb.child.tables import HASH_SCHEME, Found, Table, create_entity_names
 from agent.adapters.row_set_file import Chunk
 from agent.domain.memories import KINDS
@@ -45,22 +47,40 @@ class Comparing:
         if any(table.kind == "relationship" for table in tables):
             create_entity_names(engine, found)
 
-    def compare(self, known: Path | None, rows: Path) -> Comparison:
-        """Write the hashes of all rows to `rows`, and compare them with those in `known`."""
+    def compare(self, known: Path | None, rows: Path, main_sha256: str) -> Comparison:
+        """Write the hashes of all rows to `rows`, and compare them with those in `known`.
+
+        If `known` is of a copy with the same main file, the rows that the WAL left as they are there are not read.
+        `main_sha256`: digest of the main file, "" if it is unknown.
+        """
+        stored = self._stored_rows(main_sha256)
         difference = _Difference(row_set_file.read(known)) if known else None
+        is_same = known is not None and stored.origin == row_set_file.read_origin(known) != row_set_file.NO_ORIGIN
         count = size = 0
 
         def chunks() -> Iterator[Chunk]:
             nonlocal count, size
-            for table, chunk, rowids, sizes in self._chunks():
+            for table, at in self._ranges():
+                number = KINDS.index(table.kind) * _KIND_CHUNKS + at
+                is_stored = at in stored.chunks.get(table.name, ())
+                if difference is not None and is_same and is_stored and (same := difference.take_stored(number)):
+                    count += len(same.hashes) // row_set_file.HASH_BYTES
+                    yield same
+                    continue
+                hashes, rowids, sizes = self._rows(table, at * CHUNK_ROWS, (at + 1) * CHUNK_ROWS - 1)
+                if not rowids:
+                    continue
                 count, size = count + len(rowids), size + sum(sizes)
+                chunk = Chunk(number, is_stored, hashes)
                 if difference is not None:
                     difference.add(table.name, chunk, rowids, sizes)
                 yield chunk
 
-        row_set_file.write(rows, chunks())
-        if difference is None or difference.too_large:
+        row_set_file.write(rows, stored.origin, chunks())
+        if difference is None:
             return Comparison(count, count, size, None)
+        if difference.too_large:
+            return self.compare(None, rows, main_sha256)
         new, new_bytes = difference.new()
         return Comparison(count, sum(map(len, new.values())), new_bytes, new)
 
@@ -79,21 +99,32 @@ class Comparing:
             return
         kept = rows.with_suffix(".kept")
         row_set_file.write(
-            kept,
-            (
-                Chunk(chunk.number, b"".join(each for each in chunk.split() if each not in gone))
-                for chunk in row_set_file.read(rows)
-            ),
+            kept, row_set_file.read_origin(rows), (_without(chunk, gone) for chunk in row_set_file.read(rows))
         )
         kept.replace(rows)
 
-    def _chunks(self) -> Iterator[tuple[Table, Chunk, list[int], list[int]]]:
-        """Yield table, chunk, rowids and bytes of the rows of each chunk that is not empty."""
+    def _ranges(self) -> Iterator[tuple[Table, int]]:
+        """Yield each table with the numbers of its ranges of rowids, in the order of chunks."""
         for table in sorted(self._tables, key=lambda table: KINDS.index(table.kind)):
-            for number in range(table.first // CHUNK_ROWS, table.last // CHUNK_ROWS + 1):
-                hashes, rowids, sizes = self._rows(table, number * CHUNK_ROWS, (number + 1) * CHUNK_ROWS - 1)
-                if rowids:
-                    yield table, Chunk(KINDS.index(table.kind) * _KIND_CHUNKS + number, hashes), rowids, sizes
+            for at in range(table.first // CHUNK_ROWS, table.last // CHUNK_ROWS + 1):
+                yield table, at
+
+    def _stored_rows(self, main_sha256: str) -> "_StoredRows":
+        """Return which chunks are as in the main file: none if its digest, or its layout, is unknown."""
+        if not main_sha256:
+            return _StoredRows(row_set_file.NO_ORIGIN, {})
+        try:
+            found = {table.name: (table, Stored(self._engine, table)) for table in self._tables}
+            chunks = {name: stored.chunks(CHUNK_ROWS) for name, (_, stored) in found.items()}
+        except Exception:  # noqa: BLE001 - then all rows are read, and errors are reported
+            return _StoredRows(row_set_file.NO_ORIGIN, {})
+        for name, (table, stored) in found.items():
+            if table.kind == "entity" and not stored.covers(chunks[name], CHUNK_ROWS):
+                # The names of entities are hashed with relationships.
+                chunks |= {other: set() for other, (each, _) in found.items() if each.kind == "relationship"}
+        layout = [[name, self._prefix(table), stored.digest] for name, (table, stored) in sorted(found.items())]
+        origin = hashlib.sha256(json.dumps([main_sha256, CHUNK_ROWS, layout]).encode()).digest()
+        return _StoredRows(origin, chunks)
 
     def _rows(self, table: Table, first: int, last: int) -> tuple[bytes, list[int], list[int]]:
         """Return hashes, rowids and bytes of the rows in a range of rowids."""
@@ -113,6 +144,19 @@ class Comparing:
         return json.dumps([HASH_SCHEME, table.kind, graph, table.hashed_columns])
 
 
+@dataclass(frozen=True, slots=True)
+class _StoredRows:
+    """A digest of main file and layout, and by the name of a table the chunks of which all rows are as in the file."""
+
+    origin: bytes
+    chunks: Mapping[str, set[int]]
+
+
+def _without(chunk: Chunk, gone: Container[bytes]) -> Chunk:
+    hashes = b"".join(each for each in chunk.split() if each not in gone)
+    return Chunk(chunk.number, chunk.stored and hashes == chunk.hashes, hashes)
+
+
 class _Difference:
     """The chunks that differ from those of a row set. Chunks are added in the order of their numbers."""
 
@@ -127,10 +171,18 @@ class _Difference:
     def too_large(self) -> bool:
         return max(self._count, len(self._old) // row_set_file.HASH_BYTES) > MOST_DIFFERENT
 
+    def take_stored(self, number: int) -> Chunk | None:
+        """Return the stored chunk of the row set with this number, None if it has none. It counts as equal."""
+        self._advance_to(number)
+        found = self._next
+        if found is None or found.number != number or not found.stored:
+            return None
+        self._next = next(self._known, None)
+        return found
+
     def add(self, table: str, chunk: Chunk, rowids: list[int], sizes: list[int]) -> None:
         """Compare a chunk with that of the row set."""
-        while self._next is not None and self._next.number < chunk.number:
-            self._advance()
+        self._advance_to(chunk.number)
         if self._next is not None and self._next.number == chunk.number:
             if self._next.hashes == chunk.hashes:
                 self._next = next(self._known, None)
@@ -155,6 +207,10 @@ class _Difference:
                     new.setdefault(table, []).append(rowid)
                     new_bytes += size
         return {table: sorted(rowids) for table, rowids in new.items()}, new_bytes
+
+    def _advance_to(self, number: int) -> None:
+        while self._next is not None and self._next.number < number:
+            self._advance()
 
     def _advance(self) -> None:
         assert self._next is not None

@@ -65,17 +65,17 @@ class Reading:
         self._next: _Page | None = None
         self._prefetched = False
 
-    def compare(self) -> Json:
+    def compare(self, main_sha256: str = "") -> Json:
         """Write the hashes of all rows; the pages have only the rows that are not in the known row set from now on.
 
         Return the number of rows, of those that are new, and of their bytes; None if the hashes cannot be made: then
-        the pages have all rows.
+        the pages have all rows. `main_sha256`: digest of the main file, "" if it is unknown.
         """
         known = self._folder / KNOWN
         self._new = None
         try:
             self._comparing = Comparing(self._engine, self._graph, self._columns, self.tables)
-            found = self._comparing.compare(known if known.exists() else None, self._folder / ROWS)
+            found = self._comparing.compare(known if known.exists() else None, self._folder / ROWS, main_sha256)
         except Exception:  # noqa: BLE001 - the pages read in smaller steps, and report what cannot be read
             self._comparing = None
             return None
