@@ -70,6 +70,7 @@ async def test_the_latest_file_is_kept_across_restarts(size, path, put):
     for mirror in (MirrorDirectory(path), MirrorDirectory(path)):
         latest = mirror.latest(REFLECTION)
         assert (latest.main.sha256, latest.original, latest.verified_at) == (sha256, original, verified_at)
+        assert mirror.is_intact(REFLECTION, latest)
         assert (await mirror.file(REFLECTION, sha256)).stat().st_size == size
         assert await mirror.file(GRAPH, sha256) is None
 
@@ -132,8 +133,9 @@ async def test_a_changed_file_is_not_returned_and_removed(damage, restart, path,
     if restart:
         mirror = MirrorDirectory(path)
     with capture_logs() as logs:
-        assert mirror.latest(REFLECTION) is None
+        assert not mirror.is_intact(REFLECTION, mirror.latest(REFLECTION))
     assert [entry["event"] for entry in logs] == ["mirror_damaged"]
+    assert mirror.latest(REFLECTION) is None
     assert names(path) == {kept}
     assert await mirror.file(REFLECTION, sha256) is None
     assert await mirror.file(REFLECTION, kept)

@@ -35,6 +35,7 @@ from typing import Self
 
 import structlog
 
+from agent.adapters import fs
 from agent.adapters.duckdb.mirror import Digests, MainFile, MirrorDirectory, MirrorState, OriginalStat
 from agent.adapters.duckdb.source import HEADER_BYTES, FoundFile, Header, Source
 from agent.domain.databases import Fingerprint
@@ -351,9 +352,11 @@ def _link_unchanged(
         return None
     path = mirror.path_of(database, latest)
     try:
-        descriptor = os.open(path, _OPEN_LINK)
+        descriptor = fs.open_regular(path)
         try:
             if os.pread(descriptor, HEADER_BYTES, 0) != header or os.fstat(main.original).st_size != latest.main.size:
+                return None
+            if not mirror.is_intact(database, latest):
                 return None
             is_same = stats is not None and stats == latest.original
             if not is_same and not main.has_same_bytes(descriptor, latest.main.size):
@@ -361,8 +364,8 @@ def _link_unchanged(
         finally:
             os.close(descriptor)
         main.link(path, latest.main)
-    except OSError as error:  # the mirror's: for the original, the copy finds it again
-        mirror.drop(database, error.strerror or str(error))
+    except (OSError, ValueError) as error:  # the mirror's: for the original, the copy finds it again
+        mirror.drop(database, getattr(error, "strerror", None) or str(error))
         raise SourceChanged("the mirror could not be used") from error
     return latest
 

@@ -186,10 +186,13 @@ class MirrorDirectory:
     # --------------------------------------------------------------------------------- for snapshots; all calls block
 
     def latest(self, database: str) -> MirrorState | None:
-        """Return the latest main file, None if there is none. Its bytes were compared with its checksums."""
+        """Return the latest main file, None if there is none. Its bytes are not checked."""
         with self._lock:
-            latest = self._record(database).latest
-            return latest if latest and self._intact_file(database, latest.main.sha256) else None
+            return self._record(database).latest
+
+    def is_intact(self, database: str, state: MirrorState) -> bool:
+        """Compare the bytes of a main file with its checksums; remove it if they differ."""
+        return self._intact_file(database, state.main.sha256) is not None
 
     def path_of(self, database: str, state: MirrorState) -> Path:
         """Return the path of a main file of the mirror. Nothing may write to that file."""
