@@ -141,6 +141,7 @@ class PatchChildKilled(ChildKilled):
 
     def strike(self, world: World, rng: random.Random) -> None:
         world.writer.run("checkpoint")  # other commits change the WAL only
+        happens(lambda: world.children(self.module), 5)
         super().strike(world, rng)
 
 
