@@ -35,7 +35,7 @@ from tests.campaign.faults.kills import (
     PatchChildKilled,
     WriterKilled,
 )
-from tests.campaign.faults.ledger import LedgerDamaged, LedgerDamagedInUse, LedgerNewer
+from tests.campaign.faults.ledger import LedgerDamaged, LedgerDamagedInUse, LedgerNewer, RowSetFlipped
 from tests.campaign.faults.limits import (
     NoDescriptors,
     NoMemoryForTheChild,
@@ -89,6 +89,7 @@ ALL: tuple[type[Fault], ...] = (
     LedgerDamaged,
     LedgerDamagedInUse,
     LedgerNewer,
+    RowSetFlipped,
     StagingFull,
     StateDiskFull,
     LogDiskFull,

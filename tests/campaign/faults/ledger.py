@@ -87,6 +87,26 @@ class LedgerDamagedInUse(LedgerDamaged):
         prune_leftovers(world)  # the new ledger does not know an upload that was interrupted
 
 
+class RowSetFlipped(Fault):
+    """A bit flips in the ledger's hashes of the rows that the target has, while no agent runs."""
+
+    row = "Hashes of rows in the ledger: a flipped bit"
+    rounds = 20
+    bar = "nothing is lost; a row may be sent again"
+    delayed = False
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        assert world.stop_agent() == 0
+        with closing(sqlite3.connect(world.ledger)) as connection:
+            chunks = connection.execute("SELECT rowid, hashes FROM row_hashes ORDER BY rowid").fetchall()
+            row, hashes = rng.choice(chunks)
+            changed = bytearray(hashes)
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+            connection.execute("UPDATE row_hashes SET hashes = ? WHERE rowid = ?", (bytes(changed), row))
+            connection.commit()
+        world.start_agent()
+
+
 class LedgerNewer(Fault):
     """The ledger is of a newer version: an older agent refuses it, and changes nothing."""
 
