@@ -16,6 +16,7 @@ RATIO = 2.0
 def lines(folder: Path, databases: Databases, size: int, rounds: int) -> list[Line]:
     """Upload a database of `size` MiB, then ten sessions with a checkpoint each; restore the first and the last."""
     with syncing(folder, databases, size) as agent:
+        agent.machine.set(agent_prune=False)  # the first of eleven uploads stays
         first = last = agent.sync().upload
         for number in range(SESSIONS):
             agent.session(number, checkpoint=True)
