@@ -51,4 +51,4 @@ def _restored(agent: SyncingAgent, upload: str, to: Path, *, compared: bool) -> 
 def _patches(agent: SyncingAgent, upload: str) -> int:
     """Return the number of patches of the main file's part in the manifest."""
     (path,) = agent.served.rglob(f"{upload}/manifest.json")
-    return sum(len(part.get("patches") or ()) for part in json.loads(path.read_bytes())["parts"])
+    return sum(max(len(part.get("layers") or ()) - 1, 0) for part in json.loads(path.read_bytes())["parts"])
