@@ -18,6 +18,8 @@ from pathlib import Path
 
 MEBIBYTE = 2**20
 _MIN_ROWS, _MAX_ROWS = 50, 4000
+_LARGE, _ROW_BYTES = 256 * MEBIBYTE, 2950
+"""A large database is written at once: growing in steps, with a checkpoint each, leaves half of it as free blocks."""
 _SYLLABLES = (
     *("ab", "be", "con", "de", "el", "for", "gra", "in", "ja", "ku", "lo", "mem", "ne", "or"),
     *("pra", "qui", "re", "so", "ta", "un", "ver", "wi", "xe", "ya", "zu"),
@@ -135,7 +137,7 @@ def make(path: Path, size: int) -> None:
         engine.execute(f"ATTACH '{temporary}' AS base (STORAGE_VERSION 'v1.0.0')")
         for statement in _TABLES:
             engine.execute(statement.replace("CREATE TABLE ", "CREATE TABLE base."))
-        count, rows = 0, _MIN_ROWS
+        count, rows = 0, size // _ROW_BYTES if size >= _LARGE else _MIN_ROWS
         while temporary.stat().st_size < size:
             engine.execute(_CONVERSATIONS, [count, count, rows])
             engine.execute(_REFLECTIONS, [count, count, rows // 4])
