@@ -18,7 +18,7 @@ from pathlib import Path
 
 MEBIBYTE = 2**20
 _MIN_ROWS, _MAX_ROWS = 50, 4000
-_LARGE, _ROW_BYTES = 256 * MEBIBYTE, 2950
+_LARGE, _ROW_BYTES = 256 * MEBIBYTE, 2750
 """A large database is written at once: growing in steps, with a checkpoint each, leaves half of it as free blocks."""
 _SYLLABLES = (
     *("ab", "be", "con", "de", "el", "for", "gra", "in", "ja", "ku", "lo", "mem", "ne", "or"),
