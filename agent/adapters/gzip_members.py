@@ -75,7 +75,7 @@ class GzipMembers:
     `level` is igzip's, 0 to 3. Without igzip, zlib's level 6 is used: about the same size, a sixth of the speed.
     """
 
-    def __init__(self, *, level: int = 2, member_bytes: int = 8 * 2**20, threads: int = 2) -> None:
+    def __init__(self, *, level: int = 3, member_bytes: int = 8 * 2**20, threads: int = 2) -> None:
         self._level = level
         self._member_bytes = member_bytes
         self._threads = threads

@@ -18,8 +18,11 @@ from pathlib import Path
 
 MEBIBYTE = 2**20
 _MIN_ROWS, _MAX_ROWS = 50, 4000
-_LARGE, _ROW_BYTES = 256 * MEBIBYTE, 2750
-"""A large database is written at once: growing in steps, with a checkpoint each, leaves half of it as free blocks."""
+_LARGE, _ROW_BYTES = 256 * MEBIBYTE, 3530
+"""A large database is written at once: growing in steps, with a checkpoint each, leaves half of it as free blocks. Its
+texts are longer, so that one of 517 MiB has 190,000 rows.
+"""
+_WORDS, _WORDS_OF_LARGE = "80 + random() * 200", "280 + random() * 260"
 _SYLLABLES = (
     *("ab", "be", "con", "de", "el", "for", "gra", "in", "ja", "ku", "lo", "mem", "ne", "or"),
     *("pra", "qui", "re", "so", "ta", "un", "ver", "wi", "xe", "ya", "zu"),
@@ -137,9 +140,11 @@ def make(path: Path, size: int) -> None:
         engine.execute(f"ATTACH '{temporary}' AS base (STORAGE_VERSION 'v1.0.0')")
         for statement in _TABLES:
             engine.execute(statement.replace("CREATE TABLE ", "CREATE TABLE base."))
-        count, rows = 0, size // _ROW_BYTES if size >= _LARGE else _MIN_ROWS
+        is_large = size >= _LARGE
+        conversations = _CONVERSATIONS.replace(_WORDS, _WORDS_OF_LARGE if is_large else _WORDS)
+        count, rows = 0, size // _ROW_BYTES if is_large else _MIN_ROWS
         while temporary.stat().st_size < size:
-            engine.execute(_CONVERSATIONS, [count, count, rows])
+            engine.execute(conversations, [count, count, rows])
             engine.execute(_REFLECTIONS, [count, count, rows // 4])
             engine.execute("CHECKPOINT base")
             count += rows

@@ -204,7 +204,7 @@ class FakeNetworkMonitor:
 @contextlib.asynccontextmanager
 async def running_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> AsyncIterator[tuple[Agent, list]]:
     """A running agent and its events. After a network change, a stall is cut off after half a second."""
-    monkeypatch.setattr(agent_bootstrap, "MachineNetworkMonitor", FakeNetworkMonitor)
+    monkeypatch.setattr("agent.adapters.network_monitor.MachineNetworkMonitor", FakeNetworkMonitor)
     monkeypatch.setattr(agent_bootstrap, "StallMonitor", lambda: StallMonitor(tight_seconds=0.5))
     monkeypatch.setattr(network_changes, "FIRST_PAUSE_SECONDS", 0.5)
     session_buddy.create(tmp_path / "data", commits=3, entities=2)

@@ -28,7 +28,7 @@ class Rig:
         self.folder, self.data = tmp_path / "folder", tmp_path / "data"
         target = Target("folder", str(self.folder), "", "laptop")
 
-        def methods(settings, state, identity, taker, warm, ledger, clock, *rest, **others):
+        def methods(settings, state, identity, taker, mirror, warm, ledger, clock, *rest, **others):
             page = names["FolderSync"](self.folder, target=target, taker=taker, ledger=ledger, clock=clock)
             return {page.name: page}
 

@@ -7,14 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from agent.adapters.directory_store import DirectoryStore, sharing
 from agent.adapters.directory_store.incoming import Incoming
-from agent.application.archive.prune import BucketContents
 from agent.domain.errors import CopyUnsupported
 from agent.ports import StoredObject
 
@@ -277,31 +275,6 @@ async def test_an_object_that_was_changed_in_place_since_it_was_linked_does_not_
     file.discard()
     assert not (root / key_of(1)).exists()
     assert not (root / ".akosha" / "checked").exists()
-
-
-async def test_the_listing_dates_a_linked_object_by_its_link(store, root):
-    """The time of the last write is that of the first upload, which may be years old."""
-    tag = await uploads(store, 2)
-    long_ago = datetime.now(UTC) - timedelta(days=400)
-    for number in range(2):
-        os.utime(root / key_of(number), (long_ago.timestamp(), long_ago.timestamp()))
-    await copy(store, key_of(1), key_of(2), tag)  # its own bytes
-    await copy(store, key_of(2), key_of(3), tag)
-    times = [item.modified async for item in store.list("systems/")]
-    assert all(time > long_ago + timedelta(days=399) for time in times)
-
-
-async def test_an_upload_in_progress_of_linked_objects_is_no_leftover(store, root):
-    """Its ID is ahead of the store's clock, so the times of its objects decide; their bytes are years old."""
-    tag = (await put(store, key_of(0))).etag
-    long_ago = datetime.now(UTC).timestamp() - 400 * 86_400
-    os.utime(root / key_of(0), (long_ago, long_ago))
-    await put(store, "systems/mac/uploads/20260101_000000_mac/manifest.json", b"{}")
-    ahead = "20990101_000000_mac"
-    await copy(store, key_of(0), f"systems/mac/uploads/{ahead}/reflection.duckdb", tag)
-    contents = await BucketContents.of("mac", store.list("systems/mac/uploads/"), datetime.now(UTC))
-    assert ahead in contents.objects
-    assert contents.left_over(contents.complete, {}) == []
 
 
 KILLED = """

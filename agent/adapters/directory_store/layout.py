@@ -164,4 +164,4 @@ def _walk(folder: Path, above: str, prefix: str, start_after: str) -> Iterator[t
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            yield key, status.st_size, status.st_ctime if status.st_nlink > 1 else status.st_mtime
+            yield key, status.st_size, status.st_mtime
