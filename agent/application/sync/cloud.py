@@ -39,7 +39,7 @@ from agent.domain.events import SyncRequested, request_event_id
 from agent.domain.identity import Identity, Machine
 from agent.domain.manifest import Manifest
 from agent.domain.routing import ASKED, CLOUD
-from agent.domain.upload_plan import Reuse, plan
+from agent.domain.upload_plan import Patch, Reuse, plan
 from agent.ports import (
     Clock,
     Compressor,
@@ -50,6 +50,7 @@ from agent.ports import (
     SnapshotTaker,
     Unchanged,
 )
+from agent.ports.concurrency import ConcurrentTasks
 
 _log = structlog.get_logger()
 
@@ -272,20 +273,28 @@ class CloudSync:
         record = await self._ledger.record(self.target)
         intent = record.intent or await self._new_intent(attempt, record)
         await self._ledger.begin(self.target, intent)
-        async with self._delta.of(attempt.changed, intent.upload_id) as delta:
-            self._staging.owe_unchecked(attempt, record, delta.errors)
-            if attempt.is_futile:  # the intent stays, and the next attempt resumes it
-                await self._ledger.record_problems(self.target, attempt.unchecked)
-                raise _unfinished(attempt)
-            manifest = await self._put_all(attempt, record, intent, delta)
+        async with ConcurrentTasks("make-patches") as tasks:
+            patching = tasks.start(
+                self._patches(attempt, record, intent)
+            )  # in a process beside the one that reads rows
+            async with self._delta.of(attempt.changed, intent.upload_id) as delta:
+                self._staging.owe_unchecked(attempt, record, delta.errors)
+                if attempt.is_futile:  # the intent stays, and the next attempt resumes it
+                    await self._ledger.record_problems(self.target, attempt.unchecked)
+                    raise _unfinished(attempt)
+                manifest = await self._put_all(attempt, record, intent, delta, await patching)
         await self._patching.retain(manifest)
         if self._markers is not None:
             await self._markers.write(manifest)
         await self._lost.drop({part.database for part in manifest.parts})
         return manifest
 
-    async def _put_all(self, attempt: Attempt, record: TargetRecord, intent: Intent, delta: Delta) -> Manifest:
-        patches = await self._patching.patches(attempt.changed, record, intent.upload_id) if self._deduplicate else ()
+    async def _patches(self, attempt: Attempt, record: TargetRecord, intent: Intent) -> tuple[Patch, ...]:
+        return await self._patching.patches(attempt.changed, record, intent.upload_id) if self._deduplicate else ()
+
+    async def _put_all(
+        self, attempt: Attempt, record: TargetRecord, intent: Intent, delta: Delta, patches: tuple[Patch, ...]
+    ) -> Manifest:
         steps = plan(
             {name: snapshot.files for name, snapshot in attempt.changed.items()},
             record,
