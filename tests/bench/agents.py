@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from tests.support.machine import Machine
 from tests.support.servers.s3 import S3Server, aws_environment, running_rclone
 
 AGENT = (sys.executable, "-m", "agent")
+
+QUIET_SECONDS = 2.1
+"""A little more than `akosha_agent_quiet_seconds`, after which `run` syncs a change."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,12 @@ class SyncingAgent:
     program: tuple[str, ...] = AGENT
 
     def sync(self) -> Sync:
-        """Run `sync`. Raises RuntimeError if it fails."""
+        """Wait until the files are quiet, as `run` does, then run `sync`. Raises RuntimeError if it fails.
+
+        A main file that was written less than 2 s before its copy has to be compared at the next sync.
+        """
         proxy = self.proxy
+        time.sleep(max(0.0, self.file.stat().st_mtime + QUIET_SECONDS - time.time()))
         before = proxy.sent, proxy.copying_seconds, proxy.connections
         done = self.command("sync", "--json")
         result = json.loads(done.output)

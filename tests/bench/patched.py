@@ -14,24 +14,30 @@ RATIO = 2.0
 
 
 def lines(folder: Path, databases: Databases, size: int, rounds: int) -> list[Line]:
-    """Upload a database of `size` MiB, then ten sessions with a checkpoint each; restore the first and the last."""
+    """Upload a database of `size` MiB, then ten sessions with a checkpoint each; and the last state to another bucket.
+
+    Restore the last state from both buckets.
+    """
     with syncing(folder, databases, size) as agent:
-        agent.machine.set(agent_prune=False)  # the first of eleven uploads stays
-        first = last = agent.sync().upload
+        patched = agent.sync().upload
         for number in range(SESSIONS):
             agent.session(number, checkpoint=True)
-            last = agent.sync().upload
-        times: dict[str, list[float]] = {first: [], last: []}
+            patched = agent.sync().upload
+        patches = _patches(agent, patched)
+        buckets = {"patched": agent.bucket, "whole": agent.server.new_bucket()}
+        agent.machine.set(cloud_bucket=buckets["whole"])
+        uploads = {"patched": patched, "whole": agent.sync().upload}
+        times: dict[str, list[float]] = {"patched": [], "whole": []}
         for _ in range(rounds):
-            for upload, measured in times.items():
-                measured.append(_restored(agent, upload, folder / "to", compared=upload == last))
-        patches = _patches(agent, last)
-    ratio = statistics.median(times[last]) / statistics.median(times[first])
+            for name, measured in times.items():
+                agent.machine.set(cloud_bucket=buckets[name])
+                measured.append(_restored(agent, uploads[name], folder / "to"))
+    ratio = statistics.median(times["patched"]) / statistics.median(times["whole"])
     return [
-        Line(f"restore of a whole upload, {size} MiB", seconds(times[first])),
+        Line(f"restore of a whole upload of the same state, {size} MiB", seconds(times["whole"])),
         Line(
             f"restore of a base and {patches} patches, {size} MiB",
-            seconds(times[last]),
+            seconds(times["patched"]),
             ratio,
             f"{RATIO:g} x that",
             ratio <= RATIO,
@@ -39,10 +45,10 @@ def lines(folder: Path, databases: Databases, size: int, rounds: int) -> list[Li
     ]
 
 
-def _restored(agent: SyncingAgent, upload: str, to: Path, *, compared: bool) -> float:
-    """Restore an upload and remove the files. `compared`: they must be the current ones; else raises RuntimeError."""
+def _restored(agent: SyncingAgent, upload: str, to: Path) -> float:
+    """Restore an upload and remove the files. Raises RuntimeError if they are not the current ones."""
     took = agent.command("restore", upload, "--to", str(to)).seconds
-    if compared and any((to / file.name).read_bytes() != file.read_bytes() for file in agent.files()):
+    if any((to / file.name).read_bytes() != file.read_bytes() for file in agent.files()):
         raise RuntimeError(f"{upload} was not restored as it was uploaded")
     shutil.rmtree(to)
     return took
