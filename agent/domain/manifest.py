@@ -149,7 +149,7 @@ class Part:
             )
         if self.carried_from is not None:
             naming.upload_time(self.carried_from)
-        if (self.compression == PATCHES) != bool(self.layers):
+        if len(self.layers) == 1 or (self.compression == PATCHES) != bool(self.layers):
             raise WireError(f"part {self.name!r}: its layers do not match its compression {self.compression!r}")
         if self.layers and not self._matches_layers():
             raise WireError(f"part {self.name!r} is not the file that its layers make")

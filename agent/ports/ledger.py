@@ -95,7 +95,7 @@ class Ledger(Protocol):
     ) -> None:
         """Record a delivered upload, whose manifest is in the bucket (COMMITTED), and put the result into the outbox.
 
-        For the databases in its `memories.bases`, the memories staged for it become delivered, and it becomes their
+        For the databases in `Manifest.base_of`, the memories staged for it become delivered, and it becomes their
         base. Everything else that was staged for the target is dropped.
         """
         ...

@@ -21,9 +21,9 @@ def ignore_progress(_count: int) -> None:
 class StoredObject:
     """An object in a store: its key, its size in bytes, and its metadata (empty in a listing).
 
-    `modified` is when the object was created, by the store's clock; set in listings only. `etag` changes with the
-    bytes: the store's ETag without quotes, or `sha256:` and the digest of the stored bytes; empty if the call does not
-    return it.
+    `modified` is when the object was created, by the store's clock; in a directory, when its bytes were written, which
+    is earlier for a linked copy. It is set in listings only. `etag` changes with the bytes: the store's ETag without
+    quotes, or `sha256:` and the digest of the stored bytes; empty if the call does not return it.
     """
 
     key: str

@@ -26,12 +26,17 @@ class Patcher(Protocol):
         """
         ...
 
-    async def apply(self, reference: Path, patches: Sequence[Path], file: Path, *, raw_size: int, sha256: str) -> None:
+    async def apply(
+        self, reference: Path, patches: Sequence[Path], file: Path, *, sizes: Sequence[int], sha256: str
+    ) -> None:
         """Create `file` from `reference` and at least one patch, the oldest first, and check its size and SHA-256.
 
-        The files between `reference` and `file` are not made: a chain of patches costs little more than one. Raises
-        WireError if a patch is not valid, or is not one of the file before it. Uses a bounded amount of memory and
-        disk, whatever the patches say. Raises StagingFull, StateError for the disk, and if the process that applies
-        them fails. After an error or a cancellation there is no file, except one that existed before.
+        `sizes` are those of the files that the patches make, in bytes; the last is that of `file`. The files between
+        `reference` and `file` are not made: a chain of patches costs little more than one. Uses a bounded amount of
+        memory, and of disk three times the largest of `sizes`, whatever the patches say.
+
+        Raises WireError if a patch is not valid, is not one of the file before it, makes another size, or cannot be
+        applied in time. Raises StagingFull, StateError for the disk, and if another process kills the one that applies
+        the patches. After an error or a cancellation there is no file, except one that existed before.
         """
         ...

@@ -305,10 +305,10 @@ def patches() -> Iterator[Read]:
         def read(example: tuple[bytes, bool]) -> None:
             data, alone = example
             first.write_bytes(data)
-            chain, made = ([first], NEW) if alone else ([first, last], LAST)
+            chain, sizes, made = ([first], [len(NEW)], NEW) if alone else ([first, last], [len(NEW), len(LAST)], LAST)
             sha256 = hashlib.sha256(made).hexdigest()
             try:
-                apply_chain(reference, chain, file, raw_size=len(made), sha256=sha256)
+                apply_chain(reference, chain, file, sizes=sizes, sha256=sha256)
                 assert file.read_bytes() == made
                 file.unlink()
             finally:

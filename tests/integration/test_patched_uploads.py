@@ -211,6 +211,37 @@ async def test_an_adopted_patched_upload_is_the_base_of_the_next_patch(rig):
     assert rig.names(manifest) == [f"{MAIN}.base", f"{MAIN}.patch-01", f"{MAIN}.patch-02"]
 
 
+async def test_an_upload_that_is_adopted_after_a_cut_is_the_base_of_the_next_patch(rig):
+    rig.store.fail("put", StoreError("cut", transient=True), key="manifest.json", after=True, times=9)
+    rig.store.fail("get", StoreError("cut", transient=True), key="manifest.json", times=1)
+    first = await rig.upload()
+    assert rig.names(first) == [MAIN]
+    assert rig.names(await rig.synced()) == [f"{MAIN}.base", f"{MAIN}.patch-01"]
+
+
+async def test_a_database_with_the_longest_name_is_patched_and_verified(rig, monkeypatch):
+    monkeypatch.setattr(upload_plan, "LEAST_PATCHED_BYTES", 0)
+    name = "knowledge_graph_" + "x" * (249 - len("knowledge_graph_") - len(".duckdb")) + ".duckdb"
+    (rig.data / "knowledge_graph.duckdb").rename(rig.data / name)
+    assert (await rig.sync()).success
+    with session_buddy.opened(rig.data / name) as base:
+        base.execute("CREATE TABLE more AS SELECT * FROM range(9)")
+    assert (await rig.sync()).success
+    manifest = rig.manifests[-1]
+    assert len(rig.names(manifest, name.removesuffix(".duckdb"))) == 2
+    assert not await rig.deep_problems(manifest)
+
+
+async def test_the_mirror_survives_a_data_directory_without_databases(rig, tmp_path):
+    await rig.upload()
+    rig.data.rename(tmp_path / "elsewhere")
+    rig.data.mkdir()
+    await rig.sync()
+    rig.data.rmdir()
+    (tmp_path / "elsewhere").rename(rig.data)
+    assert rig.names(await rig.synced()) == [f"{MAIN}.base", f"{MAIN}.patch-01"]
+
+
 async def test_a_pruned_upload_takes_nothing_from_the_later_ones(rig):
     first = await rig.upload()
     second = await rig.synced()

@@ -104,7 +104,7 @@ async def test_a_patch_is_made_and_applied(files, tmp_path, children):
     assert stat.S_IMODE(patch.stat().st_mode) == 0o600
     assert [child.returncode is None for child in children] == [False]
     result = tmp_path / "result"
-    await ZstdPatcher().apply(old, [patch], result, raw_size=len(NEW), sha256=sha256(NEW))
+    await ZstdPatcher().apply(old, [patch], result, sizes=[len(NEW)], sha256=sha256(NEW))
     assert result.read_bytes() == NEW
     assert stat.S_IMODE(result.stat().st_mode) == 0o600
 
@@ -185,7 +185,7 @@ async def test_a_cancelled_patch_ends_the_child_and_leaves_no_file(files, stoppe
 async def test_a_cancelled_application_ends_the_child_and_leaves_no_file(files, tmp_path, stopped):
     result = tmp_path / "result"
     make(*files, 2**30)
-    await cancelled(ZstdPatcher().apply(files[0], [files[2]], result, raw_size=len(NEW), sha256=sha256(NEW)), stopped)
+    await cancelled(ZstdPatcher().apply(files[0], [files[2]], result, sizes=[len(NEW)], sha256=sha256(NEW)), stopped)
     assert not result.exists()
 
 
@@ -195,7 +195,7 @@ async def not_applied(files, **options) -> AkoshaError:
     make(*files, 2**30)
     result = patch.with_name("result")
     with pytest.raises((StateError, StagingFull)) as refused:
-        await ZstdPatcher(**options).apply(old, [patch], result, raw_size=len(NEW), sha256=sha256(NEW))
+        await ZstdPatcher(**options).apply(old, [patch], result, sizes=[len(NEW)], sha256=sha256(NEW))
     assert not result.exists()
     assert refused.value.transient
     return refused.value
@@ -223,20 +223,20 @@ async def test_too_little_memory_is_a_transient_error(files, monkeypatch):
 async def test_a_patch_that_crashes_the_child_is_invalid(files, tmp_path, monkeypatch):
     monkeypatch.setattr(patcher_module, "CHILD", "tests.support.crashing_child")
     with pytest.raises(WireError, match="SIGABRT"):
-        await ZstdPatcher().apply(files[0], [files[0]], tmp_path / "result", raw_size=1, sha256=sha256(b""))
+        await ZstdPatcher().apply(files[0], [files[0]], tmp_path / "result", sizes=[1], sha256=sha256(b""))
 
 
 async def test_an_existing_file_is_kept(files):
     make(*files, 2**30)
     with pytest.raises(StateError, match="exists"):
-        await ZstdPatcher().apply(files[0], [files[2]], files[1], raw_size=len(NEW), sha256=sha256(NEW))
+        await ZstdPatcher().apply(files[0], [files[2]], files[1], sizes=[len(NEW)], sha256=sha256(NEW))
     assert files[1].read_bytes() == NEW
 
 
 async def test_an_invalid_patch_is_an_error_without_a_file(files, tmp_path):
     write(files[2], b"AKPATCH1")
     with pytest.raises(WireError):
-        await ZstdPatcher().apply(files[0], [files[2]], tmp_path / "result", raw_size=1, sha256=sha256(b""))
+        await ZstdPatcher().apply(files[0], [files[2]], tmp_path / "result", sizes=[1], sha256=sha256(b""))
     assert not (tmp_path / "result").exists()
 
 
@@ -289,7 +289,7 @@ def test_applying_a_hostile_patch_needs_little_memory(tmp_path):
     steps = [step([[0, size]], [[number * size, size]], data) for number in range(count)]
     write(tmp_path / "old", random_bytes(size))
     write(tmp_path / "patch", header(size, len(new)) + b"".join(steps))
-    result = f'folder / "new", raw_size={len(new)}, sha256="{sha256(new)}"'
+    result = f'folder / "new", sizes=[{len(new)}], sha256="{sha256(new)}"'
     work = f'patcher.apply(folder / "old", [folder / "patch"], {result})'
     assert peak_of_child(tmp_path, work) < MOST_MEMORY
     assert (tmp_path / "new").read_bytes() == new

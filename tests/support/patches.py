@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from backports import zstd
@@ -39,3 +40,15 @@ def frame(content: bytes, prefix: bytes = b"") -> bytes:
 def write(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
+
+
+def sizes_of(patches: Sequence[Path], last: int) -> list[int]:
+    """Return the sizes of the files that patches make; `last` for the last one, and for patches without a header."""
+    return [*(_size_of(patch.read_bytes(), last) for patch in patches[:-1]), last]
+
+
+def _size_of(patch: bytes, otherwise: int) -> int:
+    try:
+        return int(json.loads(patch[12 : 12 + int.from_bytes(patch[8:12], "little")])["size"])
+    except (ValueError, KeyError, TypeError):
+        return otherwise

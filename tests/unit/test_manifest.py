@@ -244,6 +244,7 @@ def test_a_relocated_patched_file_has_the_keys_of_its_new_upload_and_no_etags():
         {"stored_size": 1},
         {"layers": (replace(PATCHED.layers[0], file_sha256=sha256("x")), *PATCHED.layers[1:])},
         {"layers": PATCHED.layers[:2]},
+        {"layers": PATCHED.layers[:1], "stored_size": 40 * 2**20, "sha256": PATCHED.layers[0].sha256},
     ],
     ids=str,
 )

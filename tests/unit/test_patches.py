@@ -1,5 +1,6 @@
 """Patches: any file is made exactly, and an invalid patch makes none."""
 
+import os
 import shutil
 import subprocess
 from itertools import pairwise
@@ -14,7 +15,7 @@ from agent.adapters.patches.applying import apply_chain
 from agent.adapters.patches.container import PatchReader
 from agent.adapters.patches.making import make
 from agent.domain.errors import StagingFull, StateError, WireError
-from tests.support.patches import BLOCK, frame, header, random_bytes, record, sha256, step, write
+from tests.support.patches import BLOCK, frame, header, random_bytes, record, sha256, sizes_of, step, write
 
 OLD = random_bytes(5 * BLOCK + 1000)
 
@@ -33,7 +34,7 @@ def patched(folder: Path, old: bytes, new: bytes, *, most_bytes: int = 2**30, na
 def applied(folder: Path, old: bytes, *patches: Path, size: int, digest: str) -> bytes:
     result = folder / "result"
     result.unlink(missing_ok=True)
-    apply_chain(write(folder / "old", old), patches, result, raw_size=size, sha256=digest)
+    apply_chain(write(folder / "old", old), patches, result, sizes=sizes_of(patches, size), sha256=digest)
     return result.read_bytes()
 
 
@@ -250,7 +251,7 @@ def test_an_existing_file_is_neither_replaced_nor_removed(tmp_path):
     patch = patched(tmp_path, OLD, OLD[1:])
     (tmp_path / "result").write_text("mine")
     with pytest.raises(StateError):
-        apply_chain(tmp_path / "old", [patch], tmp_path / "result", raw_size=1, sha256=sha256(b""))
+        apply_chain(tmp_path / "old", [patch], tmp_path / "result", sizes=[1], sha256=sha256(b""))
     assert (tmp_path / "result").read_text() == "mine"
 
 
@@ -275,3 +276,35 @@ def decompressed(folder: Path, reference: bytes, data: bytes) -> bytes:
     paths = [write(folder / "reference", reference), write(folder / "frame.zst", data), folder / "content"]
     subprocess.run(["zstd", "-dqf", f"--patch-from={paths[0]}", paths[1], "-o", paths[2]], check=True)
     return paths[2].read_bytes()
+
+
+def test_scratch_files_of_a_long_chain_stay_below_twice_the_file(tmp_path, monkeypatch):
+    """Each patch changes another half of the file, so that every frame stays in use."""
+    largest = 0
+
+    class Watched(applying._Chain):
+        def _replace_state(self, state):
+            nonlocal largest
+            largest = max(largest, sum(os.fstat(file.fileno()).st_size for file in self._scratch))
+            super()._replace_state(state)
+
+    monkeypatch.setattr(applying, "_Chain", Watched)
+    size, state, patches = 8 * BLOCK, random_bytes(8 * BLOCK), []
+    first = state
+    for number in range(9):
+        start = (number % 2) * size // 2
+        changed = bytearray(state)
+        for block in range(start, start + size // 2, BLOCK):
+            changed[block : block + BLOCK // 2] = random_bytes(BLOCK // 2, seed=number * size + block + 1)
+        patches.append(patched(tmp_path, state, bytes(changed), name=f"patch-{number}"))
+        state = bytes(changed)
+    assert applied(tmp_path, first, *patches, size=size, digest=sha256(state)) == state
+    assert largest <= 3 * size
+
+
+def test_a_patch_in_a_chain_that_makes_another_size_than_its_manifest_records_is_refused(tmp_path):
+    old, middle, new = random_bytes(BLOCK), random_bytes(2 * BLOCK), random_bytes(3 * BLOCK)
+    patches = [patched(tmp_path, old, middle, name="first"), patched(tmp_path, middle, new, name="second")]
+    write(tmp_path / "old", old)
+    with pytest.raises(WireError, match="instead of 5"):
+        apply_chain(tmp_path / "old", patches, tmp_path / "result", sizes=[5, len(new)], sha256=sha256(new))

@@ -137,8 +137,8 @@ def exists(path: Path) -> bool:
 def walk(root: Path, prefix: str, start_after: str) -> Iterator[tuple[str, int, float]]:
     """Yield (key, size, time) of regular files below `root` in key order, without `.akosha`.
 
-    The time is that of the last write; for a file with several hard links, that of the last link, because all of them
-    have the time of the first object. Does not follow symlinks. Skips files that are removed during the walk.
+    The time is when the bytes were written: files that share an inode have that of the first object. Does not follow
+    symlinks. Skips files that are removed during the walk.
     """
     yield from _walk(root, "", prefix, start_after)
 

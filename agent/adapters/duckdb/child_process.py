@@ -7,10 +7,9 @@ was interrupted, is ended: a damaged file may have damaged its memory.
 """
 
 import asyncio
+import json
 from asyncio.subprocess import Process
 from pathlib import Path
-
-import orjson
 
 from agent.adapters import child_process
 from agent.adapters.child_process import CommandFailed, Exchange, NoAnswer, checked, end
@@ -90,7 +89,7 @@ class WarmChild:
 
 async def _use(child: Process, copy: Path | None) -> bool:
     """Make a child close its copy, and use another one or none; return whether it has. If cancelled, end it."""
-    command = b"%s %s" % (COPY, orjson.dumps(str(copy) if copy else ""))
+    command = b"%s %s" % (COPY, json.dumps(str(copy) if copy else "").encode())  # a path may not be UTF-8
     try:
         return await Exchange(child, _CLOSE_SECONDS).ask(command, "copy", lambda done: checked(done, bool))
     except (CommandFailed, NoAnswer):

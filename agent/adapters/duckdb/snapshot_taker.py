@@ -181,7 +181,7 @@ class DuckdbSnapshotTaker:
 
     def _survey(self) -> Survey:
         found = source.survey(self._data_dir)
-        if self._mirror is not None and self._is_holder:
+        if found and self._mirror is not None and self._is_holder:  # without any, the disk may not be mounted
             self._mirror.keep_only(found)
         return found
 

@@ -1,6 +1,6 @@
 """Patches: zstd frames that refer to an earlier state of the file.
 
-patcher     implements `Patcher`: makes a patch in a child process, applies patches in a thread
+patcher     implements `Patcher`: makes a patch in a child process, applies patches in one, too
 child       the program of the child process
 making      makes a patch and verifies it
 matching    finds the bytes of a file in a reference

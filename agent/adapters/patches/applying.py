@@ -24,7 +24,7 @@ from agent.adapters.patches.container import MOST_RANGES, PatchReader, Range, St
 from agent.adapters.patches.zstd import decompress, prefix_of
 from agent.domain.errors import StagingFull, StateError, WireError
 
-SPARE_BYTES = 256 * 2**20
+SPARE_BYTES = 32 * 2**20
 """Space that scratch files leave free on the disk."""
 
 _COPIED_BYTES = 2**20
@@ -145,20 +145,20 @@ def placed(pieces: Iterable[bytes], targets: Iterable[Range]) -> Iterator[tuple[
             offset, left, view = offset + len(part), left - len(part), view[len(part) :]
 
 
-def apply_chain(reference: Path, patches: Sequence[Path], file: Path, *, raw_size: int, sha256: str) -> None:
+def apply_chain(reference: Path, patches: Sequence[Path], file: Path, *, sizes: Sequence[int], sha256: str) -> None:
     """Create `file`, as `Patcher.apply` promises. Removes it if an error occurs."""
-    *before, last = patches
+    *before, last = zip(patches, sizes, strict=True)
     with ExitStack() as opened:
         chain = _Chain(opened, reference, file.parent)
-        for patch in before:
-            chain.advance(patch)
+        for patch, size in before:
+            chain.advance(patch, size)
         try:
             output = opened.enter_context(fs.create(file))
         except OSError as error:
             raise not_writable(file, error) from error
         try:
-            chain.write(last, output, raw_size)
-            _check_digest(output, raw_size, sha256)
+            chain.write(*last, output)
+            _check_digest(output, sizes[-1], sha256)
         except OSError as error:
             file.unlink(missing_ok=True)
             raise not_writable(file, error) from error
@@ -176,30 +176,36 @@ class _Chain:
         file = self._open(reference)
         self._state = State.of(file, os.fstat(file.fileno()).st_size)
 
-    def advance(self, path: Path) -> None:
-        """Apply a patch; write the contents of its frames to a scratch file."""
+    def advance(self, path: Path, size: int) -> None:
+        """Apply a patch; write the contents of its frames to a scratch file.
+
+        If the scratch files are larger than the state, they are replaced by one with the whole state.
+        """
         segments: list[_Segment] = []
         try:
-            scratch = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - closed with the chain
-            self._opened.callback(scratch.close)
-            self._scratch.append(scratch)
-            with self._patch(path) as patch:
+            scratch = self._new_scratch()
+            with self._patch(path, size) as patch:
                 for step, pieces in self._state.contents(patch):
                     segments += _segments(self._extracts(step, pieces, scratch), step.targets)
                     if len(segments) > MOST_RANGES:
                         raise WireError("it has too many ranges")
         except OSError as error:
             raise not_writable(self._folder, error) from error
-        self._state = State(segments)
-        for unused in {*self._scratch} - self._state.files:
-            unused.close()
-            self._scratch.remove(unused)
+        self._replace_state(State(segments))
+        if sum(os.fstat(file.fileno()).st_size for file in self._scratch) > size:
+            try:
+                scratch, offset = self._new_scratch(), 0
+                for piece in self._state.read([(0, size)]):
+                    self._check_space()
+                    _write(scratch, memoryview(piece), offset)
+                    offset += len(piece)
+            except OSError as error:
+                raise not_writable(self._folder, error) from error
+            self._replace_state(State.of(scratch, size))
 
-    def write(self, path: Path, output: BinaryIO, raw_size: int) -> None:
+    def write(self, path: Path, size: int, output: BinaryIO) -> None:
         """Apply the last patch. Raises OSError if `output` cannot be written."""
-        with self._patch(path) as patch:
-            if patch.size != raw_size:
-                raise WireError(f"it makes {patch.size} bytes instead of {raw_size}")
+        with self._patch(path, size) as patch:
             for step, pieces in self._state.contents(patch):
                 for offset, piece in placed(pieces, step.targets):
                     _write(output, piece, offset)
@@ -208,26 +214,43 @@ class _Chain:
         if not step.frame:
             yield from self._state.extracts(step.sources)
             return
-        if (free := shutil.disk_usage(self._folder).free) < SPARE_BYTES:
-            raise StagingFull(
-                f"applying patches needs {SPARE_BYTES:,} bytes free in {self._folder}, which has {free:,}",
-                hint="free disk space there",
-                transient=True,
-            )
+        self._check_space()
         start = offset = os.fstat(scratch.fileno()).st_size
         for piece in pieces:
             _write(scratch, memoryview(piece), offset)
             offset += len(piece)
         yield scratch, start, step.size
 
+    def _new_scratch(self) -> FileIO:
+        scratch = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - closed with the chain
+        self._opened.callback(scratch.close)
+        self._scratch.append(scratch)
+        return scratch
+
+    def _replace_state(self, state: State) -> None:
+        self._state = state
+        for unused in {*self._scratch} - state.files:
+            unused.close()
+            self._scratch.remove(unused)
+
+    def _check_space(self) -> None:
+        if (free := shutil.disk_usage(self._folder).free) < SPARE_BYTES:
+            raise StagingFull(
+                f"applying patches needs {SPARE_BYTES:,} bytes free in {self._folder}, which has {free:,}",
+                hint="free disk space there",
+                transient=True,
+            )
+
     @contextmanager
-    def _patch(self, path: Path) -> Iterator[PatchReader]:
+    def _patch(self, path: Path, size: int) -> Iterator[PatchReader]:
         """Open a patch of the current state. The WireErrors of the block name it."""
         with BufferedReader(self._open(path)) as file:
             try:
                 patch = PatchReader(file)
                 if patch.reference_size != self._state.size:
                     raise WireError(f"it is a patch of {patch.reference_size} bytes, not of {self._state.size}")
+                if patch.size != size:
+                    raise WireError(f"it makes {patch.size} bytes instead of {size}")
                 yield patch
             except WireError as error:
                 raise WireError(f"{path.name} is not a patch of this file: {error.message}") from error

@@ -4,7 +4,7 @@
 
 ["make", REFERENCE, FILE, PATCH, N]               {"made": [size, SHA-256]}, or {"made": null} if the patch would be
                                                   larger than N bytes
-["apply", REFERENCE, [PATCH, ...], FILE, SIZE, SHA-256]
+["apply", REFERENCE, [PATCH, ...], FILE, [SIZE, ...], SHA-256]
                                                   {"applied": null}, or {"applied": [class, message, hint, transient]}
                                                   of the error of the agent that prevented it
 
@@ -51,10 +51,10 @@ def _make(reference: str, file: str, patch: str, most_bytes: int) -> tuple[int, 
 
 
 def _apply(
-    reference: str, patches: Sequence[str], file: str, raw_size: int, sha256: str
+    reference: str, patches: Sequence[str], file: str, sizes: Sequence[int], sha256: str
 ) -> tuple[str, str, str, bool] | None:
     try:
-        apply_chain(Path(reference), [Path(patch) for patch in patches], Path(file), raw_size=raw_size, sha256=sha256)
+        apply_chain(Path(reference), [Path(patch) for patch in patches], Path(file), sizes=sizes, sha256=sha256)
     except AkoshaError as error:
         return type(error).__name__, error.message, error.hint, error.transient
     return None

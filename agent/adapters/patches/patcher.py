@@ -1,13 +1,13 @@
 """The port of patches. A child process makes and applies them: its memory is limited, and it can be killed."""
 
 import asyncio
+import json
 import os
 from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import orjson
 import structlog
 
 from agent.adapters import child_process
@@ -44,17 +44,25 @@ class ZstdPatcher:
             _log.warning("patch_failed", error=str(error), next_step="the whole file is sent")
             return None
 
-    async def apply(self, reference: Path, patches: Sequence[Path], file: Path, *, raw_size: int, sha256: str) -> None:
+    async def apply(
+        self, reference: Path, patches: Sequence[Path], file: Path, *, sizes: Sequence[int], sha256: str
+    ) -> None:
         command: list[Json] = [
-            "apply", str(reference), [str(patch) for patch in patches], str(file), raw_size, sha256
+            "apply", str(reference), [str(patch) for patch in patches], str(file), [*sizes], sha256
         ]  # fmt: skip
         try:
             failure = await self._create(file, command, "applied", _failure)
         except NoAnswer as error:
             if error.crashed:
                 raise WireError(f"the patches of {file.name} crashed the process ({error.reason})") from error
+            if error.too_slow:  # as it would be each time
+                raise WireError(f"the patches of {file.name} cannot be applied: the process {error.reason}") from error
             raise _not_applied(file, error) from error
-        except (OSError, CommandFailed) as error:
+        except CommandFailed as error:
+            if MemoryError.__name__ in str(error):
+                raise _not_applied(file, error) from error
+            raise WireError(f"the patches of {file.name} cannot be applied: {error}") from error
+        except OSError as error:
             raise _not_applied(file, error) from error
         if failure is not None:
             raise failure
@@ -67,7 +75,7 @@ class ZstdPatcher:
         child = await child_process.start(CHILD, cwd=new.parent, variables=_HUGE_PAGES)
         try:
             exchange = Exchange(child, self._timeout_seconds, self._stall_seconds)
-            answer = await exchange.ask(orjson.dumps(command), name, read)
+            answer = await exchange.ask(json.dumps(command).encode(), name, read)  # a path may not be UTF-8
             answered = True
         finally:
             ending = asyncio.create_task(_end(child, None if answered else new), name="patch-end")

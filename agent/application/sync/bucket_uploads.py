@@ -172,9 +172,8 @@ class BucketUploads:
         try:
             await self._store.sweep(f"{self._prefix}{upload}/")
         except NotPermitted as error:
-            self._log_not_removed(upload, found, error)
-        else:
-            await self._delete(upload, found)
+            self._log_not_removed(upload, [], error)
+        await self._delete(upload, found)
 
     async def remove_others(self, upload: str, kept: Container[str]) -> None:
         """Remove the objects of an unfinished upload whose keys are not in `kept`, except its manifest.
@@ -194,15 +193,20 @@ class BucketUploads:
         except NotPermitted as error:
             self._log_not_removed(upload, keys, error)
 
-    def _log_not_removed(self, upload: str, keys: Sequence[str], error: NotPermitted) -> None:
+    def _log_not_removed(self, upload: str, keys: Sequence[str], error: StoreError) -> None:
         _log.info("leftovers_not_removed", upload_id=upload, count=len(keys), reason=error.message, hint=error.hint)
 
     async def discard(self, open_puts: Iterable[OpenPut]) -> None:
-        """Remove the parts of open puts that will not be continued. Log it if that is not permitted."""
+        """Remove the parts of open puts that will not be continued. Log it if the store refuses.
+
+        Raises StoreError (transient).
+        """
         for put in open_puts:
             try:
                 await self._store.discard(put)
-            except NotPermitted as error:
+            except StoreError as error:
+                if error.transient:
+                    raise
                 self._log_not_removed(naming.upload_of(put.key), [put.key], error)
 
     async def sweep(self, *upload_ids: str, started_before: datetime, spared: Collection[str]) -> None:

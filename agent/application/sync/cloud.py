@@ -207,6 +207,7 @@ class CloudSync:
             caused_by = request.caused_by if isinstance(request, SyncRequested) else ()
             result = succeeded(manifest, method=CLOUD, location=self._store.location, caused_by=caused_by)
             await self._ledger.adopt(self.target, manifest, result)
+            await self._patching.retain(manifest)
             if self._markers is not None:
                 await self._markers.write(manifest)
         elif attempt.urgent and record.newest_upload_id and not await self._uploads.exists(record.newest_upload_id):
@@ -258,9 +259,10 @@ class CloudSync:
 
         A resumed upload would trust the object, because its metadata is right.
         """
+        open_puts = await self._ledger.open_puts(self.target)
         await self._ledger.abandon(self.target)
         with suppress(StoreError):  # later, a prune removes what is left
-            await self._uploads.remove(intent.upload_id, manifest_damaged=attempt.manifest_damaged)
+            await self._uploads.remove(intent.upload_id, open_puts, manifest_damaged=attempt.manifest_damaged)
 
     async def _sweep(self, *upload_ids: str) -> None:
         open_puts = {put.put_id for put in await self._ledger.open_puts(self.target)}

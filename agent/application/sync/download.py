@@ -51,11 +51,13 @@ class Downloader:
             await self._object(recorded.objects[0], path, progress)
 
     async def _layers(self, part: Part, path: Path, progress: Progress) -> None:
-        paths = [path.with_name(f"{path.name}.layer-{number:02}") for number in range(len(part.layers))]
+        # The file's name may be as long as names can be. One file is downloaded into a folder at a time.
+        paths = [path.with_name(f".layer-{number:02}") for number in range(len(part.layers))]
+        sizes = [layer.file_size for layer in part.layers[1:]]
         try:
             for layer, layer_path in zip(part.layers, paths, strict=True):
                 await self._object(layer, layer_path, progress)
-            await self.patcher.apply(paths[0], paths[1:], path, raw_size=part.raw_size, sha256=part.sha256)
+            await self.patcher.apply(paths[0], paths[1:], path, sizes=sizes, sha256=part.sha256)
         except WireError as error:
             raise DownloadError(part.layers[-1].key, path, error) from error
         finally:
@@ -82,8 +84,9 @@ class Downloader:
 
 
 def disk_bytes(part: Part) -> int:
-    """Return the disk space in bytes that the download of a file takes, its layers included."""
-    return part.raw_size + sum(layer.raw_size for layer in part.layers)
+    """Return the disk space in bytes that the download of a file takes, with its layers and the states in between."""
+    between = max((layer.file_size for layer in part.layers[1:-1]), default=0)
+    return part.raw_size + sum(layer.raw_size for layer in part.layers) + 2 * between
 
 
 async def _counted(pieces: AsyncIterable[bytes], count: Callable[[int], None]) -> AsyncIterator[bytes]:

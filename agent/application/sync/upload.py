@@ -195,6 +195,8 @@ class Upload:
     bytes_sent: int = field(default=0, init=False)
     stored_at: datetime | None = field(default=None, init=False)
     _placed: dict[str, StoredObject] = field(default_factory=dict, init=False)
+    _sent: set[str] = field(default_factory=set, init=False)
+    _sent_instead: bool = field(default=False, init=False)
 
     async def put_part(self, step: Send | Patch | Reuse) -> Part:
         """Send, patch or copy one file; return it as the manifest will name it.
@@ -253,9 +255,10 @@ class Upload:
         prefix = f"{naming.uploads_prefix(self.system_id)}{self.upload_id}/"
         absent = "" if self.manifest_damaged else naming.manifest_key(self.system_id, self.upload_id)
         found = await self.confirmation.objects(prefix, self._placed.values(), absent=absent)
-        if self.resumed:
+        if self.resumed or self._sent_instead:
             await self.uploads.remove_others(self.upload_id, self._placed)
-        self.stored_at = max((item.modified for item in found.values() if item.modified), default=None)
+        sent = (item.modified for key, item in found.items() if item.modified and key in self._sent)
+        self.stored_at = max(sent, default=None)
         etags = {key: item.etag for key, item in found.items()}
         tagged = tuple(part.with_etags(etags) for part in parts)
         return tagged, replace(memories, etag=found[memories.key].etag) if memories else None
@@ -354,8 +357,7 @@ class Upload:
             _log.info("copy_fallback", upload_id=self.upload_id, key=sources[0].key, reason=error.message)
             for each in copies:
                 self._placed.pop(each.key, None)
-            with suppress(StoreError):  # nothing reads an object that the manifest does not name
-                await self.store.delete([each.key for each in copies])
+            self._sent_instead = True  # `confirm` removes the copies, also those that the store finishes later
             return False
         return True
 
@@ -407,9 +409,11 @@ class Upload:
             self.progress()
 
         size = part_bytes(raw_size, self.chunk_bytes)
-        return await self.store.put(
+        stored = await self.store.put(
             key, body, metadata=metadata, part_bytes=size, progress=progress, journal=self.journal(key)
         )
+        self._sent.add(key)
+        return stored
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
