@@ -31,7 +31,7 @@ _STREAM = "for a stream that the agent creates; `nats stream edit AKOSHA_SYNC` c
 REMOVED = {
     "http_batch_size": "500 memories",
     "agent_ingest_max_rows": "5,000,000 rows",
-    "agent_ingest_max_mb": "8192 MiB",
+    "agent_ingest_max_mb": "65536 MiB",
     "agent_nats_connect_seconds": "5 s",
     "agent_nats_ping_seconds": "20 s",
     "agent_nats_ping_timeout_seconds": "10 s",

@@ -85,6 +85,10 @@ def test_the_wheel_works_in_a_new_environment(wheel, tmp_path):
     assert call(command, "status", "--json", folder=tmp_path, XDG_STATE_HOME=str(tmp_path / "state"))
 
 
+def _normalized(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 def test_the_wheel_declares_every_dependency_it_imports(wheel, tmp_path):
     """Every imported distribution is in the metadata, so an installation of the wheel lacks none."""
     import ast
@@ -104,11 +108,9 @@ def test_the_wheel_declares_every_dependency_it_imports(wheel, tmp_path):
                         imported.add(node.module.split(".")[0])
     known = packages_distributions()
     foreign = {
-        known[name][0].lower().replace("_", "-")
-        for name in imported - set(sys.stdlib_module_names) - {"agent"}
-        if name in known
+        _normalized(known[name][0]) for name in imported - set(sys.stdlib_module_names) - {"agent"} if name in known
     }
-    stated = {re.match(r"[A-Za-z0-9._-]+", text)[0].lower() for text in declared}
+    stated = {_normalized(re.match(r"[A-Za-z0-9._-]+", text)[0]) for text in declared}
     # Guaranteed by a declared distribution: aioboto3 depends on aiobotocore and botocore, typer on click.
     transitive = {"aiobotocore", "botocore", "aiohttp", "pydantic", "click"}
     assert foreign - stated - transitive == set()

@@ -132,7 +132,7 @@ def test_a_patch_may_refer_to_the_delivered_file_and_its_base():
 
 
 def test_a_patch_pays_up_to_half_of_the_size_of_the_whole_file():
-    base = patched_part([0]).layers[0]
+    base = patched_part([0, 1]).layers[0]
     assert largest_patch(base, RawFile("reflection.duckdb", 100 * MIB, sha256("x"))) == 40 * MIB
 
 
