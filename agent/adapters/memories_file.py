@@ -8,7 +8,6 @@ digits that were read. `metadata` contains the row's metadata and the fields of 
 """
 
 import asyncio
-import errno
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from typing import BinaryIO, TypeVar
 
 import orjson
 
+from agent.adapters.disk_errors import FULL
 from agent.domain.databases import database_of, main_name
 from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
 from agent.domain.manifest import Compression
@@ -47,7 +47,6 @@ _LEVEL = 4
 """Most of the bytes are digits of embeddings: level 6 makes the file 5 % smaller in 2.6 times the CPU time."""
 
 _MOST_WAITING = 500
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 MAX_LINE_BYTES = 64 * 2**20
 PAGE_ROWS = 200
@@ -266,7 +265,7 @@ class Draft:
 
     def _translated(self, error: OSError) -> SnapshotError:
         reason, folder = error.strerror or type(error).__name__, self._folder
-        if error.errno in _FULL:
+        if error.errno in FULL:
             return StagingFull(
                 f"no room for the memories: {reason}",
                 hint=f"free disk space for {folder}, or set akosha_agent_state_dir to a directory on a larger disk",

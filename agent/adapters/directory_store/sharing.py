@@ -62,8 +62,8 @@ class Check:
 class Checks:
     """Records of checks below `.akosha/checked`, one for each inode, valid for one size, mtime and ctime.
 
-    Adding or removing a hard link changes ctime: whoever does it records the check again. A record that is missing,
-    damaged, or that another process has overwritten is as good as none: the file is read again. All methods block.
+    Adding or removing a hard link changes ctime: the code that does it records the check again. A record that is
+    missing, damaged, or that another process has overwritten counts as none: the file is read again. All methods block.
     """
 
     def __init__(self, root: Path, now: Callable[[], float] = time.time) -> None:

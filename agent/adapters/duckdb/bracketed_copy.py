@@ -20,7 +20,6 @@ system may give a later write the same time. So these are trusted only if the la
 copy. Otherwise the bytes are compared.
 """
 
-import errno
 import fcntl
 import os
 import random
@@ -36,6 +35,7 @@ from typing import Self
 import structlog
 
 from agent.adapters import fs
+from agent.adapters.disk_errors import FULL
 from agent.adapters.duckdb.mirror import Digests, MainFile, MirrorDirectory, MirrorState, OriginalStat
 from agent.adapters.duckdb.source import HEADER_BYTES, FoundFile, Header, Source
 from agent.domain.databases import Fingerprint
@@ -48,7 +48,6 @@ STATE_DIR_HINT = "free disk space there, or set akosha_agent_state_dir to a dire
 WRITABLE_HINT = "set akosha_agent_state_dir to a directory that you may write to"
 
 _FICLONE = 0x40049409
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 _OPEN_LINK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -185,7 +184,7 @@ class FileCopy:
 def staging_error(error: OSError, name: str, folder: Path, *, needed: int = 0) -> SnapshotError:
     """Return the error for a copy that could not be written. It is transient: no event tells when it can be."""
     staging = folder.parent
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return staging_full(name, staging, needed=needed, reason=f" ({error.strerror})")
     return SnapshotError(
         f"cannot copy {name} to {staging}: {error.strerror}",

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Self
 
 from agent.adapters import fs
+from agent.adapters.disk_errors import FULL
 from agent.domain.errors import RestoreError
 from agent.domain.restore_plan import SCRATCH
 
 CHUNK_BYTES = 2**20
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 FOLDER = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _TRIES, _PAUSE_SECONDS = 50, 0.02
 

@@ -10,7 +10,7 @@ import structlog
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
-from agent.domain.manifest import Manifest, MemoriesPart, ObjectRecord, Part, manifest_metadata
+from agent.domain.manifest import Manifest, ObjectRecord, Part, manifest_metadata
 from agent.domain.naming import is_in_future
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger, ObjectStore, OpenPut, is_changed
@@ -145,7 +145,7 @@ class BucketUploads:
                     found.add(part.database)
         return found
 
-    async def holds(self, part: ObjectRecord | MemoriesPart, progress: Callable[[], None]) -> bool:
+    async def holds(self, part: ObjectRecord, progress: Callable[[], None]) -> bool:
         """Return whether an object exists with the recorded size, checksum and ETag.
 
         Values that the store or the manifest lacks are not compared. `progress` is called while the store reads the

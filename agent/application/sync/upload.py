@@ -222,8 +222,8 @@ class Upload:
             ]
             await gather_all(copies, "copy-object")
             return part
-        raw = next(file for file in snapshot.files if file.name == part.name)
         if not await self._copy_all(step.part.objects, part.objects):
+            raw = next(file for file in snapshot.files if file.name == part.name)
             return await self._send(Send(part.database, raw), counted=False)
         return replace(
             part,
@@ -280,12 +280,11 @@ class Upload:
     async def _send(self, step: Send, *, counted: bool = True) -> Part:
         """Send one file. `counted`: its size is part of the phase's total."""
         name = naming.object_name(step.file.name)
-        compression = self.compressor.compression
         part = self._sent_part(
             step.database,
             step.file,
             key=naming.object_key(self.system_id, self.upload_id, name),
-            compression=compression,
+            compression=self.compressor.compression,
         )
         stored = await self._send_file(step.database, step.file, part.objects[0], self.compressor, counted=counted)
         return replace(part, stored_size=stored.size)
@@ -350,7 +349,7 @@ class Upload:
         return stored
 
     async def _copy_all(self, sources: Sequence[ObjectRecord], copies: Sequence[ObjectRecord]) -> bool:
-        """Let the store copy objects. If it does not copy one of them as it was, remove the others; return False."""
+        """Let the store copy objects. Return False, with none placed, if it does not copy one of them as it was."""
         try:
             await gather_all([self._copy(*pair) for pair in zip(sources, copies, strict=True)], "copy-object")
         except (CopyUnsupported, NoSuchObject) as error:
