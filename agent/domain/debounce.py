@@ -9,6 +9,15 @@ All times are monotonic seconds.
 """
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class Wait(StrEnum):
+    """What a burst waits for."""
+
+    QUIET = "quiet"
+    DEADLINE = "deadline"
+    MIN_INTERVAL = "min_interval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +59,14 @@ class Debounce:
 
     def due(self, rules: DebounceRules) -> float | None:
         """Return when the sync is due, None if no change is pending."""
+        waits = self.waits_for(rules)
+        return None if waits is None else waits[0]
+
+    def waits_for(self, rules: DebounceRules) -> tuple[float, Wait] | None:
+        """Return when the sync is due, and the rule that decides it; None if no change is pending."""
         if self.first is None or self.last is None:
             return None
-        due = min(self.last + rules.quiet, self.first + rules.deadline)
-        if self.started is not None:
-            due = max(due, self.started + rules.min_interval)
+        due = min((self.last + rules.quiet, Wait.QUIET), (self.first + rules.deadline, Wait.DEADLINE))
+        if self.started is not None and self.started + rules.min_interval > due[0]:
+            return self.started + rules.min_interval, Wait.MIN_INTERVAL
         return due

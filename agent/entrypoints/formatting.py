@@ -1,10 +1,11 @@
 """Text for terminals and logs: one-line summaries of results, sizes, times, and hints."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.events import (
@@ -18,6 +19,9 @@ from agent.domain.events import (
     UploadVerified,
 )
 from agent.domain.plain_text import problem_list
+
+PHASES = {"": "starting", "snapshot": "copying", "upload": "uploading", "push": "sending", "download": "downloading"}
+"""Phases of a sync or a restore, as texts show them."""
 
 SEE_STATUS = "run akosha-agent status to see the problem"
 _CORRECT_SETTING = "correct the setting; settings are read again at each call"
@@ -39,9 +43,18 @@ def error_lines(label: str, error: str) -> list[str]:
     >>> error_lines("cloud: ", "the bucket memories does not exist (create it)")
     ['cloud: the bucket memories does not exist', '  create it']
     """
-    if hint := hint_of_text(error):
-        return [label + error.removesuffix(f"({hint})").rstrip(), f"  {hint}"]
-    return [label + error]
+    hint = hint_of_text(error)
+    return [label + error_message(error), *([f"  {hint}"] if hint else [])]
+
+
+def error_message(error: str) -> str:
+    """Return the text of an AkoshaError without its hint.
+
+    >>> error_message("the bucket memories does not exist (create it)")
+    'the bucket memories does not exist'
+    """
+    hint = hint_of_text(error)
+    return error.removesuffix(f"({hint})").rstrip() if hint else error
 
 
 def hint_of_text(error: str) -> str:
@@ -132,6 +145,47 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction in percent; 100 % only if it is complete.
+
+    >>> percent(0.42), percent(0.9999)
+    ('42 %', '99 %')
+    """
+    return f"{math.floor(fraction * 100)} %"
+
+
+def phase_name(phase: str) -> str:
+    """Return what a sync or a restore does in this phase."""
+    return PHASES.get(phase, phase)
+
+
+def age(at: datetime, now: datetime | None = None) -> str:
+    """Return how long ago a time was; a time in the future counts as now.
+
+    >>> age(datetime(2026, 3, 1, 12, 0, tzinfo=UTC), datetime(2026, 3, 1, 12, 3, tzinfo=UTC))
+    '3 min ago'
+    """
+    seconds = max(((now or datetime.now(UTC)) - at).total_seconds(), 0)
+    for name, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {name} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def duration(seconds: float) -> str:
+    """Return a number of seconds, rounded up: in seconds, in minutes and seconds, or in hours and minutes.
+
+    >>> duration(41.2), duration(252), duration(7500)
+    ('42 s', '4:12', '2 h 5 min')
+    """
+    whole = max(math.ceil(seconds), 0)
+    if whole < 60:  # noqa: PLR2004 - seconds of a minute
+        return f"{whole} s"
+    if whole < 3600:  # noqa: PLR2004 - seconds of an hour
+        return f"{whole // 60}:{whole % 60:02}"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

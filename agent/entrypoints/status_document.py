@@ -1,12 +1,14 @@
 """The status document, as `status --json`, the control API and the MCP tool return it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from typing import ClassVar, Self
 
 from agent.application.monitoring.status import Status
-from agent.bootstrap.home import Home
+from agent.bootstrap.home import RUN, Home
 from agent.domain.status_warning import StatusWarning
+from agent.entrypoints.status_verdict import Facts, Verdict, verdict_of
 from agent.settings import Settings
 
 AGENT_STOPPED, AGENT_SILENT = "agent_stopped", "agent_silent"
@@ -18,7 +20,7 @@ class StatusDocument(Status):
     """The status of the agent, its targets and its databases.
 
     `running` is the process that holds the state directory (`pid`, `command`, `since`); `problem` is the reason if the
-    databases cannot be read.
+    databases cannot be read. `verdict` is null only if the agent is of an earlier version.
     """
 
     # OpenAPI and the MCP tool derive their schemas from this class. It is not a pydantic model: without an agent,
@@ -31,10 +33,11 @@ class StatusDocument(Status):
     sync_enabled: bool
     data_dir: str
     state_dir: str
+    verdict: Verdict | None = None
 
     @classmethod
     def of(cls, status: Status, settings: Settings, *, running: dict[str, object] | None, problem: str) -> Self:
-        return cls(
+        document = cls(
             **{field.name: getattr(status, field.name) for field in fields(status)},
             running=running,
             problem=problem,
@@ -42,10 +45,23 @@ class StatusDocument(Status):
             data_dir=str(settings.agent_data_dir),
             state_dir=str(settings.agent_state_dir),
         )
+        return document.judged()
 
     def to_dict(self) -> dict[str, object]:
         """Return the document of `status --json`, with times as datetimes."""
         return asdict(self)
+
+    def judged(self, now: datetime | None = None) -> Self:
+        """Return the document with the verdict as of `now`, by default the present time."""
+        facts = Facts(
+            status=self,
+            agent_runs=self.running is not None and self.running.get("command") == RUN,
+            unresponsive=self.unresponsive_agent,
+            problem=self.problem,
+            sync_enabled=self.sync_enabled,
+            now=now or datetime.now(UTC),
+        )
+        return replace(self, verdict=verdict_of(facts))
 
     @property
     def unresponsive_agent(self) -> str:

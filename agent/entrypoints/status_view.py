@@ -1,11 +1,12 @@
 """The status: from the running agent, or from the ledger and the files if no agent answers."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 
 import structlog
 
-from agent.application.monitoring.status import describe, disk_warning
+from agent.application.monitoring.status import describe, disk_warning, last_upload_bytes
 from agent.bootstrap.home import RUN, Home
 from agent.bootstrap.stores import object_store
 from agent.domain.databases import NO_DATABASES, Survey
@@ -43,7 +44,7 @@ async def gather_status(settings: Settings) -> StatusDocument:
     if not unresponsive:
         return document
     warning = await asyncio.to_thread(unresponsive_warning, home, holder.pid, holder.command)
-    return replace(document, warnings=(warning, *document.warnings))
+    return replace(document, warnings=(warning, *document.warnings)).judged()
 
 
 async def _from_ledger(home: Home) -> StatusDocument:
@@ -54,6 +55,7 @@ async def _from_ledger(home: Home) -> StatusDocument:
     records = [TargetRecord(target) for target in targets]
     memory_counts: dict[str, MemoryCounts] = {}
     notes: dict[str, str] = {}
+    last_bytes: Mapping[str, int] = {}
     results_waiting = 0
     if await home.has_ledger():
         ledger = await home.read_ledger()
@@ -61,6 +63,7 @@ async def _from_ledger(home: Home) -> StatusDocument:
             records = [await ledger.record(target) for target in targets]
             memory_counts = {target.method: await ledger.memories().counts(target) for target in targets}
             notes = dict(await ledger.notes())
+            last_bytes = await last_upload_bytes(ledger, records, identity.agent_id)
             results_waiting = len(await ledger.outbox())
         finally:
             await ledger.aclose()
@@ -85,6 +88,7 @@ async def _from_ledger(home: Home) -> StatusDocument:
         running=running is not None and running["command"] == RUN,
         warnings=(*((full,) if full else ()), *await _ownership_warnings(home, identity), *await home.waiting_notes()),
         default_system_id=identity.is_default,
+        last_bytes=last_bytes,
     )
     return StatusDocument.of(status, settings, running=running, problem=problem)
 

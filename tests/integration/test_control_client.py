@@ -314,8 +314,9 @@ async def test_status_reads_the_ledger_if_the_agent_does_not_return_it(agent, ho
 async def test_an_agent_that_hangs_is_reported_in_one_line(agent, home, capsys):
     agent.answers["GET /v1/status"] = hanging
     await status.status(home.settings, as_json=False)
-    first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith(f"agent      process {os.getpid()} (run) does not answer; this status is from its ledger")
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"Unknown: process {os.getpid()} (run) does not answer; this status is from its ledger")
+    assert f"\nagent      process {os.getpid()} (run) does not answer; this status is from its ledger\n" in shown
 
 
 def stale(path: Path) -> None:

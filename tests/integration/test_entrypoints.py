@@ -21,6 +21,7 @@ from agent.entrypoints.cli.progress import progress_bar
 from agent.entrypoints.cli.sync import sync
 from agent.entrypoints.formatting import sync_summary
 from agent.entrypoints.status_document import StatusDocument
+from agent.entrypoints.text_lines import print_lines
 from agent.ports import MemoryCounts
 from agent.settings import load
 from tests.support import values
@@ -97,7 +98,7 @@ def test_the_status_shows_names_paths_and_errors_without_markup(tmp_path, capsys
     )
     settings = settings_of(tmp_path, agent_data_dir=odd)
     document = StatusDocument.of(reported, settings, running={"pid": 7, "command": "run [w]"}, problem="")
-    status._print(document, settings)
+    print_lines(status.lines_of(document, settings))
     text = capsys.readouterr().out
     for wanted in (
         f"databases  {odd}\n",
@@ -111,6 +112,7 @@ def test_the_status_shows_names_paths_and_errors_without_markup(tmp_path, capsys
         "bad [y]",
     ):
         assert wanted in text, wanted
+    assert text.startswith("Uploads fail: cannot write [red]x[/red] :smile:\n\n")
     assert text.count("knowledge_graph_[bold]") == 2
 
 

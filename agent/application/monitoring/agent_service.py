@@ -1,19 +1,23 @@
 """The requests that local processes can make to the running agent, over any interface."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from agent.application.monitoring.event_stream import EventStream
 from agent.application.monitoring.health import HealthMonitor
-from agent.application.monitoring.status import Status, describe, disk_warning
+from agent.application.monitoring.status import NextSync, Status, describe, disk_warning, last_upload_bytes
+from agent.application.sync.subscriber import SyncSubscriber
+from agent.application.triggers.file_changes import FileChanges
 from agent.application.triggers.inbox import Inbox
 from agent.domain.databases import NO_DATABASES, Survey
 from agent.domain.delivery_state import Target
 from agent.domain.errors import BusError, SnapshotError, WireError
 from agent.domain.events import Event, SessionEnded, SyncAsked, SyncProgress, SyncRequested, SyncResult
 from agent.domain.identity import Identity
+from agent.domain.routing import SESSION_END
 from agent.domain.status_warning import StatusWarning
-from agent.ports import EventBus, HistoryEntry, Ledger, MemoryCounts, SnapshotTaker, SyncMethod
+from agent.ports import Clock, EventBus, HistoryEntry, Ledger, MemoryCounts, SnapshotTaker
 
 
 class AgentService:
@@ -28,7 +32,9 @@ class AgentService:
         ledger: Ledger,
         bus: EventBus,
         taker: SnapshotTaker,
-        methods: Mapping[str, SyncMethod],
+        clock: Clock,
+        subscribers: Sequence[SyncSubscriber],
+        file_changes: FileChanges,
         inbox: Inbox,
         event_stream: EventStream,
         health: HealthMonitor,
@@ -36,7 +42,8 @@ class AgentService:
     ) -> None:
         self._route, self._state_dir, self._identity = route, state_dir, identity
         self._ledger, self._bus = ledger, bus
-        self._taker, self._methods = taker, methods
+        self._taker, self._clock = taker, clock
+        self._subscribers, self._file_changes = {one.method.name: one for one in subscribers}, file_changes
         self._inbox, self._event_stream, self._health = inbox, event_stream, health
         self._warnings = warnings
 
@@ -110,7 +117,16 @@ class AgentService:
         return self._event_stream.events(after=after)
 
     def _targets(self) -> Sequence[Target]:
-        return [self._methods[name].target for name in self._route if name in self._methods]
+        return [self._subscribers[name].method.target for name in self._route if name in self._subscribers]
+
+    def _next_sync(self) -> NextSync | None:
+        if not self._file_changes.enabled:
+            return NextSync(at=None, reason=SESSION_END)
+        upcoming = self._file_changes.next_request()
+        if upcoming is None:
+            return None
+        seconds, reason = upcoming
+        return NextSync(at=self._clock.now() + timedelta(seconds=max(seconds, 0)), reason=reason)
 
     async def _memory_counts(self) -> Mapping[str, MemoryCounts]:
         return {target.method: await self._ledger.memories().counts(target) for target in self._targets()}
@@ -133,6 +149,10 @@ class AgentService:
             running=True,
             warnings=(*((full,) if full else ()), *warnings),
             default_system_id=self._identity.is_default,
+            last_bytes=await last_upload_bytes(self._ledger, records, self._identity.agent_id),
+            activity=next((one.activity for one in self._subscribers.values() if one.activity), None),
+            next_sync=self._next_sync(),
+            unhealthy=self._health.problems(),
         )
 
     async def _survey(self) -> tuple[Survey, str]:

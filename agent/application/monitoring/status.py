@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
 
@@ -12,11 +12,13 @@ from agent.application.sync.confirmed_upload import without_confirmations
 from agent.application.sync.delivery_probe import ProbeState, without_probes
 from agent.domain.databases import Survey
 from agent.domain.delivery_state import Problem, State, Target, TargetRecord, next_try, pending, problems
+from agent.domain.events import SyncSucceeded, upload_event_id
 from agent.domain.identity import is_decided, without_claims
 from agent.domain.parsing import parse_json
-from agent.domain.routing import CLOUD, HTTP
+from agent.domain.progress import Activity
+from agent.domain.routing import CLOUD, HTTP, RETRY
 from agent.domain.status_warning import StatusWarning
-from agent.ports import MemoryCounts
+from agent.ports import Ledger, MemoryCounts
 
 DELIVERED_TO_AKOSHA = (
     "delivered means that the server acknowledged them; Akosha up to 0.11 keeps them in its process until it ends, "
@@ -35,13 +37,17 @@ STATE_DISK_FULL = "state_disk_full"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseStatus:
-    """One database at one target. `size` is the present size of its files in bytes, 0 if the database is gone."""
+    """One database at one target. `size` is the present size of its files in bytes.
+
+    `removed`: the target has the database, but its file is no longer on this machine; then `size` is 0.
+    """
 
     name: str
     state: str
     pending: bool
     size: int
     problem: str = ""
+    removed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +55,8 @@ class TargetStatus:
     """One target: what it has, its last success and error, and the counts of its memories.
 
     For an Akosha server, `delivered_means` explains the count of delivered memories, and `confirmed_at` is the last
-    time at which the server confirmed that it has them.
+    time at which the server confirmed that it has them. `last_bytes` is the number of bytes that the newest upload
+    sent, null if the ledger does not have its result.
     """
 
     method: str
@@ -64,6 +71,7 @@ class TargetStatus:
     memories: MemoryCounts
     delivered_means: str = ""
     confirmed_at: datetime | None = None
+    last_bytes: int | None = None
 
     @property
     def pending(self) -> tuple[str, ...]:
@@ -77,6 +85,19 @@ class BusStatus:
 
     text: str
     since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextSync:
+    """The next sync that the agent makes by itself, of what is pending.
+
+    `reason`: `quiet` (waits until the files are quiet), `deadline` (they are not, and it waits no longer),
+    `min_interval` (time between two syncs), `retry` (a target failed), or `session_end` (`at` is null: changes alone
+    cause no sync).
+    """
+
+    at: datetime | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +162,12 @@ class Status:
     warnings: tuple[StatusWarning, ...] = ()
     system_id_undecided: bool = False
     """The system ID is the host name, and the cloud target may still make this machine take another one."""
+    activity: Activity | None = None
+    """The sync that is running; null if none is, or if the agent does not answer."""
+    next_sync: NextSync | None = None
+    """Null if nothing is pending, or if it is unknown."""
+    unhealthy: Mapping[str, str] = field(default_factory=dict)
+    """Components of the agent that are stuck or interrupted, with the reason."""
 
 
 def describe(
@@ -156,20 +183,34 @@ def describe(
     running: bool,
     warnings: Sequence[StatusWarning] = (),
     default_system_id: bool = False,
+    last_bytes: Mapping[str, int] | None = None,
+    activity: Activity | None = None,
+    next_sync: NextSync | None = None,
+    unhealthy: Mapping[str, str] | None = None,
 ) -> Status:
     """Make the status from the ledger's records and the present state of the files.
 
-    `records` are in the order of the route, `memory_counts` are by method. A fallback that was never used is left out.
-    `running`: an agent runs and keeps the notes up to date. `warnings` were computed for this status; those in the
-    notes are appended.
+    `records` are in the order of the route, `memory_counts` and `last_bytes` are by method. A fallback that was never
+    used is left out. `running`: an agent runs and keeps the notes up to date. `warnings` were computed for this status;
+    those in the notes are appended.
     """
     cloud = next((record for record in records if record.target.method == CLOUD), None)
     undecided = default_system_id and cloud is not None and not cloud.known and not is_decided(notes, system_id)
     used = [record for at, record in enumerate(records) if at == 0 or record.databases]
     targets = tuple(
-        _target(record, survey, memory_counts.get(record.target.method, MemoryCounts()), notes) for record in used
+        _target(
+            record,
+            survey,
+            memory_counts.get(record.target.method, MemoryCounts()),
+            notes,
+            (last_bytes or {}).get(record.target.method),
+        )
+        for record in used
     )
     lacking = targets[0].pending if targets else tuple(sorted(survey))
+    retry_at = targets[0].next_try if targets else None
+    if lacking and retry_at is not None and (next_sync is None or next_sync.at is None or retry_at < next_sync.at):
+        next_sync = NextSync(at=retry_at, reason=RETRY)
     return Status(
         system_id=system_id,
         agent_id=agent_id,
@@ -182,7 +223,25 @@ def describe(
         verified=VerifyStatus.from_notes(notes, cloud.target) if cloud else None,
         warnings=(*warnings, *warnings_in(notes)),
         system_id_undecided=undecided,
+        activity=activity,
+        next_sync=next_sync if running and lacking else None,
+        unhealthy=unhealthy or {},
     )
+
+
+async def last_upload_bytes(ledger: Ledger, records: Sequence[TargetRecord], agent_id: str) -> Mapping[str, int]:
+    """Return how many bytes the newest upload of each method sent, if the ledger has its result. Raises StateError."""
+    found: dict[str, int] = {}
+    for record in records:
+        if record.newest_upload_id:
+            ids = {upload_event_id(record.newest_upload_id, agent_id)}
+        else:
+            ids = {known.delivered_by for known in record.databases.values() if known.delivered_by}
+        results = [await ledger.find_event(event_id) for event_id in ids]
+        newest = max((r for r in results if isinstance(r, SyncSucceeded)), key=lambda r: r.time, default=None)
+        if newest is not None:
+            found[record.target.method] = newest.bytes_transferred
+    return found
 
 
 def _bus(notes: Mapping[str, str]) -> BusStatus | None:
@@ -196,7 +255,13 @@ def _bus(notes: Mapping[str, str]) -> BusStatus | None:
     return BusStatus(text=text, since=datetime.fromisoformat(since) if since else None)
 
 
-def _target(record: TargetRecord, survey: Survey, memories: MemoryCounts, notes: Mapping[str, str]) -> TargetStatus:
+def _target(
+    record: TargetRecord,
+    survey: Survey,
+    memories: MemoryCounts,
+    notes: Mapping[str, str],
+    last_bytes: int | None,
+) -> TargetStatus:
     kept = ProbeState.from_notes(notes, record.target)
     lacking, waiting = pending(record, survey), problems(record, survey)
     databases = []
@@ -209,6 +274,7 @@ def _target(record: TargetRecord, survey: Survey, memories: MemoryCounts, notes:
                 pending=name in lacking,
                 size=survey[name].size if name in survey else 0,
                 problem=_described(waiting.get(name)),
+                removed=name not in survey,
             )
         )
     return TargetStatus(
@@ -224,6 +290,7 @@ def _target(record: TargetRecord, survey: Survey, memories: MemoryCounts, notes:
         memories=memories,
         delivered_means=DELIVERED_TO_AKOSHA if record.target.method == HTTP else "",
         confirmed_at=kept.answered if kept else None,
+        last_bytes=last_bytes,
     )
 
 

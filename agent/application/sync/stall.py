@@ -9,6 +9,7 @@ import structlog
 from agent.application.signal import Signal
 from agent.domain.errors import AkoshaError, SyncError
 from agent.domain.events import SyncProgress, SyncRequested
+from agent.domain.progress import Activity, Progress
 from agent.ports import Clock, Connected, Delivered, EventBus, Reporter, SyncMethod, Unchanged, reset_clients
 
 PUBLISH_SECONDS = 0.25
@@ -32,15 +33,28 @@ class ProgressReporter:
     def __init__(self, bus: EventBus, clock: Clock, request: SyncRequested, method: str) -> None:
         self._bus, self._clock, self._request, self._method = bus, clock, request, method
         self._signal = Signal(clock, "progress")
-        self._phase, self._done, self._total, self._published = "", 0, 0, 0
+        self._progress, self._published = Progress("", None, at=clock.monotonic()), 0
 
     def phase(self, name: str, total_bytes: int) -> None:
-        self._phase, self._done, self._total = name, 0, total_bytes
+        self._progress = Progress(name, total_bytes, at=self._clock.monotonic())
         self._signal.set()
 
     def moved(self, count: int) -> None:
-        self._done += count
+        self._progress.update(self._progress.done + count, at=self._clock.monotonic())
         self._signal.set()
+
+    def activity(self) -> Activity:
+        """Return the progress as of now."""
+        now, progress = self._clock.monotonic(), self._progress
+        return Activity(
+            request_id=self._request.request_id,
+            method=self._method,
+            phase=progress.phase,
+            done_bytes=progress.done,
+            total_bytes=progress.total or 0,
+            bytes_per_second=progress.rate(at=now),
+            remaining_seconds=progress.remaining_seconds(at=now),
+        )
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["ProgressReporter"]:
@@ -70,9 +84,9 @@ class ProgressReporter:
             system_id=self._request.system_id,
             request_id=self._request.request_id,
             method=self._method,
-            phase=self._phase,
-            done_bytes=self._done,
-            total_bytes=self._total,
+            phase=self._progress.phase,
+            done_bytes=self._progress.done,
+            total_bytes=self._progress.total or 0,
         )
 
 

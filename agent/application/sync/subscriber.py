@@ -26,6 +26,7 @@ from agent.domain.databases import Survey
 from agent.domain.delivery_state import Target, TargetRecord
 from agent.domain.errors import AkoshaError, NotOwner, SinkError, SnapshotError, StoreError, SyncError
 from agent.domain.events import SyncRequested
+from agent.domain.progress import Activity
 from agent.domain.routing import (
     CLOUD,
     DEFAULT_HTTP_ENDPOINT,
@@ -93,6 +94,12 @@ class SyncSubscriber:
         self._rules, self._jitter, self._in_progress_seconds = rules, jitter, in_progress_seconds
         self._bus, self._requests, self._ledger, self._recorder, self._clock = bus, requests, ledger, recorder, clock
         self._sync_lock, self._after_outcome, self._errors = sync_lock, after_outcome, errors
+        self._report: ProgressReporter | None = None
+
+    @property
+    def activity(self) -> Activity | None:
+        """The progress of the attempt that is running; None if none is."""
+        return self._report.activity() if self._report else None
 
     async def handle(self, message: Message) -> None:
         """Handle one message, and ack or nak it.
@@ -215,12 +222,14 @@ class SyncSubscriber:
             )
         self._unreachable.discard(self.method.name)
         try:
-            async with ProgressReporter(self._bus, self._clock, request, self.method.name).open() as report:
-                return await sync_with_restarts(self.method, request, report)
+            async with ProgressReporter(self._bus, self._clock, request, self.method.name).open() as self._report:
+                return await sync_with_restarts(self.method, request, self._report)
         except SyncError as error:
             if isinstance(error.original, NotOwner):  # a mistyped data directory has another default system ID
                 await self._check_data_directory()
             raise
+        finally:
+            self._report = None
 
     async def _check_data_directory(self) -> None:
         """Raise SyncError if the data directory cannot be read: no target would help."""

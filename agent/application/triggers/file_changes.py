@@ -9,7 +9,7 @@ import structlog
 
 from agent.application.signal import Signal
 from agent.application.triggers.publisher import Publisher
-from agent.domain.debounce import Debounce, DebounceRules
+from agent.domain.debounce import Debounce, DebounceRules, Wait
 from agent.domain.routing import FILE_CHANGE
 from agent.ports import Clock, Ledger, Watch
 
@@ -47,6 +47,14 @@ class FileChanges:
     def is_idle(self) -> bool:
         """Whether no change is waiting for a request."""
         return self._debounce.first is None
+
+    def next_request(self) -> tuple[float, Wait] | None:
+        """Return in how many seconds a sync is requested, and the rule that decides it; None if no change waits.
+
+        Negative if a running sync delays it.
+        """
+        waits = self._debounce.waits_for(self.rules) if self.enabled else None
+        return None if waits is None else (waits[0] - self.clock.monotonic(), waits[1])
 
     def record_change(self, ago: float = 0.0) -> None:
         """Record a change that happened `ago` seconds ago."""

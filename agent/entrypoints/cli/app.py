@@ -13,7 +13,7 @@ from agent.entrypoints.cli.options import HELP_OPTIONS, Verbose
 COMMANDS = {
     "run": ("cli.run", "Watch the databases and sync changes until stopped (Ctrl-C or SIGTERM)."),
     "sync": ("cli.sync", "Sync once, now. If an agent is running, it does the sync, with its own settings."),
-    "status": ("cli.status", "Show the agent, pending changes, the last uploads, and what blocks the next one."),
+    "status": ("cli.status", "Show whether all memories are safe, what is under way, and what blocks the next sync."),
     "events": ("cli.events", "Show sync requests and results, oldest first; or follow results from any machine."),
     "memories": ("cli.memories", "Show how many memories each target has received, and which are waiting or refused."),
     "config": ("cli.config", "Show every setting, its value and its source. Secrets are masked."),

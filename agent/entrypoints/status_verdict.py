@@ -1,0 +1,267 @@
+"""The verdict on the memories in one sentence: whether all of them are safe, or what is wrong or unknown.
+
+The rows of `ROWS` are tried in order, so that the most severe condition is reported. `SAFE` remains if none applies.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from agent.application.monitoring.status import STATE_DISK_FULL, DatabaseStatus, Status, TargetStatus
+from agent.application.sync.lost_databases import DATABASE_LOST
+from agent.application.sync.ownership import NOT_MOUNTED, WARNING as NOT_OURS
+from agent.domain.databases import NO_DATABASES
+from agent.domain.delivery_state import State
+from agent.domain.memories import EMBEDDING_HINT, NO_EMBEDDING
+from agent.domain.plain_text import problem_list
+from agent.domain.routing import CLOUD, HTTP
+from agent.entrypoints.formatting import age, duration, error_message, human_bytes, percent, phase_name
+
+
+class Severity(StrEnum):
+    """How bad the condition is, the worst first."""
+
+    DAMAGED = "damaged"
+    FAILING = "failing"
+    OWED = "owed"
+    UNKNOWN = "unknown"
+    SAFE = "safe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The worst condition, and a sentence about it."""
+
+    severity: Severity
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the verdict is about.
+
+    `agent_runs`: an agent runs and watches the databases. `unresponsive` is a sentence about an agent that does not
+    answer, else "". `problem` is the reason if no databases can be found.
+    """
+
+    status: Status
+    agent_runs: bool
+    unresponsive: str
+    problem: str
+    sync_enabled: bool
+    now: datetime
+
+    @property
+    def first(self) -> TargetStatus | None:
+        """The target that is to have everything."""
+        return self.status.targets[0] if self.status.targets else None
+
+    @property
+    def databases(self) -> Sequence[DatabaseStatus]:
+        return self.first.databases if self.first else ()
+
+
+DAMAGE_CODES = frozenset({"upload_damaged", DATABASE_LOST})
+FAILURE_CODES = frozenset({NOT_OURS, NOT_MOUNTED, STATE_DISK_FULL})
+FAILURE_PREFIXES = ("credentials_refused_", "unexpected_error_")
+HARMLESS_CODES = frozenset(
+    {
+        "agent_stopped",  # these two have a row of their own
+        "agent_silent",
+        "notes_waiting",  # an agent is not running, which has a row
+        "foreign_uploads",
+        "upload_id_ahead",
+        "pruning_held",
+        "deep_verify_limited",
+        "ledger_replaced",
+        "bus_unexpected_error",
+    }
+)
+"""Codes of status warnings, by what they say about the memories. A code in none of them makes the verdict unknown."""
+
+
+def verdict_of(facts: Facts) -> Verdict:
+    """Return the verdict of the first row that applies."""
+    for severity, describe in ROWS:
+        if text := describe(facts):
+            return Verdict(severity=severity, text=text)
+    return Verdict(severity=Severity.SAFE, text=f"All memories are safe: {_last_upload(facts)}")
+
+
+def _newest_upload_damaged(facts: Facts) -> str:
+    last = facts.status.verified
+    if last is None or last.whole:
+        return ""
+    return f"The upload {last.upload_id} is damaged: {problem_list(last.problems)}"
+
+
+def _stored_damage(facts: Facts) -> str:
+    return _warning(facts, lambda code: code in DAMAGE_CODES, "Memories are damaged")
+
+
+def _target_refuses(facts: Facts) -> str:
+    return _warning(facts, lambda code: code in FAILURE_CODES or code.startswith(FAILURE_PREFIXES), "Uploads fail")
+
+
+def _databases_unreadable(facts: Facts) -> str:
+    unreadable = facts.problem and facts.problem != NO_DATABASES
+    return f"The databases cannot be read: {facts.problem}" if unreadable else ""
+
+
+def _agent_unhealthy(facts: Facts) -> str:
+    found = facts.status.unhealthy
+    return f"The agent is not working: {problem_list(found)}" if found else ""
+
+
+def _no_target(facts: Facts) -> str:
+    return "" if facts.first else "Nothing is backed up: no target is set"
+
+
+def _target_fails(facts: Facts) -> str:
+    first = facts.first
+    if first is None or not first.error:
+        return ""
+    return f"{'Uploads' if first.method == CLOUD else f'Syncs by {first.method}'} fail: {error_message(first.error)}"
+
+
+def _database_refused(facts: Facts) -> str:
+    found = {one.name: error_message(one.problem) for one in facts.databases if one.problem}
+    return f"Not everything can be uploaded: {problem_list(found)}" if found else ""
+
+
+def _memories_refused(facts: Facts) -> str:
+    first = facts.first
+    if first is None or first.method != HTTP or not first.memories.refused:
+        return ""
+    return f"Akosha refused {_counted(sum(first.memories.refused.values()))}"
+
+
+def _uploading(facts: Facts) -> str:
+    activity = facts.status.activity
+    if activity is None:
+        return ""
+    names = f" {_named(facts.status.pending)}" if facts.status.pending else ""
+    done = "" if activity.fraction is None else f": {percent(activity.fraction)}"
+    return f"{phase_name(activity.phase).capitalize()}{names}{done}"
+
+
+def _pending(facts: Facts) -> str:
+    lacking = facts.status.pending
+    if not lacking:
+        return ""
+    text = f"Not uploaded yet: {_named(lacking)}"
+    if not facts.sync_enabled:
+        return f"{text}; sync is disabled"
+    if facts.unresponsive:
+        return f"{text}; {facts.unresponsive}"
+    if not facts.agent_runs:
+        return f"{text}; no agent is running"
+    upcoming = facts.status.next_sync
+    if upcoming is None or upcoming.at is None:
+        return text
+    seconds = (upcoming.at - facts.now).total_seconds()
+    return f"{text}; the next sync is {f'in {duration(seconds)}' if seconds >= 1 else 'due now'}"
+
+
+def _memories_waiting(facts: Facts) -> str:
+    first = facts.first
+    if first is None or first.method != HTTP or not first.memories.waiting:
+        return ""
+    waiting = first.memories.waiting
+    hint = f" ({EMBEDDING_HINT})" if NO_EMBEDDING in waiting else ""
+    return f"{_counted(sum(waiting.values()))} wait: {', '.join(sorted(waiting))}{hint}"
+
+
+def _agent_unresponsive(facts: Facts) -> str:
+    return f"Unknown: {facts.unresponsive}" if facts.unresponsive else ""
+
+
+def _no_databases(facts: Facts) -> str:
+    if not facts.problem:
+        return ""
+    upload = facts.first and facts.first.newest_upload_id
+    if not upload:
+        return "There is nothing to back up yet"
+    return f"The databases are no longer on this machine; the upload {upload} has them"
+
+
+def _removed_while_owed(facts: Facts) -> str:
+    done = (State.CLEAN, State.DELIVERED)
+    found = [one.name for one in facts.databases if one.removed and one.state not in done]
+    return f"Removed before their last changes were uploaded: {_named(found)}" if found else ""
+
+
+def _disabled(facts: Facts) -> str:
+    return "" if facts.sync_enabled else f"Sync is disabled, so later changes are not uploaded: {_last_upload(facts)}"
+
+
+def _no_agent(facts: Facts) -> str:
+    if facts.agent_runs:
+        return ""
+    return f"Everything is uploaded, but no agent is running to upload later changes: {_last_upload(facts)}"
+
+
+def _never(facts: Facts) -> str:
+    return "" if facts.first and facts.first.last_success else "Nothing has been uploaded yet"
+
+
+def _kept_by_akosha(facts: Facts) -> str:
+    first = facts.first
+    if first is None or first.method != HTTP:
+        return ""
+    return (
+        f"{_counted(first.memories.delivered)} were delivered to Akosha; whether it still has them is unknown: "
+        f"{_last_upload(facts)}"
+    )
+
+
+def _unknown_warning(facts: Facts) -> str:
+    return _warning(facts, lambda code: code not in HARMLESS_CODES, "Everything is uploaded, but")
+
+
+ROWS: Sequence[tuple[Severity, Callable[[Facts], str]]] = (
+    (Severity.DAMAGED, _newest_upload_damaged),
+    (Severity.DAMAGED, _stored_damage),
+    (Severity.FAILING, _no_target),
+    (Severity.FAILING, _target_refuses),
+    (Severity.FAILING, _databases_unreadable),
+    (Severity.FAILING, _agent_unhealthy),
+    (Severity.FAILING, _target_fails),
+    (Severity.FAILING, _database_refused),
+    (Severity.FAILING, _memories_refused),
+    (Severity.OWED, _uploading),
+    (Severity.OWED, _pending),
+    (Severity.OWED, _memories_waiting),
+    (Severity.UNKNOWN, _agent_unresponsive),
+    (Severity.UNKNOWN, _no_databases),
+    (Severity.UNKNOWN, _removed_while_owed),
+    (Severity.UNKNOWN, _never),
+    (Severity.UNKNOWN, _disabled),
+    (Severity.UNKNOWN, _unknown_warning),
+    (Severity.UNKNOWN, _no_agent),
+    (Severity.UNKNOWN, _kept_by_akosha),
+)
+"""The conditions, the worst first. Each returns a sentence, or "" if it does not apply."""
+
+
+def _warning(facts: Facts, wanted: Callable[[str], bool], introduction: str) -> str:
+    found = next((one for one in facts.status.warnings if wanted(one.code)), None)
+    return f"{introduction}: {found.message}" if found else ""
+
+
+def _last_upload(facts: Facts) -> str:
+    first = facts.first
+    if first is None or first.last_success is None:
+        return "nothing has been uploaded yet"
+    what = "push" if first.method == HTTP else "upload"
+    size = "" if first.last_bytes is None else f", {human_bytes(first.last_bytes)}"
+    return f"last {what} {age(first.last_success, facts.now)}{size}"
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def _counted(count: int) -> str:
+    return f"{count:,} {'memory' if count == 1 else 'memories'}"

@@ -1,0 +1,145 @@
+"""Texts that commands print on terminals of several widths and in a pipe, for files that a person can read.
+
+`python -m tests.support.screens` writes the files again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+from agent.application.monitoring.status import (
+    DELIVERED_TO_AKOSHA,
+    BusStatus,
+    DatabaseStatus,
+    NextSync,
+    TargetStatus,
+    VerifyStatus,
+)
+from agent.application.status_warnings import notes_waiting
+from agent.domain.databases import NO_DATABASES
+from agent.domain.memories import NO_EMBEDDING
+from agent.domain.progress import Activity
+from agent.domain.status_warning import StatusWarning
+from agent.entrypoints.status_document import StatusDocument
+from agent.entrypoints.status_text import status_lines
+from agent.entrypoints.text_lines import Line, rendered
+from agent.ports import MemoryCounts
+from tests.support.values import NOON
+
+DIRECTORY = Path(__file__).parents[1] / "unit" / "screens"
+WIDTHS: Mapping[str, int | None] = {"40": 40, "80": 80, "200": 200, "pipe": None}
+LOCATIONS = {"cloud": "s3.example.com/memories", "http": "https://akosha.example.org/mcp"}
+
+GRAPH = DatabaseStatus(name="knowledge_graph", state="clean", pending=False, size=2_600_000)
+REFLECTION = DatabaseStatus(name="reflection", state="clean", pending=False, size=5_400_000)
+CHANGED = replace(REFLECTION, state="owed", pending=True)
+CLOUD = TargetStatus(
+    method="cloud", endpoint="https://s3.example.com", bucket="memories", databases=(GRAPH, REFLECTION),
+    newest_upload_id="20260301_115700_laptop", last_success=NOON - timedelta(minutes=3), failures=0, next_try=None,
+    error="", memories=MemoryCounts(), last_bytes=210_000,
+)  # fmt: skip
+AKOSHA = replace(
+    CLOUD, method="http", endpoint=LOCATIONS["http"], bucket="", newest_upload_id=None,
+    memories=MemoryCounts(delivered=1_305), delivered_means=DELIVERED_TO_AKOSHA,
+)  # fmt: skip
+RUNNING: Mapping[str, object] = {"pid": 4711, "command": "run", "since": "2026-03-01T07:00:00+00:00"}
+SAFE = StatusDocument(
+    system_id="laptop", agent_id="a" * 32, route=("cloud",), targets=(CLOUD,), pending=(), notes={"watcher": "polling"},
+    bus=BusStatus(text="in this process", since=None), running=dict(RUNNING), problem="", sync_enabled=True,
+    data_dir="/home/me/.claude/data", state_dir="/home/me/.local/state/akosha-agent",
+    verified=VerifyStatus(
+        upload_id="20260301_115700_laptop", at=NOON - timedelta(minutes=2), problems={}, whole=True
+    ),
+)  # fmt: skip
+OWED = replace(SAFE, targets=(replace(CLOUD, databases=(GRAPH, CHANGED)),), pending=("reflection",))
+UPLOADING = Activity(
+    request_id="r", method="cloud", phase="upload", done_bytes=42_000_000, total_bytes=100_000_000,
+    bytes_per_second=3.1e6, remaining_seconds=18.7,
+)  # fmt: skip
+
+
+def later(seconds: float, reason: str) -> NextSync:
+    return NextSync(at=NOON + timedelta(seconds=seconds), reason=reason)
+
+
+def failing(document: StatusDocument = OWED) -> StatusDocument:
+    error = (
+        "s3.example.com refused the key: InvalidAccessKeyId (renew the credentials; the next attempt reads them again)"
+    )
+    at = later(90, "retry")
+    target = replace(document.targets[0], error=error, failures=3, next_try=at.at)
+    return replace(document, targets=(target,), next_sync=at)
+
+
+def stopped(document: StatusDocument) -> StatusDocument:
+    return replace(document, running=None, bus=None)
+
+
+STATUSES: Mapping[str, StatusDocument] = {
+    "everything is uploaded": SAFE,
+    "an upload is under way": replace(OWED, activity=UPLOADING),
+    "a change waits for the minimum interval": replace(OWED, next_sync=later(252, "min_interval")),
+    "the target refuses the credentials": failing(),
+    "the disk is not mounted": replace(
+        OWED,
+        warnings=(
+            StatusWarning(
+                code="target_not_mounted", message="/mnt/nas/memories has no uploads any more",
+                hint="is the disk mounted? If it was replaced: akosha-agent sync --new-target",
+            ),
+        ),
+    ),
+    "the newest upload is damaged": replace(
+        SAFE,
+        verified=VerifyStatus(
+            upload_id="20260301_115700_laptop", at=NOON, problems={"reflection.duckdb": "is missing"}, whole=False
+        ),
+    ),
+    "no agent is running": replace(stopped(OWED), warnings=notes_waiting(2)),
+    "a database was removed": replace(
+        SAFE, targets=(replace(CLOUD, databases=(replace(GRAPH, removed=True, size=0), REFLECTION)),)
+    ),
+    "an Akosha server is the target": replace(
+        SAFE, route=("http",), verified=None,
+        targets=(replace(AKOSHA, memories=MemoryCounts(delivered=1_305, waiting={NO_EMBEDDING: 13})),),
+    ),
+    "nothing is there yet": replace(
+        stopped(SAFE), problem=NO_DATABASES, verified=None, system_id_undecided=True,
+        targets=(replace(CLOUD, databases=(), newest_upload_id=None, last_success=None, last_bytes=None),),
+    ),
+}  # fmt: skip
+
+
+def screens() -> Mapping[str, Mapping[str, list[Line]]]:
+    """Return name of the command -> what it is about -> its lines."""
+    return {
+        "status": {
+            about: status_lines(
+                document,
+                locations=LOCATIONS,
+                over_nats=False,
+                other_id="laptop-3f9a" if document.system_id_undecided else "",
+                now=NOON,
+            )
+            for about, document in STATUSES.items()
+        },
+    }
+
+
+def files() -> Mapping[str, str]:
+    """Return file name -> text: all screens of a command at one width."""
+    found = {}
+    for name, shown in screens().items():
+        for suffix, width in WIDTHS.items():
+            parts = [
+                "\n".join([f"---- {about}", *rendered(lines, width=width, colours=False), ""])
+                for about, lines in shown.items()
+            ]
+            found[f"{name}_{suffix}.txt"] = "\n".join(parts)
+    return found
+
+
+if __name__ == "__main__":
+    for file, content in files().items():
+        (DIRECTORY / file).write_text(content)

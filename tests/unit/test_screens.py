@@ -1,0 +1,66 @@
+"""What commands print on terminals of 40, 80 and 200 columns and in a pipe: the files in `screens`."""
+
+import pytest
+
+from agent.domain.plain_text import printable
+from agent.entrypoints.text_lines import Line, Style, has_colours, labelled, rendered
+from tests.support import screens
+
+FILES = screens.files()
+
+
+def test_every_screen_has_a_file():
+    assert {path.name for path in screens.DIRECTORY.iterdir()} == FILES.keys()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_command_prints_its_screens(name):
+    """After a change of a text: python -m tests.support.screens, and read the difference."""
+    assert FILES[name] == (screens.DIRECTORY / name).read_text()
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_only_a_word_that_is_too_long_exceeds_the_width(width):
+    long_word = width - screens.rendered([labelled("  last upload", "x", 15)], width=width, colours=False)[0].index("x")
+    for line in FILES["status_40.txt" if width == 40 else "status_80.txt"].splitlines():
+        assert len(line) <= width or len(line.split()[-1]) > long_word or line.startswith("----"), line
+
+
+def test_lines_keep_their_indent_and_their_words():
+    text = "the uploads belong to another machine (akosha-agent sync --take-over)"
+    shown = rendered([labelled("warning", text, 11, Style.WARNING)], width=40, colours=False)
+    assert [line[:11] for line in shown] == ["warning    ", *[" " * 11] * (len(shown) - 1)]
+    assert " ".join(" ".join(shown).split()).removeprefix("warning ") == text
+
+
+def test_colours_are_escape_sequences_around_the_text():
+    lines = [Line("safe", Style.GOOD), Line("cloud  here", bold=5), Line("plain")]
+    assert rendered(lines, width=None, colours=True) == [
+        "\x1b[32msafe\x1b[0m", "\x1b[1mcloud\x1b[0m  here", "plain",
+    ]  # fmt: skip
+    assert rendered(lines, width=None, colours=False) == ["safe", "cloud  here", "plain"]
+
+
+class Screen:
+    def __init__(self, *, terminal):
+        self.isatty = lambda: terminal
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environ", "coloured"),
+    [
+        (True, {"TERM": "xterm"}, True), (False, {"TERM": "xterm"}, False), (True, {"TERM": "dumb"}, False),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, False), (True, {"TERM": "xterm", "NO_COLOR": ""}, True),
+    ],
+)  # fmt: skip
+def test_colours_need_a_terminal_and_no_no_color(terminal, environ, coloured, monkeypatch):
+    for name in ("TERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert has_colours(Screen(terminal=terminal)) == coloured
+
+
+def test_screens_have_no_control_characters():
+    for text in FILES.values():
+        assert printable(text, lines=True) == text

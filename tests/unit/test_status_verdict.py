@@ -1,0 +1,163 @@
+"""The verdict of `status`: one case for each row of its table, and none that is safe although something is wrong."""
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.application.archive.verify_loop import DAMAGED
+from agent.application.monitoring.status import VerifyStatus
+from agent.domain.databases import NO_DATABASES
+from agent.domain.status_warning import StatusWarning
+from agent.entrypoints import status_verdict
+from agent.entrypoints.status_document import AGENT_STOPPED
+from agent.entrypoints.status_verdict import ROWS, Severity, verdict_of
+from agent.ports import MemoryCounts
+from tests.support import screens
+from tests.support.values import NOON
+
+ROOT = Path(__file__).parents[2]
+CLOUD, AKOSHA, SAFE, OWED = screens.CLOUD, screens.AKOSHA, screens.SAFE, screens.OWED
+
+
+def warned(code, document=SAFE):
+    return replace(document, warnings=(StatusWarning(code=code, message="it is so", hint="do this"),))
+
+
+def with_target(target=CLOUD, **fields):
+    return replace(SAFE, targets=(replace(target, **fields),))
+
+
+OTHER_DAMAGE = VerifyStatus(upload_id="u", at=NOON, problems={"a.duckdb": "is missing"}, whole=False)
+REMOVED = replace(screens.CHANGED, removed=True, pending=False)
+NEVER = {"last_success": None, "newest_upload_id": None, "last_bytes": None}
+
+CASES = {
+    "_newest_upload_damaged": (replace(SAFE, verified=OTHER_DAMAGE), "The upload u is damaged: a.duckdb: is missing"),
+    "_stored_damage": (warned(DAMAGED), "Memories are damaged: it is so"),
+    "_no_target": (replace(SAFE, targets=()), "Nothing is backed up: no target is set"),
+    "_target_refuses": (warned("credentials_refused_cloud"), "Uploads fail: it is so"),
+    "_databases_unreadable": (replace(SAFE, problem="no access"), "The databases cannot be read: no access"),
+    "_agent_unhealthy": (replace(SAFE, unhealthy={"watch": "no scan"}), "The agent is not working: watch: no scan"),
+    "_target_fails": (with_target(error="403 (allow it)", failures=1), "Uploads fail: 403"),
+    "_database_refused": (
+        with_target(databases=(replace(screens.CHANGED, problem="not a database (restore it)"),)),
+        "Not everything can be uploaded: reflection: not a database",
+    ),
+    "_memories_refused": (
+        with_target(AKOSHA, memories=MemoryCounts(refused={"odd": 2})), "Akosha refused 2 memories",
+    ),
+    "_uploading": (replace(OWED, activity=screens.UPLOADING), "Uploading reflection: 42 %"),
+    "_pending": (
+        replace(OWED, next_sync=screens.later(252, "min_interval")),
+        "Not uploaded yet: reflection; the next sync is in 4:12",
+    ),
+    "_memories_waiting": (with_target(AKOSHA, memories=MemoryCounts(waiting={"odd": 1})), "1 memory wait: odd"),
+    "_agent_unresponsive": (
+        warned(AGENT_STOPPED), "Unknown: process 4711 (run) does not answer; this status is from its ledger",
+    ),
+    "_no_databases": (
+        replace(SAFE, problem=NO_DATABASES),
+        "The databases are no longer on this machine; the upload 20260301_115700_laptop has them",
+    ),
+    "_removed_while_owed": (
+        with_target(databases=(REMOVED,)), "Removed before their last changes were uploaded: reflection",
+    ),
+    "_never": (with_target(databases=(), **NEVER), "Nothing has been uploaded yet"),
+    "_disabled": (
+        replace(SAFE, sync_enabled=False),
+        "Sync is disabled, so later changes are not uploaded: last upload 3 min ago, 210.0 kB",
+    ),
+    "_unknown_warning": (warned("of_a_later_version"), "Everything is uploaded, but: it is so"),
+    "_no_agent": (
+        screens.stopped(SAFE),
+        "Everything is uploaded, but no agent is running to upload later changes: last upload 3 min ago, 210.0 kB",
+    ),
+    "_kept_by_akosha": (
+        with_target(AKOSHA),
+        "1,305 memories were delivered to Akosha; whether it still has them is unknown: last push 3 min ago, 210.0 kB",
+    ),
+}  # fmt: skip
+
+
+def judged(document):
+    return document.judged(NOON).verdict
+
+
+@pytest.mark.parametrize(("severity", "row"), [(severity, row.__name__) for severity, row in ROWS])
+def test_each_row_has_a_case_with_its_severity(severity, row):
+    document, text = CASES[row]
+    assert (judged(document).severity, judged(document).text) == (severity, text)
+
+
+def test_rows_are_in_the_order_of_severity_and_safe_is_none_of_them():
+    order = [*Severity]
+    ranks = [order.index(severity) for severity, _ in ROWS]
+    assert ranks == sorted(ranks)
+    assert Severity.SAFE not in {severity for severity, _ in ROWS}
+    assert {row.__name__ for _, row in ROWS} == CASES.keys()
+
+
+def test_all_is_safe_only_if_no_row_applies():
+    assert judged(SAFE) == status_verdict.Verdict(
+        severity=Severity.SAFE, text="All memories are safe: last upload 3 min ago, 210.0 kB"
+    )
+    for code in status_verdict.HARMLESS_CODES - {"agent_stopped", "agent_silent"}:
+        assert judged(warned(code)).severity is Severity.SAFE, code
+
+
+def test_the_worst_of_several_conditions_is_reported():
+    document = replace(screens.failing(), verified=OTHER_DAMAGE, activity=screens.UPLOADING)
+    assert judged(document).severity is Severity.DAMAGED
+    assert judged(replace(document, verified=None)).severity is Severity.FAILING
+    assert judged(replace(screens.stopped(OWED), sync_enabled=False)).severity is Severity.OWED
+    assert judged(screens.stopped(OWED)).text == "Not uploaded yet: reflection; no agent is running"
+
+
+def codes_in_the_source():
+    """Yield the codes of all status warnings: constants, and the prefixes of those with a method's name."""
+    for path in (ROOT / "agent").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        constants = {
+            target.id: node.value.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+                for target in node.targets:
+                    if isinstance(target, ast.Tuple):
+                        names = [getattr(one, "id", "") for one in target.elts]
+                        constants |= {
+                            name: value.value
+                            for name, value in zip(names, node.value.elts, strict=False)
+                            if isinstance(value, ast.Constant)
+                        }
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == "StatusWarning"
+                and "doctor" not in path.parts
+            ):
+                (code,) = [word.value for word in node.keywords if word.arg == "code"]
+                if isinstance(code, ast.Constant):
+                    yield code.value
+                elif isinstance(code, ast.Name) and code.id in constants:
+                    yield constants[code.id]
+
+
+def test_every_code_of_a_warning_has_a_severity():
+    known = status_verdict.DAMAGE_CODES | status_verdict.FAILURE_CODES | status_verdict.HARMLESS_CODES
+    found = {*codes_in_the_source()}
+    assert "target_not_mounted" in found
+    assert found <= known
+    assert known <= found
+
+
+def test_the_verdict_of_an_earlier_agent_is_made_by_the_command():
+    assert SAFE.verdict is None
+    assert verdict_of(status_verdict.Facts(
+        status=SAFE, agent_runs=True, unresponsive="", problem="", sync_enabled=True, now=NOON
+    )).severity is Severity.SAFE  # fmt: skip
