@@ -154,7 +154,7 @@ def _target(status: StatusDocument, target: TargetStatus, location: str, now: da
 
     yield Line(f"{target.method}  {location}", bold=len(target.method))
     yield fact("last push" if target.method == HTTP else "last upload", _last_delivery(target, now))
-    if memories := _counted(target.memories):
+    if memories := counted_memories(target.memories):
         yield fact("memories", memories)
     if target.memories.delivered and target.delivered_means:
         yield fact("", target.delivered_means)
@@ -220,7 +220,7 @@ def _verified(last: VerifyStatus, now: datetime) -> str:
     return f"{last.upload_id} is DAMAGED  ({age(last.at, now)}): {problem_list(last.problems)}"
 
 
-def _counted(memories: MemoryCounts) -> str:
+def counted_memories(memories: MemoryCounts) -> str:
     """Return how many memories the target has, and how many it lacks; "" if there are none."""
     counts = [f"{memories.delivered:,} delivered"] if memories.delivered else []
     counts += [

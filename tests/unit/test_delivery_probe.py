@@ -13,7 +13,7 @@ from agent.domain.delivery_state import Target
 from agent.domain.errors import HTTPSyncError, SinkError
 from agent.domain.memories import memory_id
 from agent.domain.routing import SyncPolicy
-from agent.entrypoints.cli.status import _counted
+from agent.entrypoints.status_text import counted_memories
 from agent.ports import Delivered, MemoryCounts, Unchanged
 from tests.support import values
 from tests.support.http_sync import TARGET, rig, some
@@ -158,7 +158,7 @@ async def test_the_status_states_what_delivered_means_and_when_it_was_confirmed(
 
 
 def test_the_count_of_memories_without_embeddings_names_the_setting_that_sends_zeros():
-    assert "16 wait: no embedding (" in (reported := _counted(MemoryCounts(waiting={"no embedding": 16})))
+    assert "16 wait: no embedding (" in (reported := counted_memories(MemoryCounts(waiting={"no embedding": 16})))
     assert "akosha_http_missing_embedding to zero" in reported
 
 
