@@ -6,6 +6,7 @@ command line
 env SESSION_BUDDY_AKOSHA_*, AKOSHA_AGENT_*
 env AKOSHA_CLOUD_BUCKET, _ENDPOINT, _REGION, AKOSHA_SYSTEM_ID, AKOSHA_ENABLE_FALLBACK
 the file of --settings
+~/.config/akosha-agent/credentials.yaml, ~/.config/akosha-agent/config.yaml (Application Support on macOS)
 ./settings/local.yaml, ./settings/session-buddy.yaml (only the keys in PROJECT_KEYS)
 ~/.claude/settings/local.yaml, ~/.claude/settings/session-buddy.yaml
 ~/.config/session-buddy/local.yaml, ~/.config/session-buddy/config.yaml
@@ -17,7 +18,7 @@ defaults
 import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,6 +27,7 @@ from agent.domain.errors import SettingsError
 from agent.settings.display import quoted, validation_messages
 from agent.settings.endpoints import is_akosha_address, without_credentials
 from agent.settings.model import FIELDS, PROJECT_KEYS, Loaded, Settings
+from agent.settings.own_files import OwnFile, check_no_secrets, config_file, credentials_file, read_credentials
 from agent.settings.sources import (
     DATA_DIR,
     SESSION_BUDDY,
@@ -43,7 +45,7 @@ from agent.settings.sources import (
     variable,
 )
 from agent.settings.validators import AUTO_REGION, PREFIX, Directory, LogLevel
-from agent.settings.yaml_file import expand, identity_of, read_settings_file
+from agent.settings.yaml_file import SettingsFile, expand, identity_of, read_settings_file
 
 DEFAULT = "default"
 
@@ -60,16 +62,21 @@ _USER_FILES = (
     ".config/session-buddy/local.yaml",
     ".config/session-buddy/config.yaml",
 )
+_NO_DRAFTS: Mapping[Path, bytes] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A settings file that may exist. The user's own files are trusted, those of the working directory are not."""
+    """A settings file that may exist. The user's own files are trusted, those of the working directory are not.
+
+    In the agent's own file (`own`), all keys are the agent's, and their prefix is optional.
+    """
 
     path: Path
     name: str
     trusted: bool
     required: bool = False
+    own: bool = False
 
 
 @dataclass(slots=True)
@@ -81,6 +88,7 @@ class _Sources:
     data_dirs: list[SourcedValue] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
 
 def load(
@@ -90,8 +98,11 @@ def load(
     environ: Mapping[str, str],
     cwd: Path,
     home: Path,
+    drafts: Mapping[Path, bytes] = _NO_DRAFTS,
 ) -> Loaded:
     """Read all sources and return the settings. `command_line` is by field name; None: the option is not used.
+
+    `drafts`: new contents of the agent's own files, by path, which are read instead of the files.
 
     Raises SettingsError for invalid values (one error with a line for each), an unreadable file, or a missing
     `settings_file`.
@@ -110,7 +121,7 @@ def load(
     name = f"SESSION_BUDDY_{DATA_DIR.upper()}"
     if found := context.prepare("agent_data_dir", environ.get(name), f"env {name}"):
         sources.data_dirs.append(found)
-    _read_files(sources, list(_candidates(settings_file, context)), context)
+    _read_files(sources, list(_candidates(settings_file, context)), context, drafts)
     sources.layers += [_session_buddy_log_level(sources), _session_buddy_data_dir(sources), _defaults(context)]
 
     sources.layers.insert(0, _aws_endpoint(_merged(sources), context))
@@ -138,7 +149,7 @@ def load(
         )
     for key, condition in _without_effect(settings, origins):
         sources.warnings.append(f"{PREFIX}{key} ({origins[key]}) has no effect {condition}")
-    return Loaded(settings, origins, tuple(sources.warnings))
+    return Loaded(settings, origins, tuple(sources.warnings), tuple(sources.files))
 
 
 def _without_effect(settings: Settings, origins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -178,59 +189,98 @@ def _aws_endpoint(given: Mapping[str, SourcedValue], context: SettingsContext) -
 
 
 def _candidates(settings_file: Path | None, context: SettingsContext) -> Iterator[_Candidate]:
+    own = config_file(context.environ, context.home)
     if settings_file is not None:
-        yield _Candidate(context.path(settings_file), str(settings_file), trusted=True, required=True)
+        path = context.path(settings_file)
+        yield _Candidate(path, str(settings_file), trusted=True, required=True, own=path == own.path)
+    yield _Candidate(own.path, own.name, trusted=True, own=True)
     for name in _PROJECT_FILES:
         yield _Candidate(context.cwd / name, f"./{name}", trusted=False)
     for name in _USER_FILES:
         yield _Candidate(context.home / name, f"~/{name}", trusted=True)
 
 
-def _read_files(sources: _Sources, candidates: list[_Candidate], context: SettingsContext) -> None:
+def _read_files(
+    sources: _Sources, candidates: list[_Candidate], context: SettingsContext, drafts: Mapping[Path, bytes]
+) -> None:
     # Each file is read once. A user's file that is also found below ./settings (working directory ~/.claude, or a
     # symbolic link in the project) keeps its precedence and its trust: a project can change neither.
     trusted = {identity_of(candidate.path) for candidate in candidates if candidate.trusted}
     seen = set()
     trusted_keys: list[tuple[str, Iterable[str]]] = []
     for candidate in candidates:
-        file = read_settings_file(
-            candidate.path,
-            name=candidate.name,
-            wanted=lambda key: key.startswith(PREFIX) or key in SESSION_BUDDY or key == DATA_DIR,
-        )
+        if candidate.own and not candidate.required:
+            sources.layers.append(_credentials(sources, context, drafts))
+        file = _read(candidate, drafts)
         if file is None and candidate.required:
             raise SettingsError(f"the settings file {candidate.name} does not exist", hint="check --settings")
         if file is None or file.identity in seen or (file.identity in trusted and not candidate.trusted):
             continue
         seen.add(file.identity)
+        sources.files.append(candidate.name)
         if candidate.trusted:
             if file.mode & stat.S_IWOTH:
                 sources.warnings.append(_writable_warning(candidate, file.mode))
             sources.warnings += unknown_keys(file.values, candidate.name)
             trusted_keys.append((candidate.name, file.values))
-        values: dict[str, SourcedValue] = {}
-        for written_key, value in file.values.items():
-            if written_key == DATA_DIR:
-                _take_data_dir(sources, value, candidate, context)
-                continue
-            key = written_key.removeprefix(PREFIX)
-            if not candidate.trusted and written_key not in SESSION_BUDDY and key not in PROJECT_KEYS:
-                if value is not None:
-                    sources.ignored.append((written_key, candidate.name))
-                continue
-            if written_key not in SESSION_BUDDY and key not in FIELDS:
-                continue
-            given = _from_file(sources, key, value, candidate.name, context, trusted=candidate.trusted)
-            if given is None:
-                continue
-            if written_key in SESSION_BUDDY:
-                sources.session_buddy.setdefault(key, given)
-            else:
-                values[key] = given
-        sources.layers.append(values)
+        sources.layers.append(_values(sources, candidate, file, context))
     sources.warnings += removed_settings(context.environ, trusted_keys)
     if sources.ignored:
         sources.warnings.append(_project_warning(sources.ignored))
+
+
+def _read(candidate: _Candidate, drafts: Mapping[Path, bytes]) -> SettingsFile | None:
+    if not candidate.own:
+        return read_settings_file(
+            candidate.path,
+            name=candidate.name,
+            wanted=lambda key: (
+                key.startswith(PREFIX)
+                or key in SESSION_BUDDY
+                or key == DATA_DIR
+                or (candidate.trusted and key in FIELDS)
+            ),
+        )
+    return OwnFile(candidate.path, candidate.name).read(drafts.get(candidate.path))
+
+
+def _credentials(sources: _Sources, context: SettingsContext, drafts: Mapping[Path, bytes]) -> Layer:
+    """Return the secrets of the agent's own file. The S3 keys in it are not settings: the S3 client reads them."""
+    file = credentials_file(context.environ, context.home)
+    stored = read_credentials(file, drafts.get(file.path))
+    if stored is None:
+        return {}
+    sources.files.append(file.name)
+    sources.warnings += stored.warnings
+    return layer({key: context.prepare(key, text, file.name) for key, text in stored.values.items() if key in FIELDS})
+
+
+def _values(sources: _Sources, candidate: _Candidate, file: SettingsFile, context: SettingsContext) -> Layer:
+    """Return the values of a file that are settings; remember Session-Buddy's own settings in it."""
+    if candidate.own:
+        check_no_secrets(candidate.name, file.values, credentials_file(context.environ, context.home))
+        # The same wherever a command runs: relative paths start at the file's directory.
+        context = replace(context, cwd=candidate.path.parent)
+    values: dict[str, SourcedValue] = {}
+    for written_key, value in file.values.items():
+        if written_key == DATA_DIR:
+            _take_data_dir(sources, value, candidate, context)
+            continue
+        key = written_key.removeprefix(PREFIX)
+        if not candidate.trusted and written_key not in SESSION_BUDDY and key not in PROJECT_KEYS:
+            if value is not None:
+                sources.ignored.append((written_key, candidate.name))
+            continue
+        if written_key not in SESSION_BUDDY and (key not in FIELDS or key == written_key):
+            continue
+        given = _from_file(sources, key, value, candidate.name, context, trusted=candidate.trusted)
+        if given is None:
+            continue
+        if written_key in SESSION_BUDDY:
+            sources.session_buddy.setdefault(key, given)
+        else:
+            values[key] = given
+    return values
 
 
 def _writable_warning(candidate: _Candidate, mode: int) -> str:

@@ -60,6 +60,9 @@ SECRET = frozenset(
 )
 """Keys whose values are never shown."""
 
+S3_KEYS = ("cloud_access_key_id", "cloud_secret_access_key", "cloud_session_token")
+"""The keys of the S3 credentials in `credentials.yaml`. They are no settings: the S3 client reads them itself."""
+
 ADDRESSES = frozenset({"cloud_endpoint", "http_endpoint", "agent_nats_url"})
 """Keys whose values may contain credentials, which are never shown."""
 
@@ -413,11 +416,15 @@ def _exposed(fields: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings, the source of each key's value, and warnings for the user, which the caller logs."""
+    """The settings, the source of each key's value, and warnings for the user, which the caller logs.
+
+    `files`: the names of the files that were read, highest precedence first.
+    """
 
     settings: Settings
     origins: dict[str, str]
     warnings: tuple[str, ...]
+    files: tuple[str, ...] = ()
 
 
 FIELDS: dict[str, FieldInfo] = Settings.model_fields

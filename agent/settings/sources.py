@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.settings.model import FIELDS, PATHS, TEXTS
+from agent.settings.model import FIELDS, PATHS, S3_KEYS, TEXTS
 from agent.settings.validators import PREFIX
 
 LONGEST_KEY = 60
@@ -119,10 +119,12 @@ def unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
 
 
 def unknown_keys(keys: Iterable[str], origin: str) -> Iterable[str]:
-    """Yield a warning for each `akosha_` key of a file that is not a setting."""
+    """Yield a warning for each `akosha_` key of a file that is not a setting, and for a setting without the prefix."""
     known = [PREFIX + key for key in FIELDS]
     for key in keys:
-        if key.startswith(PREFIX) and key not in known and key.removeprefix(PREFIX) not in REMOVED:
+        if key.removeprefix(PREFIX) in S3_KEYS:
+            yield f"{key} in {origin} is not read: akosha-agent config set {key.removeprefix(PREFIX)} - stores it"
+        elif key in FIELDS or (key.startswith(PREFIX) and key not in known and key.removeprefix(PREFIX) not in REMOVED):
             yield f"{key_for_message(key)} in {origin} is not a setting{nearest(key[:LONGEST_KEY], known)}"
 
 

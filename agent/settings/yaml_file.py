@@ -22,11 +22,12 @@ _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 class SettingsFile:
     """The values of a file: None for YAML's null, an empty list or mapping for any list or mapping.
 
-    `mode`: its permission bits.
+    `mode`: its permission bits. `owner`: the user who owns it.
     """
 
     identity: FileIdentity
     mode: int
+    owner: int
     values: Mapping[str, object] = field(repr=False)
 
 
@@ -85,11 +86,24 @@ def read_settings_file(path: Path, *, name: str, wanted: Callable[[str], bool]) 
         raise _unreadable(name, error) from error
     finally:
         os.close(descriptor)
+    return parse_settings_file(data, name=name, wanted=wanted, status=found)
+
+
+def parse_settings_file(
+    data: bytes, *, name: str, wanted: Callable[[str], bool], status: os.stat_result | None = None
+) -> SettingsFile:
+    """Return the wanted top-level values of a file's bytes. Without its status, this user owns it and nobody opens it.
+
+    Raises SettingsError as `read_settings_file` does.
+    """
     if len(data) > MAX_BYTES:
         raise SettingsError(f"{name} is larger than {MAX_BYTES:,} bytes", hint="settings files are short YAML files")
     from agent.settings.yaml_values import top_level  # noqa: PLC0415 - importing yaml takes 10 ms, as long as Python's start
 
-    return SettingsFile((found.st_dev, found.st_ino), stat.S_IMODE(found.st_mode), top_level(data, name, wanted))
+    values = top_level(data, name, wanted)
+    if status is None:
+        return SettingsFile((0, 0), 0, os.geteuid(), values)
+    return SettingsFile((status.st_dev, status.st_ino), stat.S_IMODE(status.st_mode), status.st_uid, values)
 
 
 def _unreadable(name: str, error: Exception) -> SettingsError:

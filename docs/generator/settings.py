@@ -4,13 +4,14 @@ from pathlib import Path
 
 from agent.settings import load, settings_table
 from agent.settings.display import allowed
-from agent.settings.model import FIELDS, PROJECT_KEYS, SECRET
+from agent.settings.model import FIELDS, PROJECT_KEYS, S3_KEYS, SECRET
 from agent.settings.sources import REMOVED, SHORT_VARIABLES, variable
 from agent.settings.validators import PREFIX
 from docs.generator.markdown import code, codes, page, table
 
 NOWHERE = Path("/nonexistent")
 PROJECT = codes(sorted(PREFIX + key for key in PROJECT_KEYS))
+SECRETS = codes(sorted(PREFIX + key for key in SECRET))
 INTRODUCTION = f"""\
 Each setting has a key for YAML files and an environment variable. `akosha-agent config` prints every setting with its
 value and the source of the value. Secrets are masked.
@@ -23,19 +24,26 @@ A source overrides those below it.
 2. The environment variables that are listed with each setting.
 3. The short environment variables {codes(SHORT_VARIABLES.values())}.
 4. The file that `--settings FILE` names.
-5. `settings/local.yaml`, then `settings/session-buddy.yaml`, in the working directory.
-6. `~/.claude/settings/local.yaml`, then `~/.claude/settings/session-buddy.yaml`.
-7. `~/.config/session-buddy/local.yaml`, then `~/.config/session-buddy/config.yaml`.
-8. Session-Buddy's own settings: `log_level` and `enable_debug_mode` (the log level), `data_dir` (the data directory).
-9. The AWS configuration, for the endpoint of a bucket.
-10. The defaults.
+5. The agent's own files: `credentials.yaml`, then `config.yaml`, in `~/.config/akosha-agent` (macOS:
+   `~/Library/Application Support/akosha-agent`; both: `$XDG_CONFIG_HOME/akosha-agent`).
+6. `settings/local.yaml`, then `settings/session-buddy.yaml`, in the working directory.
+7. `~/.claude/settings/local.yaml`, then `~/.claude/settings/session-buddy.yaml`.
+8. `~/.config/session-buddy/local.yaml`, then `~/.config/session-buddy/config.yaml`.
+9. Session-Buddy's own settings: `log_level` and `enable_debug_mode` (the log level), `data_dir` (the data directory).
+10. The AWS configuration, for the endpoint of a bucket.
+11. The defaults.
 
-The files in the working directory (5) may set only {PROJECT}, and Session-Buddy's
+In the agent's own files, the prefix `akosha_` is optional. Secrets belong in `credentials.yaml`, which must have mode
+0600: {SECRETS}, and the S3 keys {codes(S3_KEYS)}.
+A secret in `config.yaml` is an error. The S3 keys are used before the AWS chain, unless the environment has
+`AWS_ACCESS_KEY_ID`. Values in `credentials.yaml` are taken literally.
+
+The files in the working directory (6) may set only {PROJECT}, and Session-Buddy's
 `log_level` and `enable_debug_mode`, because a cloned repository must not decide where your memories go. A warning
 names the keys that are ignored. To use all keys of such a file, name it with `--settings`.
 
 In a YAML file, `${{VAR:-default}}` stands for an environment variable. Relative paths start at the working directory;
-`~` is the home directory."""
+`~` is the home directory. Those of `config.yaml` start at its directory."""
 
 
 def text() -> str:

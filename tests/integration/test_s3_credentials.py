@@ -38,6 +38,7 @@ def files(aws, tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(folder / "config"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
     return folder
 
 
@@ -129,6 +130,39 @@ async def test_added_keys_are_used_by_the_next_attempt(files, moto, stores):
     assert (await refused(store)).credentials_refused
     write_keys(files)
     assert (await put(store)).size == 1
+
+
+def store_keys(files: Path, secret: str, mode: int = 0o600) -> None:
+    path = files / "akosha-agent" / "credentials.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"cloud_access_key_id: {ACCESS_KEY}\ncloud_secret_access_key: {secret}\n")
+    path.chmod(mode)
+
+
+async def test_the_agents_own_keys_have_priority_over_the_chain_and_are_read_again_after_a_refusal(
+    files, rclone, stores
+):
+    write_keys(files)
+    store_keys(files, "another secret")
+    store = stores(rclone)
+    assert (await refused(store)).credentials_refused
+    store_keys(files, SECRET_KEY, mode=0o644)
+    error = await refused(store)
+    assert (error.credentials_refused, error.message.partition("/akosha-agent/")[2]) == (
+        True,
+        "credentials.yaml is refused: other users can open it (mode 0644)",
+    )
+    store_keys(files, SECRET_KEY)
+    assert (await put(store)).size == 1
+    found = await store.credentials()
+    assert (found.source, found.key_end) == ("akosha-agent", ACCESS_KEY[-4:])
+
+
+async def test_keys_in_the_environment_have_priority_over_the_agents_own(files, rclone, stores, monkeypatch):
+    store_keys(files, "another secret")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    assert (await put(stores(rclone))).size == 1
 
 
 @pytest.mark.parametrize("code", sorted(client.REFUSED))

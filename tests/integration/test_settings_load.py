@@ -28,6 +28,7 @@ ORDER = {
     "env SESSION_BUDDY_AKOSHA_SYSTEM_ID": "env",
     "env AKOSHA_SYSTEM_ID": "env",
     "named.yaml": "cwd",
+    "~/.config/akosha-agent/config.yaml": "home",
     "./settings/local.yaml": "cwd",
     "./settings/session-buddy.yaml": "cwd",
     "~/.claude/settings/local.yaml": "home",
@@ -131,7 +132,7 @@ def data_dir(world):
     return loaded.settings.agent_data_dir, loaded.origins["agent_data_dir"], loaded.warnings
 
 
-@pytest.mark.parametrize("name", [name for name in ORDER if name.startswith("~/")])
+@pytest.mark.parametrize("name", [name for name in ORDER if name.startswith("~/") and "akosha-agent" not in name])
 def test_the_data_dir_of_session_buddy_is_the_default_and_its_file_is_named(world, name):
     world.write(name, "data_dir: ~/memories\nlog_level: INFO\n")
     assert data_dir(world) == (world.home / "memories", f"data_dir in {name}", ())
@@ -494,6 +495,14 @@ def test_unknown_keys_warn_with_the_nearest_known_one(world):
         "akosha_cloud_buckt in ~/.claude/settings/local.yaml is not a setting: did you mean akosha_cloud_bucket?",
         "akosha_zzzzzzzz in ~/.claude/settings/local.yaml is not a setting; akosha-agent config lists them all",
     )
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name.startswith("~/") and "akosha-agent" not in name])
+def test_a_key_without_its_prefix_in_a_file_of_session_buddy_warns_and_has_no_effect(world, name):
+    world.write(name, "cloud_bucket: memories\n")
+    loaded = world.load()
+    assert loaded.settings.cloud_bucket == ""
+    assert loaded.warnings == (f"cloud_bucket in {name} is not a setting: did you mean akosha_cloud_bucket?",)
 
 
 def test_an_unknown_key_cannot_control_or_flood_the_terminal(world):

@@ -1,4 +1,6 @@
-"""The sources of the AWS credential chain. Each external call has a time limit; a timeout names the source.
+"""The sources of credentials: the environment, the agent's `credentials.yaml`, then the rest of the AWS chain.
+
+Each external call has a time limit; a timeout names the source.
 
 A `credential_process` helper runs in its own session. Its process group is killed if it exceeds the limit, if the
 caller is cancelled, and when the store is closed. A helper cannot prompt at a terminal.
@@ -16,8 +18,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.domain.errors import SettingsError, StoreError
 from agent.domain.plain_text import hide
 from agent.ports.concurrency import in_daemon_thread
+from agent.settings.own_files import credentials_file, s3_credentials
 
 _PROCESS = "custom-process"
 _NAMES = {
@@ -29,6 +33,10 @@ _NAMES = {
     "iam-role": "the instance metadata service (IMDS; AWS_EC2_METADATA_DISABLED=true skips it)",
 }
 _FILES = "the AWS configuration files"
+_ENVIRONMENT = "env"
+
+STORED = "akosha-agent"
+"""The source of credentials in the agent's `credentials.yaml`."""
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
@@ -125,6 +133,7 @@ class CredentialChain:
         """Return botocore's credentials or None. Their refreshes have the time limit, too."""
         profile = str(self._session.get_config_variable("profile") or "default")
         resolver = self._session.get_component("credential_provider")
+        resolver.insert_after(_ENVIRONMENT, _StoredKeys())
         for provider in resolver.providers:
             self._prepare(provider, profile)
         credentials = await self._session.get_credentials()
@@ -182,16 +191,37 @@ class CredentialChain:
         return limited
 
 
+class _StoredKeys:
+    """The keys in the agent's `credentials.yaml`, as a provider of the chain."""
+
+    METHOD = CANONICAL_NAME = STORED
+
+    async def load(self) -> Any:
+        """Return botocore's credentials, or None. Raises StoreError if the file is invalid or not private."""
+        from aiobotocore.credentials import AioCredentials  # noqa: PLC0415 - the client has loaded it
+
+        try:
+            found = s3_credentials(os.environ, Path.home())
+        except SettingsError as error:
+            refused = StoreError(error.message, hint=error.hint)
+            refused.credentials_refused = True
+            raise refused from error
+        if found is None:
+            return None
+        return AioCredentials(found.access_key_id, found.secret_access_key, found.session_token, method=STORED)
+
+
 def _hide(credentials: Mapping[str, object]) -> None:
     """Mask the secrets of credentials in all messages from now on: a store may repeat them in an error."""
     hide(*(str(value) for name, value in credentials.items() if value and name.lstrip("_") in ("secret_key", "token")))
 
 
 def fingerprint() -> Fingerprint:
-    """Return path, mtime, size and inode of each file of the AWS chain. Blocks."""
+    """Return path, mtime, size and inode of each file that credentials may come from. Blocks."""
     home = Path("~/.aws").expanduser()
     environment = os.environ
     files = [
+        credentials_file(environment, Path.home()).path,
         Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials").expanduser(),
         Path(environment.get("AWS_CONFIG_FILE") or home / "config").expanduser(),
     ]

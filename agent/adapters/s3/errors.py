@@ -33,7 +33,7 @@ PERMISSIONS = {
     "list_parts": "s3:ListMultipartUploadParts",
 }
 
-_CHAIN = "~/.aws/credentials, or another part of the AWS credential chain"
+_CHAIN = "akosha-agent's credentials.yaml, ~/.aws/credentials, or another part of the AWS credential chain"
 CREDENTIALS = f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, {_CHAIN}"
 
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
@@ -140,7 +140,10 @@ def translate(
             hint=f"add it in ~/.aws, or set {CREDENTIALS}",
         )
     if isinstance(error, boto.NoCredentialsError | boto.NoAuthTokenError):
-        return StoreError(f"there are no credentials for {address.authority}", hint=f"set {CREDENTIALS}")
+        return StoreError(
+            f"there are no credentials for {address.authority}",
+            hint=f"akosha-agent config set cloud_access_key_id - cloud_secret_access_key -; or set {CREDENTIALS}",
+        )
     if (fault := local_fault(error, address)) is not None:
         return fault
     if isinstance(

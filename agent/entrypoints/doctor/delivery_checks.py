@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.s3 import S3Store
+from agent.adapters.s3.credential_sources import STORED
 from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
 from agent.application.sync.delivery_probe import ProbeState
 from agent.bootstrap.stores import MEBIBYTE
@@ -28,7 +29,10 @@ AKOSHA_MEMORIES = "memories in Akosha"
 NO_CLOUD = "no bucket is configured"
 SET_UP = f"{NO_CLOUD} (set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory)"
 CHECK_ADDRESS = "check akosha_cloud_bucket and akosha_cloud_endpoint"
-SET_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run aws configure"
+SET_KEYS = (
+    "akosha-agent config set cloud_access_key_id - cloud_secret_access_key -, or set AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, or run aws configure"
+)
 START_AKOSHA = "start Akosha, or set akosha_http_endpoint"
 LIFECYCLE = (
     "the next upload continues or removes them; a lifecycle rule that aborts incomplete uploads removes them, too"
@@ -43,6 +47,7 @@ WARN_SECONDS, REFUSED_SECONDS = 60.0, 300.0
 
 _CREDENTIAL_SOURCES = {
     "env": "the environment (AWS_ACCESS_KEY_ID)",
+    STORED: "credentials.yaml of akosha-agent",
     "shared-credentials-file": "~/.aws/credentials",
     "config-file": "~/.aws/config",
     "assume-role": "an assumed role",
@@ -64,7 +69,7 @@ async def credentials(context: DoctorContext) -> list[Finding]:
         return [skipped(CREDENTIALS, "not needed for a directory")]
     found = await store.credentials()
     if found is None:
-        return [error(CREDENTIALS, "none found by the AWS credential chain", hint=SET_KEYS)]
+        return [error(CREDENTIALS, "none found in credentials.yaml or by the AWS credential chain", hint=SET_KEYS)]
     ending = f", key ending in {found.key_end}" if found.key_end else ""
     return [ok(CREDENTIALS, f"from {_CREDENTIAL_SOURCES.get(found.source, found.source)}{ending}")]
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 from agent.domain.errors import AkoshaError
 from agent.entrypoints.service.manager import Runner, ServiceSpec, ServiceState
 from agent.entrypoints.service.service_file import template, with_digest
+from agent.settings.own_files import config_home
 
 UNIT = "akosha-agent.service"
 LINGER = "loginctl enable-linger"
@@ -42,7 +43,7 @@ class Systemd:
     name = "systemd"
 
     def __init__(self, home: Path, runner: Runner) -> None:
-        self.root = config_home(home, runner.environ)
+        self.root = config_home(runner.environ, home, "linux")
         self.file = self.root / "systemd" / "user" / UNIT
         self._runner = runner
         runtime = Path(f"/run/user/{os.geteuid()}")
@@ -169,12 +170,6 @@ class Systemd:
 
     def _systemctl(self, *words: str, ignore_failure: bool = False) -> None:
         self._runner.execute("systemctl", "--user", *words, ignore_failure=ignore_failure)
-
-
-def config_home(home: Path, environ: Mapping[str, str]) -> Path:
-    """Return the user's configuration directory: XDG_CONFIG_HOME if it is an absolute path, else ~/.config."""
-    set_ = Path(environ.get("XDG_CONFIG_HOME", ""))
-    return set_ if set_.is_absolute() else home / ".config"
 
 
 def _quoted(word: str, *, first: bool) -> str:
