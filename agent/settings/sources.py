@@ -149,4 +149,4 @@ def nearest(name: str, known: Iterable[str] | Mapping[str, str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     shown = [known[one] if isinstance(known, Mapping) else one for one in close]
-    return f": did you mean {shown[0]}?" if shown else "; akosha-agent config lists them all"
+    return f": did you mean {shown[0]}?" if shown else "; akosha-agent config --all lists them"

@@ -13,8 +13,8 @@ NOWHERE = Path("/nonexistent")
 PROJECT = codes(sorted(PREFIX + key for key in PROJECT_KEYS))
 SECRETS = codes(sorted(PREFIX + key for key in SECRET))
 INTRODUCTION = f"""\
-Each setting has a key for YAML files and an environment variable. `akosha-agent config` prints every setting with its
-value and the source of the value. Secrets are masked.
+Each setting has a key for YAML files and an environment variable. `akosha-agent config --all` prints every setting with
+its value and the source of the value. Secrets are masked.
 
 ## Sources
 

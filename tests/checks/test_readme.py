@@ -46,7 +46,7 @@ def unknown_in(line: str) -> list[str]:
         if words[1] not in commands:
             return [words[1]]
         options |= {option for parameter in commands[words[1]].params for option in parameter.opts}
-    return [word for word in words[1:] if word.startswith("-") and word not in options]
+    return [word for word in words[1:] if word.startswith("-") and word not in {*options, "-"}]
 
 
 @pytest.mark.parametrize("page", TEXTS)

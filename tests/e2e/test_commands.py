@@ -65,7 +65,7 @@ def test_every_command_has_help(machine):
         "events": ("--follow", "--json"),
         "memories": ("--failed", "--json"),
         "mcp": (),
-        "config": ("--json",),
+        "config": ("--json", "--all", "set", "unset"),
     }
     running = {command: machine.start(command, "--help", directories=False) for command in commands}
     for command, words in commands.items():
@@ -104,7 +104,7 @@ def test_an_invalid_setting_exits_2_and_names_its_key_value_and_source(machine):
 def test_config_shows_each_value_with_its_source_and_masks_the_token(machine):
     machine.secrets = ("canary-token",)
     machine.set(http_token="canary-token", cloud_bucket="memories", cloud_endpoint=None)
-    table, document = machine.call("config"), machine.call("config", "--json")
+    table, document = machine.call("config", "--all"), machine.call("config", "--json")
     assert (table.code, document.code) == (0, 0)
     for text in (table.out, table.err, document.out, document.err):
         assert ESCAPE not in text

@@ -77,7 +77,7 @@ def test_the_wheel_works_in_a_new_environment(wheel, tmp_path):
     overview = call(command, "--help", folder=tmp_path)
     for name in ("run", "sync", "status", "events", "config", "demo"):
         assert f" {name} " in overview
-    assert "akosha_cloud_bucket" in call(command, "config", folder=tmp_path)
+    assert "akosha_cloud_bucket" in call(command, "config", "--all", folder=tmp_path)
     template = (
         "from agent.entrypoints.service.service_file import template as t; print(t('systemd/akosha-agent.service'))"
     )

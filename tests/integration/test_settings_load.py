@@ -493,7 +493,7 @@ def test_unknown_keys_warn_with_the_nearest_known_one(world):
     world.write("~/.claude/settings/local.yaml", "akosha_cloud_buckt: x\nakosha_zzzzzzzz: y\nother: z\n")
     assert world.load().warnings == (
         "akosha_cloud_buckt in ~/.claude/settings/local.yaml is not a setting: did you mean akosha_cloud_bucket?",
-        "akosha_zzzzzzzz in ~/.claude/settings/local.yaml is not a setting; akosha-agent config lists them all",
+        "akosha_zzzzzzzz in ~/.claude/settings/local.yaml is not a setting; akosha-agent config --all lists them",
     )
 
 

@@ -16,7 +16,10 @@ COMMANDS = {
     "status": ("cli.status", "Show whether all memories are safe, what is under way, and what blocks the next sync."),
     "events": ("cli.events", "Show sync requests and results, oldest first; or follow results from any machine."),
     "memories": ("cli.memories", "Show how many memories each target has received, and which are waiting or refused."),
-    "config": ("cli.config", "Show every setting, its value and its source. Secrets are masked."),
+    "config": (
+        "cli.config",
+        "Show the settings that are set, their values and sources; or change the agent's own settings.",
+    ),
     "mcp": ("mcp.command", "Run an MCP server (stdio) for a coding assistant: sync, status and restore points."),
     "react": ("cli.react", "Run on the Akosha side: ingest every upload in the bucket into Akosha until stopped."),
     "demo": ("cli.demo", "Demonstrate the agent with a scratch database and a local directory as the bucket."),

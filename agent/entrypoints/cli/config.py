@@ -1,31 +1,156 @@
-"""`config`: every setting, its value and its source."""
+"""`config`: settings with their values and sources; `set` and `unset` change the agent's own files."""
 
 import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from agent.bootstrap.home import RUN, Home
+from agent.domain.errors import SettingsError, StateError
+from agent.domain.plain_text import MASK
 from agent.entrypoints.cli.command import CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import print_table
-from agent.settings import settings_table
+from agent.entrypoints.stored_settings import Draft, draft, overriding_variable, own_key
+from agent.settings import Loaded, Row, Settings, settings_table
+from agent.settings.model import S3_KEYS
+from agent.settings.own_files import config_file, credentials_file, is_secret, read_credentials
+from agent.settings.validators import PREFIX
 
-app = CommandGroup()
+STANDARD_INPUT = "-"
+EMPTY = '""'
+
+app = CommandGroup(help="Show the settings that are set, their values and sources; or change the agent's own settings.")
+
+
+@app.callback(invoke_without_command=True)
+def config(
+    context: typer.Context,
+    options: Options,
+    everything: Annotated[bool, typer.Option("--all", help="Show every setting; --json does so by default.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="Show only the settings that are set (default).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the settings that are set, their values and sources. Secrets are masked.
+
+    With --json: every setting, or with --changed those that are set.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if everything and changed:
+        raise SettingsError("--all and --changed exclude each other")
+    loaded = options.load()
+    rows = [*settings_table(loaded), *_s3_keys()]
+    shown = rows if everything or (as_json and not changed) else [row for row in rows if row.origin != "default"]
+    if as_json:
+        document = {row.key: {"value": row.value, "origin": row.origin, "default": row.default} for row in shown}
+        files = {"files": list(loaded.files), "warnings": list(loaded.warnings)}
+        typer.echo(json.dumps({"settings": document, **files}, indent=2))
+        return
+    _show(loaded, shown, hidden=len(rows) - len(shown))
+
+
+@app.command("set")
+def set_(
+    values: Annotated[
+        list[str], typer.Argument(metavar="KEY VALUE", help="Keys, each with its value; - reads the value.")
+    ],
+) -> None:
+    """Store settings in the agent's own files: secrets in credentials.yaml, others in config.yaml.
+
+    All settings are validated first; if one is invalid, nothing is stored. With - as the value, the command asks for
+    it without echo, or reads a line from standard input; secrets are accepted in no other way.
+    """
+    keys, texts = values[::2], values[1::2]
+    if len(keys) != len(texts):
+        raise SettingsError(f"{keys[-1]} has no value", hint="akosha-agent config set KEY VALUE")
+    given: dict[str, str | None] = {}
+    for written, text in zip(keys, texts, strict=True):
+        key = own_key(written)
+        if text != STANDARD_INPUT and is_secret(key, text):
+            raise SettingsError(
+                f"the value of {key} is a secret, which a command line shows to other users",
+                hint=f"akosha-agent config set {key} - asks for it, or reads it from standard input",
+            )
+        given[key] = _read(key) if text == STANDARD_INPUT else text
+    _store(given)
 
 
 @app.command()
-def config(options: Options, as_json: AsJson = False) -> None:
-    """Show every setting, its value and its source. Secrets are masked."""
-    loaded = options.load()
-    rows = settings_table(loaded)
-    if as_json:
-        document = {row.key: {"value": row.value, "origin": row.origin, "default": row.default} for row in rows}
-        typer.echo(json.dumps({"settings": document, "warnings": list(loaded.warnings)}, indent=2))
-        return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("setting", no_wrap=True)
-    table.add_column("value", overflow="fold")
-    table.add_column("from", overflow="fold")
-    for row in rows:
-        table.add_row(row.key, row.value or '""', row.origin, style=None if row.origin != "default" else "dim")
-    print_table(table)
+def unset(keys: Annotated[list[str], typer.Argument(metavar="KEY", help="The settings to remove.")]) -> None:
+    """Remove settings from the agent's own files. Other sources, else the defaults, are then used."""
+    _store({own_key(key): None for key in keys})
+
+
+@app.command()
+def path(
+    credentials: Annotated[bool, typer.Option("--credentials", help="The path of credentials.yaml instead.")] = False,
+) -> None:
+    """Print the path of the agent's own settings file, config.yaml. It does not exist before the first setting."""
+    file = credentials_file if credentials else config_file
+    typer.echo(file(os.environ, Path.home()).path)
+
+
+def _s3_keys() -> list[Row]:
+    """Return rows for the stored S3 keys, which are no settings."""
+    file = credentials_file(os.environ, Path.home())
+    stored = read_credentials(file)
+    held = stored.values if stored else {}
+    return [Row(PREFIX + key, MASK, file.name, "", "") for key in S3_KEYS if held.get(key)]
+
+
+def _show(loaded: Loaded, rows: list[Row], *, hidden: int) -> None:
+    own = config_file(os.environ, Path.home()).name
+    files = loaded.files or (f"none (akosha-agent config set KEY VALUE creates {own})",)
+    for label, name in zip(("files", *("" for _ in files[1:])), files, strict=True):
+        typer.echo(f"{label:<5}  {name}")
+    if rows:
+        typer.echo()
+        table = Table(box=None, pad_edge=False)
+        table.add_column("setting", no_wrap=True)
+        table.add_column("value", overflow="fold")
+        table.add_column("from", overflow="fold")
+        for row in rows:
+            table.add_row(row.key, row.value or EMPTY, row.origin, style=None if row.origin != "default" else "dim")
+        print_table(table)
+    if hidden:
+        typer.echo(f"\n{hidden} {'others have' if rows else 'settings have'} their defaults: akosha-agent config --all")
+
+
+def _read(key: str) -> str:
+    """Ask for a value without echo, or read a line of standard input. Raises SettingsError if it is empty."""
+    if sys.stdin.isatty():
+        return str(typer.prompt(key, hide_input=True, err=True))
+    text = sys.stdin.readline().removesuffix("\n")
+    if not text:
+        raise SettingsError(f"standard input has no value for {key}", hint="write one line for each - in the command")
+    return text
+
+
+def _store(given: Mapping[str, str | None]) -> None:
+    found = draft(given, os.environ, Path.home(), Path.cwd())
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    found.write()
+    rows = {row.key: row for row in [*settings_table(found.loaded), *_s3_keys()]}
+    for key in given:
+        row = rows.get(PREFIX + key)
+        value = f"{row.value or EMPTY} ({row.origin})" if row else "not set"
+        typer.echo(f"{PREFIX}{key}: {value}")
+        if name := overriding_variable(key, os.environ):
+            typer.echo(f"warning: {name} is set in this shell and is used instead here", err=True)
+    _report_running_agent(found.loaded.settings, found)
+
+
+def _report_running_agent(settings: Settings, found: Draft) -> None:
+    try:
+        holder = Home.of(settings).holder()
+    except StateError:
+        return  # reported by the agent itself
+    if found.files and holder is not None and holder.command == RUN:
+        typer.echo(f"The running agent reads the settings again after: kill -HUP {holder.pid}")

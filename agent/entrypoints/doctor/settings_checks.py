@@ -15,7 +15,7 @@ from agent.settings.yaml_file import expand, read_settings_file
 
 NAME = "settings"
 BUILT_IN = "Session-Buddy's own sync"
-TABLE = "akosha-agent config shows every setting and its source"
+TABLE = "akosha-agent config shows the settings that are set and their sources"
 
 _STATE_FILE = "akosha_sync_state.json"
 _RECENT_SECONDS = 7 * 24 * 3600

@@ -1,0 +1,155 @@
+"""Changes the agent's own files, `config.yaml` and `credentials.yaml`: validates the result as a whole, then writes it.
+
+The result is validated as the service will read it: without this shell's variables, in the home directory.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.adapters import fs
+from agent.domain.errors import SettingsError, StateError
+from agent.settings import Loaded, load, variable
+from agent.settings.model import FIELDS, PATHS, S3_KEYS
+from agent.settings.own_files import OwnFile, config_file, credentials_file, is_secret
+from agent.settings.sources import SHORT_VARIABLES, key_for_message, nearest
+from agent.settings.validators import PREFIX
+from agent.settings.yaml_edit import Scalar, edited
+
+_HEADERS = {
+    "config.yaml": "# The settings of akosha-agent: akosha-agent config set KEY VALUE\n",
+    "credentials.yaml": "# The secrets of akosha-agent: akosha-agent config set KEY -\n",
+}
+_DIRECTORY_MODE = 0o700
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """The bytes of one file, before (None: there is no file) and after."""
+
+    file: OwnFile
+    old: bytes | None
+    new: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Changes of the agent's own files that are valid and not written yet, and the settings with them.
+
+    `warnings`: those that the changes cause. `files`: the names of the files that change.
+    """
+
+    loaded: Loaded
+    warnings: tuple[str, ...]
+    changes: tuple[_Change, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(change.file.name for change in self.changes)
+
+    def write(self) -> None:
+        """Replace the files. Raises StateError if one cannot be written, or was changed since it was read."""
+        for change in self.changes:
+            _write(change)
+
+
+def own_key(written: str) -> str:
+    """Return a key without its prefix. Raises SettingsError if it is not a setting."""
+    key = written.removeprefix(PREFIX)
+    if key not in FIELDS and key not in S3_KEYS:
+        known = [*FIELDS, *S3_KEYS]
+        raise SettingsError(f"{key_for_message(written)} is not a setting{nearest(key, known)}")
+    return key
+
+
+def draft(changes: Mapping[str, str | None], environ: Mapping[str, str], home: Path, cwd: Path) -> Draft:
+    """Return the changes of settings as a draft; None removes a setting. Relative paths start at `cwd`. Blocks.
+
+    A secret is written to `credentials.yaml`, another value to `config.yaml`, and the key is removed from the other
+    file. Raises SettingsError if the settings would be invalid, with all sources except this shell's variables.
+    """
+    config, credentials = config_file(environ, home), credentials_file(environ, home)
+    values = {key: None if text is None else _scalar(key, text, cwd) for key, text in changes.items()}
+    secret = {key for key, value in values.items() if value is not None and is_secret(key, value)}
+    written = [
+        _change(config, {key: None if key in secret else value for key, value in values.items()}),
+        _change(credentials, {key: value if key in secret else None for key, value in values.items()}),
+    ]
+    needed = tuple(change for change in written if change.new != (change.old or b""))
+    others = service_like(environ)
+    before: tuple[str, ...] = ()
+    with suppress(SettingsError):  # perhaps these changes correct it
+        before = load(environ=others, cwd=home, home=home).warnings
+    drafts = {change.file.path: change.new for change in needed}
+    loaded = load(environ=others, cwd=home, home=home, drafts=drafts)
+    return Draft(loaded, tuple(one for one in loaded.warnings if one not in before), needed)
+
+
+def service_like(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without the variables of settings, which a service does not see."""
+    known = {variable(key) for key in FIELDS} | set(SHORT_VARIABLES.values())
+    return {name: value for name, value in environ.items() if name not in known}
+
+
+def variables_of(key: str) -> tuple[str, ...]:
+    """Return the environment variables of a setting, highest precedence first."""
+    if key in S3_KEYS:
+        return (key.replace("cloud_", "aws_").upper(),)
+    short = SHORT_VARIABLES.get(key)
+    return (variable(key), short) if short else (variable(key),)
+
+
+def _change(file: OwnFile, values: Mapping[str, Scalar | None]) -> _Change:
+    old = None
+    if file.read() is not None:  # checks kind, size and layout
+        old = file.path.read_bytes()
+    new = edited(old or b"", values, file.name)
+    if new and old is None:
+        new = _HEADERS[file.path.name].encode() + new
+    return _Change(file, old, new)
+
+
+def _scalar(key: str, text: str, cwd: Path) -> Scalar:
+    """Return the value as YAML has it: numbers and booleans in their own types, paths absolute."""
+    text = text.strip()
+    if key in S3_KEYS:
+        if not text:
+            raise SettingsError(f"{key} is empty", hint=f"akosha-agent config unset {key}")
+        return text
+    kind = FIELDS[key].annotation
+    if key in PATHS and text and not text.startswith(("~", "$")):
+        return str(cwd / text)
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind in (int, float):
+        with suppress(ValueError):
+            return int(text)
+        with suppress(ValueError):
+            return float(text)
+    return text
+
+
+def _write(change: _Change) -> None:
+    path = change.file.path.resolve()  # a link, as dotfile managers make, is kept
+    is_private = change.file.path.name == "credentials.yaml"
+
+    def check() -> None:
+        current = path.read_bytes() if path.exists() else None
+        if current != change.old:
+            raise StateError(f"another program has just changed {change.file.name}", hint="run the command again")
+
+    try:
+        path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        like = path.stat() if path.exists() and not is_private else None
+        fs.write_atomically(path, change.new, like=like, check=check)
+    except OSError as error:
+        raise StateError(
+            f"{change.file.name} cannot be written: {error.strerror or error}",
+            hint=f"check the owner and mode of {path.parent}, and the free space on its disk",
+        ) from error
+
+
+def overriding_variable(key: str, environ: Mapping[str, str]) -> str:
+    """Return the variable of this shell that overrides a stored setting, "" if none does."""
+    return next((name for name in variables_of(key) if environ.get(name)), "")
