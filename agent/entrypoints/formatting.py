@@ -23,6 +23,9 @@ from agent.domain.plain_text import problem_list
 PHASES = {"": "starting", "snapshot": "copying", "upload": "uploading", "push": "sending", "download": "downloading"}
 """Phases of a sync or a restore, as texts show them."""
 
+BAR = 20
+"""Width of a progress bar in characters."""
+
 SEE_STATUS = "run akosha-agent status to see the problem"
 _CORRECT_SETTING = "correct the setting; settings are read again at each call"
 
@@ -154,6 +157,38 @@ def percent(fraction: float) -> str:
     ('42 %', '99 %')
     """
     return f"{math.floor(fraction * 100)} %"
+
+
+def progress_parts(
+    done: int, total: int | None, rate: float | None, remaining_seconds: float | None, *, of_bytes: bool = True
+) -> list[str]:
+    """Return percent, counts, rate and remaining time, as far as they are known.
+
+    >>> progress_parts(5_000_000, 20_000_000, 1e6, 15.0)
+    ['25 %', '5.0 MB of 20.0 MB', '1.0 MB/s', '15 s left']
+    >>> progress_parts(3, 4, None, None, of_bytes=False)
+    ['75 %', '3 of 4']
+    """
+
+    def count(number: float) -> str:
+        return human_bytes(number) if of_bytes else f"{number:,.0f}"
+
+    parts = [percent(min(done / total, 1.0)), f"{count(done)} of {count(total)}"] if total else []
+    parts += [count(done)] if done and not total else []
+    parts += [f"{human_bytes(rate)}/s"] if rate is not None and of_bytes else []
+    parts += [f"{duration(remaining_seconds)} left"] if remaining_seconds is not None else []
+    return parts
+
+
+def bar(fraction: float, encoding: str | None) -> str:
+    """Return a bar of BAR characters, in ASCII if the encoding is not UTF-8.
+
+    >>> bar(0.5, "ascii")
+    '##########..........'
+    """
+    full, rest = ("━", "╌") if (encoding or "").lower().replace("-", "") == "utf8" else ("#", ".")
+    count = math.floor(fraction * BAR)
+    return full * count + rest * (BAR - count)
 
 
 def phase_name(phase: str) -> str:

@@ -18,8 +18,8 @@ from agent.entrypoints.formatting import (
     error_lines,
     human_bytes,
     local_time,
-    percent,
     phase_name,
+    progress_parts,
 )
 from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.status_verdict import Severity
@@ -80,14 +80,9 @@ def activity_text(activity: Activity) -> str:
     ...     total_bytes=2 * 10**7, bytes_per_second=1e6, remaining_seconds=15))
     'uploading: 25 %, 5.0 MB of 20.0 MB, 1.0 MB/s, 15 s left'
     """
-    parts = []
-    if activity.total_bytes:
-        parts.append(percent(activity.fraction or 0))
-        parts.append(f"{human_bytes(activity.done_bytes)} of {human_bytes(activity.total_bytes)}")
-    if activity.bytes_per_second is not None:
-        parts.append(f"{human_bytes(activity.bytes_per_second)}/s")
-    if activity.remaining_seconds is not None:
-        parts.append(f"{duration(activity.remaining_seconds)} left")
+    parts = progress_parts(
+        activity.done_bytes, activity.total_bytes, activity.bytes_per_second, activity.remaining_seconds
+    )
     phase = phase_name(activity.phase)
     return f"{phase}: {', '.join(parts)}" if parts else phase
 

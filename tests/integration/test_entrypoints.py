@@ -121,13 +121,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_message_during_a_sync_has_its_own_line_above_the_progress_bar(monkeypatch):
+async def test_a_message_during_a_sync_has_its_own_line_above_the_progress(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
-    with progress_bar() as bar:
-        bar.phase("sync", None)
+    async with progress_bar() as bar:
+        bar.phase("looking for changes", None)
         bar.say("stopped: nothing")
-    assert "\r\x1b[2Kstopped: nothing\n" in terminal.getvalue()
+    line = "\r\x1b[K"
+    assert terminal.getvalue() == f"{line}looking for changes{line}stopped: nothing\nlooking for changes{line}"
 
 
 def test_events_have_a_readable_line():
@@ -165,19 +166,17 @@ def test_events_have_a_readable_line():
 
 
 @pytest.mark.parametrize("screen", [Terminal, io.StringIO], ids=["terminal", "pipe"])
-def test_a_progress_bar_is_shown_only_on_a_terminal(monkeypatch, screen):
+async def test_progress_is_shown_only_on_a_terminal(monkeypatch, screen):
     monkeypatch.setattr("sys.stderr", shown := screen())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    with progress_bar() as bar:
+    async with progress_bar() as bar:
         bar.phase("download", 1_000)
-        bar.moved(250)
-    with progress_bar() as bar:
-        bar.phase("20261120_180000_laptop", None)
-        bar.phase("20261120_180000_laptop", 2_000)
-        bar.moved(500)
+        bar.moved(1_000)
+    async with progress_bar(of_bytes=False) as bar:
+        bar.show("verifying", 3, 4)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
-    for wanted in ("download", "0.2/1.0 kB", "20261120_180000_laptop", "0.5/2.0 kB"):
+    for wanted in (f"downloading  {'#' * 20}  100 %  1.0 kB of 1.0 kB", "75 %  3 of 4"):
         assert (wanted in text) == shown.isatty(), text
     assert bool(text) == shown.isatty()
 

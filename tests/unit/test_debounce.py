@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from hypothesis import given, settings, strategies as st
 
-from agent.domain.debounce import Debounce, DebounceRules
+from agent.domain.debounce import Debounce, DebounceRules, Wait
 
 RULES = DebounceRules(quiet=2, deadline=30, min_interval=300)
 quick = settings(max_examples=80)
@@ -84,3 +84,10 @@ def test_in_a_simulated_run_every_change_is_synced_and_syncs_keep_the_interval(g
     for first in changes:
         followed = min(at for at in started if at >= first)
         assert followed <= max(first + given_rules.deadline, first + given_rules.min_interval) + 1e-6
+
+
+def test_the_rule_that_delays_a_sync_is_known():
+    assert Debounce().waits_for(RULES) is None
+    assert Debounce().changed(100).waits_for(RULES) == (102, Wait.QUIET)
+    assert Debounce().changed(0).changed(29).waits_for(RULES) == (30, Wait.DEADLINE)
+    assert Debounce().changed(0).taken().fired(2).changed(3).waits_for(RULES) == (302, Wait.MIN_INTERVAL)

@@ -7,9 +7,10 @@ so a missed result only causes a delay. Each system has its own task, and fails 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -110,18 +111,26 @@ class IngestService:
             ingester.notify()
         self._signal.set()
 
-    async def once(self) -> IngestSummary:
-        """Ingest all uploads, with one attempt each. Raises StoreError if the bucket cannot be listed."""
+    async def once(self, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> IngestSummary:
+        """Ingest all uploads, with one attempt each. Raises StoreError if the bucket cannot be listed.
+
+        `on_progress` is called with the number of uploads that are done, and of all that are known so far.
+        """
         await self.ingest.unpacker.sweep()
         if self.bus is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(READY_SECONDS):
                     await self.bus.wait_until_ready()
         outcomes: dict[str, SystemOutcome] = {}
+        counts: dict[str, tuple[int, int]] = {}
+
+        def report(system_id: str, done: int, total: int) -> None:
+            counts[system_id] = done, total
+            on_progress(sum(one for one, _ in counts.values()), sum(all_of for _, all_of in counts.values()))
 
         async def catch_up(system_id: str) -> None:
             try:
-                outcomes[system_id] = await self._ingester(system_id).catch_up()
+                outcomes[system_id] = await self._ingester(system_id).catch_up(partial(report, system_id))
             except AkoshaError as error:
                 if is_final(error):
                     raise

@@ -4,7 +4,7 @@ An upload is finished when the cursor is past it: it was ingested or refused. Be
 without effect: the memory ledger knows which memories Akosha has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -163,8 +163,8 @@ class SystemIngester:
                 return
             await self._signal.wait(wait)
 
-    async def catch_up(self) -> SystemOutcome:
-        """Ingest every upload that is newer than the last finished one.
+    async def catch_up(self, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> SystemOutcome:
+        """Ingest every upload that is newer than the last finished one; report how many of them are done.
 
         Raises SinkError, StoreError, StateError, and WireError if an upload may still be incomplete. The uploads
         before the failed one are finished.
@@ -178,9 +178,11 @@ class SystemIngester:
                 new = await self._new_uploads()
             todo = [*await self._late_uploads(), *new]
             for at, upload in enumerate(todo):
+                on_progress(at, len(todo))
                 async with self._turns.one() as turn:
                     outcome += await self._ingest_upload(upload, todo[at + 1 :], turn)
                 self._notified_uploads.discard(upload)
+            on_progress(len(todo), len(todo))
         except AkoshaError as error:
             failure = error
         self._cursor = await self._journal.publish(self.system_id, self._cursor)

@@ -1,23 +1,29 @@
-"""A progress bar on standard error, shown only on a terminal."""
+"""A live progress line on standard error, shown only on a terminal."""
 
+import asyncio
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-import typer
+from agent.domain.progress import Progress
+from agent.entrypoints import live_line
+from agent.entrypoints.formatting import bar, phase_name, progress_parts
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+REFRESH_SECONDS = 1.0
+"""Interval at which rate and remaining time are shown again if nothing moves."""
+
+REDRAW_SECONDS = 0.1
+"""Shortest time between two updates of the line."""
 
 
 class ProgressBar:
-    """One line per phase. Implements `agent.ports.Reporter`."""
+    """The progress of the current phase in one line. Implements `agent.ports.Reporter`."""
 
-    def __init__(self, progress: "Progress | None") -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-        self._current = ""
+    def __init__(self, *, visible: bool, of_bytes: bool = True) -> None:
+        self._visible, self._of_bytes = visible, of_bytes
+        self._progress: Progress | None = None
+        self._drawn_at = 0.0
 
     def phase(self, name: str, total: int | None) -> None:
         """Begin a phase, or set its total (None: not known yet)."""
@@ -25,52 +31,68 @@ class ProgressBar:
 
     def moved(self, count: int) -> None:
         """Advance the current phase."""
-        if self._progress is not None and self._current:
-            self._progress.advance(self._tasks[self._current], count)
+        if self._progress is not None:
+            self.show(self._progress.phase, self._progress.done + count, self._progress.total)
 
     def show(self, name: str, done: int, total: int | None) -> None:
         """Show the progress of a phase, and make it the current one."""
-        if self._progress is None:
+        now = time.monotonic()
+        if self._progress is None or self._progress.phase != name:
+            self._progress = Progress(name, total, at=now)
+            self._drawn_at = 0.0
+        self._progress.set_total(total)
+        self._progress.update(done, at=now)
+        if now - self._drawn_at >= REDRAW_SECONDS or done == total:
+            self.redraw()
+
+    def redraw(self) -> None:
+        """Show the line as of now."""
+        if not self._visible or self._progress is None:
             return
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=total)
-        self._progress.update(self._tasks[name], completed=done, total=total)
-        self._current = name
+        self._drawn_at = now = time.monotonic()
+        progress = self._progress
+        live_line.show(
+            "  ".join(
+                [
+                    phase_name(progress.phase),
+                    *([bar(progress.fraction, sys.stderr.encoding)] if progress.fraction is not None else []),
+                    *progress_parts(
+                        progress.done,
+                        progress.total,
+                        progress.rate(at=now),
+                        progress.remaining_seconds(at=now),
+                        of_bytes=self._of_bytes,
+                    ),
+                ]
+            )
+        )
 
     def clear(self) -> None:
-        """Remove all lines."""
-        if self._progress is not None:
-            for task in self._tasks.values():
-                self._progress.remove_task(task)
-        self._tasks.clear()
-        self._current = ""
+        """Remove the line."""
+        self._progress = None
+        if self._visible:
+            live_line.show("")
 
-    def say(self, text: str) -> None:
-        """Print a message on a line of its own, above the bar."""
-        if self._progress is None:
-            typer.echo(text, err=True)
-        else:
-            self._progress.console.print(text, soft_wrap=True, markup=False, highlight=False, emoji=False)
+    @staticmethod
+    def say(text: str) -> None:
+        """Print a message on a line of its own, above the progress."""
+        live_line.write_above(f"{text}\n")
 
 
-@contextmanager
-def progress_bar(*, of_bytes: bool = True) -> Iterator[ProgressBar]:
-    """Show a bar while the block runs. Counts are bytes, or items if `of_bytes` is false."""
-    if not sys.stderr.isatty():
-        yield ProgressBar(None)
-        return
-    # Importing rich takes 20 ms, more than Python's start.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TransferSpeedColumn,
-    )
+@asynccontextmanager
+async def progress_bar(*, of_bytes: bool = True) -> AsyncIterator[ProgressBar]:
+    """Show progress while the block runs. Counts are bytes, or items if `of_bytes` is false."""
+    shown = ProgressBar(visible=live_line.is_possible(), of_bytes=of_bytes)
 
-    counts = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), *counts)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield ProgressBar(progress)
+    async def refresh() -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            shown.redraw()
+
+    refreshing = asyncio.create_task(refresh(), name="progress-line")
+    try:
+        yield shown
+    finally:
+        refreshing.cancel()
+        await asyncio.wait({refreshing})
+        shown.clear()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated
 
 import structlog
@@ -15,6 +16,7 @@ from agent.domain.errors import AkoshaError, AlreadyRunning, NamingError, Settin
 from agent.domain.naming import check_system_id
 from agent.domain.plain_text import safe_text
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
+from agent.entrypoints.cli.progress import progress_bar
 from agent.entrypoints.shutdown import first_of, on_hangup
 from agent.entrypoints.sync_client import REACT, SEPARATE_STATE_DIRS
 from agent.settings import Settings
@@ -89,7 +91,9 @@ async def _ingest_until_stopped(service: IngestService) -> None:
 
 
 async def _ingest_once(service: IngestService) -> int:
-    summary = await service.once()
+    async with progress_bar(of_bytes=False) as progress:
+        progress.phase("ingesting", None)
+        summary = await service.once(partial(progress.show, "ingesting"))
     for line in _lines(summary):
         typer.echo(line)
     for system_id, reason in sorted(summary.failures.items()):

@@ -119,9 +119,8 @@ async def _restored(
             names = ", ".join(database.database for database in one.databases)
             typer.echo(f"{one.upload_id}: an interrupted restore of {names} was finished, too", err=True)
     manifest = await archive.manifest(found)
-    async with open_restore(to, archive) as restoring:
-        with progress_bar() as bar:
-            return await restoring.restore(manifest, request, bar)
+    async with open_restore(to, archive) as restoring, progress_bar() as bar:
+        return await restoring.restore(manifest, request, bar)
 
 
 def _satisfies(done: Restored, manifest: Manifest, request: RestoreRequest) -> bool:

@@ -56,15 +56,10 @@ async def sync(
         take_over=take_over,
         new_target=new_target,
     )
-    with progress_bar() as bar:
-        bar.phase("sync", None)
-        waiting = True
+    async with progress_bar() as bar:
+        bar.phase("looking for changes", None)
 
         def show(event: SyncProgress) -> None:
-            nonlocal waiting
-            if waiting:
-                bar.clear()
-                waiting = False
             bar.show(event.phase, event.done_bytes, event.total_bytes)
 
         def say(text: str) -> None:

@@ -84,13 +84,14 @@ async def _verifier(home: Home, archive: Catalog, *, deep: bool) -> AsyncIterato
 
 async def _verify(verifier: Verifier, uploads: Sequence[str], *, deep: bool) -> list[VerifyResult]:
     found = []
-    with progress_bar(of_bytes=deep) as bar:
+    async with progress_bar(of_bytes=deep) as bar:
         for count, upload in enumerate(uploads):
-            bar.clear()
-            bar.show(upload, 0 if deep else count, None if deep else len(uploads))
             if deep:
-                found.append(await verifier.deep(upload, bar.moved, partial(bar.phase, upload)))
+                phase = f"verifying {upload}" + (f" ({count + 1} of {len(uploads)})" if len(uploads) > 1 else "")
+                bar.phase(phase, None)
+                found.append(await verifier.deep(upload, bar.moved, partial(bar.phase, phase)))
             else:
+                bar.show("verifying", count, len(uploads))
                 found.append(await verifier.shallow(upload))
     return found
 

@@ -12,6 +12,7 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from agent.domain.plain_text import printable, redacted
+from agent.entrypoints import live_line
 
 LIBRARIES = ("watchfiles", "botocore", "aiobotocore", "aiohttp", "asyncio")
 """Libraries of which only warnings and errors are logged."""
@@ -55,8 +56,7 @@ class StderrHandler(LineHandler):
 def write_stderr(text: str) -> None:
     """Write to standard error; ignore a closed stream or a pipe without a reader."""
     with suppress(OSError, ValueError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        live_line.write_above(text)
 
 
 _handler: LineHandler | None = None
