@@ -24,7 +24,7 @@ from tests.fuzz.database_files import Edit, image
 from tests.support import zygote
 from tests.support.clock import ManualClock
 from tests.support.processes import children, open_databases
-from tests.support.session_buddy import REAL, STATES, create, make
+from tests.support.session_buddy import _GRAPH_TABLES, _REFLECTION_TABLES, REAL, STATES, _opened, create, make
 
 EMBEDDING = "list_transform(range(384), lambda i: i / 384.0)::FLOAT[384]"
 
@@ -357,6 +357,26 @@ async def test_many_large_texts_are_read_within_a_memory_limit(copy, monkeypatch
             most = max(most, reading_child().memory_full_info().uss)
     assert lengths == {str(n): 4 if n < 100 else 2**20 + 3 if n < 250 else 60_000 for n in range(650)}
     assert most < 250 * 2**20
+
+
+async def test_the_texts_of_one_vector_may_need_more_than_the_first_memory_limit(copy):
+    """DuckDB 2.0 decompresses the texts of 2,048 rows at once, whichever of them are read."""
+    with _opened(copy, _REFLECTION_TABLES + _GRAPH_TABLES, own_storage=True) as base:
+        base.execute("SET threads = 1")
+        base.execute(
+            "INSERT INTO conversations_v2(id, content, category) "
+            "SELECT n::VARCHAR, repeat(md5(n::VARCHAR), 1200), 'c' FROM range(2048) rows(n)"
+        )
+        base.execute("INSERT INTO kg_entities(id, name, entity_type) VALUES ('e', 'Entity', 'type')")
+        base.execute(
+            "INSERT INTO kg_relationships(id, from_entity, to_entity, relation_type) VALUES ('r', 'e', 'e', 'is')"
+        )
+    async with source_of(copy) as source:
+        compared = await source.compare()
+        found = {(seen.kind, seen.id): seen async for page in source.pages() for seen in page}
+        await source.row_set([("relationship", "r")])
+    assert compared.rows == compared.new_rows == len(found) == 2050
+    assert (await verify(copy, timeout_seconds=60)).verified
 
 
 async def test_rows_are_read_in_the_requested_order(copy):

@@ -93,7 +93,7 @@ class Comparing:
         for table in self._tables:
             if table.kind in ids:
                 parameters = [self._prefix(table), table.first, table.last, ids[table.kind]]
-                for hashes, _, _ in self._engine.rows(table.hashes_of, parameters):
+                for hashes, _, _ in self._engine.all_rows(table.hashes_of, parameters):
                     gone.update(row_set_file.split(bytes.fromhex(str(hashes or ""))))
         if not gone:
             return
@@ -130,9 +130,10 @@ class Comparing:
         """Return hashes, rowids and bytes of the rows in a range of rowids."""
         try:
             ((hashes, rowids, sizes),) = self._engine.rows(table.hashes, [self._prefix(table), first, last])
-        except OutOfMemory:
+        except OutOfMemory as error:
             if first == last:
-                raise
+                self._engine.more_memory(error)
+                return self._rows(table, first, last)
             middle = (first + last) // 2
             one, other = self._rows(table, first, middle), self._rows(table, middle + 1, last)
             return one[0] + other[0], one[1] + other[1], one[2] + other[2]

@@ -121,7 +121,7 @@ def _hashed(engine: Engine, sources: Sequence[str], value: str) -> list[tuple[in
         f"SELECT {number}, count(*), sum(hash({value}))::VARCHAR FROM {source}"  # noqa: S608 - quoted
         for number, source in enumerate(sources)
     )
-    hashed = {number: (int(str(count)), str(digest)) for number, count, digest in engine.rows(statement)}
+    hashed = {number: (int(str(count)), str(digest)) for number, count, digest in engine.all_rows(statement)}
     return [hashed[number] for number in range(len(sources))]
 
 

@@ -6,14 +6,17 @@ Only the child program imports this module. It runs at low priority, and DuckDB 
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from agent.adapters.duckdb.child_protocol import scratch_name
 
-MEMORY_LIMIT = "80MB"
-"""DuckDB's memory limit. With it the process allocates less than 128 MiB while it verifies or lists, whatever the
-size of the database; it allocated 134 MiB while it read a million complete rows."""
+MEMORY_LIMITS = ("80MB", "160MB", "320MB", "640MB")
+"""DuckDB's memory limits, each used if the one before is too low.
+
+With the first, the process allocates less than 128 MiB while it verifies or lists, whatever the number of rows; it
+allocated 134 MiB while it read a million complete rows. The others are for long texts: DuckDB 2.0 decompresses those
+of 2,048 rows at once."""
 
 FOLDING_MEMORY_LIMITS = ("512MB", "1280MB")
 """DuckDB's memory limits while it folds: the index of a table must fit. The second is used if the first is too low."""
@@ -33,21 +36,75 @@ class OutOfMemory(Exception):  # noqa: N818 - DuckDB's own name
 
 
 class Engine:
-    """One copy, attached as `s`."""
+    """One copy, attached as `s`. `limits`: DuckDB's memory limits, used one after the other."""
 
-    def __init__(self, connection: object) -> None:
-        self._connection = connection
+    def __init__(self, copy: Path, limits: Sequence[str], access: str) -> None:
+        self._copy, self._access = copy, access
+        self._limits = iter(limits)
+        self._prepared: list[str] = []
+        self._opened = ExitStack()
+
+    def open(self) -> None:
+        """Open the copy with the first memory limit that suffices. Raises DuckDB's errors."""
+        self._open(next(self._limits))
+
+    def close(self) -> None:
+        self._opened.close()
 
     def rows(self, statement: str, parameters: Sequence[object] = ()) -> Iterator[tuple[Cell, ...]]:
         """Yield the rows of a statement, fetched in small batches. Raises OutOfMemory, or another error of DuckDB."""
         import duckdb  # noqa: PLC0415
 
         try:
-            result = self._connection.execute(statement, parameters)  # type: ignore[attr-defined]
+            result = self._connection.execute(statement, parameters)
             while some := result.fetchmany(_FETCHED):
                 yield from some
         except duckdb.OutOfMemoryException as error:
             raise OutOfMemory(str(error)) from error
+
+    def all_rows(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Cell, ...]]:
+        """Return the rows of a statement that returns few. With too little memory, DuckDB gets more."""
+        while True:
+            try:
+                return list(self.rows(statement, parameters))
+            except OutOfMemory as error:
+                self.more_memory(error)
+
+    def prepare(self, statement: str) -> None:
+        """Create a temporary table, now and whenever the copy is opened again."""
+        self.all_rows(statement)
+        self._prepared.append(statement)
+
+    def more_memory(self, error: OutOfMemory) -> None:
+        """Open the copy again with the next memory limit. Raises `error` if there is none, or DuckDB's errors."""
+        limit = next(self._limits, None)
+        if limit is None:
+            raise error
+        self._open(limit)
+
+    def _open(self, limit: str) -> None:
+        import duckdb  # noqa: PLC0415 - a missing module is an answer, not a crash
+
+        self.close()
+        folder = self._copy.parent
+        self._connection = self._opened.enter_context(
+            duckdb.connect(":memory:", config={"autoinstall_known_extensions": False})
+        )
+        try:
+            for statement in (
+                f"SET memory_limit = '{limit}'",
+                "SET threads = 1",
+                "SET autoload_known_extensions = false",
+                f"SET temp_directory = {quoted(str(folder / scratch_name(os.getpid())), chr(39))}",
+                f"SET allowed_directories = [{quoted(str(folder), chr(39))}]",
+                "SET enable_external_access = false",
+                f"ATTACH {quoted(str(self._copy), chr(39))} AS s ({self._access})",
+                "SET lock_configuration = true",
+                *self._prepared,
+            ):
+                self._connection.execute(statement)
+        except duckdb.OutOfMemoryException as error:
+            self.more_memory(OutOfMemory(str(error)))
 
 
 @contextmanager
@@ -56,22 +113,10 @@ def opened(copy: Path, *, folding: str | None = None) -> Iterator[Engine]:
 
     A read-only ATTACH replays the WAL in memory and changes no byte, in every state in which Session-Buddy leaves one.
     """
-    import duckdb  # noqa: PLC0415 - a missing module is an answer, not a crash
-
-    scratch = copy.parent / scratch_name(os.getpid())
-    with duckdb.connect(":memory:", config={"autoinstall_known_extensions": False}) as connection:
-        for statement in (
-            f"SET memory_limit = '{folding or MEMORY_LIMIT}'",
-            "SET threads = 1",
-            "SET autoload_known_extensions = false",
-            f"SET temp_directory = {quoted(str(scratch), chr(39))}",
-            f"SET allowed_directories = [{quoted(str(copy.parent), chr(39))}]",
-            "SET enable_external_access = false",
-            f"ATTACH {quoted(str(copy), chr(39))} AS s (READ_{'WRITE' if folding else 'ONLY'})",
-            "SET lock_configuration = true",
-        ):
-            connection.execute(statement)
-        yield Engine(connection)
+    engine = Engine(copy, [folding] if folding else MEMORY_LIMITS, "READ_WRITE" if folding else "READ_ONLY")
+    with closing(engine):
+        engine.open()
+        yield engine
 
 
 def quoted(text: str, quote: str = '"') -> str:

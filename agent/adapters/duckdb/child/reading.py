@@ -126,7 +126,7 @@ class Reading:
     def _embeddings(self, table: Table, rowids: list[int]) -> dict[int, str]:
         if not rowids:
             return {}
-        found = self._engine.rows(table.embedding, [rowids[0], rowids[-1], rowids])
+        found = self._engine.all_rows(table.embedding, [rowids[0], rowids[-1], rowids])
         return {rowid: text for rowid, text in found if isinstance(rowid, int) and isinstance(text, str)}
 
     def _check_read(self) -> None:
@@ -166,9 +166,9 @@ class Reading:
             try:
                 some = wanted and wanted[bisect_left(wanted, first) : bisect_left(wanted, end)]
                 block, size = self._block(table, first, end - 1, some)
-            except (OutOfMemory, _BlockTooLarge):
-                if width == 1:
-                    raise
+            except (OutOfMemory, _BlockTooLarge) as error:
+                if width == 1 and isinstance(error, OutOfMemory):
+                    self._engine.more_memory(error)
                 width = max(1, width // 4)
                 continue
             yield block
@@ -208,7 +208,7 @@ class Reading:
                 yield _PageRow(table, rowid, size, bool(embedded), None if large else row), state
 
     def _large_row(self, table: Table, rowid: int) -> Row | None:
-        for cells in self._engine.rows(table.row, [rowid]):
+        for cells in self._engine.all_rows(table.row, [rowid]):
             values = _values(table, cells)
             return row_of(table.kind, values, graph=self._graph, names=self._names(table, [values]))
         return None

@@ -163,9 +163,9 @@ def entity_names(engine: Engine, found: Mapping[str, "Found"], ids: Sequence[str
         return {}
     # concat: DuckDB does not look the IDs up in an index. The verification reads none, so one in a verified copy may
     # be damaged.
-    statement = _names_statement(entities, "AND concat(id) IN (SELECT unnest(?::VARCHAR[]))")
+    statement = _names_statement(entities, "AND concat(entity_id) IN (SELECT unnest(?::VARCHAR[]))")
     try:
-        return {str(row_id): str(name) for row_id, name in engine.rows(statement, [ids])}
+        return {str(row_id): str(name) for row_id, name in engine.all_rows(statement, [ids])}
     except Exception as error:
         if not is_unsupported(error):
             raise
@@ -174,21 +174,23 @@ def entity_names(engine: Engine, found: Mapping[str, "Found"], ids: Sequence[str
 
 def create_entity_names(engine: Engine, found: Mapping[str, "Found"]) -> None:
     """Create the temporary table that `Table.hashes` of relationships reads: what `entity_names` returns of all IDs."""
-    list(engine.rows("CREATE OR REPLACE TEMP TABLE entity_names (entity VARCHAR, entity_name VARCHAR)"))
+    table = "CREATE OR REPLACE TEMP TABLE entity_names"
     entities = found.get(_NAMES)
-    if entities is None or not {"id", "name"} <= entities.types.keys():
-        return
-    try:
-        list(engine.rows(f"INSERT INTO entity_names {_names_statement(entities)}"))
-    except Exception as error:
-        if not is_unsupported(error):
-            raise
+    if entities is not None and {"id", "name"} <= entities.types.keys():
+        try:
+            engine.prepare(f"{table} AS {_names_statement(entities)}")
+        except Exception as error:
+            if not is_unsupported(error):
+                raise
+        else:
+            return
+    engine.prepare(f"{table} (entity_id VARCHAR, entity_name VARCHAR)")
 
 
 def _names_statement(entities: "Found", condition: str = "") -> str:
     return (
-        f"SELECT id, min(name) FROM (SELECT {entities.text('id')} AS id, trim({entities.text('name')}) AS name "  # noqa: S608 - quoted
-        f"FROM {entities.quoted}) WHERE name <> '' {condition} GROUP BY id"
+        f"SELECT entity_id, min(name) AS entity_name FROM (SELECT {entities.text('id')} AS entity_id, "  # noqa: S608 - quoted
+        f"trim({entities.text('name')}) AS name FROM {entities.quoted}) WHERE name <> '' {condition} GROUP BY entity_id"
     )
 
 
@@ -261,7 +263,7 @@ def _table(shape: _Shape, found: Found, first: int, last: int) -> Table:
         "list_bool_and(list_transform(numbers, lambda x: x IS NOT NULL AND isfinite(x))), false)"
     )
     joins = "".join(
-        f" LEFT JOIN entity_names AS {end}_names ON {quoted(end)} = {end}_names.entity" for end in shape.named
+        f" LEFT JOIN entity_names AS {end}_names ON {quoted(end)} = {end}_names.entity_id" for end in shape.named
     )
     in_range, listed = "WHERE rowid BETWEEN ? AND ?", "rowid IN (SELECT unnest(?::BIGINT[]))"
 
