@@ -21,6 +21,9 @@ HTTP = "https://HOST, or http:// on this machine (localhost, 127.0.0.0/8, ::1)"
 CLOUD = f"{HTTP}, or file:///DIRECTORY"
 NATS = "nats://, tls://, ws:// or wss://HOST[:PORT], or several of these separated by commas"
 
+ALL_HOSTS = "true"
+"""The value of akosha_agent_allow_plaintext that permits every host."""
+
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 # URL parsers drop or reinterpret these characters, each in its own way, so they are rejected.
@@ -42,12 +45,12 @@ def check_bucket(name: str) -> str:
     return name
 
 
-def check_cloud_endpoint(url: str) -> str:
-    """Check the URL of a store or a directory (empty: the provider's default)."""
+def check_cloud_endpoint(url: str, *, plaintext: bool = False) -> str:
+    """Check the URL of a store or a directory (empty: the provider's default). `plaintext` permits http:// anywhere."""
     if url and is_directory(url):
         directory_of(url)
     elif url:
-        _check_http(url, CLOUD)
+        _check_http(url, CLOUD, plaintext=plaintext)
     return url
 
 
@@ -72,10 +75,32 @@ def without_bucket(url: str, bucket: str) -> str:
     return url
 
 
-def check_http_endpoint(url: str) -> str:
-    """Check the URL of an Akosha server."""
-    _check_http(url, HTTP)
+def check_http_endpoint(url: str, *, plaintext: bool = False) -> str:
+    """Check the URL of an Akosha server. `plaintext` permits http:// anywhere."""
+    _check_http(url, HTTP, plaintext=plaintext)
     return url
+
+
+def check_plaintext(url: str, allowed: str) -> None:
+    """Check a URL against `akosha_agent_allow_plaintext`: http:// only to this machine and to the allowed hosts."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    if parts.scheme != "http" or is_loopback(host) or allowed == ALL_HOSTS or host in allowed.split(","):
+        return
+    scheme = CLOUD if parts.path.strip("/") == "" else HTTP
+    raise ValueError(
+        f"would be unencrypted to another machine; must be {scheme}; on a network that you trust, set "
+        f"akosha_agent_allow_plaintext: {host}"
+    )
+
+
+def check_hosts(text: str) -> str:
+    """Check hosts that are separated by commas, or `true`; return them in lower case, without blanks."""
+    hosts = [host.strip().lower() for host in text.split(",")] if text.strip() else []
+    for host in hosts:
+        if not _HOST.fullmatch(host) and not (":" in host and _ipv6(host)):
+            raise ValueError("must be true, or names or addresses of hosts, without port, separated by commas")
+    return ",".join(hosts)
 
 
 def check_nats_url(urls: str) -> str:
@@ -137,7 +162,7 @@ def is_too_long(path: Path) -> bool:
 def is_akosha_address(url: str) -> bool:
     """Return whether a cloud endpoint is an Akosha server's URL: http(s), ending in `/mcp`."""
     try:
-        parts = urlsplit(check_cloud_endpoint(url))
+        parts = urlsplit(check_cloud_endpoint(url, plaintext=True))
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and parts.path.rstrip("/").endswith("/mcp")
@@ -163,7 +188,7 @@ def without_credentials(url: str) -> str:
     return (scheme[0] if scheme else "") + (MASK if at else "") + at + re.sub(r"(?s)([?#]).+", rf"\1{MASK}", tail)
 
 
-def _check_http(url: str, allowed: str) -> None:
+def _check_http(url: str, allowed: str, *, plaintext: bool) -> None:
     parts = _split(url, allowed)
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"must be {allowed}")
@@ -172,7 +197,7 @@ def _check_http(url: str, allowed: str) -> None:
     if parts.query or parts.fragment:
         raise ValueError("must not contain ? or #")
     _check_host(parts, allowed)
-    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not plaintext and not is_loopback(parts.hostname or ""):
         raise ValueError(f"would be unencrypted to another machine; must be {allowed}")
 
 

@@ -33,6 +33,7 @@ from agent.settings.validators import (
     CloudEndpoint,
     Directory,
     EarlierFieldError,
+    Hosts,
     HttpEndpoint,
     Integer,
     Line,
@@ -190,6 +191,12 @@ class Settings(BaseModel):
     )
     agent_max_upload_kib_per_s: Integer = Field(
         default=0, ge=0, le=2**30, description="Maximum rate of uploads and pushes, in KiB per second. 0: no limit."
+    )
+    agent_allow_plaintext: Hosts = Field(
+        default="",
+        description="Hosts to which http:// is permitted, for a store or an Akosha server on a network that you "
+        "trust: a list, or names separated by commas; true: all hosts. Memories and the Akosha token are then "
+        "sent unencrypted.",
     )
 
     agent_nats_url: NatsUrl = Field(
@@ -350,6 +357,16 @@ class Settings(BaseModel):
             raise ValueError("needs akosha_agent_nats_certificate_file")
         if value is None and certificate is not None:
             raise EarlierFieldError("agent_nats_certificate_file", "needs akosha_agent_nats_key_file")
+        return value
+
+    @field_validator("agent_allow_plaintext")
+    @classmethod
+    def _check_unencrypted(cls, value: str, info: ValidationInfo) -> str:
+        for key in ("cloud_endpoint", "http_endpoint"):
+            try:
+                endpoints.check_plaintext(info.data.get(key, ""), value)
+            except ValueError as error:
+                raise EarlierFieldError(key, str(error)) from None
         return value
 
     @field_validator("agent_nats_allow_plaintext")

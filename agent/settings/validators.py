@@ -26,8 +26,6 @@ _LINE = re.compile(r"[^\x00-\x1f\x7f]*")
 _NKEY_SEED = re.compile(r"SU[A-Z2-7]{56}")
 
 Bucket = Annotated[str, AfterValidator(endpoints.check_bucket)]
-CloudEndpoint = Annotated[str, AfterValidator(endpoints.check_cloud_endpoint)]
-
 NatsUrl = Annotated[str, AfterValidator(endpoints.check_nats_url)]
 
 
@@ -80,8 +78,22 @@ def _system_id(value: str) -> str:
     return value
 
 
+# Whether http:// is permitted is checked later: akosha_agent_allow_plaintext is not known yet.
+def _cloud_endpoint(value: str) -> str:
+    return endpoints.check_cloud_endpoint(value, plaintext=True)
+
+
 def _http_endpoint(value: str) -> str:
-    return endpoints.check_http_endpoint(value or DEFAULT_HTTP_ENDPOINT)
+    return endpoints.check_http_endpoint(value or DEFAULT_HTTP_ENDPOINT, plaintext=True)
+
+
+def _hosts(value: object) -> object:
+    """Return YAML's booleans and lists as the text that an environment variable has."""
+    if isinstance(value, bool):
+        return endpoints.ALL_HOSTS if value else ""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "" if isinstance(value, str) and value.strip().lower() == "false" else value
 
 
 def _token(value: SecretStr) -> SecretStr:
@@ -143,6 +155,8 @@ def _is_encodable(path: Path) -> bool:
 
 Integer = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+CloudEndpoint = Annotated[str, AfterValidator(_cloud_endpoint)]
+Hosts = Annotated[str, BeforeValidator(_hosts), AfterValidator(endpoints.check_hosts)]
 HttpEndpoint = Annotated[str, AfterValidator(_http_endpoint)]
 Region = Annotated[str, AfterValidator(_region)]
 SystemId = Annotated[str, AfterValidator(_system_id)]

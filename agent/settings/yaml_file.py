@@ -20,7 +20,7 @@ _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class SettingsFile:
-    """The values of a file: None for YAML's null, an empty list or mapping for any list or mapping.
+    """The values of a file: None for YAML's null, an empty list or mapping for a list with others in it or a mapping.
 
     `mode`: its permission bits. `owner`: the user who owns it.
     """

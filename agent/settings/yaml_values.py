@@ -93,6 +93,8 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node) -> object:
             return loader.construct_object(node)
         except (LookupError, AttributeError) as error:  # what PyYAML raises for a text that does not fit its tag
             raise ValueError(f"not a value of {node.tag}") from error
+    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        return [_value(loader, item) for item in node.value]
     return {} if isinstance(node, yaml.MappingNode) else []
 
 

@@ -52,6 +52,7 @@ HOSTILE = {
     "http_endpoint": "https://evil.example/mcp",
     "http_missing_embedding": "zero",
     "http_token": "evil",
+    "agent_allow_plaintext": "true",
     "agent_bus": "memory",
     "agent_log_format": "json",
     "agent_nats_url": "nats://evil.example",

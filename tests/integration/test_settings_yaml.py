@@ -29,9 +29,9 @@ def test_only_wanted_keys_of_the_top_level_are_read(tmp_path):
 def test_values_have_the_types_of_yaml(tmp_path):
     found = read(
         tmp_path / "f.yaml",
-        "akosha_a: yes\nakosha_b: 1.5\nakosha_c: '1.5'\nakosha_d:\nakosha_e: [1]\nakosha_f: {x: 1}\nakosha_g: ''\n",
+        "akosha_a: yes\nakosha_b: 1.5\nakosha_c: '1.5'\nakosha_d:\nakosha_e: [1, x]\nakosha_f: {x: 1}\nakosha_g: ''\n",
     )
-    assert list(found.values.values()) == [True, 1.5, "1.5", None, [], {}, ""]
+    assert list(found.values.values()) == [True, 1.5, "1.5", None, [1, "x"], {}, ""]
 
 
 @pytest.mark.parametrize(

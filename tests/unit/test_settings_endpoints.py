@@ -217,12 +217,12 @@ def test_a_directory_is_percent_decoded_and_absolute():
         ("https://akosha.lan/base/mcp/", True),
         ("https://akosha.lan/mcpx", False),
         ("https://akosha.lan/mcp/x", False),
-        ("http://akosha.lan/mcp", False),
+        ("http://akosha.lan/mcp", True),
         ("file:///mnt/mcp", False),
         ("", False),
     ],
 )
-def test_only_a_safe_url_that_ends_in_mcp_is_an_akosha_address(url, is_akosha):
+def test_only_an_http_url_that_ends_in_mcp_is_an_akosha_address(url, is_akosha):
     assert is_akosha_address(url) is is_akosha
 
 

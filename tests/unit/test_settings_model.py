@@ -46,6 +46,7 @@ DOCUMENTED = {
     "agent_min_interval_seconds": 300.0,
     "agent_rescan_seconds": 60.0,
     "agent_max_upload_kib_per_s": 0,
+    "agent_allow_plaintext": "",
     "cloud_sse": "",
     "cloud_sse_kms_key_id": "",
     "cloud_storage_class": "",
@@ -132,7 +133,7 @@ def test_texts_are_converted_to_values(key, value, result):
         ("cloud_bucket", "No_Bucket"),
         ("cloud_bucket", 12345),
         ("cloud_bucket", None),
-        ("cloud_endpoint", "http://minio.lan"),
+        ("cloud_endpoint", "ftp://minio.lan"),
         ("cloud_region", "EU West"),
         ("cloud_region", "x@evil.example"),
         ("cloud_region", "evil.example"),
@@ -159,7 +160,6 @@ def test_texts_are_converted_to_values(key, value, result):
         ("retry_backoff_seconds", True),
         ("chunk_size_mb", 0),
         ("chunk_size_mb", 101),
-        ("http_endpoint", "http://akosha.lan/mcp"),
         ("http_endpoint", "file:///mcp"),
         ("http_missing_embedding", "guess"),
         ("ingestion_markers", "maybe"),
@@ -198,6 +198,9 @@ def test_texts_are_converted_to_values(key, value, result):
         ("agent_nats_key_file", "without-a-certificate.pem"),
         ("agent_nats_tls_first", "maybe"),
         ("agent_nats_allow_plaintext", "maybe"),
+        ("agent_allow_plaintext", "http://nas.lan"),
+        ("agent_allow_plaintext", "nas.lan:9000"),
+        ("agent_allow_plaintext", {}),
         ("agent_remote_control", "perhaps"),
         ("agent_upload_on_change", "sometimes"),
         ("agent_mirror", "sometimes"),
@@ -320,3 +323,21 @@ def test_a_kms_key_needs_kms_and_values_are_normalised():
         Settings(cloud_sse="AES256", cloud_sse_kms_key_id="key")
     settings = Settings(cloud_sse="AWS:KMS", cloud_sse_kms_key_id="key", cloud_storage_class="standard_ia")
     assert (settings.cloud_sse, settings.cloud_storage_class) == ("aws:kms", "STANDARD_IA")
+
+
+@pytest.mark.parametrize(("key", "path"), [("cloud_endpoint", ""), ("http_endpoint", "/mcp")])
+@pytest.mark.parametrize("allowed", ["", "other.lan", "nas.lan.evil.example", "lan", False])
+def test_http_to_another_machine_is_refused_unless_its_host_is_allowed(key, path, allowed):
+    with pytest.raises(ValidationError) as caught:
+        Settings(**{key: f"http://nas.lan:9000{path}", "agent_allow_plaintext": allowed})
+    (detail,) = caught.value.errors()
+    assert _blamed(detail) == key
+    assert "would be unencrypted to another machine" in str(detail["ctx"]["error"])
+    assert "akosha_agent_allow_plaintext: nas.lan" in str(detail["ctx"]["error"])
+
+
+@pytest.mark.parametrize("key", ["cloud_endpoint", "http_endpoint"])
+@pytest.mark.parametrize("allowed", ["nas.lan", "NAS.lan", "10.0.0.2, nas.lan", ["nas.lan", "::1"], True, "true"])
+def test_http_is_permitted_to_an_allowed_host(key, allowed):
+    settings = Settings(**{key: "http://Nas.lan:9000", "agent_allow_plaintext": allowed})
+    assert getattr(settings, key) == "http://Nas.lan:9000"
