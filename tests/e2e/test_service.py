@@ -239,11 +239,34 @@ def test_invalid_settings_exit_2_before_anything_is_written(scratch):
     assert scratch.commands_run() == []
 
 
-def test_install_warns_about_variables_of_the_shell(scratch, monkeypatch):
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-1")
+def test_install_names_the_command_that_stores_what_is_set_in_this_shell_only(scratch, monkeypatch):
+    variables = {
+        "AWS_ACCESS_KEY_ID": "canary-1", "AWS_SECRET_ACCESS_KEY": "canary-2", "AKOSHA_CLOUD_BUCKET": "my-bucket",
+        "SESSION_BUDDY_AKOSHA_HTTP_TOKEN": "canary-3", "HTTPS_PROXY": "http://proxy",
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     done = scratch.call("install", "--no-start")
-    assert "AWS_SECRET_ACCESS_KEY" in done.stderr
-    assert "canary-1" not in done.output
+    assert "canary" not in done.output
+    assert done.stderr.splitlines() == [
+        "warning: AKOSHA_CLOUD_BUCKET is set in this shell only: akosha-agent config set cloud_bucket my-bucket",
+        "warning: SESSION_BUDDY_AKOSHA_HTTP_TOKEN is set in this shell only: akosha-agent config set http_token -",
+        (
+            "warning: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are set in this shell only: "
+            "akosha-agent config set cloud_access_key_id - cloud_secret_access_key -"
+        ),
+        (
+            "warning: the service lacks variables of this shell: HTTPS_PROXY. To add them, put them into "
+            f"{scratch.environment}"
+        ),
+    ]
+    monkeypatch.delenv("HTTPS_PROXY")
+    own = scratch.home / ".config" / "akosha-agent"
+    (own / "config.yaml").write_text("cloud_bucket: my-bucket\n")
+    secrets = own / "credentials.yaml"
+    secrets.write_text("http_token: canary-3\ncloud_access_key_id: canary-1\ncloud_secret_access_key: canary-2\n")
+    secrets.chmod(0o600)
+    assert scratch.call("install", "--no-start").stderr == ""
     assert "macOS" in scratch.call("install", "--with-environment", code=1).stderr
 
 

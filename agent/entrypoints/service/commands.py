@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +17,10 @@ from agent.entrypoints.service import environment as env, install as installer, 
 from agent.entrypoints.service.manager import Runner, ServiceManager, ServiceSpec
 from agent.entrypoints.service.program import program
 from agent.entrypoints.service.status import service_manager, service_status
+from agent.entrypoints.stored_settings import overriding_variable, variables_of
 from agent.settings import Settings, load
+from agent.settings.model import FIELDS, S3_KEYS
+from agent.settings.own_files import is_secret, s3_credentials
 
 app = CommandGroup(
     help="Run the agent as a service of this user: systemd on Linux, launchd on macOS.", no_args_is_help=True
@@ -54,18 +59,14 @@ def install(
     if with_environment:
         _check_variables(variables, file)
     spec = ServiceSpec((*program(home, os.environ), "run", *words), variables)
-    service_environ = installer.service_environment(home, spec, env.read_environment(file) if file else {})
+    service_environ = _service_environment(home, manager, spec)
     found, warnings = _settings(home, spec, service_environ)
     if not no_start:
         installer.check_no_other_agent(manager, found)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
-    if missing := env.missing_variables(os.environ, service_environ):
-        hint = f"put them into {file}" if file else "use ~/.aws, a settings file or --with-environment"
-        typer.echo(
-            f"warning: the service lacks variables of this shell: {', '.join(missing)}. To add them, {hint}",
-            err=True,
-        )
+    for line in _missing(found, service_environ, home, spec, file):
+        typer.echo(f"warning: {line}", err=True)
     installer.install(manager, runner, spec, environment=file, start=not no_start, linger=linger, say=typer.echo)
 
 
@@ -187,6 +188,45 @@ def _settings(home: Path, spec: ServiceSpec, environ: dict[str, str]) -> tuple[S
     return loaded.settings, loaded.warnings
 
 
+def _service_environment(home: Path, manager: ServiceManager, spec: ServiceSpec) -> dict[str, str]:
+    """Return the variables of the service that the agent reads."""
+    file = _environment_file(manager)
+    found = {"HOME": str(home), **spec.environment, **(env.read_environment(file) if file else {})}
+    # systemd finds the unit below XDG_CONFIG_HOME only if its own environment has that, which the service inherits.
+    inherited = os.environ.get("XDG_CONFIG_HOME", "")
+    return {"XDG_CONFIG_HOME": inherited, **found} if inherited and manager.name == "systemd" else found
+
+
+def _missing(
+    settings: Settings, environ: dict[str, str], home: Path, spec: ServiceSpec, file: Path | None
+) -> Iterator[str]:
+    """Yield a line for each setting that the service has otherwise than this shell, and one for other variables."""
+    missing = env.missing_variables(os.environ, environ)
+    try:
+        of_shell = _settings(home, spec, dict(os.environ))[0]
+    except SettingsError:
+        of_shell = None
+    for key in FIELDS:
+        name = overriding_variable(key, os.environ)
+        if name in missing:
+            missing = [one for one in missing if one not in variables_of(key)]
+            if of_shell is None or getattr(of_shell, key) != getattr(settings, key):
+                value = os.environ[name]
+                shown = "-" if is_secret(key, value) else shlex.quote(value)
+                yield f"{name} is set in this shell only: akosha-agent config set {key} {shown}"
+    names = [name for name in (variables_of(key)[0] for key in S3_KEYS[:2]) if name in missing]
+    if len(names) == len(S3_KEYS[:2]) and "AWS_SESSION_TOKEN" not in missing:
+        missing = [name for name in missing if name not in names]
+        if s3_credentials(environ, home) is None:
+            yield (
+                f"{' and '.join(names)} are set in this shell only: akosha-agent config set "
+                f"{' '.join(f'{key} -' for key in S3_KEYS[:2])}"
+            )
+    if missing:
+        hint = f"put them into {file}" if file else "use ~/.aws or --with-environment"
+        yield f"the service lacks variables of this shell: {', '.join(missing)}. To add them, {hint}"
+
+
 def _log_file(manager: ServiceManager) -> Path | None:
     """Return the log file in the service's settings."""
     settings = _installed_settings(manager)
@@ -198,10 +238,9 @@ def _installed_settings(manager: ServiceManager) -> Settings | None:
     spec = manager.parse(service_file.read(manager.file)[1])
     if spec is None:
         return None
-    home, file = Path.home(), _environment_file(manager)
-    environ = installer.service_environment(home, spec, env.read_environment(file) if file else {})
+    home = Path.home()
     try:
-        return _settings(home, spec, environ)[0]
+        return _settings(home, spec, _service_environment(home, manager, spec))[0]
     except SettingsError:
         return None
 

@@ -14,20 +14,30 @@ PRIVATE = 0o600
 
 ENVIRONMENT_TEMPLATE = """\
 # The environment of the akosha-agent service, in systemd's format: NAME=value, one per line. Keep its mode 0600.
-# Use it for credentials that are not in ~/.aws, and for settings that are not in a YAML file. The service does not see
-# the environment of your shell. After a change: akosha-agent service restart
+# For settings and secrets, use akosha-agent config set instead, which the service and every shell see. This file is for
+# variables of other programs, such as a proxy. After a change: akosha-agent service restart
 #
-# AWS_ACCESS_KEY_ID=
-# AWS_SECRET_ACCESS_KEY=
-# SESSION_BUDDY_AKOSHA_CLOUD_BUCKET=
-# SESSION_BUDDY_AKOSHA_CLOUD_ENDPOINT=
+# HTTPS_PROXY=
+# AWS_PROFILE=
 """
 
-_EARLIER_TEMPLATES = {"01b819a7632d5b5dbde12e8e47f786c43dfdf8bb3abc0313338794aedcbe8fe2"}
+_EARLIER_TEMPLATES = {
+    "01b819a7632d5b5dbde12e8e47f786c43dfdf8bb3abc0313338794aedcbe8fe2",
+    "389384ac22e1b07993b3bf5069b0898fcbfd18650ed39853bd7fc9b2ab6d9ef4",
+}
 """SHA-256 of the templates of earlier versions."""
 
 _AGENT_VARIABLE = re.compile(r"(SESSION_BUDDY_AKOSHA|AKOSHA|AWS)_\w+")
-_OTHERS = {"XDG_STATE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
+_OTHERS = {
+    "XDG_CONFIG_HOME",
+    "XDG_STATE_HOME",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+}
 
 
 def is_as_installed(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.bootstrap.home import RUN, Home
@@ -123,11 +123,6 @@ def check_no_other_agent(manager: ServiceManager, settings: Settings) -> None:
         hint=f"stop it first (Ctrl-C in its terminal, or kill {holder.pid}); "
         "service install --no-start only installs the service",
     )
-
-
-def service_environment(home: Path, spec: ServiceSpec, file: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the service that the agent reads."""
-    return {"HOME": str(home), **spec.environment, **file}
 
 
 def _state(manager: ServiceManager, *, required: bool, say: Say) -> ServiceState | None:
