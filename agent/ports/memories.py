@@ -57,8 +57,11 @@ class DatabaseSource(MemorySource, Protocol):
         """
         ...
 
-    async def row_set(self, leave_out: Collection[tuple[Kind, str]] = ()) -> Path:
-        """Return the file with the hashes of all rows, except those with a kind and ID in `leave_out`.
+    async def row_set(self, leave_out: Collection[tuple[Kind, str]] | None = None) -> Path:
+        """Return the file with the hashes of all rows.
+
+        With `leave_out`, it has no rows with a kind and ID in there, and none that share kind and ID with another row:
+        the ledger has one state for them, so it does not know whether a server has each.
 
         Call it after `compare` has found a difference. The file is removed when the source is closed. Raises
         SnapshotError, also if there are memories that DuckDB cannot read.

@@ -866,6 +866,24 @@ async def test_with_ingestion_markers_memories_json_has_all_rows_of_a_database_w
     memory_rig.assert_complete()
 
 
+@pytest.mark.parametrize("uploads_without", [1, 2], ids=["the rows are in the database", "the rows are compressed"])
+async def test_after_ingestion_markers_are_switched_on_the_next_memories_json_has_all_rows(memory_rig, uploads_without):
+    """IngestionWorker does not read the earlier uploads: they have no uncompressed memories."""
+    for number in range(uploads_without):
+        memory_rig.remember(f"breakfast {number}")
+        await memory_rig.sync()
+    memory_rig.settings["ingestion_markers"] = True
+    memory_rig.remember("lunch")
+    await memory_rig.sync()
+    complete = memory_rig.manifests[-1]
+    assert complete.memories.bases == {"reflection": None}
+    assert len(memory_rig.memories(complete)) == 30 + 30 + uploads_without + 1
+    memory_rig.remember("dinner")
+    await memory_rig.sync()
+    assert memory_rig.memories(memory_rig.manifests[-1]) == ["dinner"]
+    assert memory_rig.manifests[-1].memories.bases == {"reflection": complete.upload_id}
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs Session-Buddy's own databases")
 async def test_memories_of_session_buddys_own_databases(memory_rig):
     for path in memory_rig.data.iterdir():

@@ -208,6 +208,18 @@ async def test_a_sync_fails_if_every_new_row_has_to_wait(rig):
     assert (await rig.sync()).memories == 3
 
 
+async def test_a_waiting_row_with_the_id_of_a_delivered_one_is_sent_later(rig):
+    with session_buddy.opened(rig.data / session_buddy.REFLECTION) as base:
+        base.execute("CREATE TABLE conversations(id VARCHAR, content VARCHAR, embedding FLOAT[384])")  # without a key
+        base.execute("INSERT INTO conversations VALUES ('1', 'delivered', repeat([0.5], 384)), ('1', 'waiting', NULL)")
+    assert (await rig.sync()).memories == 1
+    rig.settings["http_missing_embedding"] = "zero"
+    with session_buddy.opened(rig.data / session_buddy.REFLECTION) as base:
+        base.execute("INSERT INTO conversations VALUES ('2', 'new', NULL)")
+    await rig.sync()
+    assert {row.text for row in rig.akosha.rows()} == {"delivered", "waiting", "new"}
+
+
 async def test_waiting_rows_are_sent_once_the_server_has_the_tool(rig):
     rig.use("first")
     await rig.sync()

@@ -355,6 +355,17 @@ def test_rows_can_be_left_out_of_a_row_set(path):
     }
 
 
+@pytest.mark.parametrize(("left_out", "new"), [(None, []), ([], [("entity", "3"), ("entity", "3")])])
+def test_rows_with_equal_ids_are_left_out_of_a_row_set_of_a_server(path, left_out, new):
+    fill(path)
+    with base(path) as connection:
+        connection.execute("INSERT INTO kg_entities(id, name) VALUES ('3', 'Another with this ID')")
+    with reading(path) as (read, _):
+        read.leave_out(left_out)
+        known = shutil.copy(path.with_name("scratch") / ROWS, path.with_name("recorded.rows"))
+    assert [state[:2] for state in new_states(path, known)] == new
+
+
 def test_a_row_set_that_is_invalid_is_not_used(path):
     fill(path)
     known = recorded(path)

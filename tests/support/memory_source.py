@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import tzinfo
@@ -72,11 +73,14 @@ class ListedMemories:
         size = sum(len(memory.text) + (4 * EMBEDDING_LENGTH if memory.embedding else 0) for memory in self._new)
         return RowDifference(rows=len(memories), new_rows=len(self._new), new_bytes=size)
 
-    async def row_set(self, leave_out: Collection[tuple[Kind, str]] = ()) -> Path:
+    async def row_set(self, leave_out: Collection[tuple[Kind, str]] | None = None) -> Path:
         if self._fail_at is not None:
             raise self._error
-        rows = (memory.row for memory in self._memories)
-        write_row_set(self._rows, (row for row in rows if (row.kind, row.id) not in {*leave_out}))
+        rows = [memory.row for memory in self._memories]
+        if leave_out is not None:
+            counts = Counter((row.kind, row.id) for row in rows)
+            rows = [row for row in rows if counts[row.kind, row.id] == 1 and (row.kind, row.id) not in {*leave_out}]
+        write_row_set(self._rows, rows)
         return self._rows
 
     async def pages(self) -> AsyncGenerator[Sequence[RowState], None]:

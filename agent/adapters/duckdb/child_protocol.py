@@ -10,8 +10,8 @@
                     compares them with the hashes in KNOWN, if it exists; both are in the directory `scratch_name`.
                     The next pages have the new rows only. null if it is not possible: the pages have all rows.
                     "sha": SHA-256 of the main file, or ""
-    leave_out [[kind, ID], ...]   {"rows": true}    removes the hashes of these rows from ROWS; an error as at the end
-                    of the pages
+    leave_out [[kind, ID], ...]   {"rows": true}    removes the hashes of these rows, and of rows with equal IDs, from
+                    ROWS; null: of no rows; an error as at the end of the pages
     begin           {"started": true}               the next page is the first
     page            {"page": [[kind, ID, digest, embedded, bytes], ...]}, which may be empty; null is the end, and
                     so is an error that names the tables DuckDB cannot read: all other rows were sent before

@@ -100,8 +100,8 @@ class _Source:
         rows, new_rows, new_bytes = (checked(count, int) for count in checked(answer, list))
         return RowDifference(rows=rows, new_rows=new_rows, new_bytes=new_bytes)
 
-    async def row_set(self, leave_out: Collection[tuple[Kind, str]] = ()) -> Path:
-        command = b"%s %s" % (LEAVE_OUT, orjson.dumps(list(leave_out)))
+    async def row_set(self, leave_out: Collection[tuple[Kind, str]] | None = None) -> Path:
+        command = b"%s %s" % (LEAVE_OUT, orjson.dumps(None if leave_out is None else list(leave_out)))
         await self._ask(command, "rows", lambda done: checked(done, bool))
         return self._folder / ROWS
 

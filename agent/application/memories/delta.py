@@ -5,7 +5,7 @@ once the upload is finished.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone, tzinfo
@@ -79,10 +79,13 @@ class MemoryDelta:
         self._complete = complete
 
     @asynccontextmanager
-    async def of(self, snapshots: Mapping[str, Snapshot], upload_id: str) -> AsyncIterator[Delta]:
+    async def of(
+        self, snapshots: Mapping[str, Snapshot], upload_id: str, *, without_base: Collection[str] = ()
+    ) -> AsyncIterator[Delta]:
         """Write the rows of these databases that the target lacks. The file is removed when the block ends.
 
-        A database that cannot be read has no rows in the file or in the ledger.
+        A database that cannot be read has no rows in the file or in the ledger. `without_base`: databases whose base is
+        not used.
         """
         zone = await asyncio.to_thread(self._zone)
         errors = {name: copy.check_error() for name, copy in snapshots.items() if not copy.is_readable}
@@ -90,12 +93,13 @@ class MemoryDelta:
             _log.warning("memories_unreadable", database=name, error=unverified.message)
         part = draft = None
         omitted: Mapping[str, str] = {}
+        bases = {name: base for name, base in (await self.bases()).items() if name not in without_base}
         await self._memories.unstage(self._target)
         async with AsyncExitStack() as written:
             while readable := {name: copy for name, copy in sorted(snapshots.items()) if name not in errors}:
                 try:
                     draft = await written.enter_async_context(self._file.write(self._target.system_id))
-                    part, omitted = await self._fill(draft, readable, upload_id, zone)
+                    part, omitted = await self._fill(draft, readable, bases, upload_id, zone)
                     draft = draft if part else None
                     break
                 except _Unreadable as error:  # start over without it: this is rare, and fails early
@@ -109,15 +113,24 @@ class MemoryDelta:
                 await self._memories.unstage(self._target)
             yield Delta(part=part, draft=draft, omitted=omitted, errors=errors, time_zone=zone_name(zone))
 
+    async def bases(self) -> Mapping[str, str]:
+        """Return database -> the upload that its next memories are a change to."""
+        return await self._memories.bases(self._target)
+
     async def _fill(
-        self, draft: MemoriesDraft, copies: Mapping[str, Snapshot], upload_id: str, zone: tzinfo
+        self,
+        draft: MemoriesDraft,
+        copies: Mapping[str, Snapshot],
+        known_bases: Mapping[str, str],
+        upload_id: str,
+        zone: tzinfo,
     ) -> tuple[MemoriesPart | None, Mapping[str, str]]:
         """Return the finished part, None if no database has rows in it, and the omitted databases with the reasons."""
         bases: dict[str, str | None] = {}
         omitted: dict[str, str] = {}
         for database, copy in copies.items():
             try:
-                base, reason = await self._append(draft, copy, upload_id, zone)
+                base, reason = await self._append(draft, copy, known_bases.get(database), upload_id, zone)
                 await draft.flush()
             except SnapshotError as error:
                 raise _Unreadable(database, error) from error
@@ -140,15 +153,14 @@ class MemoryDelta:
         return part, omitted
 
     async def _append(
-        self, draft: MemoriesDraft, copy: Snapshot, upload_id: str, zone: tzinfo
+        self, draft: MemoriesDraft, copy: Snapshot, base: str | None, upload_id: str, zone: tzinfo
     ) -> tuple[str | None, str]:
-        """Stage the rows of a database, and append those that the target lacks to the draft.
+        """Stage the rows of a database, and append those that are new since the base to the draft.
 
         Return the base, and "" or the reason why none were appended.
         """
         database = copy.database
         async with self._reader.open(copy.folder / main_name(database), database, zone=zone) as source:
-            base = (await self._memories.bases(self._target)).get(database)
             if base and not await self._memories.known_rows(self._target, database, source.known_rows):
                 base = None
             difference = await source.compare(copy.main_sha256)

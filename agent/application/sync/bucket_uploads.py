@@ -1,6 +1,6 @@
 """The uploads of one system in one store: the newest, its manifest, leftovers, and the ID of the next one."""
 
-from collections.abc import Callable, Collection, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -111,6 +111,21 @@ class BucketUploads:
                     raise
                 _log.warning("manifest_unreadable", upload_id=upload, error=str(error))
         return None
+
+    async def without_plain_memories(self, bases: Mapping[str, str]) -> frozenset[str]:
+        """Return the databases whose upload (database -> upload) has no uncompressed memories of them.
+
+        Raises StoreError.
+        """
+        plain: set[tuple[str, str]] = set()
+        for upload in sorted({*bases.values()}):
+            try:
+                manifest = await self.manifest(upload)
+            except NotAManifest:
+                continue
+            if manifest and manifest.memories and manifest.memories.compression == "none":
+                plain |= {(database, upload) for database in manifest.memories.bases}
+        return frozenset(database for database, upload in bases.items() if (database, upload) not in plain)
 
     async def exists(self, upload: str) -> bool:
         """Return whether an upload exists: whether its manifest does."""

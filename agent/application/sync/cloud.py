@@ -13,7 +13,7 @@ confirm    check that the store has every object that it accepted
 manifest   put the manifest and confirm it
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from functools import partial
@@ -279,7 +279,8 @@ class CloudSync:
             patching = tasks.start(
                 self._patches(attempt, record, intent)
             )  # in a process beside the one that reads rows
-            async with self._delta.of(attempt.changed, intent.upload_id) as delta:
+            without_base = await self._not_ingested(attempt)
+            async with self._delta.of(attempt.changed, intent.upload_id, without_base=without_base) as delta:
                 self._staging.owe_unchecked(attempt, record, delta.errors)
                 if attempt.is_futile:  # the intent stays, and the next attempt resumes it
                     await self._ledger.record_problems(self.target, attempt.unchecked)
@@ -290,6 +291,17 @@ class CloudSync:
             await self._markers.write(manifest)
         await self._lost.drop({part.database for part in manifest.parts})
         return manifest
+
+    async def _not_ingested(self, attempt: Attempt) -> Collection[str]:
+        """With markers, return the databases whose base has no memories that IngestionWorker reads.
+
+        It needs all of their rows, because the base was uploaded before the markers were switched on.
+        """
+        if self._markers is None:
+            return ()
+        bases = {name: base for name, base in (await self._delta.bases()).items() if name in attempt.changed}
+        async with self._limit_stalls():
+            return await self._uploads.without_plain_memories(bases)
 
     async def _patches(self, attempt: Attempt, record: TargetRecord, intent: Intent) -> tuple[Patch, ...]:
         return await self._patching.patches(attempt.changed, record, intent.upload_id) if self._deduplicate else ()

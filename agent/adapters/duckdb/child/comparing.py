@@ -13,7 +13,7 @@ from pathlib import Path
 from agent.adapters import row_set_file
 from agent.adapters.duckdb.child.engine import Engine, OutOfMemory
 from agent.adapters.duckdb.child.stored import Stored
-from agent.adapters.duckdb.child.tables import HASH_SCHEME, Found, Table, create_entity_names
+from agent.adapters.duckdb.child.tables import HASH_SCHEME, Found, Table, create_entity_names, repeated_ids
 from agent.adapters.row_set_file import Chunk
 from agent.domain.memories import KINDS
 
@@ -85,14 +85,14 @@ class Comparing:
         return Comparison(count, sum(map(len, new.values())), new_bytes, new)
 
     def leave_out(self, rows: Path, wanted: Iterable[tuple[str, str]]) -> None:
-        """Remove the hashes of the rows with these kinds and IDs from the file."""
+        """Remove the hashes of the rows with these kinds and IDs, and of rows with equal IDs, from the file."""
         ids: dict[str, list[str]] = {}
         for kind, row_id in wanted:
             ids.setdefault(kind, []).append(row_id)
         gone: set[bytes] = set()
         for table in self._tables:
-            if table.kind in ids:
-                parameters = [self._prefix(table), table.first, table.last, ids[table.kind]]
+            if listed := ids.get(table.kind, []) + repeated_ids(self._engine, table):
+                parameters = [self._prefix(table), table.first, table.last, listed]
                 for hashes, _, _ in self._engine.all_rows(table.hashes_of, parameters):
                     gone.update(row_set_file.split(bytes.fromhex(str(hashes or ""))))
         if not gone:

@@ -83,10 +83,13 @@ class Reading:
         self.begin()
         return [found.rows, found.new_rows, found.new_bytes]
 
-    def leave_out(self, wanted: Sequence[tuple[str, str]]) -> None:
-        """Remove the hashes of rows with these kinds and IDs. Raises Unread if DuckDB cannot read a table."""
+    def leave_out(self, wanted: Sequence[tuple[str, str]] | None) -> None:
+        """Remove the hashes of rows with these kinds and IDs, and of rows with equal IDs; None: remove none.
+
+        Raises Unread if DuckDB cannot read a table.
+        """
         self._check_read()
-        if self._comparing is not None:
+        if self._comparing is not None and wanted is not None:
             self._comparing.leave_out(self._folder / ROWS, wanted)
 
     def begin(self) -> None:

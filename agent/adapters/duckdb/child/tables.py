@@ -110,6 +110,8 @@ class Table:
     of 32 hex digits each, the list of their rowids, the list of their bytes of text and embedding."""
     hashes_of: str
     """As `hashes`, with a fourth parameter: list of the IDs of the rows."""
+    repeated_ids: str
+    """Returns the IDs that several rows have."""
 
 
 def tables_of(engine: Engine, found: Mapping[str, "Found"]) -> tuple[list[Table], dict[str, str]]:
@@ -154,6 +156,14 @@ def _read_error(engine: Engine, found: "Found", columns: Sequence[str]) -> str:
             raise
         return reason_in(error)
     return ""
+
+
+def repeated_ids(engine: Engine, table: Table) -> list[str]:
+    """Return the IDs that several rows of the table have. Reads no row if the ID is the primary key."""
+    key = list(engine.rows("SELECT lower(name) FROM pragma_table_info(?) WHERE pk", [table.name]))
+    if key == [("id",)]:
+        return []
+    return [str(row_id) for (row_id,) in engine.all_rows(table.repeated_ids) if row_id is not None]
 
 
 def entity_names(engine: Engine, found: Mapping[str, "Found"], ids: Sequence[str]) -> Mapping[str, str]:
@@ -298,6 +308,7 @@ def _table(shape: _Shape, found: Found, first: int, last: int) -> Table:
         hashed_columns=tuple(name for name, _ in wanted),
         hashes=hashes(in_range),
         hashes_of=hashes(f"{in_range} AND concat({present['id']}) IN (SELECT unnest(?::VARCHAR[]))"),
+        repeated_ids=f"SELECT {present['id']} FROM {found.quoted} GROUP BY ALL HAVING count(*) > 1",  # noqa: S608 - quoted
     )
 
 
