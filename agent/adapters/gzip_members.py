@@ -13,10 +13,11 @@ import os
 import threading
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from agent.adapters.block_checksums import BLOCK_BYTES, BlockChecksums, ExpectedBlocks
 from agent.domain.errors import StateError
 from agent.domain.manifest import Compression
 from agent.ports import Progress, ignore_progress
@@ -58,13 +59,15 @@ class Uncompressed:
     def compression(self) -> Compression:
         return "none"
 
-    async def stream(self, path: Path, *, read: Progress = ignore_progress) -> AsyncGenerator[bytes, None]:
-        """Yield the file's bytes. Raises StateError if the staged file cannot be read."""
+    async def stream(
+        self, path: Path, *, checksums: Sequence[int] | None = None, read: Progress = ignore_progress
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the file's bytes. Raises StateError if the staged file cannot be read, StagedCopyChanged."""
+        expected = ExpectedBlocks(path.name, checksums)
         size = await asyncio.to_thread(_size, path)
-        offset = 0
-        while offset < size:
-            piece = await asyncio.to_thread(_read, path, offset, min(2 * PIECE_BYTES, size - offset))
-            offset += len(piece)
+        expected.check_size(size)
+        for offset in range(0, size, BLOCK_BYTES):
+            piece = await asyncio.to_thread(_block, path, offset, min(BLOCK_BYTES, size - offset), expected)
             read(len(piece))
             yield piece
 
@@ -85,13 +88,17 @@ class GzipMembers:
     def compression(self) -> Compression:
         return "gzip"
 
-    async def stream(self, path: Path, *, read: Progress = ignore_progress) -> AsyncGenerator[bytes, None]:
+    async def stream(
+        self, path: Path, *, checksums: Sequence[int] | None = None, read: Progress = ignore_progress
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the file as gzip members; an empty file is one empty member.
 
-        Raises StateError if the staged file cannot be read, or became shorter meanwhile. The threads have ended when
-        the iteration ends.
+        Raises StateError if the staged file cannot be read, or became shorter meanwhile; StagedCopyChanged. The threads
+        have ended when the iteration ends.
         """
+        expected = ExpectedBlocks(path.name, checksums)
         size = await asyncio.to_thread(_size, path)
+        expected.check_size(size)
         offsets = iter(range(0, max(size, 1), self._member_bytes))
         stop = threading.Event()
         executor = SharingExecutor(self._threads, thread_name_prefix="gzip")
@@ -101,7 +108,7 @@ class GzipMembers:
         def begin_next() -> None:
             if (offset := next(offsets, None)) is not None:
                 length = min(self._member_bytes, size - offset)
-                ahead.append(loop.run_in_executor(executor, self._member, path, offset, length, stop))
+                ahead.append(loop.run_in_executor(executor, self._member, path, offset, length, expected, stop))
 
         try:
             for _ in range(self._threads):
@@ -119,11 +126,14 @@ class GzipMembers:
             await asyncio.gather(*ahead, return_exceptions=True)
             executor.shutdown(wait=False)
 
-    def _member(self, path: Path, offset: int, length: int, stop: threading.Event) -> deque[tuple[bytes, int]]:
+    def _member(
+        self, path: Path, offset: int, length: int, expected: ExpectedBlocks, stop: threading.Event
+    ) -> deque[tuple[bytes, int]]:
         """Return the pieces of one member, each with the number of raw bytes in it.
 
         They are incomplete if `stop` is set, and are not used then.
         """
+        blocks = BlockChecksums()
         deflater = self._deflater(self._level)
         buffer = memoryview(bytearray(min(PIECE_BYTES, max(length, 1))))
         pieces: deque[tuple[bytes, int]] = deque()
@@ -137,11 +147,14 @@ class GzipMembers:
                         raise _cut_short(path)
                     length -= count
                     raw_bytes += count
+                    blocks.update(buffer[:count])
                     if piece := deflater.compress(buffer[:count]):
                         pieces.append((piece, raw_bytes))
                         raw_bytes = 0
         except OSError as error:
             raise _unreadable(path, error) from error
+        if not stop.is_set():
+            expected.check(offset, blocks)
         pieces.append((deflater.flush(), raw_bytes))
         return pieces
 
@@ -153,15 +166,16 @@ def _size(path: Path) -> int:
         raise _unreadable(path, error) from error
 
 
-def _read(path: Path, offset: int, count: int) -> bytes:
+def _block(path: Path, offset: int, count: int, expected: ExpectedBlocks) -> bytes:
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
             piece = file.read(count)
     except OSError as error:
         raise _unreadable(path, error) from error
-    if not piece:
+    if len(piece) < count:
         raise _cut_short(path)
+    expected.check(offset, piece)
     return piece
 
 

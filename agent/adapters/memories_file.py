@@ -23,6 +23,7 @@ from typing import BinaryIO, TypeVar
 
 import orjson
 
+from agent.adapters.block_checksums import BLOCK_BYTES, BlockChecksums, ExpectedBlocks
 from agent.adapters.disk_errors import FULL
 from agent.domain.databases import database_of, main_name
 from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
@@ -170,6 +171,7 @@ class Draft:
         self._file = -1
         self._discarded = False
         self._digest = hashlib.sha256()
+        self._stored_blocks = BlockChecksums()
         self._raw_size = self._stored_size = self._count = 0
 
     async def begin(self) -> None:
@@ -199,10 +201,9 @@ class Draft:
         )
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        offset = 0
-        while piece := await asyncio.to_thread(self._read, offset):
-            offset += len(piece)
-            yield piece
+        expected = ExpectedBlocks("memories.json", self._stored_blocks.result())
+        for offset in range(0, self._stored_size, BLOCK_BYTES):
+            yield await asyncio.to_thread(self._read, offset, expected)
 
     async def discard(self) -> None:
         """Close the file, if it was created; its space is free then."""
@@ -240,6 +241,7 @@ class Draft:
 
     def _store(self, data: bytes) -> None:
         self._stored_size += len(data)
+        self._stored_blocks.update(memoryview(data))
         rest = memoryview(data)
         try:
             while rest:
@@ -247,14 +249,16 @@ class Draft:
         except OSError as error:
             raise self._translated(error) from error
 
-    def _read(self, offset: int) -> bytes:
+    def _read(self, offset: int, expected: ExpectedBlocks) -> bytes:
         try:
             with self._lock:
-                return os.pread(self._file, PIECE_BYTES, offset)
+                block = os.pread(self._file, BLOCK_BYTES, offset)
         except OSError as error:
             raise StateError(
                 f"the staged memories cannot be read: {error.strerror}", hint=f"check {self._folder}", transient=True
             ) from error
+        expected.check(offset, block)
+        return block
 
     def _discard(self) -> None:
         with self._lock:

@@ -9,7 +9,8 @@
     │   └── LedgerDamaged      the ledger's content is damaged
     ├── SystemIdTaken          another machine owns the default system ID: this one uses another ID
     ├── SnapshotError          a database cannot be copied now
-    │   └── StagingFull        not enough disk space for the copy
+    │   ├── StagingFull        not enough disk space for the copy
+    │   └── StagedCopyChanged  a copy does not have the bytes any more that were hashed
     ├── StoreError             the bucket or directory cannot be reached, refused or failed
     │   ├── NoSuchObject       there is no object with this key
     │   ├── CopyUnsupported    the store cannot copy an object itself, or reported a copy that it did not make
@@ -126,6 +127,10 @@ class SnapshotError(AkoshaError):
 
 class StagingFull(SnapshotError):  # noqa: N818
     """The state directory has not enough free space for the copy."""
+
+
+class StagedCopyChanged(SnapshotError):  # noqa: N818
+    """A staged copy has other bytes than when it was hashed: a bit flipped on the disk or in memory. Transient."""
 
 
 class StoreError(AkoshaError):

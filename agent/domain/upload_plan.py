@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from agent.domain import naming
@@ -23,11 +23,15 @@ OLDEST_BASE = timedelta(days=30)
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """A file of a staged snapshot: its name in the data directory, its size, and its SHA-256."""
+    """A file of a staged snapshot: its name in the data directory, its size, its SHA-256 and its checksums.
+
+    `checksums`: the CRC-32 of each mebibyte, which must still be the same when the file is sent.
+    """
 
     name: str
     size: int
     sha256: str
+    checksums: tuple[int, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class WrittenPatch:
-    """The size in bytes and the SHA-256 of a finished patch."""
+    """The size in bytes, the SHA-256 and the checksums (see `RawFile`) of a finished patch."""
 
     size: int
     sha256: str
+    checksums: tuple[int, ...]
 
 
 class Patcher(Protocol):

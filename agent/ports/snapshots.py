@@ -1,6 +1,6 @@
 """Consistent copies of databases that another process writes, and their compression."""
 
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -103,9 +103,12 @@ class Compressor(Protocol):
         """The compression's name in metadata and manifests."""
         ...
 
-    def stream(self, path: Path, *, read: Progress = ignore_progress) -> AsyncGenerator[bytes, None]:
+    def stream(
+        self, path: Path, *, checksums: Sequence[int] | None = None, read: Progress = ignore_progress
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the compressed file in pieces of bounded size, compressed outside the event loop.
 
-        `read` is called before each piece with the number of uncompressed bytes in it.
+        `checksums` are those of `RawFile`: no piece of a mebibyte that differs is yielded, and
+        StagedCopyChanged is raised. `read` is called before each piece with the number of uncompressed bytes in it.
         """
         ...

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from agent.adapters import memories_file
 from agent.adapters.memories_file import JsonMemoriesFile
-from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
+from agent.domain.errors import SnapshotError, StagedCopyChanged, StagingFull, StateError, WireError
 from agent.domain.memories import KINDS, Memory, RowState, memory_id
 from tests.support.memories import CREATED, embedding, memory
 
@@ -210,6 +210,15 @@ async def test_a_draft_on_a_broken_disk_cannot_be_streamed(file, monkeypatch):
         await draft.finish()
         monkeypatch.setattr(memories_file.os, "pread", broken)
         with pytest.raises(StateError, match="cannot be read: Input/output error"):
+            _ = [piece async for piece in draft.stream()]
+
+
+async def test_a_draft_whose_bytes_changed_is_not_streamed(file):
+    async with file.write(SYSTEM) as draft:
+        written = await draft.finish()
+        byte = os.pread(draft._file, 1, written.stored_size // 2)[0]
+        os.pwrite(draft._file, bytes([byte ^ 1]), written.stored_size // 2)
+        with pytest.raises(StagedCopyChanged, match=r"memories\.json changed"):
             _ = [piece async for piece in draft.stream()]
 
 

@@ -59,7 +59,7 @@ class Files:
         return Snapshot(
             database=database,
             folder=Path("/staged"),
-            files=(RawFile(main_name(database), fingerprint.size, fingerprint.header),),
+            files=(RawFile(main_name(database), fingerprint.size, fingerprint.header, ()),),
             fingerprint=fingerprint,
             header_iteration=1,
             verified=database not in self.unverified,

@@ -13,8 +13,9 @@ import zlib
 import pytest
 
 from agent.adapters import gzip_members
+from agent.adapters.block_checksums import BLOCK_BYTES, Digests
 from agent.adapters.gzip_members import PIECE_BYTES, GzipMembers, Uncompressed
-from agent.domain.errors import StateError
+from agent.domain.errors import StagedCopyChanged, StateError
 
 MEMBER = 64 * 1024
 
@@ -94,7 +95,7 @@ async def test_at_most_one_member_more_than_threads_is_started(tmp_path, monkeyp
     started = []
     compressor = GzipMembers(member_bytes=MEMBER, threads=2)
     original = compressor._member
-    monkeypatch.setattr(compressor, "_member", lambda p, o, n, s: (started.append(o), original(p, o, n, s))[1])
+    monkeypatch.setattr(compressor, "_member", lambda p, o, *args: (started.append(o), original(p, o, *args))[1])
     pieces = compressor.stream(staged)
     await anext(pieces)
     await pieces.aclose()
@@ -170,3 +171,31 @@ async def test_the_raw_bytes_of_the_pieces_are_those_of_the_file(tmp_path, compr
     async for _piece in compressor.stream(staged, read=counts.append):
         assert sum(counts) <= size
     assert sum(counts) == size
+
+
+@pytest.mark.parametrize("compressor", [GzipMembers(member_bytes=2 * BLOCK_BYTES), Uncompressed()])
+@pytest.mark.parametrize("change", ["flip", "grow", "grow by blocks", "shrink by a block"])
+async def test_no_byte_of_a_block_that_changed_is_sent(tmp_path, compressor, change):
+    raw = data_of(3 * BLOCK_BYTES + 77)
+    digests = Digests()
+    digests.update(memoryview(raw))
+    changed = {
+        "flip": raw[: 2 * BLOCK_BYTES] + bytes([raw[2 * BLOCK_BYTES] ^ 1]) + raw[2 * BLOCK_BYTES + 1 :],
+        "grow": raw + b"x",
+        "grow by blocks": raw + bytes(2 * BLOCK_BYTES),
+        "shrink by a block": raw[: -BLOCK_BYTES - 77],
+    }
+    staged = tmp_path / "reflection.duckdb"
+    staged.write_bytes(raw)
+    whole = [piece async for piece in compressor.stream(staged, checksums=digests.checksums)]
+    staged.write_bytes(changed[change])
+    sent = []
+
+    async def send() -> None:
+        async for piece in compressor.stream(staged, checksums=digests.checksums):
+            sent.append(piece)  # noqa: PERF401 - kept when the stream fails
+
+    with pytest.raises(StagedCopyChanged, match=r"staged copy of reflection\.duckdb changed"):
+        await send()
+    assert sent == whole[: len(sent)]
+    assert len(sent) < len(whole)

@@ -50,7 +50,7 @@ def copy_of(database: str, unverified: str = "", size: int = 1_000_000) -> Snaps
     return Snapshot(
         database=database,
         folder=Path("/staged") / database,
-        files=(RawFile(f"{database}.duckdb", size, "0" * 64),),
+        files=(RawFile(f"{database}.duckdb", size, "0" * 64, ()),),
         fingerprint=Fingerprint(()),
         header_iteration=1,
         verified=not unverified,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.duckdb.mirror import BLOCK_BYTES, Digests, MirrorDirectory, MirrorState, OriginalStat
+from agent.adapters.block_checksums import BLOCK_BYTES, Digests
+from agent.adapters.duckdb.mirror import MainFile, MirrorDirectory, MirrorState, OriginalStat
 
 REFLECTION, GRAPH = "reflection", "knowledge_graph"
 SIZES = [12_288, BLOCK_BYTES, 2 * BLOCK_BYTES + 1]
@@ -29,7 +30,7 @@ def mirror(path):
 def state_of(copy, **known):
     digests = Digests()
     digests.update(memoryview(copy.read_bytes()))
-    return MirrorState(main=digests.result(), **known)
+    return MirrorState(main=MainFile.of(digests), **known)
 
 
 @pytest.fixture
@@ -59,8 +60,8 @@ def test_digests_do_not_depend_on_the_pieces(tmp_path):
     whole.update(data)
     for start in range(0, len(data), 100_003):
         pieces.update(data[start : start + 100_003])
-    assert whole.result() == pieces.result()
-    assert (whole.result().size, len(whole.result().checksums)) == (len(data), 3)
+    assert MainFile.of(whole) == MainFile.of(pieces)
+    assert (whole.size, len(whole.checksums)) == (len(data), 3)
 
 
 @pytest.mark.parametrize("size", SIZES)

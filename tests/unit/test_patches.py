@@ -27,7 +27,7 @@ def patched(folder: Path, old: bytes, new: bytes, *, most_bytes: int = 2**30, na
     if written is None:
         return None
     data = (folder / name).read_bytes()
-    assert written == (len(data), sha256(data))
+    assert (written.size, written.sha256) == (len(data), sha256(data))
     return folder / name
 
 

@@ -33,7 +33,7 @@ def delivered(**generations: int) -> TargetRecord:
 
 
 def snapshot(database: str, generation: int = 0, *, sidecar: bool = True) -> tuple[RawFile, ...]:
-    files = tuple(RawFile(part.name, part.raw_size, part.sha256) for part in parts(database, generation))
+    files = tuple(RawFile(part.name, part.raw_size, part.sha256, ()) for part in parts(database, generation))
     return files if sidecar else files[:1]
 
 
@@ -92,8 +92,8 @@ def whole(**change) -> Part:
 
 
 def patch_of(generation: int, layers: Sequence[Layer]) -> Patch:
-    file = RawFile("reflection.duckdb", 51 * MIB, sha256(f"reflection.duckdb {generation}"))
-    return Patch("reflection", file, tuple(layers), RawFile("reflection.duckdb.patch", 4 * MIB, sha256("patch")))
+    file = RawFile("reflection.duckdb", 51 * MIB, sha256(f"reflection.duckdb {generation}"), ())
+    return Patch("reflection", file, tuple(layers), RawFile("reflection.duckdb.patch", 4 * MIB, sha256("patch"), ()))
 
 
 def test_a_large_file_that_was_sent_whole_is_the_base_of_the_next_patch():
@@ -133,7 +133,7 @@ def test_a_patch_may_refer_to_the_delivered_file_and_its_base():
 
 def test_a_patch_pays_up_to_half_of_the_size_of_the_whole_file():
     base = patched_part([0, 1]).layers[0]
-    assert largest_patch(base, RawFile("reflection.duckdb", 100 * MIB, sha256("x"))) == 40 * MIB
+    assert largest_patch(base, RawFile("reflection.duckdb", 100 * MIB, sha256("x"), ())) == 40 * MIB
 
 
 def test_a_patched_file_is_planned_as_its_patch_and_reused_with_its_layers():
@@ -143,7 +143,7 @@ def test_a_patched_file_is_planned_as_its_patch_and_reused_with_its_layers():
     )
     patch = patch_of(2, part.layers)
     assert planned({"reflection": (patch.file,)}, record, patches=[patch]) == (patch,)
-    same = RawFile(part.name, part.raw_size, part.sha256)
+    same = RawFile(part.name, part.raw_size, part.sha256, ())
     assert planned({"reflection": (same,)}, record, patches=[patch]) == (Reuse(part, carried=False),)
 
 

@@ -35,8 +35,9 @@ from typing import Self
 import structlog
 
 from agent.adapters import fs
+from agent.adapters.block_checksums import Digests
 from agent.adapters.disk_errors import FULL
-from agent.adapters.duckdb.mirror import Digests, MainFile, MirrorDirectory, MirrorState, OriginalStat
+from agent.adapters.duckdb.mirror import MainFile, MirrorDirectory, MirrorState, OriginalStat
 from agent.adapters.duckdb.source import HEADER_BYTES, FoundFile, Header, Source
 from agent.domain.databases import Fingerprint
 from agent.domain.errors import SnapshotError, StagingFull, WireError
@@ -131,7 +132,7 @@ class FileCopy:
             if pending is not None:
                 pending.result()
         if hashing is not None:
-            self._digests = digests.result()
+            self._digests = MainFile.of(digests)
 
     def link(self, path: Path, main: MainFile) -> None:
         """Make the copy a hard link of a file with these bytes. Raises OSError."""
@@ -165,7 +166,7 @@ class FileCopy:
             while count := os.readv(self.copy, [buffer]):
                 self._check_halt()
                 digests.update(buffer[:count])
-            self._digests = digests.result()
+            self._digests = MainFile.of(digests)
         return self._digests
 
     def _write(self, chunk: memoryview) -> None:
@@ -335,7 +336,9 @@ def _attempt(
         original=None if unsettled else stats,
         verified_at=latest.verified_at if latest else None,
     )
-    files = tuple(RawFile(file.name, each.size, each.sha256) for file, each in zip(found, digests, strict=True))
+    files = tuple(
+        RawFile(file.name, each.size, each.sha256, each.checksums) for file, each in zip(found, digests, strict=True)
+    )
     return DatabaseCopy(files, fingerprint, header, state, is_link=latest is not None)
 
 

@@ -11,31 +11,27 @@ file may have any bytes. So the record contains its own digest, and a checksum o
 compared each time a file is used. What does not match is removed, and the next snapshot reads the original. A failure
 of the mirror is logged, and never an error of a snapshot.
 
-The checksum is CRC-32: it finds every flipped bit. Reading and checking 537 MB takes 0.08 s of processor time, BLAKE2b
-would take 0.8 s. It protects from damage, not from this user's own programs. All calls of `MirrorDirectory` may come
-from any thread.
+All calls of `MirrorDirectory` may come from any thread.
 """
 
 import asyncio
-import functools
 import hashlib
 import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import orjson
 import structlog
 
 from agent.adapters import fs
-
-BLOCK_BYTES = 2**20
+from agent.adapters.block_checksums import BLOCK_BYTES, Digests, has_checksum
 
 CHECK_AGAIN = timedelta(days=1)
 """After this time DuckDB verifies the whole copy again."""
@@ -46,42 +42,6 @@ _MOST_RECORD_BYTES = 64 * 2**20
 log = structlog.get_logger()
 
 
-@functools.cache
-def _crc32() -> Callable[[memoryview, int], int]:
-    try:
-        from isal import isal_zlib  # noqa: PLC0415 - not every platform has a wheel
-    except ImportError:
-        import zlib  # noqa: PLC0415
-
-        return zlib.crc32
-    return cast(Callable[[memoryview, int], int], isal_zlib.crc32)
-
-
-class Digests:
-    """The SHA-256 of a file, and the CRC-32 of each of its blocks."""
-
-    def __init__(self) -> None:
-        self._sha256 = hashlib.sha256()
-        self._checksums: list[int] = []
-        self._size = 0
-
-    def update(self, data: memoryview) -> None:
-        """Add the next bytes of the file."""
-        self._sha256.update(data)
-        crc32 = _crc32()
-        while data:
-            at = self._size % BLOCK_BYTES
-            if at == 0:
-                self._checksums.append(0)
-            piece = data[: BLOCK_BYTES - at]
-            self._checksums[-1] = crc32(piece, self._checksums[-1])
-            self._size += len(piece)
-            data = data[len(piece) :]
-
-    def result(self) -> "MainFile":
-        return MainFile(self._sha256.hexdigest(), self._size, tuple(self._checksums))
-
-
 @dataclass(frozen=True, slots=True)
 class MainFile:
     """The bytes of a main file: SHA-256, size, and the CRC-32 of each block of BLOCK_BYTES."""
@@ -89,6 +49,10 @@ class MainFile:
     sha256: str
     size: int
     checksums: tuple[int, ...]
+
+    @classmethod
+    def of(cls, digests: Digests) -> Self:
+        return cls(digests.sha256, digests.size, digests.checksums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +258,7 @@ class MirrorDirectory:
             buffer = memoryview(bytearray(BLOCK_BYTES))
             for number, checksum in enumerate(file.checksums):
                 count = os.preadv(descriptor, [buffer], number * BLOCK_BYTES)
-                if _crc32()(buffer[:count], 0) != checksum:
+                if not has_checksum(buffer[:count], checksum):
                     return False
         finally:
             os.close(descriptor)

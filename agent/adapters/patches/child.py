@@ -2,8 +2,8 @@
 
     python -P -m agent.adapters.patches.child
 
-["make", REFERENCE, FILE, PATCH, N]               {"made": [size, SHA-256]}, or {"made": null} if the patch would be
-                                                  larger than N bytes
+["make", REFERENCE, FILE, PATCH, N]               {"made": [size, SHA-256, [CRC-32 of each MiB]]}, or {"made": null}
+                                                  if the patch would be larger than N bytes
 ["apply", REFERENCE, [PATCH, ...], FILE, [SIZE, ...], SHA-256]
                                                   {"applied": null}, or {"applied": [class, message, hint, transient]}
                                                   of the error of the agent that prevented it
@@ -46,8 +46,9 @@ def main() -> int:
     return 0
 
 
-def _make(reference: str, file: str, patch: str, most_bytes: int) -> tuple[int, str] | None:
-    return make(Path(reference), Path(file), Path(patch), most_bytes)
+def _make(reference: str, file: str, patch: str, most_bytes: int) -> tuple[int, str, tuple[int, ...]] | None:
+    made = make(Path(reference), Path(file), Path(patch), most_bytes)
+    return None if made is None else (made.size, made.sha256, made.checksums)
 
 
 def _apply(

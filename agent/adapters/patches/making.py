@@ -1,6 +1,5 @@
 """Make a patch, and apply it again to compare the result. Runs in the child; blocks."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from io import FileIO
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.adapters import fs
+from agent.adapters.block_checksums import Digests
 from agent.adapters.patches.applying import State, placed, read_pieces
 from agent.adapters.patches.container import PatchReader, Range, Step, encode_header, encode_step, total
 from agent.adapters.patches.matching import plan
@@ -18,14 +18,14 @@ class DiffersError(Exception):
     """The patch that was made does not make the file."""
 
 
-def make(reference: Path, file: Path, patch: Path, most_bytes: int) -> tuple[int, str] | None:
-    """Write the new file `patch`, and return its size and SHA-256.
+def make(reference: Path, file: Path, patch: Path, most_bytes: int) -> Digests | None:
+    """Write the new file `patch`, and return its digests.
 
-    When it returns, the patch has been read from the file and applied, and the result compared with `file`. Returns
+    When it returns, a patch with these digests has been applied, and the result compared with `file`. Returns
     None once the patch is larger than `most_bytes`; then, and after an error, there is no file. Raises DiffersError,
     OSError; StateError, WireError if a file changes meanwhile.
     """
-    written: tuple[int, str] | None = None
+    written: Digests | None = None
     with reference.open("rb", buffering=0) as old, file.open("rb", buffering=0) as new, fs.create(patch) as output:
         try:
             written = _written(old, new, output, most_bytes)
@@ -35,7 +35,7 @@ def make(reference: Path, file: Path, patch: Path, most_bytes: int) -> tuple[int
     return written
 
 
-def _written(old: FileIO, new: FileIO, output: BinaryIO, most_bytes: int) -> tuple[int, str] | None:
+def _written(old: FileIO, new: FileIO, output: BinaryIO, most_bytes: int) -> Digests | None:
     before, after = _state(old), _state(new)
     output.write(encode_header(before.size, after.size))
     for sources, targets, is_copy in plan(old, before.size, new, after.size):
@@ -45,12 +45,11 @@ def _written(old: FileIO, new: FileIO, output: BinaryIO, most_bytes: int) -> tup
         if output.tell() > most_bytes:
             return None
     output.flush()
-    size = output.tell()
-    _verify(output, before, new)
-    digest = hashlib.sha256()
-    for data in read_pieces(output, 0, size):
-        digest.update(data)
-    return size, digest.hexdigest()
+    digests = Digests()
+    for data in read_pieces(output, 0, output.tell()):
+        digests.update(memoryview(data))
+    _verify(output, before, new)  # after hashing: the bytes that were hashed are those that make the file
+    return digests
 
 
 def _frame(before: State, sources: Sequence[Range], after: State, targets: Sequence[Range]) -> list[bytes]:

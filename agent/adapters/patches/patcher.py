@@ -93,8 +93,9 @@ async def _end(child: Process, unfinished: Path | None) -> None:
 def _written(answer: Json) -> WrittenPatch | None:
     if answer is None:
         return None
-    size, sha256 = checked(answer, list)
-    return WrittenPatch(checked(size, int), checked(sha256, str))
+    size, sha256, checksums = checked(answer, list)
+    numbers = tuple(checked(number, int) for number in checked(checksums, list))
+    return WrittenPatch(checked(size, int), checked(sha256, str), numbers)
 
 
 def _failure(answer: Json) -> WireError | StateError | StagingFull | None:

@@ -34,7 +34,7 @@ from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
 from agent.application.sync.upload import ChangedObjectError, Confirmation, SourceObjectMissing, Upload
 from agent.domain.delivery_state import Intent, Target, TargetRecord
-from agent.domain.errors import CloudUploadError, NamingError, SnapshotError, StoreError, WireError
+from agent.domain.errors import CloudUploadError, NamingError, SnapshotError, StagedCopyChanged, StoreError, WireError
 from agent.domain.events import SyncRequested, request_event_id
 from agent.domain.identity import Identity, Machine
 from agent.domain.manifest import Manifest
@@ -132,7 +132,10 @@ class CloudSync:
         except (StoreError, NamingError, WireError) as error:
             raise _failed(error) from error
         except SnapshotError as error:
-            raise CloudUploadError(error.message, CLOUD, error, hint=error.hint, forwardable=False) from error
+            again = isinstance(error, StagedCopyChanged)  # the next attempt copies the databases again
+            raise CloudUploadError(
+                error.message, CLOUD, error, hint=error.hint, transient=again, forwardable=False
+            ) from error
 
     async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
         if await self._was_just_confirmed(attempt):

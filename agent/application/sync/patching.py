@@ -51,10 +51,18 @@ class Patching:
             limit = largest_patch(layers[0], file)
             path = snapshot.folder / name
             written = await self.patcher.make(reference, snapshot.folder / file.name, path, most_bytes=limit)
-            if written is None:
+            if written is None or not await self._are_intact(snapshot.database, layers[-1].file_sha256, file.sha256):
                 return None
-            return Patch(snapshot.database, file, tuple(layers), RawFile(name, written.size, written.sha256))
+            made = RawFile(name, written.size, written.sha256, written.checksums)
+            return Patch(snapshot.database, file, tuple(layers), made)
         return None
+
+    async def _are_intact(self, database: str, *digests: str) -> bool:
+        """Return whether files still have their bytes: a bit that flipped since they were checked is in the patch.
+
+        The copy itself is a file of the mirror, under a second name.
+        """
+        return all([await self.mirror.file(database, sha256) for sha256 in digests])
 
 
 def _main(parts: Iterable[Part], database: str) -> Part | None:

@@ -340,7 +340,7 @@ class Upload:
         if stored is None:
             path = self.staged[database].folder / file.name
             async with (
-                aclosing(compressor.stream(path, read=progress.read)) as pieces,
+                aclosing(compressor.stream(path, checksums=file.checksums, read=progress.read)) as pieces,
                 aclosing(progress.watch(pieces)) as body,
             ):
                 stored = await self._put(new.key, body, new.metadata, raw_size=file.size, sent=progress.sent)
