@@ -36,8 +36,9 @@ class Patcher(Protocol):
         `reference` and `file` are not made: a chain of patches costs little more than one. Uses a bounded amount of
         memory, and of disk three times the largest of `sizes`, whatever the patches say.
 
-        Raises WireError if a patch is not valid, is not one of the file before it, makes another size, or cannot be
-        applied in time. Raises StagingFull, StateError for the disk, and if another process kills the one that applies
-        the patches. After an error or a cancellation there is no file, except one that existed before.
+        Raises WireError if a patch is not valid, is not one of the file before it, makes another size, or crashes the
+        process that applies it. Raises StagingFull, StateError (transient) for the disk, and if that process fails in
+        another way (killed, too slow, without memory or threads): this says nothing about the patches. After an error
+        or a cancellation there is no file, except one that existed before.
         """
         ...

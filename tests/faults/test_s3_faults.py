@@ -441,6 +441,22 @@ async def test_an_incorrect_copy_is_rejected_and_removed(proxied, proxy):
     assert [item.key async for item in store.list("")] == [KEY]
 
 
+async def test_a_copy_with_other_bytes_is_rejected_and_removed(proxied, proxy):
+    """Its size and metadata are right: the metadata is that of the request."""
+    store = proxied()
+    source = await put(store, SINGLE, metadata={"sha256": "ab"})
+
+    async def other_bytes(_request, forward):
+        answer = await forward()
+        await put(store, bytes([SINGLE[0] ^ 1]) + SINGLE[1:], key="copy", metadata={"sha256": "ab"})
+        return answer
+
+    proxy.on("copy_object", other_bytes)
+    with pytest.raises(CopyUnsupported, match="other bytes"):
+        await store.copy(KEY, "copy", expected=source)
+    assert [item.key async for item in store.list("")] == [KEY]
+
+
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (403, "AccessDenied"), (400, "InvalidRequest")])
 async def test_a_store_that_refuses_to_copy_raises_copy_unsupported(proxied, proxy, status, code):
     store = proxied()

@@ -15,9 +15,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.adapters import child_process
-from agent.adapters.patches import ZstdPatcher, patcher as patcher_module
+from agent.adapters.patches import ZstdPatcher, patcher as patcher_module, zstd
 from agent.adapters.patches.making import make
-from agent.domain.errors import AkoshaError, StagingFull, StateError, WireError
+from agent.domain.errors import NO_THREAD, AkoshaError, StagingFull, StateError, WireError
 from tests.support.patches import BLOCK, frame, header, random_bytes, sha256, step, write
 
 MOST_MEMORY = 128 * 10**6
@@ -218,6 +218,27 @@ async def test_a_full_disk_is_an_error_of_the_disk(files, monkeypatch):
 async def test_too_little_memory_is_a_transient_error(files, monkeypatch):
     monkeypatch.setattr(patcher_module, "CHILD", "tests.support.small_child")
     assert "MemoryError" in (await not_applied(files)).message
+
+
+async def test_a_child_that_cannot_start_a_thread_is_a_transient_error(files, monkeypatch):
+    monkeypatch.setattr(patcher_module, "CHILD", "tests.support.child_without_threads")
+    assert NO_THREAD in (await not_applied(files)).message
+
+
+async def test_a_child_that_is_too_slow_is_a_transient_error(files):
+    assert "was not done" in (await not_applied(files, timeout_seconds=0.001)).message
+
+
+def test_a_decompressor_without_memory_says_nothing_about_the_frame(monkeypatch):
+    class NoMemory:
+        eof = False
+
+        def decompress(self, *_):
+            raise zstd.zstd.ZstdError("Unable to decompress Zstandard data: Allocation error : not enough memory")
+
+    monkeypatch.setattr(zstd.zstd, "ZstdDecompressor", lambda **_: NoMemory())
+    with pytest.raises(MemoryError):
+        list(zstd.decompress(None, [b"frame"], 9))
 
 
 async def test_a_patch_that_crashes_the_child_is_invalid(files, tmp_path, monkeypatch):

@@ -55,14 +55,8 @@ class ZstdPatcher:
         except NoAnswer as error:
             if error.crashed:
                 raise WireError(f"the patches of {file.name} crashed the process ({error.reason})") from error
-            if error.too_slow:  # as it would be each time
-                raise WireError(f"the patches of {file.name} cannot be applied: the process {error.reason}") from error
             raise _not_applied(file, error) from error
-        except CommandFailed as error:
-            if MemoryError.__name__ in str(error):
-                raise _not_applied(file, error) from error
-            raise WireError(f"the patches of {file.name} cannot be applied: {error}") from error
-        except OSError as error:
+        except (CommandFailed, OSError) as error:  # the child answers with a WireError if the patches are invalid
             raise _not_applied(file, error) from error
         if failure is not None:
             raise failure

@@ -10,6 +10,9 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+_NO_MEMORY = "Allocation error"
+"""In the message of ZSTD_error_memory_allocation."""
+
 Prefix = tuple[zstd.ZstdDict, int]
 """Bytes that a frame refers to."""
 
@@ -48,7 +51,7 @@ def compress(prefix: Prefix | None, pieces: Iterable[bytes], size: int) -> Itera
 
 
 def decompress(prefix: Prefix | None, pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Yield the content of a frame, which must have `size` bytes, in small pieces. Raises WireError."""
+    """Yield the content of a frame, which must have `size` bytes, in small pieces. Raises WireError, MemoryError."""
     decompressor = zstd.ZstdDecompressor(zstd_dict=prefix, options=_DECOMPRESSION)
     left = size
     try:
@@ -61,6 +64,8 @@ def decompress(prefix: Prefix | None, pieces: Iterable[bytes], size: int) -> Ite
                     raise WireError("a frame contains more bytes than its step makes")
                 yield content
     except zstd.ZstdError as error:
+        if _NO_MEMORY in str(error):  # says nothing about the frame
+            raise MemoryError(str(error)) from error
         raise WireError(f"a frame is not valid: {error}") from error
     if left or not decompressor.eof or decompressor.unused_data:
         raise WireError("a frame does not end with its step")

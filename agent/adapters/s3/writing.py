@@ -24,6 +24,7 @@ from agent.adapters.s3.multipart import (
     check_part,
     check_size,
     damaged,
+    has_md5_etag,
     has_other_etag,
     multipart_etag,
     read_back,
@@ -284,7 +285,7 @@ class ObjectCopier:
             if error.transient or not code or code in _NOT_ABOUT_COPYING:
                 raise
             raise CopyUnsupported(f"{self._connection.address} did not copy {source!r}: {code}") from error
-        return await self._check(key, expected)
+        return await self._check(key, expected, response)
 
     async def _copy_single(self, key: str, origin: Mapping[str, str], etag: str, metadata: Mapping[str, str]) -> None:
         await self._connection.call(
@@ -312,15 +313,21 @@ class ObjectCopier:
             lambda response: (object_of(key, response), response), "head_object", key
         )
 
-    async def _check(self, key: str, expected: StoredObject) -> StoredObject:
+    async def _check(self, key: str, expected: StoredObject, source: Response) -> StoredObject:
+        """Compare size, metadata and, where the ETags of source and copy are MD5s, the bytes. Raises CopyUnsupported.
+
+        The metadata is what the request set: it says nothing about the bytes. The ETag of an object in parts depends on
+        its parts, which a copy need not have.
+        """
         copy, response = await self._head(key)
-        if _matches(copy, expected) and (etag_of(response) or not copy.size):
+        is_other = has_md5_etag(source) and has_md5_etag(response) and etag_of(source) != etag_of(response)
+        if _matches(copy, expected) and not is_other and (etag_of(response) or not copy.size):
             return copy
         with contextlib.suppress(StoreError):  # if it stays, it does no harm: it has no manifest
             await self._connection.call("delete_object", key)
         raise CopyUnsupported(
             f"the copy at {key!r} in {self._connection.address} is incorrect: {copy.size} of {expected.size} bytes, "
-            f"metadata {sorted(copy.metadata)}"
+            f"metadata {sorted(copy.metadata)}{', other bytes' if is_other else ''}"
         )
 
 
