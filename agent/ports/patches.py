@@ -18,12 +18,15 @@ class WrittenPatch:
 class Patcher(Protocol):
     """Makes and applies patches. The same files give the same patch."""
 
-    async def make(self, reference: Path, file: Path, patch: Path, *, most_bytes: int) -> WrittenPatch | None:
+    async def make(
+        self, reference: Path, file: Path, patch: Path, *, most_bytes: int, checksums: Sequence[int] | None = None
+    ) -> WrittenPatch | None:
         """Write to the new file `patch` how `file` is made from `reference`.
 
-        The patch has been applied, and its result compared with `file`, when this returns. Returns None, and leaves no
-        file, if the patch would be larger than `most_bytes`, or if it could not be made (the process that makes it
-        failed, the disk is full): then the whole file is sent.
+        The patch has been applied, and its result compared with `file`, when this returns. `checksums`, if not None,
+        are those of `file` (see `RawFile`), which it must still have then. Returns None, and leaves no file, if the
+        patch would be larger than `most_bytes`, or if it could not be made (the process that makes it failed, the disk
+        is full, a file changed): then the whole file is sent.
         """
         ...
 

@@ -162,7 +162,7 @@ async def test_a_child_ends_with_its_parent(files):
     old.unlink()
     os.mkfifo(old)
     child = await child_process.start(patcher_module.CHILD, cwd=patch.parent)
-    child.stdin.write(json.dumps(["make", str(old), str(new), str(patch), 1]).encode() + b"\n")
+    child.stdin.write(json.dumps(["make", str(old), str(new), str(patch), 1, None]).encode() + b"\n")
     child.stdin.close()
     assert await child.wait() == 3
 

@@ -2,7 +2,7 @@
 
     python -P -m agent.adapters.patches.child
 
-["make", REFERENCE, FILE, PATCH, N]               {"made": [size, SHA-256, [CRC-32 of each MiB]]}, or {"made": null}
+["make", REFERENCE, FILE, PATCH, N, CHECKSUMS]    {"made": [size, SHA-256, [CRC-32 of each MiB]]}, or {"made": null}
                                                   if the patch would be larger than N bytes
 ["apply", REFERENCE, [PATCH, ...], FILE, [SIZE, ...], SHA-256]
                                                   {"applied": null}, or {"applied": [class, message, hint, transient]}
@@ -46,8 +46,10 @@ def main() -> int:
     return 0
 
 
-def _make(reference: str, file: str, patch: str, most_bytes: int) -> tuple[int, str, tuple[int, ...]] | None:
-    made = make(Path(reference), Path(file), Path(patch), most_bytes)
+def _make(
+    reference: str, file: str, patch: str, most_bytes: int, checksums: Sequence[int] | None
+) -> tuple[int, str, tuple[int, ...]] | None:
+    made = make(Path(reference), Path(file), Path(patch), most_bytes, checksums)
     return None if made is None else (made.size, made.sha256, made.checksums)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.adapters import fs
-from agent.adapters.block_checksums import Digests
+from agent.adapters.block_checksums import BLOCK_BYTES, Digests, ExpectedBlocks
 from agent.adapters.patches.applying import State, placed, read_pieces
 from agent.adapters.patches.container import PatchReader, Range, Step, encode_header, encode_step, total
 from agent.adapters.patches.matching import plan
@@ -18,21 +18,26 @@ class DiffersError(Exception):
     """The patch that was made does not make the file."""
 
 
-def make(reference: Path, file: Path, patch: Path, most_bytes: int) -> Digests | None:
+def make(
+    reference: Path, file: Path, patch: Path, most_bytes: int, checksums: Sequence[int] | None = None
+) -> Digests | None:
     """Write the new file `patch`, and return its digests.
 
     When it returns, a patch with these digests has been applied, and the result compared with `file`. Returns
     None once the patch is larger than `most_bytes`; then, and after an error, there is no file. Raises DiffersError,
-    OSError; StateError, WireError if a file changes meanwhile.
+    OSError; StateError, WireError if a file changes meanwhile; StagedCopyChanged if `file` has other `checksums`.
     """
-    written: Digests | None = None
+    made: Digests | None = None
     with reference.open("rb", buffering=0) as old, file.open("rb", buffering=0) as new, fs.create(patch) as output:
         try:
             written = _written(old, new, output, most_bytes)
+            if written is not None:
+                _check(new, ExpectedBlocks(file.name, checksums))
+            made = written
         finally:
-            if written is None:
+            if made is None:
                 patch.unlink()
-    return written
+    return made
 
 
 def _written(old: FileIO, new: FileIO, output: BinaryIO, most_bytes: int) -> Digests | None:
@@ -55,6 +60,14 @@ def _written(old: FileIO, new: FileIO, output: BinaryIO, most_bytes: int) -> Dig
 def _frame(before: State, sources: Sequence[Range], after: State, targets: Sequence[Range]) -> list[bytes]:
     prefix = prefix_of(before.gather(sources))
     return list(compress(prefix, after.read(targets), total(targets)))
+
+
+def _check(file: FileIO, expected: ExpectedBlocks) -> None:
+    """Raise StagedCopyChanged if a bit has flipped since the file was hashed: the patch makes the flipped bit, too."""
+    size = os.fstat(file.fileno()).st_size
+    expected.check_size(size)
+    for offset in range(0, size, BLOCK_BYTES):
+        expected.check(offset, b"".join(read_pieces(file, offset, min(BLOCK_BYTES, size - offset))))
 
 
 def _state(file: FileIO) -> State:

@@ -36,8 +36,11 @@ class ZstdPatcher:
     def __init__(self, *, timeout_seconds: float = 1800.0, stall_seconds: float = STALL_SECONDS) -> None:
         self._timeout_seconds, self._stall_seconds = timeout_seconds, stall_seconds
 
-    async def make(self, reference: Path, file: Path, patch: Path, *, most_bytes: int) -> WrittenPatch | None:
-        command: list[Json] = ["make", str(reference), str(file), str(patch), most_bytes]
+    async def make(
+        self, reference: Path, file: Path, patch: Path, *, most_bytes: int, checksums: Sequence[int] | None = None
+    ) -> WrittenPatch | None:
+        expected: Json = None if checksums is None else [*checksums]
+        command: list[Json] = ["make", str(reference), str(file), str(patch), most_bytes, expected]
         try:
             return await self._create(patch, command, "made", _written)
         except (OSError, NoAnswer, CommandFailed) as error:

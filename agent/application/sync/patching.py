@@ -50,19 +50,15 @@ class Patching:
             name = file.name + PATCH_SUFFIX
             limit = largest_patch(layers[0], file)
             path = snapshot.folder / name
-            written = await self.patcher.make(reference, snapshot.folder / file.name, path, most_bytes=limit)
-            if written is None or not await self._are_intact(snapshot.database, layers[-1].file_sha256, file.sha256):
+            written = await self.patcher.make(
+                reference, snapshot.folder / file.name, path, most_bytes=limit, checksums=file.checksums
+            )
+            # If a bit of the reference has flipped since it was checked, the patch is one of the flipped bit.
+            if written is None or await self.mirror.file(snapshot.database, layers[-1].file_sha256) is None:
                 return None
             made = RawFile(name, written.size, written.sha256, written.checksums)
             return Patch(snapshot.database, file, tuple(layers), made)
         return None
-
-    async def _are_intact(self, database: str, *digests: str) -> bool:
-        """Return whether files still have their bytes: a bit that flipped since they were checked is in the patch.
-
-        The copy itself is a file of the mirror, under a second name.
-        """
-        return all([await self.mirror.file(database, sha256) for sha256 in digests])
 
 
 def _main(parts: Iterable[Part], database: str) -> Part | None:
