@@ -27,7 +27,7 @@ from agent.domain.events import Event, is_for_single_sync
 from agent.domain.identity import Identity, Machine
 from agent.domain.naming import sanitise_system_id
 from agent.domain.status_warning import StatusWarning
-from agent.ports import Clock, Ledger, Meter, ObjectStore, SnapshotTaker
+from agent.ports import Clock, Codec, Ledger, Meter, ObjectStore, SnapshotTaker
 from agent.settings import Settings
 
 RUN = "run"
@@ -37,6 +37,11 @@ _log = structlog.get_logger()
 
 LEDGER_EVENT_BYTES = 16 * MEBIBYTE
 """Maximum size of events in the ledger, large enough for a result with hundreds of files."""
+
+
+def event_codec() -> Codec:
+    """Return the codec of the events that commands print as JSON."""
+    return CloudEventsCodec()
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,14 +63,19 @@ def status_lines(
     system ID that the first upload takes if another machine uses the default one, "" if that is decided.
     """
     now = now or datetime.now(UTC)
-    verdict = status.judged(now).verdict
-    assert verdict is not None
-    lines = [Line(verdict.text, STYLES[verdict.severity]), Line("")]
+    lines = [verdict_line(status, now), Line("")]
     lines += _now_and_next(status, now)
     lines += _facts(status, other_id, now, over_nats=over_nats)
     for target in status.targets:
         lines += [Line(""), *_target(status, target, locations[target.method], now)]
     return [line.map(printable) for line in lines]
+
+
+def verdict_line(status: StatusDocument, now: datetime) -> Line:
+    """Return the verdict as of now, in its colour."""
+    verdict = status.judged(now).verdict
+    assert verdict is not None
+    return Line(verdict.text, STYLES[verdict.severity])
 
 
 def activity_text(activity: Activity) -> str:

@@ -28,12 +28,16 @@ class Style(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line. If it is wrapped, further lines are indented by `indent`; the first `bold` characters are bold."""
+    """A line. If it is wrapped, further lines are indented by `indent`.
+
+    The first `bold` characters are bold; the first `plain` characters do not have the style.
+    """
 
     text: str
     style: Style = Style.PLAIN
     indent: int = 0
     bold: int = 0
+    plain: int = 0
 
     def map(self, change: Callable[[str], str]) -> "Line":
         """Return the line with its text changed."""
@@ -89,4 +93,6 @@ def _coloured(line: Line, piece: str, *, colours: bool) -> str:
         return piece
     if line.bold:
         return f"{Style.BOLD}{piece[: line.bold]}{RESET}{piece[line.bold :]}"
-    return f"{line.style}{piece}{RESET}" if line.style else piece
+    if not line.style:
+        return piece
+    return f"{piece[: line.plain]}{line.style}{piece[line.plain :]}{RESET}"

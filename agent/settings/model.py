@@ -282,7 +282,8 @@ class Settings(BaseModel):
     )
     agent_log_level: LogLevel = Field(default="INFO", description="Minimum log level.")
     agent_log_format: LogFormat = Field(
-        default="auto", description="Format of log lines. auto: console on a terminal, else json."
+        default="auto",
+        description="Format of log lines. auto: on a terminal console, and sentences of `run`; elsewhere json.",
     )
     agent_log_file: OptionalFile = Field(
         default=None, description="File that `run` and `react` log to instead of standard error. Empty: none."

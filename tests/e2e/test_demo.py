@@ -117,7 +117,7 @@ def test_the_demo_prints_its_stages_and_passes_every_check(tmp_path):
 @pytest.mark.long
 def test_a_damaged_object_fails_the_demo(tmp_path):
     with running(tmp_path) as demo:
-        upload_id = re.search(r"uploaded (\S+):", demo.until("uploaded "))[1]
+        upload_id = re.search(r"uploaded (?:.* as )?(\S+):", demo.until("uploaded "))[1]
         damaged = demo.scratch / "cloud" / "systems" / "demo" / "uploads" / upload_id / "reflection.duckdb.wal"
         data = bytearray(damaged.read_bytes())
         data[len(data) // 2] ^= 0x10
@@ -135,7 +135,7 @@ def test_a_damaged_object_fails_the_demo(tmp_path):
 def test_a_killed_agent_fails_the_demo_and_leaves_no_process(tmp_path):
     with running(tmp_path) as demo:
         pid = int(re.search(r"pid (\d+)", demo.until("akosha-agent run (pid"))[1])
-        demo.until("sync requested")
+        demo.until("databases have changed")
         children = demo.children
         os.kill(pid, signal.SIGKILL)
         assert demo.rest() == 1
@@ -149,7 +149,7 @@ def test_a_killed_agent_fails_the_demo_and_leaves_no_process(tmp_path):
 def test_a_stopped_demo_ends_its_processes_and_cleans_up(tmp_path, name):
     with running(tmp_path) as demo:
         demo.until("akosha-agent run (pid")
-        demo.until("sync requested")
+        demo.until("databases have changed")
         children = demo.children
         assert len(children) >= 3
         demo.process.send_signal(name)

@@ -17,9 +17,9 @@ from agent.bootstrap.home import Home
 from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded, UploadsPruned, UploadVerified
 from agent.entrypoints.cli import events, status, streams
 from agent.entrypoints.cli.command import Options
-from agent.entrypoints.cli.progress import progress_bar
 from agent.entrypoints.cli.sync import sync
 from agent.entrypoints.formatting import sync_summary
+from agent.entrypoints.progress_line import progress_bar
 from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.text_lines import print_lines
 from agent.ports import MemoryCounts

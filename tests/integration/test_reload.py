@@ -74,7 +74,7 @@ async def world(tmp_path, monkeypatch):
     (tmp_path / "data" / GRAPH).unlink()  # one database is enough
     with notified() as notify:
         monkeypatch.setenv("NOTIFY_SOCKET", notify.address)
-        monkeypatch.setattr(logs, "configure", lambda *_: None)
+        monkeypatch.setattr(logs, "configure", lambda *_, **_how: None)
         world = World(tmp_path, notify)
         build = agent_bootstrap.build
 

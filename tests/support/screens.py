@@ -3,7 +3,9 @@
 `python -m tests.support.screens` writes the files again.
 """
 
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,13 +20,17 @@ from agent.application.monitoring.status import (
 )
 from agent.application.status_warnings import notes_waiting
 from agent.domain.databases import NO_DATABASES
+from agent.domain.events import MethodError, UploadsPruned, UploadVerified
 from agent.domain.memories import NO_EMBEDDING
 from agent.domain.progress import Activity
 from agent.domain.status_warning import StatusWarning
+from agent.entrypoints import narrator
+from agent.entrypoints.sentences import event_lines, log_lines
 from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.status_text import status_lines
 from agent.entrypoints.text_lines import Line, rendered
 from agent.ports import MemoryCounts
+from tests.support import values
 from tests.support.values import NOON
 
 DIRECTORY = Path(__file__).parents[1] / "unit" / "screens"
@@ -111,9 +117,60 @@ STATUSES: Mapping[str, StatusDocument] = {
 }  # fmt: skip
 
 
+UPLOADED = replace(
+    values.succeeded(values.manifest(reflection=1)), upload_id="20260301_115700_laptop", bytes_transferred=210_000,
+    location="s3.example.com/memories", memories=12, incomplete={},
+)  # fmt: skip
+REQUESTED = values.request()
+NARRATION: Mapping[str, Sequence[tuple[Sequence[Line], float]]] = {
+    "a change is uploaded": [
+        (event_lines(replace(REQUESTED, reason="file_change")), 0),
+        (event_lines(UPLOADED), 1),
+    ],
+    "a database cannot be copied": [
+        (event_lines(replace(REQUESTED, reason="session_end")), 0),
+        (event_lines(replace(UPLOADED, incomplete={"knowledge_graph": "not a DuckDB database"})), 1),
+    ],
+    "the target cannot be reached, and the agent goes on": [
+        (event_lines(replace(REQUESTED, reason="startup")), 0),
+        (log_lines("sync_retry_scheduled", "warning", {
+            "attempt": 1, "delay_seconds": 2.1, "error": "s3.example.com does not answer (check the network)",
+        }), 1),
+        (event_lines(replace(
+            values.failed("r"),
+            errors=(MethodError(method="cloud", error="s3.example.com does not answer (check the network)"),),
+            retry_at=NOON + timedelta(seconds=30),
+        )), 4),
+    ],
+    "a warning of the log": [
+        (log_lines("data_directory_unreadable", "warning", {
+            "error": "cannot read the data directory /home/me/.claude/data: Permission denied", "system_id": "laptop",
+        }), 0),
+        (log_lines("settings_refused", "error", {
+            "reason": "akosha_max_retries is not a number", "hint": "akosha-agent config",
+            "next_step": "the previous settings stay in effect",
+        }), 1),
+    ],
+    "an upload is verified, old ones are deleted": [
+        (event_lines(UploadVerified(
+            id="v", time=NOON, system_id="laptop", upload_id="20260301_115700_laptop", whole=False, deep=True,
+            objects=4, problems={"reflection.duckdb": "is missing"},
+        )), 0),
+        (event_lines(UploadsPruned(
+            id="p", time=NOON, system_id="laptop", upload_ids=("a", "b"), kept=10, objects=6, bytes_freed=1_600_000,
+            leftovers=0,
+        )), 1),
+    ],
+}  # fmt: skip
+
+
 def screens() -> Mapping[str, Mapping[str, list[Line]]]:
     """Return name of the command -> what it is about -> its lines."""
     return {
+        "run": {
+            about: [line for event, at in entries for line in narrator.timed(event, NOON + timedelta(seconds=at))]
+            for about, entries in NARRATION.items()
+        },
         "status": {
             about: status_lines(
                 document,
@@ -141,5 +198,7 @@ def files() -> Mapping[str, str]:
 
 
 if __name__ == "__main__":
+    os.environ["TZ"] = "UTC"
+    time.tzset()
     for file, content in files().items():
         (DIRECTORY / file).write_text(content)

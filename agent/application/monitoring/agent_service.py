@@ -119,7 +119,8 @@ class AgentService:
     def _targets(self) -> Sequence[Target]:
         return [self._subscribers[name].method.target for name in self._route if name in self._subscribers]
 
-    def _next_sync(self) -> NextSync | None:
+    def upcoming(self) -> NextSync | None:
+        """Return the sync that the agent requests next because of changes; None if none waits."""
         if not self._file_changes.enabled:
             return NextSync(at=None, reason=SESSION_END)
         upcoming = self._file_changes.next_request()
@@ -151,7 +152,7 @@ class AgentService:
             default_system_id=self._identity.is_default,
             last_bytes=await last_upload_bytes(self._ledger, records, self._identity.agent_id),
             activity=next((one.activity for one in self._subscribers.values() if one.activity), None),
-            next_sync=self._next_sync(),
+            next_sync=self.upcoming(),
             unhealthy=self._health.problems(),
         )
 

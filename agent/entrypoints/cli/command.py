@@ -57,11 +57,11 @@ class Options:
     verbose: bool = False
     cwd: Path = field(default_factory=_working_directory)
 
-    def read(self, mode: LogMode, *, to_file: bool = False) -> Loaded:
+    def read(self, mode: LogMode, *, to_file: bool = False, on_terminal: logs.Renderer | None = None) -> Loaded:
         """Read the settings and configure logging from them; their secrets are masked in all later log lines.
 
-        With `to_file`, log to the file of akosha_agent_log_file, if set, at the level of the settings. Raises
-        SettingsError; logging is then unchanged.
+        With `to_file`, log to the file of akosha_agent_log_file, if set, at the level of the settings. `on_terminal`
+        renders entries on a terminal, without `-v`. Raises SettingsError; logging is then unchanged.
         """
         directories = {"agent_data_dir": self.data_dir, "agent_state_dir": self.state_dir}
         loaded = load(
@@ -79,12 +79,19 @@ class Options:
                 level = logs.NOTHING
             elif mode is LogMode.WARNINGS and loaded.origins.get("agent_log_level", "default") == "default":
                 level = "WARNING"
-        logs.configure(level, loaded.settings.agent_log_format, location)
+        render = None if self.verbose else on_terminal
+        logs.configure(level, loaded.settings.agent_log_format, location, on_terminal=render)
         return loaded
 
-    def load(self, mode: LogMode = LogMode.NOTHING, *, to_file: bool = False) -> Loaded:
+    def load(
+        self,
+        mode: LogMode = LogMode.NOTHING,
+        *,
+        to_file: bool = False,
+        on_terminal: logs.Renderer | None = None,
+    ) -> Loaded:
         """Read the settings as `read` does, and print or log their warnings. Raises SettingsError."""
-        loaded = self.read(mode, to_file=to_file)
+        loaded = self.read(mode, to_file=to_file, on_terminal=on_terminal)
         for warning in loaded.warnings:
             if mode is LogMode.NOTHING:
                 typer.echo(f"warning: {logs.redacted(warning)}", err=True)

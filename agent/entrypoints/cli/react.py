@@ -16,7 +16,7 @@ from agent.domain.errors import AkoshaError, AlreadyRunning, NamingError, Settin
 from agent.domain.naming import check_system_id
 from agent.domain.plain_text import safe_text
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
-from agent.entrypoints.cli.progress import progress_bar
+from agent.entrypoints.progress_line import progress_bar
 from agent.entrypoints.shutdown import first_of, on_hangup
 from agent.entrypoints.sync_client import REACT, SEPARATE_STATE_DIRS
 from agent.settings import Settings

@@ -21,8 +21,8 @@ from agent.domain.restore_plan import Restored, RestoredDatabase, restorable
 from agent.entrypoints.archive import check_mounted, system_of
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson, System
-from agent.entrypoints.cli.progress import progress_bar
 from agent.entrypoints.formatting import human_bytes, local_time
+from agent.entrypoints.progress_line import progress_bar
 from agent.settings import Settings
 
 app = CommandGroup()

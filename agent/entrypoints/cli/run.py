@@ -20,6 +20,7 @@ from agent.domain.errors import AkoshaError, LedgerDamaged, SettingsError, Syste
 from agent.domain.events import SyncAsked
 from agent.entrypoints import control_api, logs
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
+from agent.entrypoints.narrator import log_text, narrated
 from agent.entrypoints.shutdown import first_of, on_hangup
 from agent.ports import Supervisor
 from agent.settings import Loaded, Settings
@@ -40,8 +41,9 @@ _log = structlog.get_logger()
 @app.command(stopped=0)
 async def run(options: Options) -> NoReturn:
     """Watch the databases and sync changes until stopped (Ctrl-C or SIGTERM)."""
-    loaded = options.load(LogMode.SETTING, to_file=True)
-    await run_until_stopped(loaded.settings, partial(options.read, LogMode.SETTING, to_file=True))
+    read = partial(options.read, LogMode.SETTING, to_file=True, on_terminal=log_text)
+    loaded = options.load(LogMode.SETTING, to_file=True, on_terminal=log_text)
+    await run_until_stopped(loaded.settings, read)
 
 
 async def run_until_stopped(settings: Settings, load: Callable[[], Loaded]) -> NoReturn:
@@ -113,7 +115,10 @@ class AgentInstance:
                 service = agent.agent_service
                 metrics = partial(self._metering.exposition, service)
                 try:
-                    async with control_api.serve(service, self.settings, state_dir=home.state.path, metrics=metrics):
+                    async with (
+                        control_api.serve(service, self.settings, state_dir=home.state.path, metrics=metrics),
+                        narrated(service, self.settings),
+                    ):
                         await agent.run()
                 except asyncio.CancelledError:
                     self.unanswered = await agent.open_asks()
@@ -215,7 +220,9 @@ class ReloadLoop:
 
     def _refuse(self, error: AkoshaError, current: Settings) -> None:
         """Log and report that the new settings are refused; configure logging from the previous ones."""
-        logs.configure(current.agent_log_level, current.agent_log_format, logs.LogLocation.of(current))
+        render = log_text if logs.is_rendered_by(log_text) else None
+        location = logs.LogLocation.of(current)
+        logs.configure(current.agent_log_level, current.agent_log_format, location, on_terminal=render)
         _log.error(
             "settings_refused", reason=error.message, hint=error.hint, next_step="the previous settings stay in effect"
         )

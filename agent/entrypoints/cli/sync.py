@@ -11,8 +11,8 @@ from agent.domain.plain_text import printable
 from agent.entrypoints import logs
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
-from agent.entrypoints.cli.progress import progress_bar
 from agent.entrypoints.formatting import sync_lines
+from agent.entrypoints.progress_line import progress_bar
 from agent.entrypoints.sync_client import SyncClient
 from agent.settings import Settings
 

@@ -19,7 +19,7 @@ from agent.domain.plain_text import printable
 from agent.entrypoints.archive import record_events, system_of
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson, System
-from agent.entrypoints.cli.progress import progress_bar
+from agent.entrypoints.progress_line import progress_bar
 from agent.settings import Settings
 
 app = CommandGroup()

@@ -6,6 +6,7 @@ with those that the writer committed.
 """
 
 import asyncio
+import json
 import shutil
 import signal
 import tempfile
@@ -16,12 +17,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from agent.bootstrap.home import event_codec
 from agent.domain.errors import AkoshaError
+from agent.domain.events import Event, SyncFailed, SyncSucceeded
 from agent.entrypoints.demo import checks
 from agent.entrypoints.demo.checks import Check
 from agent.entrypoints.demo.processes import Processes, environment
 from agent.entrypoints.demo.writer import Contents
 from agent.entrypoints.formatting import human_bytes
+from agent.entrypoints.sentences import event_lines
 
 STOPPED = 130
 STEP_SECONDS = 45.0
@@ -93,10 +97,11 @@ class Demo:
         self._directories = ("--data-dir", str(self._data), "--state-dir", str(scratch / "state"))
         self._checks: list[Check] = []
         self._answers: list[Mapping[str, object]] = []  # of the writer
-        self._uploads: list[Mapping[str, object]] = []  # the data of each akosha.sync.succeeded
+        self._codec = event_codec()
+        self._uploads: list[SyncSucceeded] = []
         self._failures: list[str] = []
         self._changed = asyncio.Event()
-        self._while_writing: Mapping[str, object] = {}  # an upload
+        self._while_writing: SyncSucceeded | None = None
         self._stopping: set[str] = set()
         self._exits: dict[str, int | None] = {}
 
@@ -161,10 +166,11 @@ class Demo:
         )
         verified = await self._processes.run("agent", "verify", "--all", "--deep", "--json", *self._directories)
         self._checks.append(checks.uploads_complete(verified))
-        reported = [str(upload["upload_id"]) for upload in self._uploads]
+        reported = [str(upload.upload_id) for upload in self._uploads]
         self._checks.append(checks.reported_once(verified, reported, self._failures))
 
-        upload_id, sent = str(self._while_writing["upload_id"]), int(str(self._while_writing["bytes_transferred"]))
+        assert self._while_writing is not None
+        upload_id, sent = str(self._while_writing.upload_id), self._while_writing.bytes_transferred
         objects = (self._cloud / "systems" / "demo" / "uploads" / upload_id).iterdir()
         self._checks.append(checks.unchanged_not_sent(sent, {path.name: path.stat().st_size for path in objects}))
         self._checks.append(checks.complete_transactions(await self._restore(upload_id)))
@@ -218,20 +224,15 @@ class Demo:
             self._answers.append(document)
             self._line(WRITER, str(document["text"]))
         else:
-            data = document["data"]
-            assert isinstance(data, dict)
-            self._show_event(str(document["type"]), data)
+            self._show_event(self._codec.decode(json.dumps(document).encode()))
 
-    def _show_event(self, kind: str, data: Mapping[str, object]) -> None:
-        if kind.startswith("akosha.sync.requested."):
-            self._line(AGENT, f"sync requested: {data['reason']}")
-        elif kind.startswith("akosha.sync.succeeded."):
-            self._uploads.append(data)
-            sent = human_bytes(int(str(data["bytes_transferred"])))
-            self._line(AGENT, f"uploaded {data['upload_id']}: {sent} sent in {data['duration_seconds']} s")
-        elif kind.startswith("akosha.sync.failed."):
-            self._failures.append(str(data["error"]))
-            self._line(AGENT, f"failed: {data['error']}")
+    def _show_event(self, event: Event) -> None:
+        if isinstance(event, SyncSucceeded):
+            self._uploads.append(event)
+        elif isinstance(event, SyncFailed):
+            self._failures.append(str(event.error))
+        for line in event_lines(event):
+            self._line(AGENT, line.text)
 
     def _stage(self, title: str, text: str) -> None:
         self._print(Text(f"\n{title}", "bold"))

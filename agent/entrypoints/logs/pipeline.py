@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 
 import structlog
@@ -31,6 +32,10 @@ _EVENTS = logging.getLogger("akosha-agent")
 """The logger of the agent's own events."""
 
 
+Renderer = Callable[[EventDict], str]
+"""Returns the text of an entry, "" for one that is not shown."""
+
+
 class LineHandler(logging.Handler):
     """A handler that writes complete lines and raises nothing."""
 
@@ -39,7 +44,8 @@ class LineHandler(logging.Handler):
             line = self.format(record)
         except Exception:  # noqa: BLE001 - the error may quote the line, which may contain a secret
             line = f"akosha-agent: a log line of {record.name} cannot be shown"
-        self.write(f"{line}\n")
+        if line:
+            self.write(f"{line}\n")
 
     def write(self, text: str) -> None:
         """Write a line, including its end. Must not raise."""
@@ -60,11 +66,16 @@ def write_stderr(text: str) -> None:
 
 
 _handler: LineHandler | None = None
+_renderer: Renderer | None = None
 
 
-def log_to(handler: LineHandler, level: str, *, console: bool, colours: bool) -> None:
-    """Send all lines to this handler from now on, and close the previous one."""
-    global _handler  # noqa: PLW0603 - logging is global
+def log_to(handler: LineHandler, level: str, *, console: bool, colours: bool, render: Renderer | None = None) -> None:
+    """Send all lines to this handler from now on, and close the previous one.
+
+    They are rendered by `render`, if given; else as console lines or JSON.
+    """
+    global _handler, _renderer  # noqa: PLW0603 - logging is global
+    _renderer = render
     level = level.upper()
     structlog.configure(
         processors=[ProcessorFormatter.wrap_for_formatter],
@@ -72,7 +83,7 @@ def log_to(handler: LineHandler, level: str, *, console: bool, colours: bool) ->
         logger_factory=lambda *_: _EVENTS,
         cache_logger_on_first_use=False,
     )
-    handler.setFormatter(_formatter(console=console, colours=colours))
+    handler.setFormatter(_formatter(console=console, colours=colours, render=render))
     handler.setLevel(level)
     for logger in (_EVENTS, logging.getLogger()):
         logger.addHandler(handler)
@@ -97,14 +108,21 @@ def goes_to_file() -> bool:
     return _handler is not None and not isinstance(_handler, StderrHandler)
 
 
-def _formatter(*, console: bool, colours: bool) -> ProcessorFormatter:
-    render: Processor
-    if console:
+def is_rendered_by(render: Renderer) -> bool:
+    """Return whether entries are rendered by this function."""
+    return _renderer is render
+
+
+def _formatter(*, console: bool, colours: bool, render: Renderer | None) -> ProcessorFormatter:
+    final: Processor
+    if render is not None:
+        final = partial(_rendered, render)
+    elif console:
         # The default, rich tracebacks, prints local variables, which may contain secrets.
         plain = structlog.dev.plain_traceback
-        render = structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)
+        final = structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)
     else:
-        render = structlog.processors.JSONRenderer()
+        final = structlog.processors.JSONRenderer()
     return ProcessorFormatter(
         foreign_pre_chain=[structlog.stdlib.add_logger_name],
         processors=[
@@ -114,9 +132,13 @@ def _formatter(*, console: bool, colours: bool) -> ProcessorFormatter:
             structlog.processors.format_exc_info,
             ProcessorFormatter.remove_processors_meta,
             redact,
-            render,
+            final,
         ],
     )
+
+
+def _rendered(render: Renderer, _logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    return render(event)
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:

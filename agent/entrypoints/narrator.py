@@ -1,0 +1,147 @@
+"""Prints what a running agent does, in sentences, on a terminal; the progress of a sync is a live line below them."""
+
+import asyncio
+import shutil
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import chain, repeat
+
+import structlog
+from structlog.typing import EventDict
+
+from agent.application.monitoring.agent_service import AgentService
+from agent.application.monitoring.status import NextSync
+from agent.bootstrap.home import RUN
+from agent.bootstrap.stores import location_of
+from agent.domain.events import Event, SyncProgress, SyncResult
+from agent.domain.plain_text import printable
+from agent.entrypoints import live_line, logs
+from agent.entrypoints.formatting import duration, local_time
+from agent.entrypoints.progress_line import ProgressBar
+from agent.entrypoints.sentences import event_lines, log_lines
+from agent.entrypoints.status_document import StatusDocument
+from agent.entrypoints.status_text import REASONS, SYNC_NOW, verdict_line
+from agent.entrypoints.text_lines import Line, has_colours, rendered
+from agent.ports import HistoryEntry
+from agent.settings import Settings
+
+TICK_SECONDS = 1.0
+"""Interval at which the time until the next sync is shown again."""
+
+_log = structlog.get_logger()
+
+TIME = "%H:%M:%S"
+INDENT = len("12:00:00  ")
+
+
+def log_text(entry: EventDict) -> str:
+    """Return a log entry as sentences, for a terminal; "" if it is not shown."""
+    fields = dict(entry)
+    name, level = str(fields.pop("event", "")), str(fields.pop("level", "info"))
+    return "\n".join(_rendered(log_lines(name, level, fields), datetime.now(UTC)))
+
+
+@asynccontextmanager
+async def narrated(service: AgentService, settings: Settings) -> AsyncIterator[None]:
+    """Print what the agent does while the block runs, if log entries are rendered by `log_text`."""
+    if not logs.is_rendered_by(log_text):
+        yield
+        return
+    position = await service.last_position()  # before the agent requests its first sync
+    narrating = asyncio.create_task(Narrator(settings).follow(service, after=position), name="narrator")
+    try:
+        yield
+    finally:
+        narrating.cancel()
+        await asyncio.wait({narrating})
+        with suppress(OSError, ValueError):
+            live_line.show("")
+        if not narrating.cancelled() and (error := narrating.exception()):
+            _log.warning("narrator_ended", error=str(error))
+
+
+class Narrator:
+    """Follows the events of an agent, as long as log entries are rendered by `log_text`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._bar = ProgressBar(visible=live_line.is_possible())
+        self._syncing = False
+
+    async def follow(self, service: AgentService, *, after: int) -> None:
+        """Print each event after this position until cancelled. Raises StateError."""
+        await self._introduce(service)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._count_down(service.upcoming), name="narrator-countdown")
+            async with aclosing(service.events(after=after)) as events:
+                async for item in events:
+                    self.show(item.event if isinstance(item, HistoryEntry) else item)
+
+    def show(self, event: Event) -> None:
+        """Print an event; a SyncProgress changes the live line."""
+        if not logs.is_rendered_by(log_text):
+            return
+        with suppress(OSError, ValueError):  # the terminal was closed: the agent continues
+            if isinstance(event, SyncProgress):
+                self._syncing = True
+                self._bar.show(event.phase, event.done_bytes, event.total_bytes)
+                return
+            if isinstance(event, SyncResult):
+                self._syncing = False
+                self._bar.clear()
+            _print(event_lines(event), event.time)
+
+    async def _introduce(self, service: AgentService) -> None:
+        """Print what is watched, where memories go, and the verdict."""
+        settings = self._settings
+        running: dict[str, object] = {"command": RUN}
+        problem = await service.survey_problem()
+        status = StatusDocument.of(await service.status(), settings, running=running, problem=problem)
+        places = [
+            location_of(one.method, one.endpoint, one.bucket, settings.cloud_region) for one in status.targets[:1]
+        ]
+        lines = [
+            Line(f"watching {status.data_dir}; memories go to {''.join(places) or 'no target'}"),
+            verdict_line(status, datetime.now(UTC)),
+        ]
+        with suppress(OSError, ValueError):
+            for line in lines:
+                _print([line], datetime.now(UTC))
+
+    async def _count_down(self, upcoming: Callable[[], NextSync | None]) -> None:
+        """Show when the next sync comes, while none runs."""
+        while True:
+            if not self._syncing and logs.is_rendered_by(log_text):
+                with suppress(OSError, ValueError):
+                    live_line.show(waiting_text(upcoming(), datetime.now(UTC)))
+            await asyncio.sleep(TICK_SECONDS)
+
+
+def timed(lines: Iterable[Line], at: datetime) -> list[Line]:
+    """Return lines with the time before the first one, the others indented, and control characters escaped."""
+    heads = chain([f"{local_time(at, TIME)}  "], repeat(" " * INDENT))
+    return [
+        replace(line, text=head + printable(line.text), indent=INDENT, plain=INDENT)
+        for head, line in zip(heads, lines, strict=False)
+    ]
+
+
+def _rendered(lines: Iterable[Line], at: datetime) -> list[str]:
+    return rendered(timed(lines, at), width=shutil.get_terminal_size().columns, colours=has_colours(sys.stderr))
+
+
+def _print(lines: Iterable[Line], at: datetime) -> None:
+    """Print to standard error, above the live line. Raises OSError or ValueError if it was closed."""
+    if text := _rendered(lines, at):
+        live_line.write_above("".join(f"{line}\n" for line in text))
+
+
+def waiting_text(upcoming: NextSync | None, now: datetime) -> str:
+    """Return the live line about the next sync; "" if none is due later."""
+    if upcoming is None or upcoming.at is None or upcoming.at <= now:
+        return ""
+    wait = duration((upcoming.at - now).total_seconds())
+    return f"databases have changed; next sync in {wait}: {REASONS[upcoming.reason]} ({SYNC_NOW})"

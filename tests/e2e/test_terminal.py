@@ -1,0 +1,90 @@
+"""Commands on a real terminal: a pseudo-terminal of 80 columns."""
+
+import os
+import pty
+import re
+import select
+import struct
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fcntl import ioctl
+
+import pytest
+
+from tests.support.machine import TIMEOUT, Machine
+
+COLUMNS, ROWS = 80, 40
+
+
+@dataclass
+class Screen:
+    """The controlling end of a pseudo-terminal, and what was written to it."""
+
+    controller: int
+    terminal: int
+    seen: bytearray = field(default_factory=bytearray)
+
+    @property
+    def text(self) -> str:
+        """All that was written, without escape sequences; a rewritten line is a line of its own."""
+        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.seen.decode(errors="replace"))
+        return re.sub(r"\r+\n?", "\n", plain)
+
+    def until(self, pattern: str) -> str:
+        """Read until the text matches the pattern, in which a space also matches a line's end and indentation."""
+        wanted = re.compile(pattern.replace(" ", r"\s+"))
+        while not (found := wanted.search(self.text)):
+            readable, _, _ = select.select([self.controller], [], [], TIMEOUT)
+            assert readable, self.text
+            try:
+                piece = os.read(self.controller, 65_536)
+            except OSError:  # Linux: no process has the terminal any more
+                piece = b""
+            assert piece, self.text
+            self.seen += piece
+        return found[0]
+
+
+@contextmanager
+def screen() -> Iterator[Screen]:
+    controller, terminal = pty.openpty()
+    ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+    shown = Screen(controller, terminal)
+    try:
+        yield shown
+    finally:
+        os.close(controller)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = Machine(tmp_path, enable_fallback="false")
+    machine.environ |= {"TERM": "xterm"}
+    machine.write(commits=5, entities=2)
+    return machine
+
+
+def test_run_on_a_terminal_prints_sentences_instead_of_log_lines(machine):
+    with screen() as shown, machine.started("run", stderr=shown.terminal) as agent:
+        os.close(shown.terminal)
+        shown.until(rf"watching {machine.data}; memories go to {machine.bucket.as_uri()}\n")
+        shown.until("databases have changed since the last sync: uploading")
+        shown.until(r"(copying|uploading) .{20} \d+ %")
+        shown.until(r"uploaded \d{8}_\d{6}_laptop: \d objects")
+        agent.process.terminate()
+        shown.until(r"\d\d:\d\d:\d\d stopped\n")
+        assert agent.end().code == 0
+    assert "agent_started" not in shown.text
+    assert "\x1b[32m" in shown.seen.decode()
+
+
+def test_run_on_a_terminal_logs_if_a_format_is_set(machine):
+    machine.set(agent_log_format="json")
+    with screen() as shown, machine.started("run", stderr=shown.terminal) as agent:
+        os.close(shown.terminal)
+        shown.until(r'"event": "sync_succeeded"')
+        agent.process.terminate()
+        assert agent.end().code == 0
+    assert "watching /" not in shown.text
