@@ -1,9 +1,11 @@
 """The engines that write, and the order of tests: the long ones first, so that at the end no worker is left alone with
 one of them."""
 
+import atexit
 import gc
 import os
 import sys
+import threading
 
 import pytest
 import structlog
@@ -36,6 +38,10 @@ def engine(request) -> str:
     return request.param
 
 
+def pytest_collection() -> None:
+    gc.disable()  # most of what collection creates stays
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
@@ -45,10 +51,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if any(item.path.parent.name != "unit" for item in session.items):
         botocore_data.share()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End a worker at once: its results have been sent, and to free millions of objects takes more than a second."""
+    if hasattr(config, "workerinput") and zygote.available():
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        os._exit(0)
     gc.unfreeze()  # DuckDB's engine reports what is left at the end of the process
 
 

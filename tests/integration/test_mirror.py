@@ -262,7 +262,7 @@ async def test_a_main_file_written_while_the_sidecars_are_read_repeats_the_attem
 async def test_snapshots_during_a_busy_session_are_consistent(engine, data_dir, taker, reads):
     """Some link the main file, others copy it: the writer commits and checkpoints all the time."""
     create(data_dir, commits=30)
-    with Writer(data_dir, "--slow-checkpoints", "20", "--checkpoint-every", "40", engine=engine):
+    with Writer(data_dir, "--slow-checkpoints", "20", "--checkpoint-every", "40", "--interval", "0.01", engine=engine):
         rows = 30
         for _ in range(20):
             snapshot = await taker.take("reflection")

@@ -16,6 +16,7 @@ The module runs without the agent, with DuckDB 1.5 or newer.
 """
 
 import argparse
+import atexit
 import functools
 import hashlib
 import itertools
@@ -131,16 +132,18 @@ def create(
         if own or path.exists():
             create_one(path, count, embeddings)
             continue
-        cached = Path(_cache().name) / f"{count}-{embeddings}-{name}"
+        cached = _cache() / f"{count}-{embeddings}-{name}"
         if not cached.exists():
             create_one(cached, count, embeddings)
         shutil.copyfile(cached, path)
 
 
 @functools.cache
-def _cache() -> tempfile.TemporaryDirectory[str]:
+def _cache() -> Path:
     """Return the folder of this process's cached databases."""
-    return tempfile.TemporaryDirectory(prefix="session-buddy-")
+    folder = Path(tempfile.mkdtemp(prefix="session-buddy-"))
+    atexit.register(shutil.rmtree, folder)
+    return folder
 
 
 def _create_reflection(path: Path, commits: int, embeddings: bool) -> None:
