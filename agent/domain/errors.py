@@ -133,6 +133,14 @@ class StagedCopyChanged(SnapshotError):  # noqa: N818
     """A staged copy has other bytes than when it was hashed: a bit flipped on the disk or in memory. Transient."""
 
 
+class DamagedCopy(SnapshotError):  # noqa: N818
+    """A copy of a database looks damaged. Another copy may be intact."""
+
+    def __init__(self, database: str, reason: str) -> None:
+        super().__init__(f"the copy of {database} looks damaged: {reason}", transient=True)
+        self.database = database
+
+
 class StoreError(AkoshaError):
     """A store cannot be reached, refused or failed, or damaged or lost an object."""
 

@@ -111,7 +111,7 @@ class Part:
     `stored_size` is the size of its objects. `key` is its object, or its base. `origin`: `sent` by the agent, whole or
     as a patch; `copied` by the store from the upload before, because the file is unchanged; or `carried` over from it,
     because the database could not be copied this time or was not requested (then `carried_from` is the upload that sent
-    this state of the database). `verified`: before the upload, DuckDB opened the snapshot and read all of it, or it
+    this state of the database). `verified`: before the manifest, DuckDB opened the snapshot and read all of it, or it
     replayed the WAL and counted the rows, and had read all of a copy with the same main file within a day before;
     otherwise `unverified_reason` says why not. `header_iteration` counts the main file's checkpoints; `storage_version`
     is its format, None in uploads of earlier versions. `etag` is the ETag of a single object; layers have their own.

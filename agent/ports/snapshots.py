@@ -18,11 +18,11 @@ _CHECK_HINT = "the agent retries; after an upgrade of akosha-agent: akosha-agent
 class Snapshot:
     """A consistent copy of one database: main file and sidecars as of one moment, in a private folder.
 
-    `fingerprint` was taken before copying started, so that any later change is detected. `verified`: DuckDB opened the
-    copy and read all of it, or replayed the WAL and counted the rows if it had read all of a copy with the same main
-    file within a day before; `rows` counts the rows per table. If DuckDB could read only a part, `rows` counts that
-    part, and the copy is not verified. `inconclusive`: the verification failed, not the copy; it may succeed later.
-    `storage_version` of the main file tells which DuckDB reads it.
+    `fingerprint` was taken before copying started, so that any later change is detected. `checked`: the verification
+    has ended. `verified`: DuckDB opened the copy and read all of it, or replayed the WAL and counted the rows if it had
+    read all of a copy with the same main file within a day before; `rows` counts the rows per table. If DuckDB could
+    read only a part, `rows` counts that part, and the copy is not verified. `inconclusive`: the verification failed, not
+    the copy; it may succeed later. `storage_version` of the main file tells which DuckDB reads it.
     """
 
     database: str
@@ -30,7 +30,8 @@ class Snapshot:
     files: tuple[RawFile, ...]
     fingerprint: Fingerprint
     header_iteration: int | None
-    verified: bool
+    checked: bool = True
+    verified: bool = False
     unverified_reason: str = ""
     inconclusive: bool = False
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -68,7 +69,21 @@ class SnapshotTaker(Protocol):
         ...
 
     async def take(self, database: str) -> Snapshot:
-        """Copy, hash and verify one database. Raises SnapshotError, transient if the file changed too often."""
+        """Copy, hash and verify one database; once more if the copy looks damaged.
+
+        Raises SnapshotError, transient if the file changed too often.
+        """
+        ...
+
+    async def copy(self, database: str) -> Snapshot:
+        """Copy and hash one database. The copy is not `checked`. Raises SnapshotError like `take`."""
+        ...
+
+    async def verify(self, snapshot: Snapshot) -> Snapshot:
+        """Verify a copy that is not `checked`, and return it with the result.
+
+        Raises DamagedCopy if it looks damaged. After any other error, and after a cancellation, the copy is removed.
+        """
         ...
 
     async def discard(self, snapshot: Snapshot) -> None:

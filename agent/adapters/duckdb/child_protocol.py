@@ -34,3 +34,8 @@ PAGE_ROWS = 500
 def scratch_name(pid: int) -> str:
     """Return the name of the child's temporary directory, next to the copy."""
     return f"engine-{pid}.tmp"
+
+
+def is_scratch(name: str) -> bool:
+    """Return whether a child's temporary directory can have this name."""
+    return name.startswith("engine-") and name.endswith(".tmp")

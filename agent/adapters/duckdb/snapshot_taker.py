@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,17 +15,26 @@ from agent.adapters.child_process import STALL_SECONDS
 from agent.adapters.duckdb import source
 from agent.adapters.duckdb.bracketed_copy import WRITABLE_HINT, DatabaseCopy, copy_database
 from agent.adapters.duckdb.child_process import WarmChild
+from agent.adapters.duckdb.child_protocol import is_scratch
 from agent.adapters.duckdb.mirror import MirrorDirectory, MirrorState
 from agent.adapters.duckdb.source import Source
 from agent.adapters.duckdb.verification import Verdict, verify
 from agent.domain.databases import Survey, main_name
-from agent.domain.errors import SnapshotError, StagingFull
+from agent.domain.errors import DamagedCopy, SnapshotError, StagingFull
 from agent.ports import Clock, Meter, NoMeter, Snapshot
 
 _NOT_VERIFIED = Verdict(verified=False, reason="verification is switched off")
 _HALT_SECONDS = 5.0
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A copy, and how long copying took."""
+
+    copy: DatabaseCopy
+    seconds: float
 
 
 class DuckdbSnapshotTaker:
@@ -59,6 +68,7 @@ class DuckdbSnapshotTaker:
         self._verify_timeout_seconds, self._verify_stall_seconds = verify_timeout_seconds, verify_stall_seconds
         self._bracket_seconds = bracket_seconds
         self._warm, self._mirror, self._meter = warm, mirror, meter or NoMeter()
+        self._copies: dict[Path, _Taken] = {}
         self._cleaning: set[asyncio.Task[None]] = set()
         self._not_removed: set[Path] = set()
         self._is_holder = False
@@ -72,40 +82,42 @@ class DuckdbSnapshotTaker:
         return await asyncio.to_thread(self._free_bytes)
 
     async def take(self, database: str) -> Snapshot:
+        snapshot = await self.copy(database)
+        try:
+            return await self.verify(snapshot)
+        except DamagedCopy:
+            await self.discard(snapshot)
+        return await self._verified(await self.copy(database), even_if_damaged=True)
+
+    async def copy(self, database: str) -> Snapshot:
         started = self._clock.monotonic()
-        folder, copy, verdict = await self._take_once(database)
-        if verdict.damaged:
-            # DuckDB writes the metadata block in place, so a copy of it may be torn: take another copy.
-            log.warning("snapshot_suspect", database=database, reason=verdict.reason)
-            await self._remove(folder)
-            if self._mirror is not None and copy.is_link:
-                await asyncio.to_thread(self._mirror.drop, database, "a copy with its file looks damaged")
-            folder, copy, verdict = await self._take_once(database)
-        seconds, size = self._clock.monotonic() - started, sum(file.size for file in copy.files)
-        self._meter.snapshot(database, seconds, size)
-        log.info(
-            "snapshot_taken",
-            database=database,
-            bytes=size,
-            attempts=copy.attempts,
-            verified=verdict.verified,
-            reason=verdict.reason,
-            duration_seconds=round(seconds, 3),
+        folder = self._staging_dir / f"take-{uuid.uuid4().hex}"
+        halt = threading.Event()
+        copying = asyncio.create_task(
+            asyncio.to_thread(self._copy, database, folder, halt), name=f"snapshot-copy-{database}"
         )
+        try:
+            copy = await asyncio.shield(copying)
+        except BaseException:
+            halt.set()
+            await self._clean(folder, copying)
+            raise
+        self._copies[folder] = _Taken(copy, self._clock.monotonic() - started)
         return Snapshot(
             database=database,
             folder=folder,
             files=copy.files,
             fingerprint=copy.fingerprint,
             header_iteration=copy.header.iteration,
-            verified=verdict.verified,
-            unverified_reason=verdict.reason,
-            inconclusive=verdict.inconclusive,
-            rows=verdict.rows,
+            checked=False,
             storage_version=copy.header.version,
         )
 
+    async def verify(self, snapshot: Snapshot) -> Snapshot:
+        return await self._verified(snapshot)
+
     async def discard(self, snapshot: Snapshot) -> None:
+        self._copies.pop(snapshot.folder, None)
         await self._remove(snapshot.folder)
 
     async def sweep(self) -> None:
@@ -116,31 +128,57 @@ class DuckdbSnapshotTaker:
             self._is_holder = True
             await asyncio.to_thread(self._mirror.sweep)
 
-    async def _take_once(self, database: str) -> tuple[Path, DatabaseCopy, Verdict]:
-        """Copy and verify a database. Remove the folder on any failure."""
-        folder = self._staging_dir / f"take-{uuid.uuid4().hex}"
-        halt = threading.Event()
-        copying = asyncio.create_task(
-            asyncio.to_thread(self._copy, database, folder, halt), name=f"snapshot-copy-{database}"
-        )
+    async def _verified(self, snapshot: Snapshot, *, even_if_damaged: bool = False) -> Snapshot:
+        """Verify a copy; return it with the result. Raises DamagedCopy, unless `even_if_damaged`.
+
+        Its folder is removed on any other failure.
+        """
+        taken, started = self._copies[snapshot.folder], self._clock.monotonic()
         try:
-            copy = await asyncio.shield(copying)
-            if not self._verify:
-                return folder, copy, _NOT_VERIFIED
-            copied, started = folder / main_name(database), self._clock.now()
-            whole = not (copy.is_link and copy.main.is_verified(started))
-            verdict = await self._verdict(copied, whole=whole)
-            if verdict.interrupted:  # as the kernel does if memory is short for a moment
-                verdict = await self._verdict(copied, whole=whole)
-            await asyncio.to_thread(_keep_only, folder, {file.name for file in copy.files})
-            if self._mirror is not None and not verdict.damaged:
-                state = replace(copy.main, verified_at=started if verdict.verified else None) if whole else copy.main
-                await asyncio.to_thread(self._update_mirror, self._mirror, database, copied, copy, state)
-            return folder, copy, verdict
+            verdict = await self._check(snapshot, taken.copy) if self._verify else _NOT_VERIFIED
         except BaseException:
-            halt.set()
-            await self._clean(copying, folder)
+            await self._clean(snapshot.folder)
             raise
+        if verdict.damaged and not even_if_damaged:
+            # DuckDB writes the metadata block in place, so a copy of it may be torn.
+            log.warning("snapshot_suspect", database=snapshot.database, reason=verdict.reason)
+            if self._mirror is not None and taken.copy.is_link:
+                reason = "a copy with its file looks damaged"
+                await asyncio.to_thread(self._mirror.drop, snapshot.database, reason)
+            raise DamagedCopy(snapshot.database, verdict.reason)
+        seconds, size = taken.seconds + self._clock.monotonic() - started, sum(file.size for file in snapshot.files)
+        self._meter.snapshot(snapshot.database, seconds, size)
+        log.info(
+            "snapshot_taken",
+            database=snapshot.database,
+            bytes=size,
+            attempts=taken.copy.attempts,
+            verified=verdict.verified,
+            reason=verdict.reason,
+            duration_seconds=round(seconds, 3),
+        )
+        return replace(
+            snapshot,
+            checked=True,
+            verified=verdict.verified,
+            unverified_reason=verdict.reason,
+            inconclusive=verdict.inconclusive,
+            rows=verdict.rows,
+        )
+
+    async def _check(self, snapshot: Snapshot, copy: DatabaseCopy) -> Verdict:
+        """Verify a copy, once more if the child was interrupted. The mirror keeps it unless it is damaged."""
+        folder, started = snapshot.folder, self._clock.now()
+        copied = folder / main_name(snapshot.database)
+        whole = not (copy.is_link and copy.main.is_verified(started))
+        verdict = await self._verdict(copied, whole=whole)
+        if verdict.interrupted:  # as the kernel does if memory is short for a moment
+            verdict = await self._verdict(copied, whole=whole)
+        await asyncio.to_thread(_remove_scratch, folder)
+        if self._mirror is not None and not verdict.damaged:
+            state = replace(copy.main, verified_at=started if verdict.verified else None) if whole else copy.main
+            await asyncio.to_thread(self._update_mirror, self._mirror, snapshot.database, copied, copy, state)
+        return verdict
 
     async def _verdict(self, copied: Path, *, whole: bool) -> Verdict:
         return await verify(
@@ -193,11 +231,13 @@ class DuckdbSnapshotTaker:
                 continue
         return None
 
-    async def _clean(self, copying: asyncio.Task[DatabaseCopy], folder: Path) -> None:
-        """Wait for the thread to stop, then remove the folder; if cancelled, in the background."""
+    async def _clean(self, folder: Path, copying: asyncio.Task[DatabaseCopy] | None = None) -> None:
+        """Wait for the thread that copies to stop, then remove the folder; if cancelled, in the background."""
+        self._copies.pop(folder, None)
 
         async def clean() -> None:
-            await asyncio.wait({copying}, timeout=_HALT_SECONDS)
+            if copying is not None:
+                await asyncio.wait({copying}, timeout=_HALT_SECONDS)
             await self._remove(folder)
 
         task = asyncio.create_task(clean(), name="snapshot-clean")
@@ -239,7 +279,8 @@ def _empty(staging: Path) -> None:
         _remove(path)
 
 
-def _keep_only(folder: Path, names: set[str]) -> None:
+def _remove_scratch(folder: Path) -> None:
+    """Remove what a child that was killed has left next to the copy."""
     try:
         found = list(folder.iterdir())
     except OSError as error:  # another program has removed the folder
@@ -249,7 +290,7 @@ def _keep_only(folder: Path, names: set[str]) -> None:
             transient=True,
         ) from error
     for path in found:
-        if path.name not in names:
+        if is_scratch(path.name):
             _remove(path)
 
 

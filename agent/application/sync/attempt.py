@@ -20,7 +20,7 @@ from agent.domain.delivery_state import (
     problems,
     use_of_copy,
 )
-from agent.domain.errors import SnapshotError
+from agent.domain.errors import DamagedCopy, SnapshotError
 from agent.domain.events import SyncRequested
 from agent.domain.manifest import Rows
 from agent.domain.routing import STARTUP, URGENT, target_backoff
@@ -127,14 +127,22 @@ def _reasons(record: TargetRecord, survey: Survey) -> Mapping[str, str]:
 class Staging:
     """Makes the copies for one target. The results go into the attempt; `settle` writes them to the ledger.
 
-    `deduplicate`: a database whose files have the digests that were delivered counts as the same.
+    `deduplicate`: a database whose files have the digests that were delivered counts as the same. `verify_later`: other
+    copies are verified by `verify`, so that they can be sent meanwhile.
     """
 
     def __init__(
-        self, *, target: Target, taker: SnapshotTaker, ledger: Ledger, clock: Clock, deduplicate: bool
+        self,
+        *,
+        target: Target,
+        taker: SnapshotTaker,
+        ledger: Ledger,
+        clock: Clock,
+        deduplicate: bool,
+        verify_later: bool = False,
     ) -> None:
         self._target, self._taker, self._ledger, self._clock = target, taker, ledger, clock
-        self._deduplicate = deduplicate
+        self._deduplicate, self._verify_later = deduplicate, verify_later
 
     @asynccontextmanager
     async def attempt(self, request: SyncRequested, report: Reporter) -> AsyncIterator[Attempt]:
@@ -212,24 +220,58 @@ class Staging:
         problem = self.problem(attempt, record, copy.database, uploaded, event="upload_incomplete")
         return replace(problem, fingerprint=copy.fingerprint, incomplete=True)
 
-    async def _copy(self, database: str, attempt: Attempt, record: TargetRecord) -> None:
-        known, seen = record.databases.get(database), attempt.survey[database]
+    async def verify(self, attempt: Attempt) -> None:
+        """Verify the copies that are not. Raises DamagedCopy: `retake` replaces the copy."""
+        for database, copy in sorted(attempt.changed.items()):
+            if not copy.checked:
+                attempt.changed[database] = await self._taker.verify(copy)
+
+    async def retake(self, attempt: Attempt, record: TargetRecord, database: str) -> None:
+        """Replace a copy that looks damaged by one that is verified. Nothing may read the old one any more."""
+        await self._taker.discard(attempt.changed.pop(database))
         try:
-            snapshot = await self._taker.take(database)
+            copy = await self._taker.take(database)
         except SnapshotError as error:
             attempt.problems[database] = self.problem(attempt, record, database, error, event="snapshot_failed")
         else:
-            digests = {file.name: file.sha256 for file in snapshot.files}
-            use = use_of_copy(known, digests, inconclusive=snapshot.inconclusive, deduplicate=self._deduplicate)
-            if use is CopyUse.WAIT:
-                attempt.problems[database] = self._unchecked(attempt, record, snapshot, snapshot.check_error())
-                await self._taker.discard(snapshot)
-            elif use is CopyUse.SAME:
-                attempt.same[database] = snapshot
-            else:
-                attempt.changed[database] = snapshot
-                attempt.repeated |= {database} if use is CopyUse.REPEAT else set()
-        attempt.report.moved(seen.size)
+            await self._use(copy, attempt, record)
+
+    async def _copy(self, database: str, attempt: Attempt, record: TargetRecord) -> None:
+        try:
+            copy = await self._take(database, record)
+        except SnapshotError as error:
+            attempt.problems[database] = self.problem(attempt, record, database, error, event="snapshot_failed")
+        else:
+            await self._use(copy, attempt, record)
+        attempt.report.moved(attempt.survey[database].size)
+
+    async def _take(self, database: str, record: TargetRecord) -> Snapshot:
+        """Copy a database. If the target has its bytes already, their use depends on the verification."""
+        if not self._verify_later:
+            return await self._taker.take(database)
+        copy = await self._taker.copy(database)
+        if self._use_of(copy, record) is CopyUse.SEND:
+            return copy
+        try:
+            return await self._taker.verify(copy)
+        except DamagedCopy:
+            await self._taker.discard(copy)
+            return await self._taker.take(database)
+
+    async def _use(self, copy: Snapshot, attempt: Attempt, record: TargetRecord) -> None:
+        database, use = copy.database, self._use_of(copy, record)
+        if use is CopyUse.WAIT:
+            attempt.problems[database] = self._unchecked(attempt, record, copy, copy.check_error())
+            await self._taker.discard(copy)
+        elif use is CopyUse.SAME:
+            attempt.same[database] = copy
+        else:
+            attempt.changed[database] = copy
+            attempt.repeated |= {database} if use is CopyUse.REPEAT else set()
+
+    def _use_of(self, copy: Snapshot, record: TargetRecord) -> CopyUse:
+        known, digests = record.databases.get(copy.database), {file.name: file.sha256 for file in copy.files}
+        return use_of_copy(known, digests, inconclusive=copy.inconclusive, deduplicate=self._deduplicate)
 
 
 def describe_problems(problems: Mapping[str, Problem]) -> tuple[str, str]:

@@ -7,14 +7,16 @@ survey     compare fingerprints with the ledger; if nothing differs, no database
 snapshot   copy the databases that differ; compare digests with the ledger: the same bytes are not a change
 settle     record unchanged databases and problems; remove an unfinished upload of other bytes
 intent     record the upload's ID and digests, on disk before the first PUT
-memories   write the rows that the bucket lacks to a draft of memories.json
-upload     send, copy and carry over the files, then memories.json
+upload     send, copy and carry over the files; meanwhile:
+  verify     read the copies with DuckDB; if one looks damaged, stop, take another copy, and start over at settle
+  memories   write the rows that the bucket lacks to a draft of memories.json
+memories   send memories.json
 confirm    check that the store has every object that it accepted
 manifest   put the manifest and confirm it
 """
 
 from collections.abc import Callable, Collection
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -32,14 +34,22 @@ from agent.application.sync.ownership import WARNING, Ownership, StateCheck
 from agent.application.sync.patching import Patching
 from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
-from agent.application.sync.upload import ChangedObjectError, Confirmation, SourceObjectMissing, Upload
+from agent.application.sync.upload import ChangedObjectError, SourceObjectMissing, Upload
 from agent.domain.delivery_state import Intent, Target, TargetRecord
-from agent.domain.errors import CloudUploadError, NamingError, SnapshotError, StagedCopyChanged, StoreError, WireError
+from agent.domain.errors import (
+    CloudUploadError,
+    DamagedCopy,
+    NamingError,
+    SnapshotError,
+    StagedCopyChanged,
+    StoreError,
+    WireError,
+)
 from agent.domain.events import SyncRequested, request_event_id
 from agent.domain.identity import Identity, Machine
-from agent.domain.manifest import Manifest
+from agent.domain.manifest import Manifest, Part
 from agent.domain.routing import ASKED, CLOUD
-from agent.domain.upload_plan import Patch, Reuse, plan
+from agent.domain.upload_plan import Patch, plan
 from agent.ports import (
     Clock,
     Compressor,
@@ -87,7 +97,9 @@ class CloudSync:
         self._ledger, self._clock = ledger, clock
         self._chunk_bytes, self._deduplicate, self._standstill_seconds = chunk_bytes, deduplicate, standstill_seconds
         self._stall_monitor = stall_monitor
-        self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=deduplicate)
+        self._staging = Staging(
+            target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=deduplicate, verify_later=True
+        )
         self._uploads = BucketUploads(store, target.system_id)
         self._ids = UploadIds(self._uploads, target.system_id, store.location, ledger, clock)
         self._lost = LostDatabases(ledger, clock)
@@ -145,13 +157,19 @@ class CloudSync:
             record = await self._recall(attempt, progress)
         if not await self._staging.copy(attempt, record):
             return Unchanged(reason=attempt.skip_reason(record))
-        await self._abandon_other(attempt, record)
-        await self._staging.settle(attempt)
-        if not attempt.changed:
-            if attempt.problems:
-                raise _unfinished(attempt)
-            return Unchanged(reason="the contents have already been delivered")
-        manifest = await self._upload(attempt)
+        manifest = None
+        while manifest is None:
+            await self._abandon_other(attempt, record)
+            await self._staging.settle(attempt)
+            if not attempt.changed:
+                if attempt.problems:
+                    raise _unfinished(attempt)
+                return Unchanged(reason="the contents have already been delivered")
+            try:
+                manifest = await self._upload(attempt)
+            except DamagedCopy as damaged:  # at most once for each database
+                record = await self._ledger.record(self.target)
+                await self._staging.retake(attempt, record, damaged.database)
         await self._confirmed.record(manifest.upload_id)
         return Delivered(
             manifest=manifest,
@@ -278,17 +296,28 @@ class CloudSync:
         record = await self._ledger.record(self.target)
         intent = record.intent or await self._new_intent(attempt, record)
         await self._ledger.begin(self.target, intent)
-        async with ConcurrentTasks("make-patches") as tasks:
-            patching = tasks.start(
-                self._patches(attempt, record, intent)
-            )  # in a process beside the one that reads rows
-            without_base = await self._not_ingested(attempt)
-            async with self._delta.of(attempt.changed, intent.upload_id, without_base=without_base) as delta:
-                self._staging.owe_unchecked(attempt, record, delta.errors)
-                if attempt.is_futile:  # the intent stays, and the next attempt resumes it
-                    await self._ledger.record_problems(self.target, attempt.unchecked)
-                    raise _unfinished(attempt)
-                manifest = await self._put_all(attempt, record, intent, delta, await patching)
+        upload = Upload(
+            upload_id=intent.upload_id,
+            system_id=self.target.system_id,
+            store=self._store,
+            uploads=self._uploads,
+            compressor=self._compressor,
+            uncompressed=self._uncompressed,
+            chunk_bytes=self._chunk_bytes,
+            staged=attempt.changed,
+            report=attempt.report,
+            clock=self._clock,
+            journal=partial(self._ledger.put_journal, self.target),
+            resumed=record.intent is not None,
+            manifest_damaged=attempt.manifest_damaged,
+        )
+        async with AsyncExitStack() as draft:
+            async with ConcurrentTasks("upload") as tasks:
+                reading = tasks.start(self._read(attempt, record, intent, draft))
+                if attempt.changed.keys() <= attempt.repeated:  # the upload may be futile
+                    await reading
+                sending = tasks.start(self._send(attempt, record, upload))
+            manifest = await self._complete(attempt, record, intent, upload, sending.result(), reading.result())
         await self._patching.retain(manifest)
         if self._markers is not None:
             await self._markers.write(manifest)
@@ -306,12 +335,28 @@ class CloudSync:
         async with self._limit_stalls():
             return await self._uploads.without_plain_memories(bases)
 
-    async def _patches(self, attempt: Attempt, record: TargetRecord, intent: Intent) -> tuple[Patch, ...]:
-        return await self._patching.patches(attempt.changed, record, intent.upload_id) if self._deduplicate else ()
+    async def _read(self, attempt: Attempt, record: TargetRecord, intent: Intent, draft: AsyncExitStack) -> Delta:
+        """Verify the copies, then read their rows. The draft of memories.json is removed with `draft`.
 
-    async def _put_all(
-        self, attempt: Attempt, record: TargetRecord, intent: Intent, delta: Delta, patches: tuple[Patch, ...]
-    ) -> Manifest:
+        Raises DamagedCopy, and CloudUploadError if the upload would be futile: its intent stays, and the next attempt
+        resumes it.
+        """
+        await self._staging.verify(attempt)
+        without_base = await self._not_ingested(attempt)
+        delta = await draft.enter_async_context(
+            self._delta.of(attempt.changed, intent.upload_id, without_base=without_base)
+        )
+        self._staging.owe_unchecked(attempt, record, delta.errors)
+        if attempt.is_futile:
+            await self._ledger.record_problems(self.target, attempt.unchecked)
+            raise _unfinished(attempt)
+        return delta
+
+    async def _send(self, attempt: Attempt, record: TargetRecord, upload: Upload) -> tuple[Part, ...]:
+        """Put all files of the databases; return them as the manifest will name them."""
+        patches: tuple[Patch, ...] = ()
+        if self._deduplicate:
+            patches = await self._patching.patches(attempt.changed, record, upload.upload_id)
         steps = plan(
             {name: snapshot.files for name, snapshot in attempt.changed.items()},
             record,
@@ -320,30 +365,26 @@ class CloudSync:
             deduplicate=self._deduplicate,
             patches=patches,
         )
-        included = {step.part.database if isinstance(step, Reuse) else step.database for step in steps}
+        attempt.report.phase("upload", sum(step.sent_bytes for step in steps))
+        async with self._limit_stalls() as upload.progress:
+            return tuple([await upload.put_part(step) for step in steps])
+
+    async def _complete(
+        self,
+        attempt: Attempt,
+        record: TargetRecord,
+        intent: Intent,
+        upload: Upload,
+        parts: tuple[Part, ...],
+        delta: Delta,
+    ) -> Manifest:
+        """Put memories.json, confirm all objects, put the manifest."""
+        included = {part.database for part in parts}
         lost = {name: reason for name, reason in (await self._lost.reasons()).items() if name not in included}
-        to_send = sum(step.sent_bytes for step in steps)
-        attempt.report.phase("upload", to_send + (delta.part.raw_size if delta.part else 0))
-        async with self._limit_stalls() as progress:
-            upload = Upload(
-                upload_id=intent.upload_id,
-                system_id=self.target.system_id,
-                store=self._store,
-                uploads=self._uploads,
-                compressor=self._compressor,
-                uncompressed=self._uncompressed,
-                chunk_bytes=self._chunk_bytes,
-                staged=attempt.changed,
-                report=attempt.report,
-                progress=progress,
-                journal=partial(self._ledger.put_journal, self.target),
-                resumed=record.intent is not None,
-                manifest_damaged=attempt.manifest_damaged,
-                confirmation=Confirmation(self._store, self._clock, progress),
-            )
-            parts = tuple([await upload.put_part(step) for step in steps])
-            memories = delta.part
+        memories = delta.part
+        async with self._limit_stalls() as upload.progress:
             if delta.part and delta.draft:
+                attempt.report.phase("memories", delta.part.raw_size)
                 memories = await upload.put_memories(delta.part, delta.draft)
             try:
                 parts, memories = await upload.confirm(parts, memories)

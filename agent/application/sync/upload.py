@@ -170,8 +170,9 @@ class _RawProgress:
 
 @dataclass(slots=True)
 class Upload:
-    """One upload in progress. `progress` is called whenever it makes progress.
+    """One upload in progress. `progress` is called whenever it makes progress; set it before each use.
 
+    `staged`: the copies by database. They are sent before they are verified; `confirm` needs the results.
     `journal` returns the journal of the puts of a key.
     `resumed`: an earlier attempt may have put some of its objects. `manifest_damaged`: also a manifest, which the store
     has changed, and which is replaced. `bytes_sent`: stored bytes that this machine sent.
@@ -187,11 +188,11 @@ class Upload:
     chunk_bytes: int
     staged: Mapping[str, Snapshot]
     report: Reporter
-    progress: Callable[[], None]
+    clock: Clock
     journal: Callable[[str], PutJournal]
     resumed: bool
     manifest_damaged: bool
-    confirmation: Confirmation
+    progress: Callable[[], None] = field(init=False)
     bytes_sent: int = field(default=0, init=False)
     stored_at: datetime | None = field(default=None, init=False)
     _placed: dict[str, StoredObject] = field(default_factory=dict, init=False)
@@ -225,12 +226,7 @@ class Upload:
         if not await self._copy_all(step.part.objects, part.objects):
             raw = next(file for file in snapshot.files if file.name == part.name)
             return await self._send(Send(part.database, raw), counted=False)
-        return replace(
-            part,
-            verified=snapshot.verified,
-            unverified_reason=snapshot.unverified_reason,
-            storage_version=snapshot.storage_version,
-        )
+        return replace(part, storage_version=snapshot.storage_version)
 
     async def put_memories(self, part: MemoriesPart, draft: MemoriesDraft) -> MemoriesPart:
         """Send the memories; return the part as the manifest will name it. Raises StoreError, StateError."""
@@ -247,6 +243,8 @@ class Upload:
     ) -> tuple[tuple[Part, ...], MemoriesPart | None]:
         """Confirm that the store has all objects, and return parts and memories with their ETags.
 
+        The parts are returned with the results of the verification, which has ended.
+
         Objects that an earlier attempt put under other names, as another version or with other settings, are removed.
 
         Raises StoreError (transient) if the store lacks an object that it accepted, and ChangedObjectError (transient)
@@ -254,13 +252,13 @@ class Upload:
         """
         prefix = f"{naming.uploads_prefix(self.system_id)}{self.upload_id}/"
         absent = "" if self.manifest_damaged else naming.manifest_key(self.system_id, self.upload_id)
-        found = await self.confirmation.objects(prefix, self._placed.values(), absent=absent)
+        found = await self._confirmation().objects(prefix, self._placed.values(), absent=absent)
         if self.resumed or self._sent_instead:
             await self.uploads.remove_others(self.upload_id, self._placed)
         sent = (item.modified for key, item in found.items() if item.modified and key in self._sent)
         self.stored_at = max(sent, default=None)
         etags = {key: item.etag for key, item in found.items()}
-        tagged = tuple(part.with_etags(etags) for part in parts)
+        tagged = tuple(self._verified(part).with_etags(etags) for part in parts)
         return tagged, replace(memories, etag=found[memories.key].etag) if memories else None
 
     async def put_manifest(self, manifest: Manifest) -> None:
@@ -268,7 +266,7 @@ class Upload:
         data = manifest.encode()
         try:
             stored = await self._put(manifest.key, _once(data), manifest_metadata(data), raw_size=len(data))
-            await self.confirmation.object(stored)
+            await self._confirmation().object(stored)
         except StoreError as error:
             if not error.transient or isinstance(error, ChangedObjectError):
                 raise
@@ -276,6 +274,13 @@ class Upload:
                 if await self.uploads.manifest(manifest.upload_id) == manifest:
                     return
             raise
+
+    def _confirmation(self) -> Confirmation:
+        return Confirmation(self.store, self.clock, self.progress)
+
+    def _verified(self, part: Part) -> Part:
+        copy = self.staged.get(part.database)
+        return replace(part, verified=copy.verified, unverified_reason=copy.unverified_reason) if copy else part
 
     async def _send(self, step: Send, *, counted: bool = True) -> Part:
         """Send one file. `counted`: its size is part of the phase's total."""
@@ -324,8 +329,7 @@ class Upload:
             sha256=file.sha256,
             compression=compression,
             origin="sent",
-            verified=snapshot.verified,
-            unverified_reason=snapshot.unverified_reason,
+            verified=False,
             header_iteration=snapshot.header_iteration,
             storage_version=snapshot.storage_version,
             layers=layers,

@@ -268,11 +268,11 @@ def _table(shape: _Shape, found: Found, first: int, last: int) -> Table:
     size = " + ".join(f"coalesce(strlen({quoted(name)}), 0)" for name in present)
     small_columns = ", ".join(f"if(size <= {SMALL_BYTES}, {quoted(name)}, NULL)" for name in present)
     numbers = found.embedding()
-    # If the sum of the squares is finite, all numbers are, and none is NULL. That takes half the time of a look at each.
+    # If the sum of the squares is finite, so are all numbers, and none is NULL. To look at each takes twice as long.
+    is_complete = f"len(numbers) = {EMBEDDING_LENGTH}"
     is_embedded = (
-        f"CASE WHEN len(numbers) = {EMBEDDING_LENGTH} AND isfinite(TRY(list_inner_product(numbers, numbers))) THEN true "
-        f"ELSE coalesce(len(numbers) = {EMBEDDING_LENGTH} AND "
-        "list_bool_and(list_transform(numbers, lambda x: x IS NOT NULL AND isfinite(x))), false) END"
+        f"CASE WHEN {is_complete} AND isfinite(TRY(list_inner_product(numbers, numbers))) THEN true ELSE coalesce("
+        f"{is_complete} AND list_bool_and(list_transform(numbers, lambda x: x IS NOT NULL AND isfinite(x))), false) END"
     )
     joins = "".join(
         f" LEFT JOIN entity_names AS {end}_names ON {quoted(end)} = {end}_names.entity_id" for end in shape.named
