@@ -21,8 +21,8 @@ class Snapshot:
     `fingerprint` was taken before copying started, so that any later change is detected. `checked`: the verification
     has ended. `verified`: DuckDB opened the copy and read all of it, or replayed the WAL and counted the rows if it had
     read all of a copy with the same main file within a day before; `rows` counts the rows per table. If DuckDB could
-    read only a part, `rows` counts that part, and the copy is not verified. `inconclusive`: the verification failed, not
-    the copy; it may succeed later. `storage_version` of the main file tells which DuckDB reads it.
+    read only a part, `rows` counts that part, and the copy is not verified. `inconclusive`: the verification failed,
+    not the copy; it may succeed later. `storage_version` of the main file tells which DuckDB reads it.
     """
 
     database: str

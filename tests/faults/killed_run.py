@@ -35,7 +35,8 @@ def _put(name: str) -> tuple[type, str, Callable[..., bool]]:
 
 
 CALLS: Mapping[str, tuple[type, str, Callable[..., bool]]] = {
-    "snapshot": (DuckdbSnapshotTaker, "take", _any),
+    "snapshot": (DuckdbSnapshotTaker, "copy", _any),
+    "verify": (DuckdbSnapshotTaker, "verify", _any),
     "mirror": (MirrorDirectory, "put", _any),
     "mirror_record": (MirrorDirectory, "_write", _any),
     "mirror_cleanup": (MirrorDirectory, "_remove_others", _any),

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.child_process import Exchange
-from agent.adapters.duckdb import WarmChild
+from agent.adapters.duckdb import DuckdbSnapshotTaker, WarmChild, snapshot_taker
 from agent.adapters.duckdb.child_protocol import OPEN, VERIFY
+from agent.adapters.duckdb.verification import Verdict
 from agent.adapters.system_clock import SystemClock
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.command_results import CommandResults
@@ -39,6 +40,7 @@ from tests.support.faulty_store import FaultyStore
 from tests.support.memory_source import ListedReader
 from tests.support.memory_store import MemoryStore
 from tests.support.session_buddy import REAL
+from tests.support.waiting import until
 
 IDENTITY = Identity("agent-1", "laptop")
 PREFIX = naming.uploads_prefix("laptop")
@@ -689,6 +691,60 @@ async def test_row_counts_of_an_unverified_database_are_not_taken_from_the_last_
     assert isinstance(await rig.sync(), SyncSkipped), "the next verification would find the same"
 
 
+async def files_in_bucket(rig) -> None:
+    """Wait until the bucket has both main files."""
+    await until(lambda: len(rig.objects) == 2)
+
+
+async def test_files_are_sent_while_their_copies_are_verified_and_the_manifest_waits(rig, monkeypatch):
+    verify = DuckdbSnapshotTaker.verify
+
+    async def verify_late(taker, copy):
+        await files_in_bucket(rig)
+        assert rig.manifests == []
+        return await verify(taker, copy)
+
+    monkeypatch.setattr(DuckdbSnapshotTaker, "verify", verify_late)
+    rig.verify = True
+    assert isinstance(await rig.sync(), SyncSucceeded)
+    (manifest,) = rig.manifests
+    assert {part.verified for part in manifest.parts} == {True}
+    assert manifest.rows.keys() == {"knowledge_graph", "reflection"}
+
+
+@pytest.mark.parametrize("changed", [True, False])
+async def test_a_copy_that_looks_damaged_when_it_was_sent_is_replaced_by_another(rig, monkeypatch, changed):
+    """The second copy has other bytes, or the same: then they are not sent again."""
+    verdicts = []
+
+    async def torn_once(copy: Path, **_) -> Verdict:
+        if verdicts or copy.name != "reflection.duckdb":
+            return Verdict(verified=True)
+        await files_in_bucket(rig)
+        if changed:
+            rig.commit()
+        verdicts.append(Verdict(verified=False, reason="torn", damaged=True))
+        return verdicts[0]
+
+    monkeypatch.setattr(snapshot_taker, "verify", torn_once)
+    rig.verify = True
+    assert isinstance(await rig.sync(), SyncSucceeded)
+    (manifest,) = rig.manifests
+    rig.assert_complete()
+    assert {part.verified for part in manifest.parts} == {True}
+    main = hashlib.sha256((rig.data / "reflection.duckdb").read_bytes()).hexdigest()
+    assert [part.sha256 for part in manifest.of("reflection")] == [main]
+    assert rig.objects == {manifest.key, *(item.key for item in manifest.objects)}
+    assert [key.endswith("/reflection.duckdb") for key in rig.store.keys("put")].count(True) == 1 + changed
+    assert not any((rig.tmp_path / "state/staging").iterdir())
+
+
+async def test_an_upload_that_fails_while_its_copies_are_verified_leaves_no_copy(memory_rig):
+    memory_rig.store.fail("put", StoreError("403"), key="knowledge_graph.duckdb")
+    assert isinstance(await memory_rig.sync(), SyncFailed)
+    assert not any((memory_rig.tmp_path / "state/staging").iterdir())
+
+
 def send_to_children(monkeypatch, number: int, *, at: bytes) -> None:
     """Send a signal to each DuckDB child before its first command of this kind."""
     ask = Exchange.ask
@@ -1139,5 +1195,5 @@ async def test_progress_counts_the_uncompressed_bytes_of_its_total(tmp_path, mon
     assert sent.bytes_transferred == manifest.stored_bytes
     rig.commit()
     await rig.sync()
-    name, total, counts = phases[-1]
-    assert (name, sum(counts)) == ("upload", total)
+    assert [name for name, *_ in phases[-2:]] == ["upload", "memories"]
+    assert all(sum(counts) == total for _, total, counts in phases[-2:])

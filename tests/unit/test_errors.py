@@ -17,6 +17,7 @@ TREE = {
     "SystemIdTaken": "AkoshaError",
     "SnapshotError": "AkoshaError",
     "StagingFull": "SnapshotError",
+    "DamagedCopy": "SnapshotError",
     "StoreError": "AkoshaError",
     "NoSuchObject": "StoreError",
     "CopyUnsupported": "StoreError",
