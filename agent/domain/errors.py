@@ -10,7 +10,6 @@
     ├── SystemIdTaken          another machine owns the default system ID: this one uses another ID
     ├── SnapshotError          a database cannot be copied now
     │   ├── StagingFull        not enough disk space for the copy
-    │   ├── StagingFull        not enough disk space for the copy
     │   ├── DamagedCopy        a copy looks damaged; another one may be intact
     │   └── StagedCopyChanged  a copy does not have the bytes any more that were hashed
     ├── StoreError             the bucket or directory cannot be reached, refused or failed

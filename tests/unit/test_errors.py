@@ -18,6 +18,7 @@ TREE = {
     "SnapshotError": "AkoshaError",
     "StagingFull": "SnapshotError",
     "DamagedCopy": "SnapshotError",
+    "StagedCopyChanged": "SnapshotError",
     "StoreError": "AkoshaError",
     "NoSuchObject": "StoreError",
     "CopyUnsupported": "StoreError",

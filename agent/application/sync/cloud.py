@@ -7,9 +7,9 @@ survey     compare fingerprints with the ledger; if nothing differs, no database
 snapshot   copy the databases that differ; compare digests with the ledger: the same bytes are not a change
 settle     record unchanged databases and problems; remove an unfinished upload of other bytes
 intent     record the upload's ID and digests, on disk before the first PUT
-upload     send, copy and carry over the files; meanwhile:
-  verify     read the copies with DuckDB; if one looks damaged, stop, take another copy, and start over at settle
-  memories   write the rows that the bucket lacks to a draft of memories.json
+files      send, copy and carry over the files; beside that:
+verify     read the copies with DuckDB; if one looks damaged, stop, take another copy, and go on at settle
+rows       write the rows that the bucket lacks to a draft of memories.json
 memories   send memories.json
 confirm    check that the store has every object that it accepted
 manifest   put the manifest and confirm it
@@ -26,12 +26,13 @@ from agent import __version__
 from agent.application.memories.delta import Delta, MemoryDelta
 from agent.application.status_warnings import has_warning
 from agent.application.sync.attempt import Attempt, Staging, describe_problems
-from agent.application.sync.bucket_uploads import LEFT_OVER_AFTER, BucketUploads, NotAManifest, UploadIds
+from agent.application.sync.bucket_uploads import BucketUploads, UploadIds
 from agent.application.sync.confirmed_upload import ConfirmedUpload
 from agent.application.sync.ingestion_markers import IngestionMarkers
 from agent.application.sync.lost_databases import LostDatabases
 from agent.application.sync.ownership import WARNING, Ownership, StateCheck
 from agent.application.sync.patching import Patching
+from agent.application.sync.recall import Recall
 from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
 from agent.application.sync.upload import ChangedObjectError, SourceObjectMissing, Upload
@@ -45,7 +46,7 @@ from agent.domain.errors import (
     StoreError,
     WireError,
 )
-from agent.domain.events import SyncRequested, request_event_id
+from agent.domain.events import SyncRequested
 from agent.domain.identity import Identity, Machine
 from agent.domain.manifest import Manifest, Part
 from agent.domain.routing import ASKED, CLOUD
@@ -120,7 +121,19 @@ class CloudSync:
             if ingestion_markers
             else None
         )
-        self._swept = False
+        self._recall = Recall(
+            target=target,
+            store=store,
+            uploads=self._uploads,
+            ledger=ledger,
+            clock=clock,
+            staging=self._staging,
+            patching=patching,
+            markers=self._markers,
+            confirmed=self._confirmed,
+            lost=self._lost,
+            limit_stalls=self._limit_stalls,
+        )
 
     @property
     def store(self) -> ObjectStore:
@@ -139,7 +152,7 @@ class CloudSync:
             async with self._staging.attempt(request, report) as attempt:
                 return await self._sync(attempt)
         except SourceObjectMissing as error:
-            await self._forget_missing(error.database)
+            await self._recall.forget_missing(error.database)
             raise _failed(error) from error
         except (StoreError, NamingError, WireError) as error:
             raise _failed(error) from error
@@ -154,7 +167,7 @@ class CloudSync:
             return Unchanged(reason=attempt.skip_reason(await self._ledger.record(self.target)))
         async with self._limit_stalls() as progress:
             await self.ownership.claim(take_over=attempt.request.take_over, new_target=attempt.request.new_target)
-            record = await self._recall(attempt, progress)
+            record = await self._recall.record(attempt, progress)
         if not await self._staging.copy(attempt, record):
             return Unchanged(reason=attempt.skip_reason(record))
         manifest = None
@@ -197,73 +210,6 @@ class CloudSync:
             self._standstill_seconds, self._store.location, CloudUploadError, CLOUD, stall_monitor=self._stall_monitor
         )
 
-    async def _recall(self, attempt: Attempt, progress: Callable[[], None]) -> TargetRecord:
-        """Update the ledger from the bucket, and return the target's record.
-
-        An upload that was finished but not recorded is adopted. For urgent requests, the newest upload must still
-        exist, because nothing can be restored from an emptied bucket. For a person's request, it must be complete too.
-        """
-        record = await self._ledger.record(self.target)
-        if not self._swept:
-            await self._sweep(*([record.intent.upload_id] if record.intent else []))
-            self._swept = True
-        manifest = None
-        if record.intent is not None:
-            try:
-                manifest = await self._uploads.intact_manifest(record.intent.upload_id)
-            except NotAManifest as error:  # the upload is not finished: the manifest is put again
-                _log.warning("manifest_unreadable", upload_id=record.intent.upload_id, error=str(error))
-                attempt.manifest_damaged = True
-            if manifest is not None and manifest.digests(record.intent.databases) != record.intent.digests:
-                # Neither resumed nor removed: another agent has completed an upload under this ID.
-                _log.warning("upload_id_taken", upload_id=manifest.upload_id, location=self._store.location)
-                await self._uploads.discard(await self._ledger.open_puts(self.target))
-                await self._ledger.abandon(self.target)
-                attempt.abandoned, manifest = manifest.upload_id, None
-        elif not record.known:
-            manifest = await self._uploads.newest_manifest()
-        if manifest is not None:
-            _log.info("upload_adopted", upload_id=manifest.upload_id, method=CLOUD, system_id=manifest.system_id)
-            request = await self._ledger.find_event(request_event_id(manifest.request_id, CLOUD))
-            caused_by = request.caused_by if isinstance(request, SyncRequested) else ()
-            result = succeeded(manifest, method=CLOUD, location=self._store.location, caused_by=caused_by)
-            await self._ledger.adopt(self.target, manifest, result)
-            await self._patching.retain(manifest)
-            if self._markers is not None:
-                await self._markers.write(manifest)
-        elif attempt.urgent and record.newest_upload_id and not await self._uploads.exists(record.newest_upload_id):
-            _log.warning("upload_missing", upload_id=record.newest_upload_id, location=self._store.location)
-            await self._ledger.forget(self.target, list(record.databases))
-        elif attempt.request.reason in ASKED and record.newest_upload_id and record.intent is None:
-            attempt.repairs = await self._forget_damaged(record, record.newest_upload_id, progress)
-        return await self._ledger.record(self.target)
-
-    async def _forget_damaged(self, record: TargetRecord, newest: str, progress: Callable[[], None]) -> str:
-        """Send databases again that are damaged in the newest upload and exist on this machine.
-
-        Return the upload, "" if there are no such databases.
-        """
-        damaged = await self._uploads.damaged(newest, progress)
-        if damaged == set():
-            await self._confirmed.record(newest)
-        names = {*record.databases} if damaged is None else damaged
-        if to_send := sorted(names & await self._staging.present()):
-            _log.warning("newest_upload_damaged", upload_id=newest, location=self._store.location, names=to_send)
-            await self._ledger.forget(self.target, to_send)
-        return newest if to_send else ""
-
-    async def _forget_missing(self, database: str) -> None:
-        """Forget `database` and all others that are missing from the bucket: the next attempt sends them."""
-        record = await self._ledger.record(self.target)
-        parts = [part for known in record.databases.values() for part in known.parts]
-        missing = {database}
-        with suppress(StoreError, CloudUploadError):
-            async with self._limit_stalls() as progress:
-                missing |= await self._uploads.missing(parts, progress)
-        with suppress(SnapshotError):  # if the files cannot be listed, none counts as lost
-            await self._lost.add(missing - await self._staging.present())
-        await self._ledger.forget(self.target, sorted(missing))
-
     async def _abandon_other(self, attempt: Attempt, record: TargetRecord) -> None:
         """Remove the objects of an unfinished upload of other bytes."""
         if record.intent is None or record.intent.digests == attempt.digests:
@@ -284,10 +230,6 @@ class CloudSync:
         await self._ledger.abandon(self.target)
         with suppress(StoreError):  # later, a prune removes what is left
             await self._uploads.remove(intent.upload_id, open_puts, manifest_damaged=attempt.manifest_damaged)
-
-    async def _sweep(self, *upload_ids: str) -> None:
-        open_puts = {put.put_id for put in await self._ledger.open_puts(self.target)}
-        await self._uploads.sweep(*upload_ids, started_before=self._clock.now() - LEFT_OVER_AFTER, spared=open_puts)
 
     async def _upload(self, attempt: Attempt) -> Manifest:
         if not self.ownership.claimed:
