@@ -42,7 +42,7 @@ def staged(name: str):
 
 async def test_a_flipped_bit_in_the_staged_copy_is_not_sent(rig, monkeypatch):
     """The copy is a hard link of the mirror's file: the next attempt reads the original."""
-    flipped = flip_after(monkeypatch, DuckdbSnapshotTaker, "take", staged(MAIN))
+    flipped = flip_after(monkeypatch, DuckdbSnapshotTaker, "copy", staged(MAIN))
     with capture_logs() as logs:
         manifest = await rig.upload()
     assert flipped
@@ -53,7 +53,7 @@ async def test_a_flipped_bit_in_the_staged_copy_is_not_sent(rig, monkeypatch):
 
 async def test_a_flipped_bit_in_the_staged_copy_is_not_patched(rig, monkeypatch):
     await rig.upload()
-    flipped = flip_after(monkeypatch, DuckdbSnapshotTaker, "take", staged(MAIN))
+    flipped = flip_after(monkeypatch, DuckdbSnapshotTaker, "copy", staged(MAIN))
     manifest = await rig.synced()
     assert flipped
     assert not await rig.deep_problems(manifest)
@@ -61,7 +61,7 @@ async def test_a_flipped_bit_in_the_staged_copy_is_not_patched(rig, monkeypatch)
 
 async def test_a_flipped_bit_in_the_staged_wal_is_not_sent(rig, monkeypatch):
     await rig.upload()
-    flipped = flip_after(monkeypatch, DuckdbSnapshotTaker, "take", staged(f"{MAIN}.wal"))
+    flipped = flip_after(monkeypatch, DuckdbSnapshotTaker, "copy", staged(f"{MAIN}.wal"))
     with session_buddy.Writer(rig.data, "--paused") as writer:
         writer.run("commit 2")
         assert (await rig.sync()).success

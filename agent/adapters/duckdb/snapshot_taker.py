@@ -16,7 +16,7 @@ from agent.adapters.duckdb import source
 from agent.adapters.duckdb.bracketed_copy import WRITABLE_HINT, DatabaseCopy, copy_database
 from agent.adapters.duckdb.child_process import WarmChild
 from agent.adapters.duckdb.child_protocol import is_scratch
-from agent.adapters.duckdb.mirror import MirrorDirectory, MirrorState
+from agent.adapters.duckdb.mirror import MirrorDirectory
 from agent.adapters.duckdb.source import Source
 from agent.adapters.duckdb.verification import Verdict, verify
 from agent.domain.databases import Survey, main_name
@@ -142,9 +142,6 @@ class DuckdbSnapshotTaker:
         if verdict.damaged and not even_if_damaged:
             # DuckDB writes the metadata block in place, so a copy of it may be torn.
             log.warning("snapshot_suspect", database=snapshot.database, reason=verdict.reason)
-            if self._mirror is not None and taken.copy.is_link:
-                reason = "a copy with its file looks damaged"
-                await asyncio.to_thread(self._mirror.drop, snapshot.database, reason)
             raise DamagedCopy(snapshot.database, verdict.reason)
         seconds, size = taken.seconds + self._clock.monotonic() - started, sum(file.size for file in snapshot.files)
         self._meter.snapshot(snapshot.database, seconds, size)
@@ -167,7 +164,7 @@ class DuckdbSnapshotTaker:
         )
 
     async def _check(self, snapshot: Snapshot, copy: DatabaseCopy) -> Verdict:
-        """Verify a copy, once more if the child was interrupted. The mirror keeps it unless it is damaged."""
+        """Verify a copy, once more if the child was interrupted; tell the mirror the result."""
         folder, started = snapshot.folder, self._clock.now()
         copied = folder / main_name(snapshot.database)
         whole = not (copy.is_link and copy.main.is_verified(started))
@@ -175,9 +172,12 @@ class DuckdbSnapshotTaker:
         if verdict.interrupted:  # as the kernel does if memory is short for a moment
             verdict = await self._verdict(copied, whole=whole)
         await asyncio.to_thread(_remove_scratch, folder)
-        if self._mirror is not None and not verdict.damaged:
-            state = replace(copy.main, verified_at=started if verdict.verified else None) if whole else copy.main
-            await asyncio.to_thread(self._update_mirror, self._mirror, snapshot.database, copied, copy, state)
+        if self._mirror is not None:
+            if verdict.damaged:
+                await asyncio.to_thread(self._mirror.drop, snapshot.database, "a copy with its file looks damaged")
+            else:
+                state = replace(copy.main, verified_at=started if verdict.verified else None) if whole else copy.main
+                await asyncio.to_thread(self._mirror.confirm, snapshot.database, state)
         return verdict
 
     async def _verdict(self, copied: Path, *, whole: bool) -> Verdict:
@@ -202,20 +202,14 @@ class DuckdbSnapshotTaker:
             mirror=self._mirror,
         )
         try:
-            return copy()
+            copied = copy()
         except StagingFull:
             if self._mirror is None or not self._mirror.drop_all("the disk is full"):
                 raise
-            return copy()
-
-    @staticmethod
-    def _update_mirror(
-        mirror: MirrorDirectory, database: str, copied: Path, copy: DatabaseCopy, state: MirrorState
-    ) -> None:
-        if copy.is_link:
-            mirror.confirm(database, state)
-        else:
-            mirror.put(database, copied, state)
+            copied = copy()
+        if self._mirror is not None and self._verify and not copied.is_link:
+            self._mirror.put(database, folder / main_name(database), copied.main)
+        return copied
 
     def _survey(self) -> Survey:
         found = source.survey(self._data_dir)
