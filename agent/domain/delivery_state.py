@@ -226,9 +226,11 @@ def problems(record: TargetRecord, survey: Survey) -> dict[str, Problem]:
 
 
 def next_try(record: TargetRecord, survey: Survey) -> datetime | None:
-    """Return when the next retry is due: of the target, or of a database that could not be copied."""
+    """Return when the next retry is due: of the target if that failed, else of a database that could not be copied."""
+    if record.retry_at is not None:  # until then, nothing is sent to the target
+        return record.retry_at
     waiting = (problem.retry_at for problem in problems(record, survey).values())
-    return min((at for at in (record.retry_at, *waiting) if at is not None), default=None)
+    return min((at for at in waiting if at is not None), default=None)
 
 
 def _lacks(record: DatabaseRecord | None, seen: Fingerprint) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from agent.adapters.memory_bus import MemoryBus
 from agent.application.archive import verify_loop
+from agent.application.archive.command_results import CommandResults
 from agent.application.archive.verify import VerifyResult
 from agent.application.archive.verify_loop import (
     AGAIN_SECONDS,
@@ -23,7 +24,7 @@ from agent.application.signal import Signal
 from agent.application.status_warnings import warnings_in
 from agent.application.sync.results import ResultRecorder
 from agent.domain.errors import StagingFull, StoreError
-from agent.domain.events import UploadVerified
+from agent.domain.events import UploadsPruned, UploadVerified
 from agent.domain.identity import Identity
 from tests.support import values
 from tests.support.clock import ManualClock
@@ -156,8 +157,34 @@ async def test_a_damaged_older_upload_is_a_warning_until_deleted_and_the_newest_
     assert OLDEST in (await setup.warnings())["upload_damaged"]
     assert setup.sync_requests == 0
     setup.verifier.ids.remove(OLDEST)
-    await setup.pass_time(WEEK)
+    await setup.pass_time(timedelta(days=1).total_seconds())
     assert await setup.warnings() == {}
+
+
+@pytest.mark.parametrize("event", ["pruned", "verified", "missing"])
+async def test_the_commands_prune_and_verify_end_the_warning_of_a_damaged_upload(setup, event):
+    setup.verifier.problems = {NEWEST: "does not unpack"}
+    await setup.pass_time(FIRST_SECONDS + 1)
+    found = setup.verifier.result(OLDEST, deep=False).event(IDENTITY, setup.clock)
+    events = {
+        "pruned": UploadsPruned(
+            id="p",
+            time=setup.clock.now(),
+            system_id=values.SYSTEM,
+            upload_ids=(NEWEST,),
+            kept=2,
+            objects=4,
+            bytes_freed=9,
+            leftovers=0,
+        ),
+        "verified": replace(found, upload_id=NEWEST, deep=True),
+        "missing": replace(found, upload_id=NEWEST, whole=False, problems={"manifest.json": "is missing"}),
+    }
+    results = CommandResults(values.TARGET, setup.ledger, setup.clock)
+    await results.record(replace(found, upload_id=NEWEST, whole=False, problems={"reflection.duckdb": "is cut"}))
+    assert "upload_damaged" in await setup.warnings()
+    await results.record(events[event])
+    assert "upload_damaged" not in await setup.warnings()
 
 
 @pytest.mark.parametrize("error", [StoreError("no answer", transient=True), StagingFull("no room")])

@@ -160,13 +160,13 @@ def test_a_target_backs_off_until_its_retry_time():
     assert not record().backing_off(NOON)
 
 
-def test_the_next_retry_is_the_earlier_of_the_target_and_an_owed_database():
+def test_the_next_retry_is_that_of_the_target_if_it_backs_off_else_of_an_owed_database():
     soon, later = NOON + timedelta(seconds=1), NOON + timedelta(seconds=2)
     owed = database(State.OWED, problem=problem("reflection", retry_at=soon))
     assert next_try(record(), SURVEY) is None
     assert next_try(record(reflection=database(State.OWED, problem=problem("reflection"))), SURVEY) is None
     assert next_try(record(reflection=owed), SURVEY) == soon
-    assert next_try(replace(record(reflection=owed), retry_at=later), SURVEY) == soon
+    assert next_try(replace(record(reflection=owed), retry_at=later), SURVEY) == later
     assert next_try(replace(record(reflection=replace(owed, state=State.CLEAN)), retry_at=later), SURVEY) == later
 
 

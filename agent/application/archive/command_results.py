@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from agent.application.archive.prune_loop import update_held_warning
-from agent.application.archive.verify_loop import record_verified
+from agent.application.archive.verify_loop import forget_deleted, record_verified
 from agent.domain.delivery_state import Target
 from agent.domain.events import UploadsPruned, UploadVerified
 from agent.ports import Clock, Ledger
@@ -27,3 +27,4 @@ class CommandResults:
         else:
             blocked = (event.error or "") if event.held else ""
             await update_held_warning(blocked, self.target, self.ledger, self.clock)
+            await forget_deleted(event.upload_ids, self.ledger, self.clock)

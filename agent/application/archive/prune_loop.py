@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from agent.application.archive.prune import Pruner, spared_by
+from agent.application.archive.verify_loop import forget_deleted
 from agent.application.signal import Signal
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.confirmed_upload import forget_confirmation
@@ -88,6 +89,7 @@ class PruneLoop:
         pruned = await self._pruning.carry_out(plan, spared, open_puts=open_puts)
         if not pruned.is_empty:
             await self._ledger.announce(self._pruning.event(pruned, self._identity.agent_id))
+            await forget_deleted(pruned.upload_ids, self._ledger, self._clock)
             self._recorder.flush_soon()
             _log.info(
                 "uploads_pruned",

@@ -6,7 +6,7 @@ machine, the next sync uploads them again. If the bucket cannot be reached, the 
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -14,6 +14,7 @@ from typing import Self
 
 import structlog
 
+from agent.application.archive.catalog import MISSING
 from agent.application.archive.verify import Verifier, VerifyResult
 from agent.application.monitoring.status import VERIFIED, VerifyStatus
 from agent.application.signal import Signal
@@ -301,6 +302,8 @@ class VerifyLoop:
         try:
             async with self.open_verifier() as verifier:
                 found = await verifier.shallow(upload)
+                if damaged := DeepSchedule.from_notes(await self.ledger.notes()).damaged:
+                    await forget_deleted({*damaged} - {*await verifier.uploads()}, self.ledger, self.clock)
         except StoreError as error:
             log = _log.debug if error.message == self._unreached else _log.info
             log("upload_not_verified", upload_id=upload, reason=error.message, hint=error.hint)
@@ -339,22 +342,32 @@ async def record_verified(event: UploadVerified, target: Target, ledger: Ledger,
 
     Only the newest upload of the target is shown. A deep verification also updates the list of damaged uploads.
     """
+    is_missing = event.problems.get(naming.MANIFEST_NAME) == MISSING
+    if event.deep or is_missing:
+        problem = "" if event.whole or is_missing else _one_line(event.problems)
+        await _record_damage({event.upload_id: problem}, ledger, clock)
     notes = await ledger.notes()
-    if event.deep:
-        schedule = DeepSchedule.from_notes(notes)
-        damaged = {upload: problem for upload, problem in schedule.damaged.items() if upload != event.upload_id}
-        if not event.whole:
-            damaged[event.upload_id] = _one_line(event.problems)
-        if damaged != schedule.damaged:
-            schedule = replace(schedule, damaged=damaged)
-            await ledger.note(NOTE, schedule.note())
-            await _update_damage_warning(schedule, ledger, clock)
     if not event.whole:
         await forget_confirmation(target, ledger)
     last = VerifyStatus.from_notes(notes, target)
     is_old = last is not None and event.time < last.at <= clock.now()
     if not is_old and event.upload_id == (await ledger.record(target)).newest_upload_id:
         await ledger.note(VERIFIED, replace(_status(event, event.time), manual=True).note(target))
+
+
+async def forget_deleted(uploads: Iterable[str], ledger: Ledger, clock: Clock) -> None:
+    """Remove uploads that do not exist any more from the list of damaged uploads. Raises StateError."""
+    await _record_damage(dict.fromkeys(uploads, ""), ledger, clock)
+
+
+async def _record_damage(found: Mapping[str, str], ledger: Ledger, clock: Clock) -> None:
+    """Update the list of damaged uploads, and the warning: upload -> its problem, "" if it has none."""
+    schedule = DeepSchedule.from_notes(await ledger.notes())
+    damaged = {upload: problem for upload, problem in {**schedule.damaged, **found}.items() if problem}
+    if damaged != schedule.damaged:
+        schedule = replace(schedule, damaged=damaged)
+        await ledger.note(NOTE, schedule.note())
+        await _update_damage_warning(schedule, ledger, clock)
 
 
 async def _update_damage_warning(schedule: DeepSchedule, ledger: Ledger, clock: Clock) -> None:
