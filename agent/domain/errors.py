@@ -85,6 +85,14 @@ class WireError(AkoshaError, ValueError):
     """Bytes from outside the process are not valid."""
 
 
+class PatchError(WireError):
+    """A patch does not fit the file before it. `number`: its position in the chain, 1 for the first."""
+
+    def __init__(self, message: str, *, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 class StateError(AkoshaError):
     """The state directory, or the ledger in it, cannot be used."""
 

@@ -39,9 +39,10 @@ class Patcher(Protocol):
         `reference` and `file` are not made: a chain of patches costs little more than one. Uses a bounded amount of
         memory, and of disk three times the largest of `sizes`, whatever the patches say.
 
-        Raises WireError if a patch is not valid, is not one of the file before it, makes another size, or crashes the
-        process that applies it. Raises StagingFull, StateError (transient) for the disk, and if that process fails in
-        another way (killed, too slow, without memory or threads): this says nothing about the patches. After an error
-        or a cancellation there is no file, except one that existed before.
+        Raises PatchError if a patch is not valid, is not one of the file before it, or makes another size; another
+        WireError if the result has another SHA-256, or if the process that applies the patches crashes. Raises
+        StagingFull, StateError (transient) for the disk, and if that process fails in another way (killed, too slow,
+        without memory or threads): this says nothing about the patches. After an error or a cancellation there is no
+        file, except one that existed before.
         """
         ...

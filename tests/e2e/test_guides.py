@@ -86,13 +86,14 @@ def test_the_guides_restore_with_gzip_alone_reads_the_rows(machine):
     assert (done.returncode, done.stdout, done.stderr) == (0, "(5,)\n", "")
 
 
-def test_the_guides_program_applies_patches(machine):
+@pytest.mark.parametrize("packed", [gzip.compress, bytes], ids=["gzip", "not compressed"])
+def test_the_guides_program_applies_patches(machine, packed):
     old, home = random_bytes(3 * BLOCK), Path(machine.environ["HOME"])
     states = [old, old[5000:] + random_bytes(3000, 1), b"!" + old[: 2 * BLOCK] + random_bytes(100, 2)]
     upload, by_hand = home / "upload", home / "by-hand"
     for folder in (upload, by_hand):
         folder.mkdir()
-    write(upload / "reflection.duckdb.base", gzip.compress(states[0]))
+    write(upload / "reflection.duckdb.base", packed(states[0]))
     for number, (before, after) in enumerate(pairwise(states), 1):
         files = write(home / "before", before), write(home / "after", after)
         assert make(*files, upload / f"reflection.duckdb.patch-{number:02}", 2**30)

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from agent.adapters import child_process
 from agent.adapters.patches import ZstdPatcher, patcher as patcher_module, zstd
 from agent.adapters.patches.making import make
-from agent.domain.errors import NO_THREAD, AkoshaError, StagingFull, StateError, WireError
+from agent.domain.errors import NO_THREAD, AkoshaError, PatchError, StagingFull, StateError, WireError
 from tests.support.patches import BLOCK, frame, header, random_bytes, sha256, step, write
 
 MOST_MEMORY = 128 * 10**6
@@ -239,6 +239,14 @@ def test_a_decompressor_without_memory_says_nothing_about_the_frame(monkeypatch)
     monkeypatch.setattr(zstd.zstd, "ZstdDecompressor", lambda **_: NoMemory())
     with pytest.raises(MemoryError):
         list(zstd.decompress(None, [b"frame"], 9))
+
+
+async def test_the_error_names_the_patch_that_is_invalid(files, tmp_path):
+    make(*files, 2**30)
+    chain, sizes = [files[2], files[0]], [len(NEW), 1]
+    with pytest.raises(PatchError, match="old is not a patch of this file") as refused:
+        await ZstdPatcher().apply(files[0], chain, tmp_path / "result", sizes=sizes, sha256=sha256(b""))
+    assert refused.value.number == 2
 
 
 async def test_a_patch_that_crashes_the_child_is_invalid(files, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from agent.adapters.patches import applying
 from agent.adapters.patches.applying import apply_chain
 from agent.adapters.patches.container import PatchReader
 from agent.adapters.patches.making import make
-from agent.domain.errors import StagingFull, StateError, WireError
+from agent.domain.errors import PatchError, StagingFull, StateError, WireError
 from tests.support.patches import BLOCK, frame, header, random_bytes, record, sha256, sizes_of, step, write
 
 OLD = random_bytes(5 * BLOCK + 1000)
@@ -127,8 +127,9 @@ def test_a_chain_of_patches_makes_the_last_state(tmp_path):
     for length in range(1, len(chain) + 1):
         new = states[length]
         assert applied(tmp_path, OLD, *chain[:length], size=len(new), digest=sha256(new)) == new
-    with pytest.raises(WireError, match="patch2 is not a patch of this file"):
+    with pytest.raises(PatchError, match="patch2 is not a patch of this file") as refused:
         applied(tmp_path, OLD, chain[0], *chain[2:], size=len(states[-1]), digest=sha256(states[-1]))
+    assert refused.value.number == 2
 
 
 def test_every_truncation_is_refused(tmp_path):

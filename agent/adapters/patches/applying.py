@@ -22,7 +22,7 @@ from agent.adapters import fs
 from agent.adapters.disk_errors import not_writable
 from agent.adapters.patches.container import MOST_RANGES, PatchReader, Range, Step, total
 from agent.adapters.patches.zstd import decompress, prefix_of
-from agent.domain.errors import StagingFull, StateError, WireError
+from agent.domain.errors import PatchError, StagingFull, StateError, WireError
 
 SPARE_BYTES = 32 * 2**20
 """Space that scratch files leave free on the disk."""
@@ -172,6 +172,7 @@ class _Chain:
 
     def __init__(self, opened: ExitStack, reference: Path, folder: Path) -> None:
         self._opened, self._folder = opened, folder
+        self._number = 0
         self._scratch: list[FileIO] = []
         file = self._open(reference)
         self._state = State.of(file, os.fstat(file.fileno()).st_size)
@@ -243,7 +244,8 @@ class _Chain:
 
     @contextmanager
     def _patch(self, path: Path, size: int) -> Iterator[PatchReader]:
-        """Open a patch of the current state. The WireErrors of the block name it."""
+        """Open the next patch, which is one of the current state. A WireError of the block becomes a PatchError."""
+        self._number += 1
         with BufferedReader(self._open(path)) as file:
             try:
                 patch = PatchReader(file)
@@ -253,7 +255,8 @@ class _Chain:
                     raise WireError(f"it makes {patch.size} bytes instead of {size}")
                 yield patch
             except WireError as error:
-                raise WireError(f"{path.name} is not a patch of this file: {error.message}") from error
+                message = f"{path.name} is not a patch of this file: {error.message}"
+                raise PatchError(message, number=self._number) from error
 
     def _open(self, path: Path) -> FileIO:
         try:

@@ -6,7 +6,8 @@
                                                   if the patch would be larger than N bytes
 ["apply", REFERENCE, [PATCH, ...], FILE, [SIZE, ...], SHA-256]
                                                   {"applied": null}, or {"applied": [class, message, hint, transient]}
-                                                  of the error of the agent that prevented it
+                                                  of the error of the agent that prevented it, or
+                                                  {"applied": ["PatchError", message, number]}
 
 `child_output` describes the frames. The child exits at the end of its standard input: it never outlives its parent.
 """
@@ -22,7 +23,7 @@ from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.child_output import Output, limit_resources
 from agent.adapters.patches.applying import apply_chain
 from agent.adapters.patches.making import make
-from agent.domain.errors import AkoshaError
+from agent.domain.errors import AkoshaError, PatchError
 
 ADDRESS_SPACE_BYTES = 2**30
 
@@ -55,9 +56,11 @@ def _make(
 
 def _apply(
     reference: str, patches: Sequence[str], file: str, sizes: Sequence[int], sha256: str
-) -> tuple[str, str, str, bool] | None:
+) -> tuple[str, str, int] | tuple[str, str, str, bool] | None:
     try:
         apply_chain(Path(reference), [Path(patch) for patch in patches], Path(file), sizes=sizes, sha256=sha256)
+    except PatchError as error:
+        return type(error).__name__, error.message, error.number
     except AkoshaError as error:
         return type(error).__name__, error.message, error.hint, error.transient
     return None

@@ -12,7 +12,7 @@ import structlog
 
 from agent.adapters import child_process
 from agent.adapters.child_process import STALL_SECONDS, CommandFailed, Exchange, NoAnswer, checked
-from agent.domain.errors import StagingFull, StateError, WireError
+from agent.domain.errors import PatchError, StagingFull, StateError, WireError
 from agent.domain.memories import Json
 from agent.ports import WrittenPatch
 
@@ -98,7 +98,10 @@ def _written(answer: Json) -> WrittenPatch | None:
 def _failure(answer: Json) -> WireError | StateError | StagingFull | None:
     if answer is None:
         return None
-    kind, message, hint, transient = checked(answer, list)
+    kind, message, *details = checked(answer, list)
+    if kind == PatchError.__name__:
+        return PatchError(checked(message, str), number=checked(details[0], int))
+    hint, transient = details
     error = _ERRORS[checked(kind, str)]
     return error(checked(message, str), hint=checked(hint, str), transient=checked(transient, bool))
 

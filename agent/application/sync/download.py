@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.domain.errors import NoSuchObject, WireError
+from agent.domain.errors import NoSuchObject, PatchError, WireError
 from agent.domain.manifest import ObjectRecord, Part
 from agent.ports import ObjectStore, Patcher, Progress, ignore_progress
 from agent.ports.unpacking import Unpacker
@@ -58,7 +58,9 @@ class Downloader:
             for layer, layer_path in zip(part.layers, paths, strict=True):
                 await self._object(layer, layer_path, progress)
             await self.patcher.apply(paths[0], paths[1:], path, sizes=sizes, sha256=part.sha256)
-        except WireError as error:
+        except PatchError as error:
+            raise DownloadError(part.layers[error.number].key, paths[error.number], error) from error
+        except WireError as error:  # it is not known which layer is wrong: the last one makes the file
             raise DownloadError(part.layers[-1].key, path, error) from error
         finally:
             await asyncio.shield(asyncio.to_thread(_remove, paths))
