@@ -168,7 +168,8 @@ class Home:
 
     def mirror(self) -> MirrorDirectory:
         """Return the mirror. Only the process that holds the state directory may use it, except for its size."""
-        return MirrorDirectory(self.state.mirror, is_on=self.settings.agent_mirror)
+        makes_patches = self.settings.cloud_configured and self.settings.enable_deduplication
+        return MirrorDirectory(self.state.mirror, is_on=self.settings.agent_mirror, makes_patches=makes_patches)
 
     def taker(
         self, warm: WarmChild | None = None, meter: Meter | None = None, mirror: MirrorDirectory | None = None

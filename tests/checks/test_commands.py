@@ -37,7 +37,7 @@ def test_sync_loads_no_client_and_nothing_that_only_the_running_agent_needs():
     code = "import sys, agent.entrypoints.cli.sync; print(*sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     heavy = {"aioboto3", "botocore", "httpx2", "nats", "aiohttp", "mcp", "duckdb", "isal", "watchfiles", "tzlocal"}
-    heavy |= {"rich.progress", "yaml", "pydantic_settings", "prometheus_client"}
+    heavy |= {"rich.progress", "yaml", "prometheus_client"}
     own = {"agent.adapters.s3", "agent.application.archive.verify_loop", "agent.application.monitoring.supervisor"}
     assert (heavy | own).isdisjoint(process.stdout.split())
 

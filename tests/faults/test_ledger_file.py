@@ -7,6 +7,7 @@ import sqlite3
 import stat
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
@@ -186,6 +187,22 @@ async def second_version(path: Path) -> None:
     change(path, "PRAGMA journal_mode = WAL", *steps, f"ATTACH '{new}' AS new", *copies, "PRAGMA user_version = 2")
     handled = hashlib.sha256(f"akosha.session.ended.v1\n{SYSTEM}\nby an earlier version".encode()).hexdigest()[:32]
     change(path, f"INSERT INTO handled VALUES (x'{handled}')")
+
+
+@pytest.mark.parametrize("free", [2**40, 2**20], ids=["room on the disk", "a full disk"])
+async def test_a_migration_that_drops_tables_shrinks_the_file_if_the_disk_has_room(path, monkeypatch, free):
+    await fourth_version(path)
+    change(
+        path,
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 4000)"
+        " INSERT INTO staged_memories SELECT 1, place, zeroblob(500), digest FROM memories, n",
+    )
+    before = path.stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    ledger = await opened(path)
+    assert await ledger.memories().counts(SERVER) == MemoryCounts(delivered=1, refused={"x": 1})
+    await ledger.aclose()
+    assert (path.stat().st_size < before / 4) == (free == 2**40)
 
 
 async def content(ledger: SqliteLedger) -> tuple[object, ...]:

@@ -557,6 +557,17 @@ async def test_without_an_interrupted_restore_there_is_nothing_to_finish(tmp_pat
     assert digests == {hashlib.sha256(data).hexdigest() for data in files_in(plain).values()}
 
 
+@pytest.mark.parametrize("suffixes", [["", ".wal"], [""]], ids=["251 bytes and a WAL", "255 bytes"])
+async def test_a_database_with_the_longest_name_is_restored(tmp_path, plain, store, suffixes):
+    """The names of its other sidecars would be too long for a file."""
+    long = "knowledge_graph_" + "x" * (255 - len("knowledge_graph_.duckdb") - len(suffixes[-1]))
+    for suffix in suffixes:
+        (plain / f"{long}.duckdb{suffix}").write_bytes(b"a graph" + suffix.encode())
+    await uploaded(store, plain)
+    await restore(store, tmp_path / "to", raw=True)
+    assert files_in(tmp_path / "to") == files_in(plain)
+
+
 async def test_a_name_too_long_to_be_kept_aside_fails_the_restore_before_files_are_moved(tmp_path, plain, store):
     long = f"knowledge_graph_{'x' * 215}.duckdb"
     (plain / long).write_bytes(b"a graph")

@@ -1,6 +1,7 @@
 """Copies in a directory share blocks with their source: which ones, when they are read, and where damage ends."""
 
 import errno
+import fcntl
 import itertools
 import os
 import shutil
@@ -314,6 +315,26 @@ async def test_a_copy_killed_at_a_link_leaves_the_object_or_nothing_and_is_swept
     await copy(store, key_of(0), key_of(1), tag)
     assert await fetch(store, key_of(1)) == DATA
     assert (root / key_of(0)).stat().st_nlink == 2
+
+
+async def test_a_sweep_spares_the_link_of_a_put_in_progress_on_nfs(store, root, monkeypatch):
+    """An exclusive lock needs a file that is open for writing there, and the link has the age of the object."""
+    flock = fcntl.flock
+
+    def nfs_flock(descriptor, operation):
+        if operation & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", nfs_flock)
+    tag = (await put(store, key_of(0))).etag
+    os.utime(root / key_of(0), (0, 0))
+    incoming = Incoming(root, key_of(1))
+    assert incoming.share(key_of(0), tag, lambda _: None)
+    assert await store.sweep("systems/") == 0
+    incoming.commit(METADATA)
+    assert await fetch(store, key_of(1)) == DATA
+    assert await store.sweep("systems/") == 0
 
 
 async def test_a_copy_of_the_directory_that_lost_its_links_works(store, root, tmp_path):

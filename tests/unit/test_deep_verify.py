@@ -10,12 +10,11 @@ import pytest
 from agent.adapters.memory_bus import MemoryBus
 from agent.application.archive import verify_loop
 from agent.application.archive.command_results import CommandResults
+from agent.application.archive.deep_schedule import EVERY, DeepSchedule
 from agent.application.archive.verify import VerifyResult
 from agent.application.archive.verify_loop import (
     AGAIN_SECONDS,
-    EVERY,
     FIRST_SECONDS,
-    DeepSchedule,
     DeepVerifier,
     VerifyLoop,
     VerifyReporter,

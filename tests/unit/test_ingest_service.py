@@ -22,7 +22,7 @@ from agent.application.ingest.system_ingester import TRIES
 from agent.application.ingest.turns import Share, Turn
 from agent.application.ingest.upload_ingester import Limits, UploadIngester
 from agent.application.memories.push import MemoryPush
-from agent.domain.errors import BusError, SinkError, StoreError
+from agent.domain.errors import BusError, SinkError, StateError, StoreError
 from agent.domain.events import Event, IngestCompleted, IngestFailed
 from agent.domain.identity import Identity
 from agent.domain.memories import KINDS, Memory, memory_id
@@ -519,6 +519,22 @@ async def test_a_permanently_damaged_object_is_given_up_and_not_downloaded_again
         await setup.until(lambda: len(setup.bus.published) == 3)
     assert [event.retry_at is None for event in setup.bus.published] == [False, True, True]
     assert len(setup.fetched("duckdb")) == TRIES
+
+
+async def test_an_upload_whose_patches_fail_each_time_is_given_up(setup, monkeypatch):
+    """The process that applies them may lack memory each time: then the upload would hold up all later ones."""
+
+    async def fail(*_arguments):
+        raise StateError("the patches could not be applied", transient=True)
+
+    await setup.laptop.upload(0, [1], without_memories=True)
+    monkeypatch.setattr(UploadIngester, "database", fail)
+    async with setup.running():
+        for attempt in range(1, TRIES):
+            await setup.until(lambda: setup.clock.sleepers == 2)
+            await setup.clock.advance(30 * 2 ** (attempt - 1) + 1)
+        await setup.until(lambda: len(setup.bus.published) == 2)
+    assert [event.retry_at is None for event in setup.bus.published] == [False, True]
 
 
 async def test_an_unreadable_database_does_not_affect_the_others(setup):

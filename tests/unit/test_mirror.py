@@ -82,6 +82,18 @@ def test_files_and_directories_are_private(path, put):
         assert stat.S_IMODE(entry.stat().st_mode) == (0o700 if entry.is_dir() else 0o600)
 
 
+async def test_retained_files_are_removed_if_no_patches_are_made_any_more(path, mirror, put):
+    first, second = put(b"a"), put(b"b")
+    await mirror.retain(REFLECTION, {first, second})
+    assert names(path) == {second}, "the first was replaced before it was retained"
+    third = put(b"c")
+    assert names(path) == {second, third}
+    MirrorDirectory(path).sweep()
+    assert names(path) == {second, third}
+    MirrorDirectory(path, makes_patches=False).sweep()
+    assert names(path) == {third}
+
+
 async def test_only_the_latest_and_retained_files_are_kept(path, mirror, put):
     first, second = put(b"1"), put(b"2")
     assert names(path) == {second}

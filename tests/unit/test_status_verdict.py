@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.application.archive.verify_loop import DAMAGED
+from agent.application.archive.deep_schedule import DAMAGED
 from agent.application.monitoring.status import VerifyStatus
 from agent.domain.databases import NO_DATABASES
 from agent.domain.status_warning import StatusWarning

@@ -33,6 +33,9 @@ FLUSH_BYTES = 32 * 2**20
 
 READ_BYTES = 2**20
 
+LINK_SUFFIX = ".link"
+"""Suffix of a hard link that a put makes beside its file."""
+
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 _ATTEMPTS = 5
 """A deletion may prune a directory at any time, so creating a file in it is tried again."""
@@ -73,7 +76,7 @@ class Incoming:
         self._device = root.stat().st_dev if device is None else device
         self._check_mounted()
         self._path, self._file = _create(root, incoming_folder(root, key), self._target.name)
-        self._link = self._path.with_suffix(".link")
+        self._link = self._path.with_suffix(LINK_SUFFIX)
         self._checks = Checks(root)
         self._discarded = False
 
@@ -122,8 +125,6 @@ class Incoming:
                 shares = physical_copy(self._root, key)
             elif sharing.hard_link(origin, source, self._link):
                 cleanup.callback(self._link.unlink, missing_ok=True)
-                with contextlib.suppress(OSError):  # as in `_create`
-                    fs.try_lock(origin.fileno())
             else:
                 return False
             check = check or self._checks.read(origin, progress)

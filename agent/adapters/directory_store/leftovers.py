@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent.adapters import fs
-from agent.adapters.directory_store.incoming import prune
+from agent.adapters.directory_store.incoming import LINK_SUFFIX, prune
 from agent.adapters.directory_store.layout import HIDDEN, incoming_folder, object_path, open_file
 from agent.adapters.directory_store.sharing import Checks
 
@@ -79,26 +79,34 @@ def _below(top: Path, prefix: str, *, topdown: bool = True) -> Iterator[tuple[st
 
 
 def _remove_if_abandoned(path: Path) -> bool:
+    put = _put_of(path)
     try:
-        with open_file(path) as file:
+        with open_file(put) as file:
             try:
                 if not fs.try_lock(file.fileno()):
                     return False
             except OSError:
-                if not _is_older_than(path, ABANDONED_SECONDS):
+                if not _is_older_than(put, ABANDONED_SECONDS):
                     return False
             path.unlink()
     except FileNotFoundError:
-        return False
+        if put == path or not path.exists():
+            return False
+        path.unlink(missing_ok=True)
     return True
 
 
 def _is_abandoned(path: Path) -> bool:
     try:
-        with open_file(path) as file:
+        with open_file(_put_of(path)) as file:
             return fs.try_lock(file.fileno(), shared=True)
     except OSError:  # removed, or the file system has no locks: unknown
         return False
+
+
+def _put_of(path: Path) -> Path:
+    """Return the file that a put locks. Its link has lock and mtime of an object, which may be old."""
+    return path.with_suffix("") if path.suffix == LINK_SUFFIX else path
 
 
 def _is_older_than(path: Path, seconds: float) -> bool:

@@ -129,12 +129,13 @@ class _Record:
 class MirrorDirectory:
     """The mirror in `path`; implements `Mirror`. Without `is_on` it is always empty, and `sweep` removes its files.
 
-    The constructor does no I/O. Only the process that holds the state directory may use it.
+    Without `makes_patches`, `sweep` removes the files that only patches need. The constructor does no I/O. Only the
+    process that holds the state directory may use it.
     """
 
-    def __init__(self, path: Path, *, is_on: bool = True) -> None:
+    def __init__(self, path: Path, *, is_on: bool = True, makes_patches: bool = True) -> None:
         self._path = path
-        self._is_on = is_on
+        self._is_on, self._makes_patches = is_on, makes_patches
         self._lock = threading.RLock()
         self._records: dict[str, _Record] = {}
         self._reasons: dict[str, str] = {}
@@ -215,7 +216,10 @@ class MirrorDirectory:
                     self._drop(database, "the database was removed")
 
     def sweep(self) -> None:
-        """Remove the mirror if it is switched off."""
+        """Remove the mirror if it is switched off, or the files that nothing needs any more."""
+        if not self._makes_patches:
+            for database in self._databases():
+                self._retain(database, frozenset())
         if not self._is_on:
             self.drop_all("it is switched off")
             with suppress(OSError):

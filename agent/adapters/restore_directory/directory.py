@@ -117,7 +117,10 @@ class RestoreDirectoryFiles:
             renames = {name: aside_names(self._existing(name), taken, at) for name in databases}
             for old, new in (renamed for names in renames.values() for renamed in names.items()):
                 if len(new.encode()) > LONGEST_NAME_BYTES:
-                    raise RestoreError(f"the name of {self.directory / old} is too long to be kept aside")
+                    raise RestoreError(
+                        f"the name of {self.directory / old} is too long to be kept aside",
+                        hint="restore to another directory",
+                    )
             return renames
 
     def install(

@@ -51,6 +51,10 @@ class FileStatus:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # a sidecar of a long name
+                return None
+            raise
         return cls(status.st_ino, status.st_size, status.st_mtime_ns, stat.S_ISREG(status.st_mode))
 
 

@@ -42,11 +42,20 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA checkpoint_fullfsync = ON")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
-            schema.migrate(connection)
+            migrated_from = schema.migrate(connection)
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise LedgerDamaged(f"{path} is damaged: {verdict}", hint=_MOVE_ASIDE)
+            if 0 < migrated_from < schema.ROW_SETS:
+                _shrink(connection, path)
         return connection
+
+
+def _shrink(connection: sqlite3.Connection, path: Path) -> None:
+    """Give the pages of dropped tables back to the file system, if the disk has room for two copies of the file."""
+    if shutil.disk_usage(path.parent).free > 3 * path.stat().st_size:
+        with suppress(sqlite3.OperationalError):  # the disk is full after all, or another process writes
+            connection.execute("VACUUM")
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:

@@ -183,8 +183,11 @@ def check_not_newer(found: int) -> None:
         )
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Migrate the tables to the current version, in one transaction. Raises StateError if they are newer."""
+def migrate(connection: sqlite3.Connection) -> int:
+    """Migrate the tables to the current version, in one transaction, and return the version that was found.
+
+    Raises StateError if they are newer.
+    """
     connection.execute("BEGIN IMMEDIATE")
     try:
         found = version(connection)
@@ -197,3 +200,4 @@ def migrate(connection: sqlite3.Connection) -> None:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+    return found

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from agent.application.archive.deep_schedule import forget_deleted
 from agent.application.archive.prune_loop import update_held_warning
-from agent.application.archive.verify_loop import forget_deleted, record_verified
+from agent.application.archive.verify_loop import record_verified
 from agent.domain.delivery_state import Target
 from agent.domain.events import UploadsPruned, UploadVerified
 from agent.ports import Clock, Ledger

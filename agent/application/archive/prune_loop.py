@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from agent.application.archive.deep_schedule import forget_deleted
 from agent.application.archive.prune import Pruner, spared_by
-from agent.application.archive.verify_loop import forget_deleted
 from agent.application.signal import Signal
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.confirmed_upload import forget_confirmation

@@ -257,7 +257,7 @@ class SystemIngester:
             self._attempts += 1
             await self._report_delay(upload, error)
             raise
-        except (SinkError, SnapshotError) as error:
+        except (SinkError, SnapshotError, StateError) as error:
             self._attempts += not isinstance(error, SinkError | StagingFull)
             await self._report_delay(upload, error)
             raise
@@ -301,7 +301,7 @@ class SystemIngester:
     ) -> None:
         try:
             ingestion.tally += await self._ingest.memories(ingestion.manifest, capabilities, ingestion.turn)
-        except (WireError, SnapshotError) as error:
+        except (WireError, SnapshotError, StateError) as error:
             if self._should_retry(error):
                 raise
             ingestion.faults.append(str(error))
@@ -319,7 +319,7 @@ class SystemIngester:
         else:
             try:
                 ingestion.tally += await self._ingest.database(newest, database, capabilities, ingestion.turn)
-            except (WireError, SnapshotError) as error:
+            except (WireError, SnapshotError, StateError) as error:
                 if self._should_retry(error):
                     raise
                 fault = f"{database}: {error}"
@@ -340,7 +340,7 @@ class SystemIngester:
         return ingestion.manifest
 
     def _should_retry(self, error: AkoshaError) -> bool:
-        return isinstance(error, StagingFull) or (error.transient and self._attempts < TRIES - 1)
+        return isinstance(error, StagingFull) or is_final(error) or (error.transient and self._attempts < TRIES - 1)
 
     async def _report_delay(self, upload: str, error: AkoshaError) -> None:
         """Record the event of an upload's first failed attempt."""

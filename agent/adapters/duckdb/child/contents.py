@@ -6,6 +6,7 @@ compares the digests before and after, so that the contents stay the same.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def fold(copy: Path) -> Json:
     try:
         before = _contents(copy)
         _checkpoint(copy)
-        if left := [suffix for suffix in SIDECAR_SUFFIXES if copy.with_name(copy.name + suffix).exists()]:
+        if left := [suffix for suffix in SIDECAR_SUFFIXES if os.path.lexists(f"{copy}{suffix}")]:
             return {"error": f"DuckDB left {', '.join(left)}"}
         if _contents(copy) != before:
             return {"error": "its contents changed"}
