@@ -74,11 +74,14 @@ class Narrator:
     async def follow(self, service: AgentService, *, after: int) -> None:
         """Print each event after this position until cancelled. Raises StateError."""
         await self._introduce(service)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._count_down(service.upcoming), name="narrator-countdown")
+        counting = asyncio.create_task(self._count_down(service.upcoming), name="narrator-countdown")
+        try:
             async with aclosing(service.events(after=after)) as events:
                 async for item in events:
                     self.show(item.event if isinstance(item, HistoryEntry) else item)
+        finally:
+            counting.cancel()
+            await asyncio.wait({counting})
 
     def show(self, event: Event) -> None:
         """Print an event; a SyncProgress changes the live line."""

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import termios
 from collections.abc import Iterator
@@ -78,6 +79,32 @@ def test_run_on_a_terminal_prints_sentences_instead_of_log_lines(machine):
         assert agent.end().code == 0
     assert "agent_started" not in shown.text
     assert "\x1b[32m" in shown.seen.decode()
+
+
+def test_a_watched_status_follows_the_agent_as_it_starts_syncs_and_stops(machine):
+    with screen() as shown, machine.started("status", "--watch", stdout=shown.terminal) as watching:
+        os.close(shown.terminal)
+        shown.until("Not uploaded yet: knowledge_graph, reflection; no agent is running")
+        with machine.run() as agent:
+            shown.until("All memories are safe: last upload")
+            shown.until(rf"agent running \(pid {agent.pid}, run\)")
+        shown.until("Everything is uploaded, but no agent is running")
+        watching.process.send_signal(signal.SIGINT)
+        shown.until(r"reflection up to date \S+ MB\s+$")  # printed below the command, without the footer
+        assert watching.end().code == 0
+    assert shown.seen.decode().count("\x1b[?1049h") == shown.seen.decode().count("\x1b[?1049l") == 1
+
+
+def test_a_watched_status_prints_each_new_verdict_to_a_pipe(machine):
+    with machine.started("status", "--watch") as watching:
+        watching.printed.wait(lambda line: "no agent is running" in line["text"])
+        machine.sync()
+        watching.printed.wait(lambda line: "Everything is uploaded" in line["text"])
+        watching.process.send_signal(signal.SIGINT)
+        watching.end()
+    assert len(watching.printed.raw) == 2
+    refused = machine.call("status", "--watch", "--json")
+    assert (refused.code, "events --follow --json" in refused.err) == (2, True)
 
 
 def test_run_on_a_terminal_logs_if_a_format_is_set(machine):

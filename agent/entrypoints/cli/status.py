@@ -1,27 +1,45 @@
 """`status`: show the status as text or JSON."""
 
+import asyncio
 import json
+import shutil
+import sys
+from datetime import datetime
+from typing import Annotated
 
 import typer
 
 from agent.bootstrap.home import Home
 from agent.bootstrap.stores import location_of
+from agent.domain.errors import SettingsError
 from agent.domain.identity import suffixed
+from agent.domain.plain_text import printable
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
-from agent.entrypoints.formatting import json_value
+from agent.entrypoints.formatting import json_value, local_time
 from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.status_text import status_lines
 from agent.entrypoints.status_view import gather_status
-from agent.entrypoints.text_lines import Line, print_lines
+from agent.entrypoints.text_lines import Line, Style, has_colours, print_lines, rendered
 from agent.settings import Settings
 
 app = CommandGroup()
 
 
 @app.command()
-async def status(settings: Settings, as_json: AsJson = False) -> int:
+async def status(
+    settings: Settings,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show the status live, until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> int:
     """Show whether all memories are safe, what is under way, and what blocks the next sync."""
+    if watch and as_json:
+        raise SettingsError(
+            "both --watch and --json were given",
+            hint="akosha-agent events --follow --json prints events as they happen",
+        )
+    if watch:
+        return await _watch(settings)
     document = await gather_status(settings)
     if as_json:
         if document.unresponsive_agent:
@@ -32,12 +50,53 @@ async def status(settings: Settings, as_json: AsJson = False) -> int:
     return 0
 
 
-def lines_of(document: StatusDocument, settings: Settings) -> list[Line]:
-    """Return the text of the status of an agent with these settings."""
+async def _watch(settings: Settings) -> int:
+    """Show the status until Ctrl-C, on the whole terminal; elsewhere print each new verdict."""
+    from agent.entrypoints.status_watch import Screen, StatusWatch  # noqa: PLC0415 - only this option needs it
+
+    if not sys.stdout.isatty():
+        last: tuple[object, ...] = ()
+
+        def print_new(document: StatusDocument, now: datetime) -> None:
+            nonlocal last
+            verdict = document.judged(now).verdict
+            assert verdict is not None
+            uploads = [target.newest_upload_id or target.last_success for target in document.targets]
+            if (state := (verdict.severity, document.pending, document.problem, uploads)) != last:
+                last = state
+                typer.echo(f"{local_time(now)}  {printable(verdict.text)}")
+                sys.stdout.flush()
+
+        await StatusWatch(settings, print_new).run()
+    lines: list[str] = []
+    colours = has_colours(sys.stdout)
+    try:
+        with Screen() as screen:
+
+            def draw(document: StatusDocument, now: datetime) -> None:
+                nonlocal lines
+                size = shutil.get_terminal_size()
+                shown = [
+                    *lines_of(document, settings, now),
+                    Line(""),
+                    Line(f"{local_time(now)}  Ctrl-C ends", Style.DIM),
+                ]
+                lines = rendered(shown, width=size.columns, colours=colours)
+                screen.draw(lines, size.lines)
+
+            await StatusWatch(settings, draw).run()
+    except asyncio.CancelledError:
+        return 0
+    finally:
+        typer.echo("\n".join(lines[:-2]))
+
+
+def lines_of(document: StatusDocument, settings: Settings, now: datetime | None = None) -> list[Line]:
+    """Return the text of the status of an agent with these settings, as of `now`: by default the present time."""
     locations = {
         target.method: location_of(target.method, target.endpoint, target.bucket, settings.cloud_region)
         for target in document.targets
     }
     undecided = document.system_id_undecided
     other = suffixed(document.system_id, Home.of(settings).machine()) if undecided else None
-    return status_lines(document, locations=locations, over_nats=settings.over_nats, other_id=other or "")
+    return status_lines(document, locations=locations, over_nats=settings.over_nats, other_id=other or "", now=now)
