@@ -34,7 +34,7 @@ from agent.domain.errors import AkoshaError, BusError, is_transient
 from agent.domain.events import SyncAsked, SyncResult, limit_caused_by
 from agent.domain.identity import Identity
 from agent.domain.routing import STARTUP
-from agent.ports import Clock, EventBus, Ledger, SnapshotTaker, SyncMethod, reset_clients
+from agent.ports import Clock, DurableBus, Ledger, SnapshotTaker, SyncMethod, VolatileBus, reset_clients
 
 if TYPE_CHECKING:  # a single sync does not load what only the running agent needs
     from agent.application.archive.verify_loop import VerifyLoop
@@ -69,8 +69,8 @@ class Agent:
     identity: Identity
     clock: Clock
     ledger: Ledger
-    bus: EventBus
-    results_bus: EventBus
+    bus: VolatileBus
+    results_bus: DurableBus
     taker: SnapshotTaker
     methods: Mapping[str, SyncMethod]
     subscribers: Sequence[SyncSubscriber]
@@ -110,9 +110,10 @@ class Agent:
         try:
             await self.taker.sweep()
             for subscriber in self.subscribers:
-                name = subscriber.method.name
-                subject = naming.request_subject(self.identity.system_id, name)
-                await self.bus.subscribe(subject, subscriber.handle, durable=self.identity.durable(name))
+                subject = naming.request_subject(self.identity.system_id, subscriber.method.name)
+                subscriber.start()
+                stack.push_async_callback(subscriber.stop)
+                await self.bus.subscribe(subject, subscriber.handle)
         except BaseException:
             await stack.aclose()
             raise
@@ -125,7 +126,7 @@ class Agent:
     async def run(self) -> None:
         """Run until cancelled. Raises the first error of a loop that is not transient."""
         session = naming.session_subject(self.identity.system_id)
-        await self.bus.subscribe(session, self.session_ends.handle, durable=self.identity.durable("session"))
+        await self.bus.subscribe(session, self.session_ends.handle)
         if self.remote_control is not None:
             await self.remote_control.start()
         self.health.subscribed()
@@ -158,7 +159,7 @@ class Agent:
     async def reset_clients(self) -> None:
         """Make stores, servers and buses read credentials and certificates again, and retry failing targets now."""
         await self.stall_monitor.reset_clients()
-        await reset_clients(*{id(bus): bus for bus in (self.bus, self.results_bus)}.values())
+        await reset_clients(self.results_bus)
         try:
             await self.retry_scheduler.retry_recovered_targets(set(self.methods))
         except AkoshaError as error:  # the retry loop tries again later
@@ -216,7 +217,7 @@ class Agent:
         await self.publisher.trigger(STARTUP)
 
     async def _handle_errors(self) -> None:
-        """Log a transient error: the bus redelivers its request. Raise any other error, which ends the agent."""
+        """Log a transient error: the subscriber makes another attempt. Raise any other error, which ends the agent."""
         while True:
             error = await self.errors.get()
             if not is_transient(error):

@@ -28,7 +28,6 @@ from agent.application.triggers.publisher import Publisher
 from agent.application.triggers.retry_scheduler import RetryScheduler
 from agent.application.triggers.session_ends import SessionEnds
 from agent.application.triggers.spool_reader import SpoolReader
-from agent.bootstrap import buses
 from agent.bootstrap.archive import build_prune_loop, deep_verifier_opener, verifier_opener
 from agent.bootstrap.buses import run_buses, single_sync_buses
 from agent.bootstrap.home import Home
@@ -41,7 +40,7 @@ from agent.domain.naming import EVENT_MAX_AGE
 from agent.domain.routing import CLOUD, HTTP, RETRY, RetryRules, SyncPolicy
 from agent.ports import (
     Clock,
-    EventBus,
+    DurableBus,
     Ledger,
     Meter,
     NetworkMonitor,
@@ -51,6 +50,7 @@ from agent.ports import (
     Spool,
     Supervisor,
     SyncMethod,
+    VolatileBus,
     Watch,
 )
 from agent.settings import Settings
@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from agent.application.triggers.network_changes import NetworkChanges
     from agent.application.triggers.probe_loop import ProbeLoop
 
+OLD_ROLES = (CLOUD, HTTP, "session")
+"""Roles of the durable consumers that earlier versions made."""
+
 # What only the running agent needs is imported where it is built: a single sync takes a tenth less time to start.
 
 
@@ -69,13 +72,13 @@ if TYPE_CHECKING:
 class AgentAdapters:
     """The adapters of an agent. Those that are None are disabled, or not used by a single sync.
 
-    Results are published on `results_bus`, which is `bus` except for a single sync, whose requests stay in the process.
+    Results are published on `results_bus`. The requests of a single sync stay in the process.
     The connections of the methods are registered with `stall_monitor`.
     """
 
     clock: Clock
-    bus: EventBus
-    results_bus: EventBus
+    bus: VolatileBus
+    results_bus: DurableBus
     ledger: Ledger
     taker: SnapshotTaker
     methods: Mapping[str, SyncMethod]
@@ -115,18 +118,16 @@ async def build(
     meter = meter or NoMeter()
     settings, clock = home.settings, home.clock
     give_back_large_blocks()
-    name = f"akosha-agent {identity.durable('agent')}"
-    responder: Responder | None = None
     if single_sync:
-        bus, results_bus = single_sync_buses(settings, name, clock)
+        buses = single_sync_buses(settings, identity, clock)
     else:
-        bus, responder = await run_buses(settings, name, clock)
-        results_bus = bus
+        buses = await run_buses(settings, identity, clock)
     try:
         machine = await asyncio.to_thread(home.machine)
         ledger = await home.open_ledger()
     except BaseException:
-        await asyncio.gather(bus.aclose(), results_bus.aclose())
+        await buses.volatile.aclose()
+        await buses.durable.aclose()
         raise
     warm, stall_monitor = WarmChild(clock), StallMonitor()
     mirror = home.mirror()
@@ -138,8 +139,8 @@ async def build(
         identity,
         AgentAdapters(
             clock=clock,
-            bus=bus,
-            results_bus=results_bus,
+            bus=buses.volatile,
+            results_bus=buses.durable,
             ledger=ledger,
             taker=taker,
             methods=methods,
@@ -155,7 +156,7 @@ async def build(
             meter=meter,
             network_monitor=None if single_sync else _network_monitor(clock),
             supervisor=supervisor,
-            responder=responder,
+            responder=buses.responder,
             open_verifier=None if single_sync else verifier_opener(settings, identity, machine, ledger, clock),
             open_deep_verifier=None
             if single_sync
@@ -216,7 +217,6 @@ def assemble(
             after_outcome=sync_finished.set,
             errors=errors,
             unreachable=unreachable,
-            in_progress_seconds=buses.PATIENCE.ack_wait / 3,
             meter=a.meter,
         )
         for method in methods.values()
@@ -235,6 +235,7 @@ def assemble(
     session_ends = SessionEnds(
         publisher=publisher,
         ledger=ledger,
+        stream=a.results_bus,
         clock=clock,
         system_id=system_id,
         timeout_seconds=rescan_seconds,
@@ -272,7 +273,7 @@ def assemble(
     network_changes = _network_changes(adapters, retry_scheduler)
 
     async def republish_requests() -> None:
-        """Publish requests without an outcome on the current bus, because they may have been left on the other one."""
+        """Publish requests without an outcome again, because the bus may have lost them, and look for changes."""
         session_ends.republish()
         await inbox.republish()
         await spool_reader.drain()
@@ -280,12 +281,15 @@ def assemble(
             await publisher.trigger(RETRY)
 
     bus_recovery = BusRecovery(
-        bus=a.results_bus,
+        bus=bus,
+        results_bus=a.results_bus,
         ledger=ledger,
         recorder=recorder,
         clock=clock,
         max_age=EVENT_MAX_AGE,
+        catch_up=session_ends.catch_up,
         switched=republish_requests,
+        old_consumers=[identity.durable(role) for role in OLD_ROLES],
     )
 
     # Monitoring.
@@ -369,7 +373,7 @@ def _network_changes(adapters: AgentAdapters, retries: RetryScheduler) -> "Netwo
     return NetworkChanges(
         network_monitor=a.network_monitor,
         clock=a.clock,
-        buses={id(each): each for each in (a.bus, a.results_bus)}.values(),
+        bus=a.results_bus,
         stall_monitor=a.stall_monitor,
         retries=retries,
     )

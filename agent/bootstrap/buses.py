@@ -1,10 +1,13 @@
 """Builds the event buses."""
 
+from dataclasses import dataclass, replace
+
 from agent.adapters.failover_bus import FailoverBus
-from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.memory_bus import MemoryBus, MemoryDurableBus
 from agent.adapters.nats import Limits, Login, NatsOptions, Patience, Tls
 from agent.adapters.wire import CloudEventsCodec
-from agent.ports import Clock, EventBus, Responder
+from agent.domain.identity import Identity
+from agent.ports import Clock, DurableBus, Responder, VolatileBus
 from agent.settings import Settings, check_private, nats_servers
 
 NATS = "nats"
@@ -15,39 +18,54 @@ LIMITS = Limits()
 _PRIVATE = ("agent_nats_credentials_file", "agent_nats_nkey_file", "agent_nats_key_file")
 
 
-async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventBus, Responder | None]:
-    """Return the bus of a running agent, and the responder for remote control, if that is enabled.
+@dataclass(frozen=True, slots=True)
+class Buses:
+    """The buses of an agent. `responder` is None unless remote control is enabled."""
+
+    volatile: VolatileBus
+    durable: DurableBus
+    responder: Responder | None = None
+
+
+async def run_buses(settings: Settings, identity: Identity, clock: Clock) -> Buses:
+    """Return the buses of a running agent.
 
     Raises SettingsError for invalid files of the NATS settings. An unreachable NATS server is not an error.
     """
     if not settings.over_nats:
-        return _memory(clock), None
-    from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded only if NATS is used
+        return Buses(MemoryBus(clock), MemoryDurableBus(clock))
+    from agent.adapters.nats.bus import NatsBuses  # noqa: PLC0415 - loaded only if NATS is used
 
     wait_for_connection = settings.agent_bus == NATS
-    nats = await NatsBus.open(
-        check_nats_options(nats_options(settings, name)),
+    nats = await NatsBuses.open(
+        check_nats_options(agent_nats_options(settings, identity)),
         CloudEventsCodec(),
         clock=clock,
         wait_for_connection=wait_for_connection,
     )
-    control = nats if settings.agent_remote_control else None
+    control = nats.volatile if settings.agent_remote_control else None
     if wait_for_connection:
-        return nats, control
-    return FailoverBus(nats, _memory(clock), progress_interval_seconds=PATIENCE.ack_wait / 3), control
+        return Buses(nats.volatile, nats.durable, control)
+    return Buses(FailoverBus(nats.volatile, MemoryBus(clock)), nats.durable, control)
 
 
-def single_sync_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventBus, EventBus]:
+def single_sync_buses(settings: Settings, identity: Identity, clock: Clock) -> Buses:
     """Return the in-process bus for the request of a single sync, and the bus for its result."""
-    local = _memory(clock)
     if not settings.over_nats:
-        return local, local
-    from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - as above
+        return Buses(MemoryBus(clock), MemoryDurableBus(clock))
+    from agent.adapters.nats.bus import NatsBuses  # noqa: PLC0415 - as above
 
-    return local, NatsBus.begin(check_nats_options(nats_options(settings, name)), CloudEventsCodec(), clock=clock)
+    options = check_nats_options(agent_nats_options(settings, identity))
+    return Buses(MemoryBus(clock), NatsBuses.begin(options, CloudEventsCodec(), clock=clock).durable)
 
 
-def nats_options(settings: Settings, name: str, *, own_durables: bool = True) -> NatsOptions:
+def agent_nats_options(settings: Settings, identity: Identity, role: str = "agent") -> NatsOptions:
+    """Return the NATS options of an agent, whose replies arrive below a prefix of its system."""
+    options = nats_options(settings, f"akosha-agent {identity.durable(role)}")
+    return replace(options, inbox_prefix=f"_INBOX.{identity.system_id}")
+
+
+def nats_options(settings: Settings, name: str) -> NatsOptions:
     """Return the NATS options of the settings. `name` is the connection's name on the server."""
     s = settings
     return NatsOptions(
@@ -69,7 +87,6 @@ def nats_options(settings: Settings, name: str, *, own_durables: bool = True) ->
         ),
         patience=PATIENCE,
         limits=LIMITS,
-        own_durables=own_durables,
         check=lambda: _check_files(s),
     )
 
@@ -92,7 +109,3 @@ def _check_files(settings: Settings) -> None:
         path = getattr(settings, key)
         if path is not None:
             check_private(path, key)
-
-
-def _memory(clock: Clock) -> MemoryBus:
-    return MemoryBus(clock, ack_wait_seconds=PATIENCE.ack_wait)

@@ -14,12 +14,12 @@ from agent.adapters.patches import ZstdPatcher
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.ingest.service import IngestService
 from agent.application.ingest.upload_ingester import UploadIngester
-from agent.bootstrap.buses import check_nats_options, nats_options
+from agent.bootstrap.buses import agent_nats_options, check_nats_options
 from agent.bootstrap.home import Home
 from agent.bootstrap.methods import memory_push
 from agent.bootstrap.stores import object_store
 from agent.domain.identity import Identity
-from agent.ports import Clock, EventBus
+from agent.ports import Clock, DurableBus
 from agent.settings import Settings
 
 
@@ -38,7 +38,7 @@ async def open_ingest_service(home: Home, identity: Identity, systems: Collectio
         stack.push_async_callback(store.aclose)
         push = memory_push(s, ledger, home.clock)
         stack.push_async_callback(push.sink.aclose)
-        bus = await _bus(s, f"akosha-agent {identity.durable('react')}", home.clock)
+        bus = await _bus(s, identity, home.clock)
         if bus is not None:
             stack.push_async_callback(bus.aclose)
         yield IngestService(
@@ -68,11 +68,11 @@ def _zone(name: str) -> tzinfo:
     return zone_named(name) if name else UTC
 
 
-async def _bus(settings: Settings, name: str, clock: Clock) -> EventBus | None:
+async def _bus(settings: Settings, identity: Identity, clock: Clock) -> DurableBus | None:
     """Return the bus for results, which may be unreachable. Raises SettingsError for invalid files."""
     if not settings.over_nats:
         return None
-    from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded only if NATS is used
+    from agent.adapters.nats.bus import NatsBuses  # noqa: PLC0415 - loaded only if NATS is used
 
-    options = await asyncio.to_thread(check_nats_options, nats_options(settings, name))
-    return NatsBus.begin(options, CloudEventsCodec(), clock=clock)
+    options = await asyncio.to_thread(check_nats_options, agent_nats_options(settings, identity, "react"))
+    return NatsBuses.begin(options, CloudEventsCodec(), clock=clock).durable

@@ -17,13 +17,12 @@ from agent.bootstrap.agent import build
 from agent.bootstrap.home import RUN, Home
 from agent.domain import naming
 from agent.domain.errors import AgentUnavailable, AlreadyRunning, SettingsError, StateError, SystemIdTaken
-from agent.domain.events import SyncAsked, SyncProgress, SyncResult
+from agent.domain.events import Event, SyncAsked, SyncProgress, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.routing import AUTO, MANUAL
 from agent.domain.status_warning import StatusWarning
 from agent.entrypoints.control_client import Endpoint
 from agent.entrypoints.status_document import unresponsive_warning
-from agent.ports import Message
 from agent.settings import Settings
 
 if TYPE_CHECKING:
@@ -225,10 +224,9 @@ class SyncClient:
                 client = replace(client, identity=identity, ask=replace(client.ask, system_id=identity.system_id))
 
     async def _sync_once(self, on_progress: ProgressCallback) -> SyncResult:
-        async def handle(message: Message) -> None:
-            if isinstance(message.event, SyncProgress):
-                on_progress(message.event)
-            await message.ack()
+        async def handle(event: Event) -> None:
+            if isinstance(event, SyncProgress):
+                on_progress(event)
 
         async with await build(self.home, self.identity, single_sync=True) as agent:
             await agent.bus.subscribe(naming.progress_subject(self.identity.system_id), handle)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Collection
 import structlog
 
 from agent.adapters.nats import Login, NatsOptions, Tls
-from agent.adapters.nats.bus import NatsBus
+from agent.adapters.nats.bus import NatsBuses
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import NamingError
@@ -15,6 +15,7 @@ from agent.domain.naming import results_pattern
 from agent.events_client.address import options_of
 from agent.events_client.handover import Handover, Result
 from agent.events_client.logs import log_by_default
+from agent.ports import Bus
 
 EVERY = "*"
 """The `system` argument for all systems."""
@@ -42,19 +43,19 @@ def results(
 
     With a `durable` name, the server keeps the position: the first run starts with the oldest result, later runs with
     the first unacked one. Programs that use the same name concurrently share the results. Without a name, the generator
-    yields only results published after the first iteration has started.
+    yields only results published while it runs and is connected, and a body that is too slow misses some.
 
-    A result is acked when the loop requests the next one, that is after the body has run. Until then the server is
-    notified that it is in progress, so the body may take long, unless it blocks the event loop for longer than the ack
-    wait. If the body raises, breaks or is cancelled, its result is not acked, and is delivered again to the same
-    durable name. To leave the loop early, close the generator at once:
+    With a name, a result is acked when the loop requests the next one, that is after the body has run. Until then the
+    server is notified that it is in progress, so the body may take long, unless it blocks the event loop for longer
+    than the ack wait. If the body raises, breaks or is cancelled, its result is not acked, and is delivered again to
+    the same durable name. To leave the loop early, close the generator at once:
 
         async with contextlib.aclosing(results(url, durable="one")) as found:
             async for result in found:
                 break
 
-    Delivery is at least once. Within one run, an acked result is not yielded again (the last 10,000 IDs are
-    remembered). After a restart, the program must itself ignore results whose `system_id` and `id` it knows.
+    Delivery under a name is at least once. Within one run, an acked result is not yielded again (the last 10,000 IDs
+    are remembered). After a restart, the program must itself ignore results whose `system_id` and `id` it knows.
 
     Raises NamingError for an invalid system, durable name or outcome, and SettingsError for an invalid address, both
     at the call, before the first iteration.
@@ -74,12 +75,15 @@ async def _consume(
     options: NatsOptions, pattern: str, durable: str | None, classes: Collection[type[Result]]
 ) -> AsyncGenerator[Result, None]:
     log_by_default()
-    handover = Handover(classes, progress_interval_seconds=options.patience.ack_wait / 3)
-    bus = NatsBus.begin(options, CloudEventsCodec(), clock=SystemClock())
-    availability = _Availability(bus)
+    handover = Handover(classes)
+    buses = NatsBuses.begin(options, CloudEventsCodec(), clock=SystemClock())
+    availability = _Availability(buses.volatile if durable is None else buses.durable)
     try:
-        await bus.first_attempt()
-        await bus.subscribe(pattern, handover.handle, durable=durable)
+        await buses.first_attempt()
+        if durable is None:
+            await buses.volatile.subscribe(pattern, handover.handle)
+        else:
+            await buses.durable.consume(pattern, handover.handle, durable=durable)
         availability.begin()
         while True:
             pending = await handover.next()
@@ -87,13 +91,13 @@ async def _consume(
             handover.finish(pending)
     finally:
         availability.closed = True
-        await bus.aclose()
+        await buses.aclose()
 
 
 class _Availability:
     """Logs once when NATS becomes unavailable, and once when it is available again."""
 
-    def __init__(self, bus: NatsBus) -> None:
+    def __init__(self, bus: Bus) -> None:
         self._bus, self._waiting, self.closed = bus, False, False
 
     def begin(self) -> None:

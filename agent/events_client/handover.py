@@ -5,13 +5,11 @@ A result is acked when the loop requests the next one.
 
 import asyncio
 from collections.abc import Collection
-from contextlib import suppress
 
-from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
-from agent.ports import Message
+from agent.domain.events import Event, SyncFailed, SyncSkipped, SyncSucceeded
 
 MOST_REMEMBERED = 10_000
-"""Number of IDs of acked results that are remembered, because the bus may deliver those results again."""
+"""Number of IDs of processed results that are remembered, because the bus may deliver those results again."""
 
 Result = SyncSucceeded | SyncSkipped | SyncFailed
 
@@ -31,28 +29,18 @@ class PendingResult:
 
 
 class Handover:
-    """Passes results of the `wanted` classes to one loop; other events are acked immediately.
+    """Passes results of the `wanted` classes to one loop, each once; ignores other events."""
 
-    While the loop processes a result, the bus is notified every `progress_interval_seconds` that it is in progress.
-    """
-
-    def __init__(self, wanted: Collection[type[Result]], *, progress_interval_seconds: float) -> None:
-        self._wanted, self._progress_interval = frozenset(wanted), progress_interval_seconds
+    def __init__(self, wanted: Collection[type[Result]]) -> None:
+        self._wanted = frozenset(wanted)
         self._pending: dict[_Key, PendingResult] = {}
         self._next: asyncio.Queue[PendingResult] = asyncio.Queue()
         self._done: dict[_Key, None] = {}
 
-    async def handle(self, message: Message) -> None:
-        """Return when the loop has processed the result and it is acked. An `agent.ports.Handler`.
-
-        A result that is delivered again while the loop processes it (the ack wait has passed) is not passed on twice.
-        """
-        event = message.event
+    async def handle(self, event: Event) -> None:
+        """Return when the loop has processed the result. An `agent.ports.Handler`."""
         if isinstance(event, SyncSucceeded | SyncSkipped | SyncFailed) and type(event) in self._wanted:
-            pending = self._pending_result(event)
-            while not await self._is_finished(pending):
-                await message.in_progress()
-        await message.ack()
+            await self._pending_result(event).finished.wait()
 
     async def next(self) -> PendingResult:
         """Wait for the next result."""
@@ -67,6 +55,7 @@ class Handover:
         pending.finished.set()
 
     def _pending_result(self, result: Result) -> PendingResult:
+        """Return the result if it is being processed or was processed; otherwise pass it to the loop."""
         pending = PendingResult(result)
         if pending.key in self._done:
             pending.finished.set()
@@ -75,10 +64,3 @@ class Handover:
             self._pending[pending.key] = pending
             self._next.put_nowait(pending)
         return self._pending[pending.key]
-
-    async def _is_finished(self, pending: PendingResult) -> bool:
-        """Wait up to `progress_interval_seconds`; return whether the result has been processed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._progress_interval):
-                await pending.finished.wait()
-        return pending.finished.is_set()

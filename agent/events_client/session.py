@@ -4,7 +4,7 @@ import asyncio
 import uuid
 
 from agent.adapters.nats import Login, NatsOptions, Tls
-from agent.adapters.nats.bus import NatsBus
+from agent.adapters.nats.bus import NatsBuses
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import BusError
@@ -41,13 +41,13 @@ async def publish_session_ended(
     event = SessionEnded(
         id=id or str(uuid.uuid4()), time=clock.now(), system_id=system_id, session_id=session_id, reason=reason
     )
-    bus = NatsBus.begin(options, CloudEventsCodec(), clock=clock, wait_for_connection=True)
+    buses = NatsBuses.begin(options, CloudEventsCodec(), clock=clock, wait_for_connection=True)
     failure = ""
     try:
         async with asyncio.timeout(timeout):
             while True:
                 try:
-                    await bus.publish(event)
+                    await buses.durable.publish(event)
                     return event.id
                 except BusError as error:
                     if not error.transient:
@@ -56,9 +56,9 @@ async def publish_session_ended(
                 await clock.sleep(RETRY_SECONDS)
     except TimeoutError as error:
         raise BusError(
-            f"the session's end was not confirmed within {timeout:g} s: {failure or bus.state.detail}",
+            f"the session's end was not confirmed within {timeout:g} s: {failure or buses.durable.state.detail}",
             hint=f"publish it again with the id {event.id}",
             transient=True,
         ) from error
     finally:
-        await bus.aclose()
+        await buses.aclose()

@@ -1,6 +1,17 @@
 """The protocols that the application uses, with their promises. `tests/contracts` tests every adapter against them."""
 
-from agent.ports.bus import BusState, Codec, EventBus, Handler, Message, Responder, StreamMark, Subscription
+from agent.ports.bus import (
+    Bus,
+    BusState,
+    Codec,
+    DurableBus,
+    Handler,
+    Responder,
+    StoredEvent,
+    StreamMark,
+    Subscription,
+    VolatileBus,
+)
 from agent.ports.ledger import HistoryEntry, Ledger
 from agent.ports.memories import (
     Capabilities,
@@ -39,6 +50,7 @@ from agent.ports.system import Clock, Spool, Supervisor, Watch
 from agent.ports.unexpected_errors import UnexpectedErrors
 
 __all__ = [
+    "Bus",
     "BusState",
     "Capabilities",
     "Clock",
@@ -48,7 +60,7 @@ __all__ = [
     "Creation",
     "DatabaseSource",
     "Delivered",
-    "EventBus",
+    "DurableBus",
     "Handler",
     "HeldMemory",
     "HistoryEntry",
@@ -60,7 +72,6 @@ __all__ = [
     "MemoryReader",
     "MemorySink",
     "MemorySource",
-    "Message",
     "Meter",
     "Mirror",
     "NetworkChange",
@@ -82,6 +93,7 @@ __all__ = [
     "SnapshotTaker",
     "Spool",
     "StoreResult",
+    "StoredEvent",
     "StoredObject",
     "StreamMark",
     "Subscription",
@@ -89,6 +101,7 @@ __all__ = [
     "SyncMethod",
     "Unchanged",
     "UnexpectedErrors",
+    "VolatileBus",
     "Watch",
     "WrittenMemories",
     "WrittenPatch",

@@ -1,4 +1,4 @@
-"""Delivery of events: at least once, in order per subject."""
+"""The two buses: a volatile one, whose events may be lost and are found again, and a durable one for results."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -28,33 +28,15 @@ class Codec(Protocol):
         ...
 
 
-class Message(Protocol):
-    """One delivery of an event to one subscription. `ack` or `nak` settles it; later calls do nothing."""
-
-    @property
-    def event(self) -> Event: ...
-
-    async def ack(self) -> None:
-        """Mark the event as handled: it is not delivered again."""
-        ...
-
-    async def nak(self, delay: float = 0.0) -> None:
-        """Request redelivery after `delay` seconds. Later events of the subscription wait for it."""
-        ...
-
-    async def in_progress(self) -> None:
-        """Restart the ack wait, because the handler still works."""
-        ...
-
-
-Handler = Callable[[Message], Awaitable[None]]
+Handler = Callable[[Event], Awaitable[None]]
+"""Handles one event. The bus logs an exception."""
 
 
 class Subscription(Protocol):
-    """A running subscription."""
+    """A running subscription or consumer."""
 
     async def stop(self) -> None:
-        """Stop delivery. A running handler is cancelled, and its event stays unacked. Idempotent."""
+        """Stop delivery and cancel a running handler. Idempotent."""
         ...
 
 
@@ -62,8 +44,8 @@ class Subscription(Protocol):
 class BusState:
     """The bus in use (`memory`, `nats`), and since when.
 
-    `ready` is false while events wait for the bus. `detail` is its address, or the reason why another bus is not in
-    use.
+    `ready` is false while the bus does not take events. `detail` is its address, or the reason why another bus is not
+    in use. `since` also changes when a connection is replaced.
     """
 
     name: str
@@ -74,70 +56,113 @@ class BusState:
 
 @dataclass(frozen=True, slots=True)
 class StreamMark:
-    """A position in a stream that outlives this process: when the stream was `created`, and its newest `sequence`."""
+    """A position in a stream that outlives this process: when the stream was `created`, and its newest `sequence`.
+
+    `created` is empty if the server does not permit to read it.
+    """
 
     created: str
     sequence: int
 
     def has_lost(self, earlier: "StreamMark") -> bool:
         """Return whether the stream has lost events since the earlier mark: it was replaced or truncated."""
-        return self.created != earlier.created or self.sequence < earlier.sequence
+        replaced = self.created and earlier.created and self.created != earlier.created
+        return bool(replaced) or self.sequence < earlier.sequence
 
 
-class EventBus(Protocol):
-    """Delivers events at least once, in order per subject.
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event in the stream. `position` identifies it in this stream and in one that replaces it."""
 
-    A subscription receives one event at a time, the next one after an ack. If a handler raises, or returns with neither
-    ack nor nak, that counts as a nak. If a handler reports no progress for longer than the bus's ack wait, it is
-    cancelled, and its event is delivered again. Progress events are an exception: they reach current subscriptions
-    only, and may be lost.
-    """
+    event: Event
+    position: str
+
+
+class Bus(Protocol):
+    """What both buses have."""
 
     @property
     def state(self) -> BusState: ...
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when `state` changes. It is called on the event loop and must be cheap."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop all subscriptions. Idempotent."""
+        ...
+
+
+class VolatileBus(Bus, Protocol):
+    """Delivers events at most once, in order per subject: sync requests, session ends and progress.
+
+    An event that is lost is not delivered again. The agent finds what it meant: a rescan finds changed databases, and
+    `DurableBus.newest` the last session end.
+    """
+
+    async def publish(self, event: Event) -> None:
+        """Publish on the event's own subject, to the subscriptions that are active now.
+
+        Raises BusError, transient if the bus is unreachable; WireError if the event cannot be encoded.
+        """
+        ...
+
+    async def subscribe(self, pattern: str, handler: Handler) -> Subscription:
+        """Pass events whose subject matches `pattern` (`*`: one token, `>`: the rest) to `handler`, one at a time.
+
+        A slow handler misses events: a subscription keeps at most `agent.ports.dispatch.MAX_QUEUED` of them.
+        """
+        ...
+
+
+class DurableBus(Bus, Protocol):
+    """Stores events, and delivers them to consumers at least once, in order per subject: results and archive events.
+
+    A consumer receives one event at a time. The event is acked when the handler returns, whatever time that takes. If
+    the handler raises or is cancelled, the event is delivered again, before later ones.
+    """
 
     @property
     def stream(self) -> StreamMark | None:
         """The last known position of the stream, for a bus whose events outlive this process.
 
         None for an in-process bus, and before the first connection. When `publish` returns, the position includes its
-        event.
+        event. `on_change` also reports that the stream has lost events.
         """
-        ...
-
-    def on_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when `state` changes, a connection is made or lost, or the stream has lost events.
-
-        It is called on the event loop and must be cheap.
-        """
-        ...
-
-    async def wait_until_ready(self) -> None:
-        """Wait until `state` is ready."""
         ...
 
     def check_connection(self) -> None:
         """Check the connection now and replace it if it is dead, after sleep or a network change. Returns at once."""
         ...
 
+    async def wait_until_ready(self) -> None:
+        """Wait until `state` is ready."""
+        ...
+
     async def publish(self, event: Event) -> None:
-        """Publish on the event's own subject. When it returns, the bus has the event; if it raises, it may have it.
+        """Publish on the event's own subject. When it returns, the event is stored; if it raises, it may be.
+
+        Raises BusError, transient if the bus is unreachable; WireError if the event cannot be encoded.
+        """
+        ...
+
+    async def newest(self, subject: str) -> StoredEvent | None:
+        """Return the newest stored event on a subject; None if there is none, or if it cannot be read.
 
         Raises BusError, transient if the bus is unreachable.
         """
         ...
 
-    async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> Subscription:
-        """Pass events whose subject matches `pattern` (`*`: one token, `>`: the rest) to `handler`.
+    async def consume(self, pattern: str, handler: Handler, *, durable: str) -> Subscription:
+        """Pass stored events whose subject matches `pattern` to `handler`.
 
-        With a `durable` name, events that are unacked when the subscription stops, and events published afterwards, are
-        delivered to the next subscription of that name. A name that the bus does not know starts at the oldest stored
-        event. Without a name, the subscription receives events that are published from now on.
+        Events that are unacked when the consumer stops, and events published afterwards, are delivered to the next
+        consumer of the name `durable`. A name that the bus does not know starts at the oldest stored event.
         """
         ...
 
-    async def aclose(self) -> None:
-        """Stop all subscriptions. Idempotent."""
+    async def remove_consumer(self, durable: str) -> None:
+        """Remove a durable name, if it exists and the server permits it. Raises BusError if the bus is unreachable."""
         ...
 
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from agent.adapters.nats import NatsOptions
-from agent.adapters.nats.bus import NatsBus
+from agent.adapters.nats.bus import NatsBuses
 from agent.adapters.nats.options import DAY
 from agent.adapters.nats.stream import STREAM
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.sync.results import succeeded
+from agent.domain.events import Event
 from agent.domain.naming import SUBJECT_PREFIX
 from agent.domain.routing import CLOUD
 from agent.events_client import results
-from agent.ports import Message
 from tests.bench.report import Line
 from tests.support import values
 from tests.support.servers.nats import connected, running_nats
@@ -64,20 +64,19 @@ async def raw(url: str, durable: str) -> AsyncGenerator[object, None]:
 
 
 async def by_bus(url: str, durable: str) -> AsyncGenerator[object, None]:
-    """Yield decoded events of the agent's bus, with a handler that acks."""
+    """Yield decoded events of the agent's durable bus."""
     handled: asyncio.Queue[object] = asyncio.Queue(maxsize=1)
 
-    async def handle(message: Message) -> None:
-        await handled.put(message.event)
-        await message.ack()
+    async def handle(event: Event) -> None:
+        await handled.put(event)
 
-    bus = await NatsBus.open(_options(url), CloudEventsCodec(), clock=SystemClock(), wait_for_connection=True)
+    buses = await NatsBuses.open(_options(url), CloudEventsCodec(), clock=SystemClock(), wait_for_connection=True)
     try:
-        await bus.subscribe(PATTERN, handle, durable=durable)
+        await buses.durable.consume(PATTERN, handle, durable=durable)
         while True:
             yield await handled.get()
     finally:
-        await bus.aclose()
+        await buses.aclose()
 
 
 def by_client(url: str, durable: str) -> AsyncGenerator[object, None]:
@@ -122,13 +121,13 @@ async def _read(url: str, durable: str, count: int) -> dict[str, list[float]]:
 async def _fill(url: str, count: int) -> int:
     """Publish `count` results of different uploads; return the encoded size of one."""
     codec = CloudEventsCodec()
-    bus = await NatsBus.open(_options(url), codec, clock=SystemClock(), wait_for_connection=True)
+    buses = await NatsBuses.open(_options(url), codec, clock=SystemClock(), wait_for_connection=True)
     try:
         for first in range(0, count, _CONCURRENT):
             batch = [_result(number) for number in range(first, min(first + _CONCURRENT, count))]
-            await asyncio.gather(*(bus.publish(result) for result in batch))
+            await asyncio.gather(*(buses.durable.publish(result) for result in batch))
     finally:
-        await bus.aclose()
+        await buses.aclose()
     return len(codec.encode(_result(0)))
 
 

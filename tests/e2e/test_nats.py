@@ -207,7 +207,7 @@ def test_foreign_session_ends_and_requests_are_refused(server, machine):
             (ENDED, session_end(3, padding="x" * 70_000)),
         )
         refused = agent.logged("message_refused", len(junk) + 1)
-        assert all(line["sequence"] > 0 and line["reason"] for line in refused)
+        assert all(line["reason"] for line in refused)
         assert len(agent.logged("request_refused", 3)) == 3
         assert len([line for line in agent.log.seen if line["event"] == "sync_requested"]) == 1
         assert machine.sync()["outcome"] == "skipped"

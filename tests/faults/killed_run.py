@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.directory_store.incoming import Incoming
 from agent.adapters.duckdb import DuckdbSnapshotTaker, MirrorDirectory
-from agent.adapters.nats.bus import NatsBus
-from agent.adapters.nats.messages import JetStreamMessage
+from agent.adapters.nats.core import NatsVolatileBus
+from agent.adapters.nats.durable import NatsDurableBus
 from agent.adapters.patches import ZstdPatcher
 from agent.adapters.s3.multipart import Multipart
 from agent.adapters.sqlite_ledger import SqliteLedger, schema
 from agent.adapters.sqlite_ledger.memories import SqliteMemories
 from agent.adapters.sqlite_ledger.open_puts import SqlitePutJournal
-from agent.domain.events import SyncResult
+from agent.domain.events import SyncRequested
 from agent.entrypoints.cli.app import app
 from tests.faults.killed_sync import kill, kill_at
 from tests.support.constants import replace_from_environment
@@ -53,8 +53,8 @@ CALLS: Mapping[str, tuple[type, str, Callable[..., bool]]] = {
     "share": (Incoming, "share", _any),
     "memories": _put("memories.json.gz"),
     "manifest": _put("manifest.json"),
-    "publish": (NatsBus, "publish", lambda event: isinstance(event, SyncResult)),
-    "ack": (JetStreamMessage, "ack", _any),
+    "request": (NatsVolatileBus, "publish", lambda event: isinstance(event, SyncRequested)),
+    "publish": (NatsDurableBus, "publish", _any),
     "prune": (DirectoryStore, "_delete", _any),
 }
 """Name -> the call, and which of its calls: those with certain arguments."""

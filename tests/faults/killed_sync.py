@@ -15,7 +15,7 @@ from pathlib import Path
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.directory_store.incoming import Incoming
 from agent.adapters.duckdb import MirrorDirectory
-from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.memory_bus import MemoryDurableBus
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.events import SyncResult
@@ -54,7 +54,7 @@ def kill_at(owner: type, method: str, point: str, wanted=lambda *_: True) -> Non
 
 def main() -> None:
     point, published = sys.argv[1], Path(sys.argv[2])
-    publish, codec = MemoryBus.publish, CloudEventsCodec()
+    publish, codec = MemoryDurableBus.publish, CloudEventsCodec()
 
     async def publish_and_record(self, event):
         await publish(self, event)
@@ -62,7 +62,7 @@ def main() -> None:
             with published.open("ab") as file:
                 file.write(codec.encode(event) + b"\n")
 
-    MemoryBus.publish = publish_and_record
+    MemoryDurableBus.publish = publish_and_record
     if point == "record:after":  # the metadata exists, its object does not
         write_record = Incoming._write_record
 
@@ -92,7 +92,7 @@ def main() -> None:
             "adopt",
         ):
             kill_at(SqliteLedger, method, point)
-        kill_at(MemoryBus, "publish", point, lambda event: isinstance(event, SyncResult))
+        kill_at(MemoryDurableBus, "publish", point, lambda event: isinstance(event, SyncResult))
     app(["sync", "--json", *sys.argv[3:]])
 
 

@@ -1,4 +1,4 @@
-"""Kills (SIGKILL) of the agent between publish, ack and confirm: one upload, and one result by its ID."""
+"""Kills (SIGKILL) of the agent between request, publish and confirm: one upload, and one result by its ID."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.support.servers.nats import running_nats
 pytestmark = pytest.mark.long
 
 HERE = Path(__file__).parent
-POINTS = ("publish:after", "ack:after", "confirm:after")
+POINTS = ("request:after", "publish:after", "confirm:after")
 """Those that differ with NATS. `make faults` has all."""
 
 
@@ -27,7 +27,6 @@ def server(tmp_path_factory):
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_any_point_leaves_one_upload_and_one_result(server, tmp_path, point):
-    """The next agent takes over the unacknowledged messages at once, before the ack wait of a minute ends."""
     system = f"laptop-{POINTS.index(point)}"
     machine = Machine(tmp_path / "machine", agent_nats_url=server.url, system_id=system)
     machine.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), machine.environ.get("PYTHONPATH", "")])

@@ -25,7 +25,7 @@ from agent.settings import Settings
 from tests.support import session_buddy
 from tests.support.machine import NO_AKOSHA
 from tests.support.memories import memory
-from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_bus, until
+from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_buses, until
 from tests.support.servers.akosha import Akosha
 from tests.support.servers.faulty_proxy import stall
 from tests.support.servers.link import Link
@@ -145,49 +145,58 @@ PATIENT = {"ping": 600, "ping_timeout": 600, "reconnect": 600, "reconnect_max": 
 
 
 async def test_a_dead_nats_connection_is_replaced_after_a_network_change(fresh_nats, short_ping_timeout):
-    async with open_link(fresh_nats.url) as link, opened_bus(f"nats://127.0.0.1:{link.port}", patience=PATIENT) as bus:
+    async with (
+        open_link(fresh_nats.url) as link,
+        opened_buses(f"nats://127.0.0.1:{link.port}", patience=PATIENT) as buses,
+    ):
         inbox = RecordingHandler()
-        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        await buses.durable.consume("akosha.session.>", inbox, durable="d")
         link.lose()
-        bus.check_connection()
+        buses.durable.check_connection()
         async with asyncio.timeout(SECONDS):
-            await until(lambda: not bus.state.ready)
-            await bus.wait_until_ready()
-            await bus.publish(ended(1))
+            await until(lambda: not buses.durable.state.ready)
+            await buses.durable.wait_until_ready()
+            await buses.durable.publish(ended(1))
         assert await inbox.wait_for_count(1) == ["e-1"]
 
 
 async def test_a_network_change_shortens_the_wait_for_a_pending_ping(fresh_nats, short_ping_timeout):
-    async with open_link(fresh_nats.url) as link, opened_bus(f"nats://127.0.0.1:{link.port}", patience=PATIENT) as bus:
+    async with (
+        open_link(fresh_nats.url) as link,
+        opened_buses(f"nats://127.0.0.1:{link.port}", patience=PATIENT) as buses,
+    ):
         link.lose()
-        bus._connection.suspect(bus._connection.client())
-        await until(lambda: bus._connection._ping_deadline)
-        bus.check_connection()
+        buses._connection.suspect(buses._connection.client())
+        await until(lambda: buses._connection._ping_deadline)
+        buses.durable.check_connection()
         async with asyncio.timeout(SECONDS):
-            await until(lambda: not bus.state.ready)
-            await bus.wait_until_ready()
+            await until(lambda: not buses.durable.state.ready)
+            await buses.durable.wait_until_ready()
 
 
 async def test_a_live_nats_connection_survives_network_changes(fresh_nats, monkeypatch):
     monkeypatch.setattr(connection, "SHORT_PING_TIMEOUT_SECONDS", SECONDS)
-    async with open_link(fresh_nats.url) as link, opened_bus(f"nats://127.0.0.1:{link.port}", patience=PATIENT) as bus:
-        client = bus._connection.client()
+    async with (
+        open_link(fresh_nats.url) as link,
+        opened_buses(f"nats://127.0.0.1:{link.port}", patience=PATIENT) as buses,
+    ):
+        client = buses._connection.client()
         for _ in range(3):
-            bus.check_connection()
-            await until(lambda: not bus._connection._skip_pause.is_set())
-        assert bus._connection.client() is client
+            buses.durable.check_connection()
+            await until(lambda: not buses._connection._skip_pause.is_set())
+        assert buses._connection.client() is client
         assert link.connections == 1
 
 
 async def test_a_network_change_ends_the_pause_before_a_reconnect(fresh_nats):
     async with open_link(fresh_nats.url) as link:
         link.close()
-        async with opened_bus(f"nats://127.0.0.1:{link.port}", patience=PATIENT, ready=False) as bus:
-            assert not bus.state.ready
+        async with opened_buses(f"nats://127.0.0.1:{link.port}", patience=PATIENT, ready=False) as buses:
+            assert not buses.durable.state.ready
             await link.open()
-            bus.check_connection()
+            buses.durable.check_connection()
             async with asyncio.timeout(SECONDS):
-                await bus.wait_until_ready()
+                await buses.durable.wait_until_ready()
 
 
 class FakeNetworkMonitor:
@@ -217,12 +226,12 @@ async def running_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch)
     home.state.prepare()
     events: list = []
 
-    async def record(message) -> None:
-        events.append(message.event)
-        await message.ack()
+    async def record(event) -> None:
+        events.append(event)
 
     async with await agent_bootstrap.build(home, IDENTITY) as agent:
         await agent.bus.subscribe("akosha.sync.>", record)
+        await agent.results_bus.consume("akosha.sync.>", record, durable="test")
         task = asyncio.create_task(agent.run())
         try:
             yield agent, events

@@ -15,8 +15,9 @@ from agent.adapters.nats.credentials import read
 from agent.adapters.system_clock import SystemClock
 from agent.bootstrap.buses import nats_options, run_buses, single_sync_buses
 from agent.domain.errors import BusError, SettingsError
+from agent.domain.identity import Identity
 from agent.settings import Settings
-from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_bus, options, recording_server
+from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_buses, options, recording_server
 from tests.support.servers.nats import running_nats
 from tests.support.servers.nats_credentials import (
     PASSWORD,
@@ -49,6 +50,8 @@ def secrets_of(credentials: str) -> list[str]:
     return [line for line in credentials.splitlines() if len(line) > 50]
 
 
+IDENTITY = Identity("agent-1", "laptop")
+
 SECRETS = [
     "canary", PASSWORD, TOKEN, quote(PASSWORD, safe=""), quote(TOKEN, safe=""), KEY.seed, STRANGER.seed,
     *secrets_of(CREDENTIALS), *secrets_of(EXPIRED), *secrets_of(FOREIGN),
@@ -64,26 +67,26 @@ async def assert_accepted(*urls: str, **how: object) -> None:
     """Assert that the server accepts the login and delivers an event, and that no text shows a secret."""
     inbox = RecordingHandler()
     with capture_logs() as logs:
-        async with opened_bus(*urls, **how) as bus:
-            await bus.subscribe("akosha.session.>", inbox)
+        async with opened_buses(*urls, **how) as buses:
+            await buses.volatile.subscribe("akosha.session.>", inbox)
             event = ended(next(NUMBERS))
-            await bus.publish(event)
+            await buses.durable.publish(event)
             assert await inbox.wait_for_count(1) == [event.id]
-            detail = bus.state.detail
+            detail = buses.durable.state.detail
     assert_no_secret(detail, str(logs), repr(options(*urls, **how)))
 
 
 async def refusal(*urls: str, **how: object) -> str:
     """Assert that the bus is not ready and that no text shows a secret. Return the detail of its state."""
     with capture_logs() as logs:
-        async with opened_bus(*urls, ready=False, **how) as bus:
-            await bus._connection.first_attempt(SECONDS)
-            assert not bus.state.ready
+        async with opened_buses(*urls, ready=False, **how) as buses:
+            await buses._connection.first_attempt(SECONDS)
+            assert not buses.durable.state.ready
             with pytest.raises(BusError) as failure:
-                await bus.publish(ended(1))
-            detail = bus.state.detail
+                await buses.durable.publish(ended(1))
+            detail = buses.durable.state.detail
     tracebacks = "".join(traceback.format_exception(failure.value)) + "".join(
-        traceback.format_exception(bus._connection.last_error)
+        traceback.format_exception(buses._connection.last_error)
     )
     assert_no_secret(detail, tracebacks, failure.value.hint, str(logs), repr(options(*urls, **how)))
     return detail
@@ -278,13 +281,13 @@ async def test_a_secret_file_that_others_can_open_is_refused_at_the_start_with_a
     file = file_with(tmp_path, "secret file", PRIVATE[key])
     file.chmod(mode)
     settings = settings_with(**{key: file})
-    for use in (nats_options(settings, "test").check, lambda: single_sync_buses(settings, "test", SystemClock())):
+    for use in (nats_options(settings, "test").check, lambda: single_sync_buses(settings, IDENTITY, SystemClock())):
         with pytest.raises(SettingsError) as failure:
             use()
         assert f"akosha_{key}" in str(failure.value)
         assert failure.value.hint == f"chmod 600 '{file}'"
     with pytest.raises(SettingsError, match="other users can open") as failure:
-        await run_buses(settings, "test", SystemClock())
+        await run_buses(settings, IDENTITY, SystemClock())
     assert_no_secret("".join(traceback.format_exception(failure.value)))
 
 
@@ -293,7 +296,7 @@ async def test_a_certificates_key_that_others_can_open_is_refused_at_the_start(t
     client.key.chmod(0o644)
     settings = settings_with(agent_nats_certificate_file=client.chain, agent_nats_key_file=client.key)
     with pytest.raises(SettingsError, match="akosha_agent_nats_key_file") as failure:
-        await run_buses(settings, "test", SystemClock())
+        await run_buses(settings, IDENTITY, SystemClock())
     assert failure.value.hint.startswith("chmod 600")
 
 
@@ -302,18 +305,18 @@ async def test_a_secret_file_that_becomes_readable_for_others_is_no_longer_used(
     settings = settings_with(agent_nats_credentials_file=file)
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
         how = {"login": Login(credentials_file=file), "check": nats_options(settings, "test").check}
-        async with opened_bus(server.url, **how) as bus:
+        async with opened_buses(server.url, **how) as buses:
             file.chmod(0o644)
-            lost = bus._connection.client().lost
+            lost = buses._connection.client().lost
             server.restart()
             async with asyncio.timeout(SECONDS):
                 await lost.wait()
-                while "chmod" not in bus.state.detail:
-                    assert not bus.state.ready
+                while "chmod" not in buses.durable.state.detail:
+                    assert not buses.durable.state.ready
                     await asyncio.sleep(0)
             file.chmod(0o600)
             async with asyncio.timeout(SECONDS):
-                await bus.wait_until_ready()
+                await buses.durable.wait_until_ready()
 
 
 INVALID = {
@@ -346,9 +349,9 @@ def test_no_representation_shows_a_secret(tmp_path, login_kind):
     assert_no_secret(repr(login), repr(made), str(made), made.location, repr(read(login)))
 
 
-async def ready(bus) -> None:
+async def ready(buses) -> None:
     async with asyncio.timeout(SECONDS):
-        await bus.wait_until_ready()
+        await buses.durable.wait_until_ready()
 
 
 def users(server) -> set[str]:
@@ -360,16 +363,16 @@ async def test_expired_credentials_are_read_again_from_the_file(tmp_path):
     file = tmp_path / "agent.creds"
     file.write_text(OPERATOR.credentials(expires=3))
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
-        async with opened_bus(server.url, login=Login(credentials_file=file)) as bus:
-            lost = bus._connection.client().lost
+        async with opened_buses(server.url, login=Login(credentials_file=file)) as buses:
+            lost = buses._connection.client().lost
             file.write_text(EXPIRED)
             async with asyncio.timeout(SECONDS):
                 await lost.wait()
-                while "check akosha_agent_nats_user" not in bus._connection.last_error.hint:
+                while "check akosha_agent_nats_user" not in buses._connection.last_error.hint:
                     await asyncio.sleep(0)
             file.write_text(CREDENTIALS)
-            await ready(bus)
-            await bus.publish(ended(next(NUMBERS)))
+            await ready(buses)
+            await buses.durable.publish(ended(next(NUMBERS)))
 
 
 async def test_a_reset_client_reads_the_credentials_again_even_if_they_are_valid(tmp_path):
@@ -377,21 +380,21 @@ async def test_a_reset_client_reads_the_credentials_again_even_if_they_are_valid
     file.write_text(CREDENTIALS)
     inbox = RecordingHandler()
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
-        async with opened_bus(server.url, login=Login(credentials_file=file)) as bus:
-            await bus.subscribe("akosha.session.>", inbox, durable="d")
-            before, old = users(server), bus._connection.client()
+        async with opened_buses(server.url, login=Login(credentials_file=file)) as buses:
+            await buses.durable.consume("akosha.session.>", inbox, durable="d")
+            before, old = users(server), buses._connection.client()
             file.write_text(OPERATOR.credentials())
-            await bus.reset_client()
+            await buses.durable.reset_client()
             async with asyncio.timeout(SECONDS):
-                while not bus._connection.is_up or bus._connection.client() is old:
+                while not buses._connection.is_up or buses._connection.client() is old:
                     await asyncio.sleep(0)
-            await ready(bus)
+            await ready(buses)
             assert users(server) & before == set()
-            await bus.reset_client()
-            await bus.reset_client()
-            await ready(bus)
+            await buses.durable.reset_client()
+            await buses.durable.reset_client()
+            await ready(buses)
             event = ended(next(NUMBERS))
-            await bus.publish(event)
+            await buses.durable.publish(event)
             assert await inbox.wait_for_event(event.id)
 
 
@@ -401,16 +404,16 @@ async def test_a_replaced_ca_is_trusted_from_the_next_attempt(tmp_path):
     old, new, ca = Authority(tmp_path / "old"), Authority(tmp_path / "new"), tmp_path / "ca.pem"
     ca.write_bytes(old.ca.read_bytes())
     with running_nats(tmp_path / "nats", config=tls_config(old)) as server:
-        async with opened_bus(tls_url(server), tls=Tls(ca_file=ca)) as bus:
+        async with opened_buses(tls_url(server), tls=Tls(ca_file=ca)) as buses:
             server.stop()
             server.config = tls_config(new)
             server.start()
             async with asyncio.timeout(SECONDS):
-                while "certificate verify failed" not in bus._connection.last_error.message.lower():
+                while "certificate verify failed" not in buses._connection.last_error.message.lower():
                     await asyncio.sleep(0)
             ca.write_bytes(new.ca.read_bytes())
-            await ready(bus)
-            await bus.publish(ended(next(NUMBERS)))
+            await ready(buses)
+            await buses.durable.publish(ended(next(NUMBERS)))
 
 
 async def test_a_replaced_client_certificate_is_used_from_the_next_attempt(tmp_path, authority):
@@ -422,13 +425,13 @@ async def test_a_replaced_client_certificate_is_used_from_the_next_attempt(tmp_p
     key.write_bytes(old.key.read_bytes())
     tls = Tls(ca_file=authority.ca, certificate_file=chain, key_file=key)
     with running_nats(tmp_path / "nats", config=tls_config(authority, clients=old)) as server:
-        async with opened_bus(tls_url(server), tls=tls) as bus:
-            lost = bus._connection.client().lost
+        async with opened_buses(tls_url(server), tls=tls) as buses:
+            lost = buses._connection.client().lost
             server.stop()
             await lost.wait()
             server.config = tls_config(authority, clients=new)
             server.start()
             chain.write_bytes(new.chain.read_bytes())
             key.write_bytes(new.key.read_bytes())
-            await ready(bus)
-            await bus.publish(ended(next(NUMBERS)))
+            await ready(buses)
+            await buses.durable.publish(ended(next(NUMBERS)))

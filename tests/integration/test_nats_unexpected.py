@@ -5,22 +5,22 @@ from contextlib import suppress
 
 import pytest
 from nats.aio.client import Client as NatsPy
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.client import JetStreamContext
 from nats.js.manager import JetStreamManager
 from structlog.testing import capture_logs
 
-from agent.adapters.nats import subscription as subscription_module
+from agent.adapters.nats import consumer as consumer_module
 from agent.adapters.nats.errors import translated
 from agent.adapters.nats.server_facts import examine
 from agent.domain.errors import BusError, StateError
+from agent.ports import DurableBus, VolatileBus
 from tests.support.nats_bus import (
     CLOCK,
     SECONDS,
     RecordingHandler,
     ended,
-    opened_bus,
+    opened_buses,
     options,
     progress,
     pub,
@@ -39,16 +39,12 @@ CALLS = {
     "publish": (NatsPy, "publish"),
     "request": (NatsPy, "request"),
     "put": (JetStreamContext, "publish"),
-    "next message": (Subscription, "next_msg"),
     "unsubscribe": (Subscription, "unsubscribe"),
     "stream info": (JetStreamManager, "stream_info"),
     "add stream": (JetStreamManager, "add_stream"),
     "consumer info": (JetStreamManager, "consumer_info"),
     "add consumer": (JetStreamManager, "add_consumer"),
     "delete consumer": (JetStreamManager, "delete_consumer"),
-    "ack": (Msg, "ack_sync"),
-    "nak": (Msg, "nak"),
-    "term": (Msg, "term"),
 }
 
 
@@ -56,7 +52,7 @@ class Odd(Exception):  # noqa: N818 - deliberately unconventional
     """An exception that no library raises."""
 
 
-async def publish_until_accepted(bus, event) -> None:
+async def publish_until_accepted(bus: DurableBus | VolatileBus, event) -> None:
     """Publish until the bus accepts the event. Any error except a transient BusError fails the test."""
     async with asyncio.timeout(4 * SECONDS):
         while True:
@@ -74,7 +70,7 @@ async def publish_until_accepted(bus, event) -> None:
         *((call, Odd("canary")) for call in CALLS),
         ("put", AssertionError()),
         ("flush", IndexError()),
-        ("ack", KeyError()),
+        ("request", KeyError()),
     ],
     ids=str,
 )
@@ -90,28 +86,27 @@ async def test_the_bus_survives_any_exception_of_the_library(fresh_nats, monkeyp
             raise error
         return await original(*args, **kwargs)
 
-    async def refuse(message) -> None:
-        await message.nak()
+    async def refuse(event) -> None:
+        raise ValueError(event.id)
 
     monkeypatch.setattr(cls, name, raising)
-    monkeypatch.setattr(subscription_module, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(consumer_module, "FIRST_PAUSE_SECONDS", 0.01)
     kept, ephemeral = RecordingHandler(refuse), RecordingHandler()
     patience = {"ack_wait": 0.3, "ping": 0.05}
-    async with opened_bus(fresh_nats.url, ready=False, own_durables=True, patience=patience) as bus:
-        await bus.subscribe("akosha.session.>", kept, durable="d")
-        await bus.subscribe("akosha.progress.*", ephemeral)
-        await publish_until_accepted(bus, ended(1))
+    async with opened_buses(fresh_nats.url, ready=False, patience=patience) as buses:
+        await buses.durable.consume("akosha.session.>", kept, durable="d")
+        await buses.volatile.subscribe("akosha.progress.*", ephemeral)
+        await publish_until_accepted(buses.durable, ended(1))
         await send_lines(fresh_nats, pub(b"akosha.session.mac.ended", b"junk"))
         assert await kept.wait_for_event("e-1")
         left = 1
-        await bus.reset_client()
-        await publish_until_accepted(bus, ended(2))
+        await buses.durable.reset_client()
+        await publish_until_accepted(buses.durable, ended(2))
         assert await kept.wait_for_event("e-2")
-        await publish_until_accepted(bus, progress(3))
+        await publish_until_accepted(buses.volatile, progress(3))
         async with asyncio.timeout(SECONDS):
-            await bus.wait_until_ready()
-        assert not bus._connection._task.done()
-        assert all(not one.worker.done() for one in bus._subscriptions)
+            await buses.durable.wait_until_ready()
+        assert not buses._connection._task.done()
 
 
 @pytest.mark.parametrize(
@@ -126,19 +121,19 @@ async def test_an_unknown_error_of_publishing_is_described_and_logged_once(fresh
     async def raising(*_args, **_kwargs):
         raise Strange("it may quote a secret")
 
-    async with opened_bus(fresh_nats.url) as bus:
+    async with opened_buses(fresh_nats.url) as buses:
         with capture_logs() as logs:
             with monkeypatch.context() as broken:
                 broken.setattr(*CALLS[call], raising)
                 for _ in range(3):
                     with pytest.raises(BusError) as caught:
-                        await bus.publish(ended(1))
+                        await buses.durable.publish(ended(1))
             assert (caught.value.transient, caught.value.unexpected) == (True, f"Strange{call} in publishing")
             assert "publishing e-1" in caught.value.message
             assert "secret" not in str(caught.value)
             assert isinstance(caught.value.__cause__, Strange)
         assert [line["operation"] for line in logs if line["event"] == "unexpected_error"] == operations
-        await publish_until_accepted(bus, ended(2))
+        await publish_until_accepted(buses.durable, ended(2))
 
 
 async def test_base_exceptions_and_errors_of_the_agent_are_not_translated():
@@ -150,13 +145,13 @@ async def test_base_exceptions_and_errors_of_the_agent_are_not_translated():
 
 async def test_a_connection_whose_flusher_has_ended_is_replaced(fresh_nats):
     """Pings do not detect this, because nats-py answers them itself."""
-    async with opened_bus(fresh_nats.url, patience={"ping": 0.05}) as bus:
-        client = bus._connection.client()
+    async with opened_buses(fresh_nats.url, patience={"ping": 0.05}) as buses:
+        client = buses._connection.client()
         client._flusher_task.cancel()
         async with asyncio.timeout(SECONDS):
             await client.lost.wait()
-        await until(lambda: bus._connection.is_up and bus._connection.client() is not client)
-        await publish_until_accepted(bus, ended(1))
+        await until(lambda: buses._connection.is_up and buses._connection.client() is not client)
+        await publish_until_accepted(buses.durable, ended(1))
 
 
 INFO = b'INFO {"server_id":"x","version":"2.10.0","headers":true,"max_payload":%b}\r\n'
@@ -188,17 +183,17 @@ async def test_a_server_that_does_not_speak_nats_is_a_transient_error(what, logi
     greeting, then = INVALID_SERVERS[what]
     async with recording_server(greeting, then=then) as (address, _):
         how = {"patience": {"connect": 0.2, "ping": 0.1, "ping_timeout": 0.1}}
-        async with opened_bus(f"nats://{address}", ready=False, **how) as bus:
-            await bus._connection.first_attempt(SECONDS)
+        async with opened_buses(f"nats://{address}", ready=False, **how) as buses:
+            await buses._connection.first_attempt(SECONDS)
             for _ in range(3):
                 with pytest.raises(BusError) as caught:
-                    await bus.publish(ended(1))
+                    await buses.durable.publish(ended(1))
                 assert caught.value.transient
-            assert not bus.state.ready
-            assert not bus._connection._task.done()
+            assert not buses.durable.state.ready
+            assert not buses._connection._task.done()
         if login:
             (facts,) = await examine(options(f"nats://{address}", **how))
-            assert facts.refused or facts.jetstream
+            assert facts.refused or facts.jetstream or facts.stream
 
 
 async def test_a_server_that_closes_each_connection_at_once_is_a_bus_error_and_retried():
@@ -212,11 +207,11 @@ async def test_a_server_that_closes_each_connection_at_once_is_a_bus_error_and_r
     server = await asyncio.start_server(close, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     try:
-        async with opened_bus(f"nats://{host}:{port}", ready=False) as bus:
+        async with opened_buses(f"nats://{host}:{port}", ready=False) as buses:
             await until(lambda: count > 5)
             with pytest.raises(BusError):
-                await bus.publish(ended(1))
-            assert not bus._connection._task.done()
+                await buses.durable.publish(ended(1))
+            assert not buses._connection._task.done()
     finally:
         server.close()
         with suppress(TimeoutError):

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.memory_bus import MemoryDurableBus
 from agent.adapters.s3 import S3Store
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
@@ -42,7 +42,7 @@ class World:
     store: FaultyStore
     ledger: SqliteLedger
     recorder: ResultRecorder
-    bus: MemoryBus
+    bus: MemoryDurableBus
     target: Target = values.TARGET
 
     def prune_loop(self):
@@ -75,7 +75,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path):
     clock = ManualClock(values.NOON + timedelta(hours=1))
-    bus = MemoryBus(clock)
+    bus = MemoryDurableBus(clock)
     ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
     store = FaultyStore(MemoryStore())
     yield World(clock, store, ledger, ResultRecorder(ledger, bus, clock), bus)

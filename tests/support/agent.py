@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.memory_bus import MemoryBus, MemoryDurableBus
 from agent.application.agent import Agent
 from agent.application.sync.stall import StallMonitor
 from agent.bootstrap.agent import AgentAdapters, assemble
@@ -142,7 +142,7 @@ async def simulated_agent(
     """`script`, `fallback`: the scripts of the cloud method and of an http method, if any."""
     clock = ManualClock(values.NOON)
     files, notes, received = Files(clock), Notes(clock), []
-    bus = MemoryBus(clock)
+    bus, results_bus = MemoryBus(clock), MemoryDurableBus(clock)
     ledger = inline_ledger(clock)
     method = ScriptedMethod(ledger, script)
     methods = {"cloud": method}
@@ -155,18 +155,18 @@ async def simulated_agent(
         config,
         IDENTITY,
         AgentAdapters(
-            clock=clock, bus=bus, results_bus=bus, ledger=ledger, taker=files, methods=methods,
+            clock=clock, bus=bus, results_bus=results_bus, ledger=ledger, taker=files, methods=methods,
             stall_monitor=stall_monitor or StallMonitor(), watch=files, spool=notes, spool_watch=notes, meter=NoMeter(),
             network_monitor=network_monitor, supervisor=supervisor,
         ),
         unanswered=unanswered,
     )  # fmt: skip
 
-    async def record(message) -> None:
-        received.append(message.event)
-        await message.ack()
+    async def record(event: Event) -> None:
+        received.append(event)
 
     await bus.subscribe("akosha.>", record)
+    await results_bus.consume("akosha.>", record, durable="test")
     w = SimulatedAgent(clock, files, notes, method, agent, received)
     w.fallback = methods.get("http")
     async with agent:

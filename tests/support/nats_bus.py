@@ -2,16 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.adapters.nats import NatsOptions, Patience
-from agent.adapters.nats.bus import NatsBus
+from agent.adapters.nats.bus import NatsBuses
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
-from agent.domain.events import SessionEnded, SyncProgress
-from agent.ports import Message
+from agent.domain.events import Event, SessionEnded, SyncProgress
+from agent.ports import Handler
 from tests.support.servers.nats import NatsServer
 
 SECONDS = 30
@@ -31,18 +31,18 @@ def options(*urls: str, patience: dict | None = None, **how: object) -> NatsOpti
 
 
 @contextlib.asynccontextmanager
-async def opened_bus(
+async def opened_buses(
     *urls: str, wait_for_connection: bool = False, ready: bool = True, **how: object
-) -> AsyncIterator[NatsBus]:
-    """Open a bus on the servers and, with `ready`, wait until it is ready. `how` is for `options`."""
-    bus = await NatsBus.open(options(*urls, **how), CODEC, clock=CLOCK, wait_for_connection=wait_for_connection)
+) -> AsyncIterator[NatsBuses]:
+    """Open the buses on the servers and, with `ready`, wait until they are ready. `how` is for `options`."""
+    buses = await NatsBuses.open(options(*urls, **how), CODEC, clock=CLOCK, wait_for_connection=wait_for_connection)
     try:
         if ready:
             async with asyncio.timeout(SECONDS):
-                await bus.wait_until_ready()
-        yield bus
+                await buses.durable.wait_until_ready()
+        yield buses
     finally:
-        await bus.aclose()
+        await buses.aclose()
 
 
 def ended(number: int, system: str = "mac", **fields: str) -> SessionEnded:
@@ -57,25 +57,35 @@ def progress(number: int = 1) -> SyncProgress:
 
 
 class RecordingHandler:
-    """A handler that records the events, calls the nth action with the nth delivery, and acks the rest."""
+    """A handler that records the events, and calls the nth action with the nth event; None does nothing."""
 
-    def __init__(self, *actions: Callable[[Message], Awaitable[None]]) -> None:
-        self.ids: list[str] = []
-        self._actions = actions
+    def __init__(self, *actions: Handler | None) -> None:
+        self.events: list[Event] = []
+        self._actions, self._running = actions, False
         self._changed = asyncio.Condition()
 
-    async def __call__(self, message: Message) -> None:
-        number = len(self.ids)
-        async with self._changed:
-            self.ids.append(message.event.id)
-            self._changed.notify_all()
-        await (self._actions[number](message) if number < len(self._actions) else message.ack())
+    @property
+    def ids(self) -> list[str]:
+        return [event.id for event in self.events]
+
+    async def __call__(self, event: Event) -> None:
+        assert not self._running, "two handlers run at once in one subscription"
+        self._running = True
+        try:
+            number = len(self.events)
+            async with self._changed:
+                self.events.append(event)
+                self._changed.notify_all()
+            if number < len(self._actions) and (action := self._actions[number]) is not None:
+                await action(event)
+        finally:
+            self._running = False
 
     async def wait_for_count(self, count: int) -> list[str]:
         """Wait for `count` deliveries and return the ids of all deliveries."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SECONDS), self._changed:
-                await self._changed.wait_for(lambda: len(self.ids) >= count)
+                await self._changed.wait_for(lambda: len(self.events) >= count)
         return self.ids
 
     async def wait_for_event(self, event_id: str) -> bool:
@@ -84,6 +94,27 @@ class RecordingHandler:
             async with asyncio.timeout(SECONDS), self._changed:
                 await self._changed.wait_for(lambda: event_id in self.ids)
         return event_id in self.ids
+
+
+class Hang:
+    """A handler that runs until it is cancelled, and whose cleanup takes a few turns of the event loop."""
+
+    def __init__(self) -> None:
+        self._started = asyncio.Event()
+        self.cleaned_up = False
+
+    async def wait_started(self) -> None:
+        async with asyncio.timeout(SECONDS):
+            await self._started.wait()
+
+    async def __call__(self, _event: Event) -> None:
+        self._started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            self.cleaned_up = True
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from structlog.testing import capture_logs
@@ -35,6 +35,7 @@ class Bus:
         self.error: BusError | None = None
         self.attempts = 0
         self.before_confirming: Callable[[], Awaitable[None]] | None = None
+        self.removed: list[str] = []
         self._listeners = []
 
     def on_change(self, listener) -> None:
@@ -44,6 +45,9 @@ class Bus:
         self.state, self.stream = state, stream
         for listener in self._listeners:
             listener()
+
+    async def remove_consumer(self, durable: str) -> None:
+        self.removed.append(durable)
 
     async def publish(self, event: Event) -> None:
         self.attempts += 1
@@ -66,12 +70,16 @@ class AgentRun:
     switches: list[BusState] = field(default_factory=list)
     blocker: asyncio.Event | None = None
     switch_errors: list[BusError] = field(default_factory=list)
+    catch_ups: int = 0
 
     async def result(self, name: str) -> None:
         """Record the result of a sync."""
         await self.ledger.settle(None, values.skipped(name, time=values.NOON))
         self.recorder.flush_soon()
         await until_idle()
+
+    async def catch_up(self) -> None:
+        self.catch_ups += 1
 
     async def switched(self) -> None:
         self.switches.append(self.bus.state)
@@ -108,7 +116,10 @@ async def agent_run(tmp_path, stream: StreamMark | None = None, *, state: BusSta
     bus.state = state
     recorder = ResultRecorder(ledger, bus, clock)
     w = AgentRun(clock, ledger, bus, recorder)
-    watch = BusRecovery(bus=bus, ledger=ledger, recorder=recorder, clock=clock, max_age=KEPT, switched=w.switched)
+    watch = BusRecovery(
+        bus=bus, results_bus=bus, ledger=ledger, recorder=recorder, clock=clock, max_age=KEPT, catch_up=w.catch_up,
+        switched=w.switched, old_consumers=["mac-ab-cloud"],
+    )  # fmt: skip
     tasks = [asyncio.create_task(watch.run()), asyncio.create_task(recorder.run())]
     await until_idle()
     try:
@@ -305,3 +316,39 @@ async def test_a_repeated_unexpected_error_is_a_status_warning_until_a_publish_s
         w.bus.error = None
         await w.switch_to(NATS, w.bus.stream)
         assert warnings_in(await w.ledger.notes()) == ()
+
+
+RECONNECTED = replace(NATS, since=NATS.since + timedelta(seconds=9))
+
+
+async def test_each_connection_the_first_included_is_caught_up_with_once(tmp_path):
+    async with agent_run(tmp_path, StreamMark("a", 10)) as w:
+        assert (w.catch_ups, w.switches) == (1, [])
+        await w.switch_to(NATS, StreamMark("a", 13))
+        assert w.catch_ups == 1
+        await w.switch_to(WAITING)
+        assert w.catch_ups == 1, "there is nothing to read from"
+        await w.switch_to(RECONNECTED, StreamMark("a", 14))
+        assert (w.catch_ups, w.switches) == (2, [WAITING, RECONNECTED])
+
+
+async def test_a_connection_lost_and_made_again_between_two_looks_counts(tmp_path):
+    async with agent_run(tmp_path, StreamMark("a", 10)) as w:
+        await w.switch_to(RECONNECTED, StreamMark("a", 12))
+        assert (w.catch_ups, w.switches) == (2, [RECONNECTED])
+
+
+async def test_the_consumers_of_earlier_versions_are_removed_once(tmp_path):
+    async with agent_run(tmp_path, StreamMark("a", 10)) as w:
+        assert w.bus.removed == ["mac-ab-cloud"]
+    async with agent_run(tmp_path, StreamMark("a", 12)) as w:
+        assert w.bus.removed == []
+
+
+async def test_a_stream_whose_age_is_unknown_is_lost_if_its_sequence_goes_back(tmp_path):
+    async with agent_run(tmp_path, StreamMark("", 10)):
+        pass
+    async with agent_run(tmp_path, StreamMark("", 12)) as w:
+        assert w.take_published() == []
+        await w.switch_to(NATS, StreamMark("", 1))
+        assert w.take_published() == ["today", "yesterday"]

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.memory_bus import MemoryDurableBus
 from agent.application.archive import verify_loop
 from agent.application.archive.command_results import CommandResults
 from agent.application.archive.deep_schedule import EVERY, DeepSchedule
@@ -62,7 +62,7 @@ class Setup:
     def __init__(self, ledger, clock) -> None:
         self.ledger, self.clock, self.verifier, self.sync_requests = ledger, clock, ScriptedVerifier(), 0
         self.sync_lock = asyncio.Lock()
-        recorder = ResultRecorder(ledger, MemoryBus(clock), clock)
+        recorder = ResultRecorder(ledger, MemoryDurableBus(clock), clock)
         reporter = VerifyReporter(IDENTITY, ledger, recorder, clock)
         self.deep = DeepVerifier(self._open_verifier, reporter, ledger, clock, most_bytes=10)
         self.loop = VerifyLoop(

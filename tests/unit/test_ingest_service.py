@@ -13,7 +13,7 @@ import pytest
 
 from agent.adapters.gunzip import Unpacker
 from agent.adapters.memories_file import JsonMemoriesFile
-from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.memory_bus import MemoryDurableBus
 from agent.adapters.patches import ZstdPatcher
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner
@@ -91,12 +91,12 @@ class FakeAkosha:
 
 
 class FakeBus:
-    """An EventBus that accepts no event while `down`; `published` lists the accepted ones."""
+    """A DurableBus that accepts no event while `down`; `published` lists the accepted ones."""
 
     def __init__(self, clock: ManualClock) -> None:
         self.down, self.published = False, list[Event]()
-        self._bus = MemoryBus(clock)
-        self.subscribe, self.stream, self.on_change = self._bus.subscribe, None, self._bus.on_change
+        self._bus = MemoryDurableBus(clock)
+        self.consume, self.stream, self.on_change = self._bus.consume, None, self._bus.on_change
 
     @property
     def state(self) -> BusState:

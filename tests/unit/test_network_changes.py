@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import structlog
 
-from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.memory_bus import MemoryDurableBus
 from agent.application.sync.stall import StallTimeout, sync_with_restarts
 from agent.domain.errors import CloudUploadError
 from agent.ports import NetworkChange, Unchanged
@@ -201,7 +201,7 @@ async def test_after_the_flapping_the_next_network_change_is_handled_at_once(log
 
 async def test_a_network_change_notifies_the_bus_and_the_connection_pools(monkeypatch):
     calls = []
-    monkeypatch.setattr(MemoryBus, "check_connection", lambda _: calls.append("bus"))
+    monkeypatch.setattr(MemoryDurableBus, "check_connection", lambda _: calls.append("bus"))
 
     class Pool:
         async def drop_idle_connections(self) -> None:

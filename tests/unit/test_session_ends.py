@@ -8,9 +8,10 @@ from datetime import timedelta
 from structlog.testing import capture_logs
 
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.application.triggers.session_ends import SessionEnds
+from agent.application.triggers.session_ends import NAMED, NAMED_SECONDS, SessionEnds, accept
 from agent.domain.delivery_state import TargetRecord
 from agent.domain.events import CAUSED_BY_BYTES, Event, SessionEnded, SyncRequested
+from agent.ports import StoredEvent
 from tests.support import values
 from tests.support.clock import ManualClock, until_idle
 from tests.support.ledger import inline_ledger
@@ -24,8 +25,13 @@ class FakePublisher:
     def __init__(self, ledger: SqliteLedger) -> None:
         self.requests: list[SyncRequested] = []
         self.repeated: list[str] = []
+        self.triggered: list[str] = []
         self.reason, self.before = True, 0
         self._ledger = ledger
+
+    async def trigger(self, reason: str) -> SyncRequested | None:
+        self.triggered.append(reason)
+        return None
 
     async def trigger_session_end(self, caused_by: tuple[str, ...]) -> SyncRequested | None:
         request = replace(
@@ -44,13 +50,16 @@ class FakePublisher:
         self.repeated.append(request.request_id)
 
 
-@dataclass
-class FakeMessage:
-    event: Event
-    acked: bool = False
+class FakeStream:
+    """A durable bus with a newest event."""
 
-    async def ack(self) -> None:
-        self.acked = True
+    def __init__(self) -> None:
+        self.stored: StoredEvent | None = None
+        self.subject = ""
+
+    async def newest(self, subject: str) -> StoredEvent | None:
+        self.subject = subject
+        return self.stored
 
 
 @dataclass
@@ -61,8 +70,9 @@ class Setup:
 
     def __post_init__(self) -> None:
         self.publisher = FakePublisher(self.ledger)
+        self.stream = FakeStream()
         self.ends = SessionEnds(
-            publisher=self.publisher, ledger=self.ledger, clock=self.clock, system_id=values.SYSTEM,
+            publisher=self.publisher, ledger=self.ledger, stream=self.stream, clock=self.clock, system_id=values.SYSTEM,
             timeout_seconds=TIMEOUT, busy=lambda: self.busy,
         )  # fmt: skip
 
@@ -70,9 +80,7 @@ class Setup:
         await self.take(SessionEnded(id=f"e-{number}", time=values.NOON, system_id=system, session_id=str(number)))
 
     async def take(self, event: Event) -> None:
-        message = FakeMessage(event)
-        await self.ends.handle(message)
-        assert message.acked
+        await self.ends.handle(event)
         await until_idle()
 
     async def outcome(self, request_id: str) -> None:
@@ -159,7 +167,7 @@ async def test_a_known_session_end_requests_nothing_also_in_a_later_run(tmp_path
         assert w.request_count == 1
 
 
-async def test_other_events_and_systems_are_acked_and_request_nothing(tmp_path):
+async def test_other_events_and_systems_request_nothing(tmp_path):
     async with session_ends(tmp_path) as w:
         await w.end(1, system="another")
         await w.take(values.skipped())
@@ -231,7 +239,7 @@ async def test_more_session_ends_than_a_result_can_name_get_several_results(tmp_
         await w.end(0)
         for number in range(1, 1001):
             event = SessionEnded(id=f"{number:036}", time=values.NOON, system_id=values.SYSTEM)
-            await w.ends.handle(FakeMessage(event))
+            assert await accept(w.ledger, event)
         w.publisher.reason = False
         await w.outcome("r1")
         for _ in range(20):
@@ -246,3 +254,56 @@ async def test_an_id_too_long_for_a_result_is_refused(tmp_path):
         with capture_logs() as logs:
             await w.take(SessionEnded(id="x" * CAUSED_BY_BYTES, time=values.NOON, system_id=values.SYSTEM))
         assert (w.request_count, [line["event"] for line in logs]) == (0, ["event_refused"])
+
+
+def session_end(number: int) -> SessionEnded:
+    return SessionEnded(id=f"e-{number}", time=values.NOON, system_id=values.SYSTEM, session_id=str(number))
+
+
+async def test_a_flood_is_named_up_to_a_limit_and_the_rest_is_answered_by_one_sync(tmp_path):
+    async with session_ends(tmp_path) as w:
+        w.publisher.reason = False
+        with capture_logs() as logs:
+            for number in range(10_000):
+                await w.ends.handle(session_end(number))
+            await until_idle()
+        assert sum(len(causes) for causes in w.causes) == NAMED
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["session_ends_not_named"]
+        assert w.publisher.triggered == []
+        await w.pass_time(NAMED_SECONDS)
+        assert w.publisher.triggered == ["session_end"], "the sync for those that are not named"
+        await w.pass_time(NAMED_SECONDS)
+        assert w.publisher.triggered == ["session_end"]
+        await w.end(10_000)
+        assert w.causes[-1] == ("e-10000",), "later ones are named again"
+
+
+async def test_the_newest_session_end_in_the_stream_is_accepted_once(tmp_path):
+    clock = ManualClock(values.NOON)
+    async with session_ends(tmp_path, clock) as w:
+        await w.ends.catch_up()
+        assert (w.stream.subject, w.request_count) == (f"akosha.session.{values.SYSTEM}.ended", 0)
+        w.stream.stored = StoredEvent(session_end(7), "12 2025-06-01T12:00:00Z")
+        for _ in range(2):
+            await w.ends.catch_up()
+            await until_idle()
+        assert w.causes == [("e-7",)]
+        await w.outcome("r1")
+    async with session_ends(tmp_path, clock) as w:
+        w.publisher.before = 1
+        w.stream.stored = StoredEvent(session_end(7), "12 2025-06-01T12:00:00Z")
+        await w.ends.catch_up()
+        w.stream.stored = StoredEvent(session_end(8), "3 2025-06-02T12:00:00Z")
+        await w.ends.catch_up()
+        await until_idle()
+        assert w.causes == [("e-8",)], "a stream that replaces another has lower sequences"
+
+
+async def test_a_session_end_that_was_received_is_not_accepted_again_from_the_stream(tmp_path):
+    async with session_ends(tmp_path) as w:
+        await w.end(1)
+        await w.outcome("r1")
+        w.stream.stored = StoredEvent(session_end(1), "12 2025-06-01T12:00:00Z")
+        await w.ends.catch_up()
+        await until_idle()
+        assert w.request_count == 1

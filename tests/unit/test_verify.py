@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.memory_bus import MemoryDurableBus
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.verify import MOST_PROBLEMS, Verifier, VerifyResult
@@ -48,7 +48,7 @@ class Setup:
     def __init__(self, ledger, clock) -> None:
         self.ledger, self.clock, self.kept, self.taker = ledger, clock, MemoryStore(), FakeSnapshotTaker()
         self.store, self.sync_lock, self.sync_requests, self.opened = FaultyStore(self.kept), asyncio.Lock(), 0, 0
-        recorder = ResultRecorder(ledger, MemoryBus(clock), clock)
+        recorder = ResultRecorder(ledger, MemoryDurableBus(clock), clock)
         reporter = VerifyReporter(IDENTITY, ledger, recorder, clock)
         self.loop = VerifyLoop(
             open_verifier=self._open_verifier,

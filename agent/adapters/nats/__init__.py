@@ -1,4 +1,4 @@
-"""The event bus on NATS JetStream: `bus.NatsBus`. This module imports only the options; `bus` imports nats-py."""
+"""The event buses on NATS: `bus.NatsBuses`. This module imports only the options; `bus` imports nats-py."""
 
 from agent.adapters.nats.options import Limits, Login, NatsOptions, Patience, Tls
 

@@ -7,19 +7,27 @@ published meanwhile in a buffer that may be lost, and may hang in its own clean-
 """
 
 import asyncio
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import structlog
 from nats.aio.client import Client as NatsPy
 from nats.aio.msg import Msg
-from nats.errors import ConnectionClosedError
+from nats.errors import ConnectionClosedError, Error as NatsPyError
 
 CLOSE_SECONDS = 2.0
 HANDSHAKE_CLOSE_SECONDS = 0.1
 """Before the connection is up, there is nothing to flush, and after a failed TLS handshake nats-py's `close` hangs."""
 
+_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
+
 _log = structlog.get_logger()
+
+
+class PermissionDenied(NatsPyError):  # noqa: N818 - the name is the state
+    """The server does not permit the user to publish or subscribe to a subject."""
 
 
 class Client(NatsPy):
@@ -29,8 +37,14 @@ class Client(NatsPy):
         super().__init__()
         self.lost = asyncio.Event()
         self.lost_reason = ""
-        self.permission_error = ""
-        """The newest permissions violation that the server reported."""
+        self.denied: dict[str, str] = {}
+        """Subjects, in lower case, that the user may not publish or subscribe to, with the server's message.
+
+        A request that is denied is not in it: it raises PermissionDenied.
+        """
+        self.on_denied: Callable[[], None] = lambda: None
+        self.on_lost: list[Callable[[], None]] = []
+        self._requested: dict[str, str] = {}
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """Require TLS if the URL has the scheme tls, whatever the server's INFO says.
@@ -84,20 +98,57 @@ class Client(NatsPy):
         message: Msg = super()._build_message(sid, subject, reply, data, headers)
         return message
 
+    async def _init_request_sub(self) -> None:
+        """After an error, subscribe at the next request: nats-py would believe that answers can be received."""
+        try:
+            await super()._init_request_sub()
+        except BaseException:
+            self._resp_sub_prefix = None
+            raise
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Remember the subject of a request until its answer, to fail it at once if the server denies it."""
+        _, _, token = reply.rpartition(".")
+        if (answer := self._resp_map.get(token)) is not None:
+            self._requested[token] = subject.lower()
+            answer.add_done_callback(lambda _: self._requested.pop(token, None))
+        await super().publish(subject, payload, reply, headers)
+
     def mark_lost(self, reason: str) -> None:
         """Mark the connection as lost: pending requests fail at once."""
-        self.lost_reason = self.lost_reason or reason.removeprefix("nats: ")
+        if self.lost.is_set():
+            return
+        self.lost_reason = reason.removeprefix("nats: ")
         self.lost.set()
-        for answer in list(self._resp_map.values()):
-            if not answer.done():
-                answer.set_exception(ConnectionClosedError())
+        self._fail(list(self._resp_map), ConnectionClosedError())
+        for listener in self.on_lost:
+            listener()
+
+    def _fail(self, tokens: list[str], error: Exception) -> None:
+        """Raise the error in pending requests."""
+        for token in tokens:
+            answer = self._resp_map.get(token)
+            if answer is not None and not answer.done():
+                answer.set_exception(error)
                 answer.exception()  # retrieved, so that asyncio does not report it if the caller was cancelled
 
     async def on_error(self, error: Exception) -> None:
         text = str(error).removeprefix("nats: ")
-        if "permissions violation" in text.lower():
-            self.permission_error = text
         _log.debug("nats_client_error", error=text or repr(error))
+        found = _DENIED.search(text)
+        if found is None:
+            return
+        subject = found[2].lower()
+        tokens = [token for token, requested in self._requested.items() if requested == subject]
+        if tokens:
+            self._fail(tokens, PermissionDenied(text))
+            return
+        self.denied[subject] = text
+        if subject.startswith(self._inbox_prefix.decode().lower()):  # no request can receive its answer
+            self._fail(list(self._resp_map), PermissionDenied(text))
+        self.on_denied()
 
     async def on_close(self) -> None:
         self.mark_lost(str(self.last_error or "the server closed the connection"))

@@ -2,8 +2,9 @@
 
     connect (every server, in random order) -> prepare -> up ---- lost, or a ping timed out ----> down -> pause -> ...
 
-The pause doubles with each consecutive failure up to `reconnect_max`, with 25 % jitter, so that many agents do not
-reconnect at the same moment. An attempt connects to one server and has a time limit; a failed attempt is cleaned up.
+The pause is a random part of a limit that doubles with each consecutive failure up to `reconnect_max`, so that many
+agents do not reconnect at the same moment. An attempt connects to one server and has a time limit; a failed attempt is
+cleaned up.
 """
 
 import asyncio
@@ -100,6 +101,7 @@ def _parameters(
         "ping_interval": NEVER_SECONDS,  # `NatsConnection` pings
         "error_cb": on_error,
         "closed_cb": client.on_close,
+        "inbox_prefix": options.inbox_prefix,
         "tls": context,
         "tls_handshake_first": options.tls.first and server.scheme in ("nats", "tls"),
         "user": user,
@@ -309,7 +311,7 @@ class NatsConnection:
             try:
                 if not client.lost.is_set():
                     async with asyncio.timeout(limit) as self._ping_deadline:
-                        with translated("pinging", client):
+                        with translated("pinging"):
                             await client.flush(NEVER_SECONDS)  # the timeout is the surrounding one
                     self._skip_pause.clear()
             except TimeoutError:
@@ -338,5 +340,5 @@ class NatsConnection:
 
     def _pause(self, failures: int) -> float:
         patience = self._options.patience
-        pause = min(patience.reconnect * 2.0 ** min(max(failures - 1, 0), 20), patience.reconnect_max)
-        return pause * random.uniform(0.75, 1.25)  # noqa: S311 - jitter, not a secret
+        limit = min(patience.reconnect * 2.0 ** min(max(failures - 1, 0), 20), patience.reconnect_max)
+        return limit * random.uniform(0.1, 1.0)  # noqa: S311 - jitter, not a secret

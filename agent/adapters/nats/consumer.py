@@ -1,29 +1,37 @@
-"""A consumer in the stream, which keeps the position of one subscription. Messages are pulled one by one.
+"""A durable consumer: the server keeps its position, and its messages are pulled one by one.
 
 A request for the next message waits at the server for two minutes; meanwhile the server sends a heartbeat every 15 s.
 If two heartbeats are missed, the request was lost with a server or its leader, and it is sent again.
 """
 
+import asyncio
 import json
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Self
 
+import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import TimeoutError as NatsTimeout
-from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy, Header
-from nats.nuid import NUID
 
 from agent.adapters.nats.client import Client
+from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.errors import StreamGone, translated
+from agent.adapters.nats.messages import Refusals, decoded
 from agent.adapters.nats.options import NatsOptions
 from agent.adapters.nats.stream import STREAM
-from agent.domain.errors import BusError
-from agent.ports import StreamMark
+from agent.domain.errors import BusError, WireError
+from agent.domain.events import Event
+from agent.ports import Codec, Handler
+from agent.ports.dispatch import end_task, redelivery_delay, run_handler
 
-EPHEMERAL_INACTIVE_SECONDS = 300.0
-"""How long the server keeps the consumer of a disconnected subscription that has no durable name."""
+FIRST_PAUSE_SECONDS = 1.0
+LAST_PAUSE_SECONDS = 30.0
+"""The pause after the server refused an operation on a working connection; it doubles from the first to the last."""
+
+ACK_SECONDS = 5.0
+CLEANUP_SECONDS = 2.0
 
 EXPIRES_SECONDS = 120.0
 HEARTBEAT_SECONDS = 15.0
@@ -38,127 +46,202 @@ _REQUEST = json.dumps(
     }
 ).encode()
 
+_HEARTBEAT, _NOTHING, _EXPIRED, _CONFLICT = "100", "404", "408", "409"
 
-@dataclass(slots=True)
-class DurableConsumer:
-    """The consumer `durable`, whose position the server keeps; without a name, an ephemeral consumer.
+_log = structlog.get_logger()
 
-    An ephemeral consumer starts with the next event published. If it must be created again, because the server deleted
-    it or the stream was replaced, it continues after `seen`, the last sequence handled.
+
+class NatsConsumer:
+    """`agent.ports.Subscription` to stored events, which survives reconnections.
+
+    `recreate_stream` creates a deleted stream again; `released` is called at the end. `is_active`: the server has the
+    consumer; otherwise `last_error` may have the reason. `changed` is called when either changes.
     """
 
-    pattern: str
-    durable: str | None
-    options: NatsOptions
-    seen: int = 0
-    _origin: str = ""
+    def __init__(
+        self,
+        pattern: str,
+        durable: str,
+        handler: Handler,
+        *,
+        options: NatsOptions,
+        connection: NatsConnection,
+        codec: Codec,
+        refusals: Refusals,
+        recreate_stream: Callable[[Client], Awaitable[None]],
+        released: Callable[["NatsConsumer"], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self.durable, self.last_error, self.started = durable, None, asyncio.Event()
+        self._pattern, self._handler, self._options, self._connection = pattern, handler, options, connection
+        self._codec, self._refusals, self._recreate_stream = codec, refusals, recreate_stream
+        self._changed, self._pauses, self._failing, self._failures = changed, 0, "", 0
+        self._worker = asyncio.create_task(self._run(), name=f"bus-{durable}")
+        self._worker.add_done_callback(lambda _: released(self))
 
-    async def ensure(self, client: Client, mark: StreamMark | None) -> str:
-        """Create the consumer if necessary and return its name; no message of it is left unacknowledged.
+    last_error: BusError | None
+    started: asyncio.Event
+    """Set after the first attempt to create the consumer, whether it succeeded or not."""
 
-        `mark` distinguishes the current stream from an earlier one, or an earlier state, of the same name.
-        Raises BusError, StreamGone.
-        """
-        with translated(f"creating the consumer of {self.pattern}", client):
-            jetstream = client.jetstream(timeout=self.options.patience.connect)
-            if self.durable is None:
-                return await self._ephemeral(jetstream, mark)
-            return await self._durable(client, jetstream, self.durable)
+    @property
+    def is_active(self) -> bool:
+        return self.last_error is None and self.started.is_set()
 
-    async def forget(self, client: Client, name: str) -> None:
-        """Delete an ephemeral consumer whose subscription has ended."""
-        if self.durable is None and not client.is_closed:
-            with translated("ending a subscription", client):
-                jetstream = client.jetstream(timeout=self.options.patience.connect)
-                await jetstream.delete_consumer(STREAM, name)
+    async def stop(self) -> None:
+        if not self._worker.done():
+            await end_task(self._worker)
 
-    async def _durable(self, client: Client, jetstream: JetStreamContext, name: str) -> str:
+    async def _run(self) -> None:
+        while True:
+            client = await self._connection.wait()
+            try:
+                await self._serve(client)
+            except StreamGone as error:
+                _log.info("subscription_recreated", subscription=self.durable, reason=str(error))
+                try:
+                    await self._recreate_stream(client)
+                except BusError as refused:
+                    await self._interrupted(client, refused)
+            except BusError as error:
+                await self._interrupted(client, error)
+
+    async def _interrupted(self, client: Client, error: BusError) -> None:
+        """Keep the error, have the connection checked, and wait for another connection or for the pause."""
+        self._set_error(error)
+        _log.debug("subscription_interrupted", subscription=self.durable, reason=str(error))
+        self._connection.suspect(client)
+        pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(self._pauses, 20), LAST_PAUSE_SECONDS)
+        self._pauses += 1
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._connection.wait_until_lost(client)
+
+    def _set_error(self, error: BusError | None) -> None:
+        self.last_error = error
+        self.started.set()
+        self._changed()
+
+    async def _serve(self, client: Client) -> None:
+        """Hand over messages until this connection is lost. Raises StreamGone, BusError."""
+        await self._ensure(client)
+        pull = await Pull.open(client, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self.durable}")
         try:
-            with translated("looking for a consumer", client):
-                found: ConsumerInfo | None = await jetstream.consumer_info(STREAM, name)
-        except StreamGone:
-            found = None
-        if found and self.options.own_durables and (found.num_ack_pending or found.num_waiting):
-            # A killed process or a lost connection left these messages unacknowledged: the server would redeliver them
-            # only after the ack wait, a minute. And if the server has not noticed that a connection died, it would send
-            # the next event to the request that still waits on that connection.
-            await jetstream.delete_consumer(STREAM, name)
-            floor = found.ack_floor.stream_seq if found.ack_floor else 0
-            await self._add(jetstream, name, DeliverPolicy.BY_START_SEQUENCE, floor + 1)
-        elif found:
-            config = found.config
-            await self._add(jetstream, name, config.deliver_policy or DeliverPolicy.ALL, config.opt_start_seq)
-        else:
-            await self._add(jetstream, name, DeliverPolicy.ALL, None)
-        return name
+            self._pauses = 0
+            self._set_error(None)
+            while True:
+                await self._hand_over(await pull.next())
+        finally:
+            await pull.close()
 
-    async def _ephemeral(self, jetstream: JetStreamContext, mark: StreamMark | None) -> str:
-        name, created = f"passing-{NUID().next().decode()}", mark.created if mark else ""
-        if not self._origin:
-            info = await self._add(jetstream, name, DeliverPolicy.NEW, None)
-            self.seen = info.delivered.stream_seq if info.delivered else 0
-        elif mark is None or (created == self._origin and mark.sequence >= self.seen):
-            await self._add(jetstream, name, DeliverPolicy.BY_START_SEQUENCE, self.seen + 1)
-        else:
-            self.seen = 0
-            await self._add(jetstream, name, DeliverPolicy.ALL, None)
-        self._origin = created
-        return name
-
-    async def _add(
-        self, jetstream: JetStreamContext, name: str, policy: DeliverPolicy, sequence: int | None
-    ) -> ConsumerInfo:
-        return await jetstream.add_consumer(
-            STREAM,
-            ConsumerConfig(
-                name=name,
-                durable_name=self.durable,
-                filter_subject=self.pattern,
-                deliver_policy=policy,
-                opt_start_seq=sequence,
-                ack_policy=AckPolicy.EXPLICIT,
-                ack_wait=self.options.patience.ack_wait,
-                max_ack_pending=1,
-                max_deliver=-1,
-                inactive_threshold=EPHEMERAL_INACTIVE_SECONDS if self.durable is None else self.options.limits.inactive,
-            ),
+    async def _ensure(self, client: Client) -> None:
+        """Create the consumer if necessary, at the oldest event; an existing one keeps its position."""
+        jetstream = client.jetstream(timeout=self._options.patience.connect)
+        found: ConsumerInfo | None = None
+        with suppress(StreamGone), translated(f"looking for the consumer {self.durable}"):
+            found = await jetstream.consumer_info(STREAM, self.durable)
+        config = ConsumerConfig(
+            name=self.durable,
+            durable_name=self.durable,
+            filter_subject=self._pattern,
+            deliver_policy=(found and found.config.deliver_policy) or DeliverPolicy.ALL,
+            opt_start_seq=found.config.opt_start_seq if found else None,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=self._options.patience.ack_wait,
+            max_ack_pending=1,
+            max_deliver=-1,
+            inactive_threshold=self._options.limits.inactive,
         )
+        with translated(f"creating the consumer {self.durable}"):
+            await jetstream.add_consumer(STREAM, config)
 
+    async def _hand_over(self, message: Msg) -> None:
+        """Run the handler, then ack; after an error, nak. A message that is not a valid event is removed."""
+        try:
+            event = decoded(message, self._codec)
+        except WireError as error:
+            self._refusals.refuse(message, error, sequence=message.metadata.sequence.stream)
+            await self._send(message, b"+TERM")
+            return
+        if await self._handled(event, message):
+            self._failures = 0
+            await self._ack(event, message)
+            return
+        self._failures = self._failures + 1 if event.id == self._failing else 1
+        self._failing = event.id
+        await self._nak(message, redelivery_delay(self._failures))
 
-_HEARTBEAT, _NOTHING, _EXPIRED, _CONFLICT = "100", "404", "408", "409"
+    async def _handled(self, event: Event, message: Msg) -> bool:
+        """Run the handler and return whether it succeeded. Meanwhile the server is notified of its progress."""
+        work = asyncio.create_task(run_handler(self._handler, event, self.durable), name=f"bus-{self.durable}-handler")
+        try:
+            while not (await asyncio.wait({work}, timeout=self._options.patience.ack_wait / 3))[0]:
+                await self._send(message, b"+WPI")
+        except asyncio.CancelledError:
+            await end_task(work)
+            await self._nak(message, 0.0)
+            raise
+        return work.result()
+
+    async def _ack(self, event: Event, message: Msg) -> None:
+        """Acknowledge, and wait for the server's confirmation. The connection may be another one by now."""
+        try:
+            with translated(f"ack of {event.id}"):
+                async with asyncio.timeout(ACK_SECONDS):
+                    client = await self._connection.wait()
+                    await client.request(message.reply, b"+ACK", timeout=ACK_SECONDS)
+        except BusError as error:
+            _log.debug("ack_failed", id=event.id, error=str(error), next_step="redelivery")
+
+    async def _nak(self, message: Msg, delay: float) -> None:
+        await self._send(message, b'-NAK {"delay": %d}' % int(delay * _NANOSECONDS) if delay else b"-NAK")
+
+    async def _send(self, message: Msg, answer: bytes) -> None:
+        """Send an answer that needs no confirmation: if it is lost, the message is redelivered after the ack wait."""
+        with suppress(BusError), translated("answering an event"):
+            await self._connection.client().publish(message.reply, answer)
 
 
 class Pull:
     """Pulls the messages of a consumer one by one: `open`, then `next` for each message, then `close`."""
 
-    def __init__(self, client: Client, subject: str, inbox: str, answers: Subscription) -> None:
-        self._client, self._subject, self._inbox, self._answers = client, subject, inbox, answers
+    def __init__(self, client: Client, subject: str, inbox: str) -> None:
+        self._client, self._subject, self._inbox = client, subject, inbox
+        self._answers: asyncio.Queue[Msg | None] = asyncio.Queue()
+        self._subscription: Subscription | None = None
         self._requested = False
 
     @classmethod
-    async def open(cls, client: Client, stream: str, consumer: str) -> Self:
-        with translated("subscribing to an inbox", client):
-            inbox = client.new_inbox()
-            answers = await client.subscribe(inbox)
-        return cls(client, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", inbox, answers)
+    async def open(cls, client: Client, subject: str) -> Self:
+        """Subscribe to an inbox for the messages. Raises BusError."""
+        pull = cls(client, subject, client.new_inbox())
+        with translated("subscribing to an inbox"):
+            pull._subscription = await client.subscribe(pull._inbox, cb=pull._receive)
+        client.on_lost.append(pull._lost)
+        return pull
 
     async def close(self) -> None:
-        if not self._client.is_closed:
-            with translated("unsubscribing from an inbox", self._client):
-                await self._answers.unsubscribe()
+        """Unsubscribe if the connection is up, with a time limit."""
+        self._client.on_lost.remove(self._lost)
+        if self._subscription is not None and not self._client.lost.is_set():
+            with suppress(BusError, TimeoutError), translated("unsubscribing from an inbox"):
+                async with asyncio.timeout(CLEANUP_SECONDS):
+                    await self._subscription.unsubscribe()
 
     async def next(self) -> Msg:
         """Wait for the next message, without a limit. Raises StreamGone; BusError if the server does not answer."""
         while True:
-            with translated("requesting the next event", self._client):
+            with translated("requesting the next event"):
                 if not self._requested:
                     await self._client.publish(self._subject, _REQUEST, reply=self._inbox)
                     self._requested = True
                 try:
-                    message = await self._answers.next_msg(timeout=MISSED_SECONDS)
-                except NatsTimeout:
+                    async with asyncio.timeout(MISSED_SECONDS):
+                        message = await self._answers.get()
+                except TimeoutError:
                     self._requested = False
                     raise
+                if message is None:
+                    raise BusError(f"the connection was lost: {self._client.lost_reason}", transient=True)
                 if message.reply:  # an event, which may have a header `Status`, too
                     self._requested = False
                     _ = message.metadata  # raises if the reply subject is not one of JetStream
@@ -170,6 +253,12 @@ class Pull:
             self._requested = False
             if status not in (_EXPIRED, _NOTHING):
                 self._raise_for_status(status, str(headers.get(Header.DESCRIPTION, "")))
+
+    async def _receive(self, message: Msg) -> None:
+        self._answers.put_nowait(message)
+
+    def _lost(self) -> None:
+        self._answers.put_nowait(None)
 
     @staticmethod
     def _raise_for_status(status: str, description: str) -> None:

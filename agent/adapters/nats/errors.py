@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from nats.errors import Error as NatsPyError, MaxPayloadError, NoRespondersError
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
-from agent.adapters.nats.client import Client
+from agent.adapters.nats.client import PermissionDenied
 from agent.domain.errors import AkoshaError, BusError
 from agent.ports import UnexpectedErrors
+
+MORE_CONSUMERS = "nats stream edit AKOSHA_SYNC --max-consumers 10000"
+"""The command that lets a stream have more consumers."""
 
 _unexpected = UnexpectedErrors("nats_bus", BusError)
 
@@ -43,6 +46,21 @@ class StreamGone(BusError):  # noqa: N818 - the name is the state
         super().__init__(message, hint="the agent creates it again", transient=True)
 
 
+class Denied(BusError):  # noqa: N818 - as above
+    """The server does not permit the operation."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="allow it in the server's permissions for this user", transient=True)
+
+
+class NoJetStream(BusError):  # noqa: N818 - as above
+    """No server answers JetStream requests."""
+
+    def __init__(self, message: str) -> None:
+        hint = "check that JetStream is enabled on the NATS server and has free storage"
+        super().__init__(message, hint=hint, transient=True)
+
+
 @contextmanager
 def guarded(translation: Callable[[Exception], AkoshaError], *, hidden: bool = False) -> Iterator[None]:
     """Raise the translation of an exception; an AkoshaError passes unchanged.
@@ -58,11 +76,9 @@ def guarded(translation: Callable[[Exception], AkoshaError], *, hidden: bool = F
 
 
 @contextmanager
-def translated(operation: str, client: Client | None = None) -> Iterator[None]:
+def translated(operation: str) -> Iterator[None]:
     """Raise an exception of the block as BusError with the operation, the server's message and a hint."""
-    if client is not None:
-        client.permission_error = ""
-    with guarded(lambda error: _translation(error, operation, client)), preserve_cancellation():
+    with guarded(lambda error: _translation(error, operation)), preserve_cancellation():
         yield
 
 
@@ -71,20 +87,23 @@ def unexpected(error: Exception, operation: str, text: str, *, hint: str) -> Bus
     return _unexpected.translate(error, operation, text, hint=f"{hint} The log has the traceback")
 
 
-def _translation(error: Exception, operation: str, client: Client | None) -> BusError:
+_TOO_MANY_CONSUMERS = 10026
+
+
+def _translation(error: Exception, operation: str) -> BusError:
+    if isinstance(error, PermissionDenied):
+        return Denied(f"{operation}: {str(error).removeprefix('nats: ')}")
     if isinstance(error, NoStreamResponseError | NotFoundError):
         return StreamGone(f"{operation}: the stream does not exist")
     if isinstance(error, MaxPayloadError):
         return BusError(f"{operation}: the message is larger than the server allows", hint="raise its max_payload")
     if isinstance(error, NoRespondersError | ServiceUnavailableError):
-        hint = "check that JetStream is enabled on the NATS server and has free storage"
-        return BusError(f"{operation}: {_description(error) or 'JetStream does not answer'}", hint=hint, transient=True)
+        return NoJetStream(f"{operation}: {_description(error) or 'JetStream does not answer'}")
     if isinstance(error, TimeoutError):
-        forbidden = client.permission_error if client is not None else ""
-        hint = "allow it in the server's permissions for this user" if forbidden else ""
-        return BusError(f"{operation}: {forbidden or 'no answer'}", hint=hint, transient=True)
+        return BusError(f"{operation}: no answer", transient=True)
     if isinstance(error, APIError):
-        return BusError(f"{operation}: {_description(error)}", transient=True)
+        hint = MORE_CONSUMERS if error.err_code == _TOO_MANY_CONSUMERS else ""
+        return BusError(f"{operation}: {_description(error)}", hint=hint, transient=True)
     if isinstance(error, NatsPyError | OSError):
         text = str(error).removeprefix("nats: ") or type(error).__name__
         return BusError(f"{operation}: {text}", transient=True)

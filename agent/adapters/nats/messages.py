@@ -1,17 +1,19 @@
 """NATS messages and the events in them. Any client may publish, so each message is validated strictly."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
 
 import structlog
 from nats.aio.msg import Msg
 
-from agent.adapters.nats.errors import translated
-from agent.domain.errors import BusError, WireError
+from agent.domain.errors import WireError
 from agent.domain.events import Event, SessionEnded, SyncResult
 from agent.ports import Codec
 
-ACK_SECONDS = 5.0
+HEADER_BYTES = 1024
+"""Part of the server's max_payload that is reserved for headers."""
+
+ALWAYS_LOGGED = 10
+"""Refused messages that are logged as warnings; of the later ones, each thousandth is."""
 
 _log = structlog.get_logger()
 
@@ -47,51 +49,14 @@ def decoded(message: Msg, codec: Codec) -> Event:
     return event
 
 
-class JetStreamMessage:
-    """A message of the stream. An unreachable server is not an error when settling: the message is redelivered."""
+class Refusals:
+    """Counts and logs the messages of a connection that are not valid events."""
 
-    def __init__(self, event: Event, message: Msg) -> None:
-        self.event, self._message = event, message
-        self.acked = False
-        """Whether the server has confirmed the ack."""
+    def __init__(self) -> None:
+        self.count = 0
 
-    async def ack(self) -> None:
-        """Acknowledge, and wait for the server's confirmation."""
-        self.acked = await self._settle("ack", lambda: self._message.ack_sync(timeout=ACK_SECONDS))
-
-    async def nak(self, delay: float) -> None:
-        await self._settle("nak", lambda: self._message.nak(delay))
-
-    async def in_progress(self) -> None:
-        await self._settle("in_progress", self._message.in_progress)
-
-    async def _settle(self, operation: str, send: Callable[[], Awaitable[object]]) -> bool:
-        try:
-            with translated(f"{operation} of an event"):
-                await send()
-        except BusError as error:
-            _log.debug(
-                "ack_failed",
-                operation=operation,
-                id=self.event.id,
-                error=str(error),
-                next_step="redelivery",
-            )
-            return False
-        return True
-
-
-class CoreMessage:
-    """An event of core NATS, which is not stored and needs no acknowledgement."""
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-
-    async def ack(self) -> None:
-        pass
-
-    async def nak(self, delay: float) -> None:
-        pass
-
-    async def in_progress(self) -> None:
-        pass
+    def refuse(self, message: Msg, error: WireError, *, sequence: int = 0) -> None:
+        """Log a message. `sequence`: its position in the stream, 0 if it is not from the stream."""
+        self.count += 1
+        log = _log.warning if self.count <= ALWAYS_LOGGED or self.count % 1000 == 0 else _log.debug
+        log("message_refused", subject=message.subject[:200], sequence=sequence, reason=str(error), so_far=self.count)

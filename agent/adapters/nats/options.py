@@ -86,23 +86,25 @@ class Patience:
     ping: float = 20.0
     """Interval between pings."""
     ping_timeout: float = 10.0
-    reconnect: float = 1.0
-    """The first pause between attempts to connect; it doubles up to `reconnect_max`."""
+    reconnect: float = 2.0
+    """Limit of the first pause between attempts to connect; it doubles up to `reconnect_max`."""
     reconnect_max: float = 30.0
     ack_wait: float = 60.0
-    """How long a handler may report no progress."""
+    """How long the server waits for an ack; a consumer reports progress three times as often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """The configuration of a stream that the agent creates (seconds, bytes).
 
-    `inactive`: after this long without use, the server deletes a durable consumer.
+    `inactive`: after this long without use, the server deletes a durable consumer. From 2.15, nats-server limits a
+    stream without `max_consumers` to 1,000.
     """
 
     max_age: float = EVENT_MAX_AGE.total_seconds()
     max_bytes: int = 256 * MEBIBYTE
     duplicate_window: float = 600.0
+    max_consumers: int = 10_000
     inactive: float = 30 * DAY
 
 
@@ -110,8 +112,8 @@ class Limits:
 class NatsOptions:
     """All options of a connection. `name` identifies the client on the server.
 
-    `check` is called in a thread before each attempt. `own_durables`: only this process uses its durable names, so the
-    messages that a killed process left unacknowledged are redelivered at once.
+    `check` is called in a thread before each attempt. Replies arrive on subjects below `inbox_prefix`: one for each
+    system, so that the server's permissions can separate them.
     """
 
     servers: tuple[str, ...] = field(repr=False)
@@ -120,7 +122,7 @@ class NatsOptions:
     tls: Tls = Tls()
     patience: Patience = Patience()
     limits: Limits = Limits()
-    own_durables: bool = False
+    inbox_prefix: str = "_INBOX"
     check: Callable[[], None] = lambda: None
 
     @property

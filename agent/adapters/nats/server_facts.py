@@ -16,13 +16,15 @@ from agent.adapters.nats import credentials
 from agent.adapters.nats.client import Client
 from agent.adapters.nats.connection import connect
 from agent.adapters.nats.credentials import LoginSecrets
-from agent.adapters.nats.errors import preserve_cancellation, translated
+from agent.adapters.nats.errors import Denied, NoJetStream, preserve_cancellation, translated
 from agent.adapters.nats.options import NatsOptions, Server
 from agent.adapters.nats.stream import STREAM, Stream
 from agent.domain.errors import BusError
 from agent.domain.naming import subject_matches
 
 USER_INFO_SUBJECT = "$SYS.REQ.USER.INFO"
+
+_INBOX_DENIED = "for subscription to"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,8 @@ class Rights:
 class NatsFacts:
     """Facts about one server. `refused`: the error of the connection; then nothing else is known.
 
-    `jetstream`, `stream`: the error, None if they work. `has_stream` is false if the stream does not exist yet.
+    `jetstream`, `stream`: the error, None if they work. `has_stream` is false if the stream does not exist yet, None if
+    the user may not examine it.
     `publish`, `subscribe`: None if the server does not report them.
     """
 
@@ -49,7 +52,7 @@ class NatsFacts:
     version: str = ""
     refused: BusError | None = None
     jetstream: BusError | None = None
-    has_stream: bool = False
+    has_stream: bool | None = False
     stream: BusError | None = None
     publish: Rights | None = None
     subscribe: Rights | None = None
@@ -73,7 +76,7 @@ async def _examine_server(url: str, options: NatsOptions, context: ssl.SSLContex
     except BusError as error:
         return NatsFacts(location=location, refused=error)
     try:
-        with translated(f"examining NATS at {location}", client):
+        with translated(f"examining NATS at {location}"):
             return await _examine_connected(location, client, options)
     except BusError as error:
         return NatsFacts(location=location, refused=error)
@@ -88,29 +91,29 @@ def _version(client: Client) -> str:
 
 async def _examine_connected(location: str, client: Client, options: NatsOptions) -> NatsFacts:
     seconds = options.patience.connect
-    client.permission_error = ""
     publish, subscribe = await _rights(client, seconds)
-    if publish is None and "subscription" in client.permission_error.lower():
+    if inbox := next((text for text in client.denied.values() if _INBOX_DENIED in text.lower()), ""):
         error = BusError(
-            f"the agent cannot receive answers: {client.permission_error}",
-            hint="allow this user to subscribe to _INBOX.>",
+            f"the agent cannot receive answers: {inbox}",
+            hint=f"allow this user to subscribe to {options.inbox_prefix}.>",
         )
         return NatsFacts(location=location, version=_version(client), jetstream=error)
     jetstream: BusError | None = None
     stream: BusError | None = None
-    has_stream = False
+    has_stream: bool | None = False
     try:
-        with translated("asking JetStream for the account", client):
-            account = await client.jetstream(timeout=seconds).account_info()
-    except BusError as error:
+        with translated("examining the stream"):
+            has_stream = await Stream(options.limits).check(client, seconds)
+        if not has_stream:
+            with translated("asking JetStream for the account"):
+                account = await client.jetstream(timeout=seconds).account_info()
+            stream = _space_error(account, options.limits.max_bytes)
+    except Denied:
+        has_stream = None
+    except NoJetStream as error:
         jetstream = error
-    else:
-        try:
-            with translated("examining the stream", client):
-                has_stream = await Stream(options.limits).check(client, seconds)
-                stream = None if has_stream else _space_error(account, options.limits.max_bytes)
-        except BusError as error:
-            stream = error
+    except BusError as error:
+        stream = error
     return NatsFacts(
         location=location,
         version=_version(client),

@@ -1,6 +1,5 @@
 """The stream AKOSHA_SYNC. The agent creates it if it does not exist; an existing stream is used as it is."""
 
-import asyncio
 from dataclasses import replace
 
 import structlog
@@ -8,7 +7,7 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.errors import StreamGone, translated
+from agent.adapters.nats.errors import Denied, StreamGone, translated
 from agent.adapters.nats.options import Limits
 from agent.domain.errors import BusError
 from agent.domain.naming import STREAM_SUBJECTS, UNSTORED_SUBJECTS, patterns_meet, subject_matches
@@ -30,34 +29,34 @@ class Stream:
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._reported = limits, ""
-        self._replaced = asyncio.Event()
         self.mark: StreamMark | None = None
-
-    async def wait_until_replaced(self, created: str) -> None:
-        """Return when the stream that was created at `created` has been replaced."""
-        while self.mark is None or self.mark.created == created:
-            await self._replaced.wait()
+        self.was_replaced = False
+        """Whether a confirmation has shown another stream than the one that was examined."""
 
     async def ensure(self, client: Client, seconds: float) -> None:
-        """Create the stream if it does not exist. Raises BusError if that fails or if it cannot store the events."""
+        """Create the stream if it does not exist. Raises BusError if that fails or if it cannot store the events.
+
+        If the user may not examine the stream, it is assumed to exist: the confirmations of events show its position.
+        """
         jetstream = client.jetstream(timeout=seconds)
+        self.was_replaced = False
         try:
-            with translated(f"looking for the stream {STREAM}", client):
+            with translated(f"looking for the stream {STREAM}"):
                 info = await jetstream.stream_info(STREAM)
+        except Denied as error:
+            _log.debug("stream_not_examined", stream=STREAM, reason=str(error))
+            return
         except StreamGone:
-            info = await self._create(client, jetstream)
+            info = await self._create(jetstream)
         else:
-            info = await self._with_missing_subjects(client, jetstream, info)
+            info = await self._with_missing_subjects(jetstream, info)
             self._check_config(info.config)
-        before, self.mark = self.mark, StreamMark(str(info.created), info.state.last_seq)
-        if before is None or before.created != self.mark.created:
-            replaced, self._replaced = self._replaced, asyncio.Event()
-            replaced.set()
+        self.mark = StreamMark(str(info.created), info.state.last_seq)
 
     async def exists(self, client: Client, seconds: float) -> bool:
         """Return whether the stream exists. Raises BusError if the server does not answer."""
         try:
-            with translated(f"looking for the stream {STREAM}", client):
+            with translated(f"looking for the stream {STREAM}"):
                 await client.jetstream(timeout=seconds).stream_info(STREAM)
         except StreamGone:
             return False
@@ -66,35 +65,40 @@ class Stream:
     async def check(self, client: Client, seconds: float) -> bool:
         """Return whether the stream exists. Raises BusError if it cannot store the events, or the server is silent."""
         try:
-            with translated(f"looking for the stream {STREAM}", client):
+            with translated(f"looking for the stream {STREAM}"):
                 info = await client.jetstream(timeout=seconds).stream_info(STREAM)
         except StreamGone:
             return False
         self._check_config(info.config)
         return True
 
-    def advance(self, sequence: int) -> None:
-        """Record that the stream has stored an event at `sequence`."""
-        if self.mark is not None:
+    def stored(self, sequence: int, *, sent_at: StreamMark | None) -> None:
+        """Record that the stream has stored a new event at `sequence`. `sent_at`: the mark when it was sent.
+
+        A stream that stores a later event at an earlier position is another one.
+        """
+        if self.mark is None:
+            self.mark = StreamMark("", sequence)
+        elif sent_at is not None and sequence <= sent_at.sequence:
+            self.mark, self.was_replaced = StreamMark("", sequence), True
+        else:
             self.mark = StreamMark(self.mark.created, max(self.mark.sequence, sequence))
 
-    async def _create(self, client: Client, jetstream: JetStreamContext) -> StreamInfo:
-        with translated(f"creating the stream {STREAM}", client):
+    async def _create(self, jetstream: JetStreamContext) -> StreamInfo:
+        with translated(f"creating the stream {STREAM}"):
             info = await jetstream.add_stream(self._config())
         _log.info(
             "stream_created", stream=STREAM, max_age_seconds=self._limits.max_age, max_bytes=self._limits.max_bytes
         )
         return info
 
-    async def _with_missing_subjects(
-        self, client: Client, jetstream: JetStreamContext, found: StreamInfo
-    ) -> StreamInfo:
+    async def _with_missing_subjects(self, jetstream: JetStreamContext, found: StreamInfo) -> StreamInfo:
         """Add the subjects that are missing from a stream of an earlier version; return its current state."""
         missing = _missing(found.config)
         if not missing or found.config.description != _DESCRIPTION:
             return found
         try:
-            with translated(f"adding {', '.join(missing)} to the stream {STREAM}", client):
+            with translated(f"adding {', '.join(missing)} to the stream {STREAM}"):
                 extended = replace(found.config, subjects=[*(found.config.subjects or []), *missing])
                 info = await jetstream.update_stream(extended)
         except BusError as error:  # `_check_config` raises with the missing subjects and a hint
@@ -114,6 +118,8 @@ class Stream:
             max_age=self._limits.max_age,
             max_bytes=self._limits.max_bytes,
             duplicate_window=self._limits.duplicate_window,
+            max_consumers=self._limits.max_consumers,
+            allow_direct=True,
         )
 
     def _check_config(self, found: StreamConfig) -> None:

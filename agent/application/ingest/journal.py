@@ -13,7 +13,7 @@ from agent.domain.events import LONGEST_TEXT, MOST_NAMED, IngestCompleted, Inges
 from agent.domain.identity import Identity
 from agent.domain.memories import Tally
 from agent.domain.plain_text import shorten
-from agent.ports import Clock, EventBus, Ledger
+from agent.ports import Clock, DurableBus, Ledger
 
 _log = structlog.get_logger()
 
@@ -26,7 +26,7 @@ class IngestJournal:
     """
 
     def __init__(
-        self, ledger: Ledger, bus: EventBus | None, identity: Identity, clock: Clock, *, endpoints: tuple[str, str]
+        self, ledger: Ledger, bus: DurableBus | None, identity: Identity, clock: Clock, *, endpoints: tuple[str, str]
     ) -> None:
         self._ledger, self._bus, self._agent_id, self._clock = ledger, bus, identity.agent_id, clock
         self._notes = f"react:{hashlib.sha256(chr(10).join(endpoints).encode()).hexdigest()[:12]}:"

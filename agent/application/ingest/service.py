@@ -21,9 +21,9 @@ from agent.application.ingest.upload_ingester import UploadIngester
 from agent.application.signal import Signal
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, NamingError
-from agent.domain.events import SyncSucceeded
+from agent.domain.events import Event, SyncSucceeded
 from agent.domain.identity import Identity
-from agent.ports import Clock, EventBus, Ledger, Message, ObjectStore, reset_clients
+from agent.ports import Clock, DurableBus, Ledger, ObjectStore, reset_clients
 
 ROLE = "react"
 """Role in the name of the durable NATS consumer."""
@@ -68,7 +68,7 @@ class IngestService:
     identity: Identity
     ingest: UploadIngester
     ledger: Ledger
-    bus: EventBus | None
+    bus: DurableBus | None
     clock: Clock
     systems: Collection[str]
     rescan_seconds: float
@@ -94,7 +94,7 @@ class IngestService:
             if self.bus is not None:
                 self.bus.on_change(self._notify_all)
                 pattern = naming.results_pattern("*", "succeeded")
-                await self.bus.subscribe(pattern, self._on_result, durable=self.identity.durable(ROLE))
+                await self.bus.consume(pattern, self._on_result, durable=self.identity.durable(ROLE))
             _log.info(
                 "ingest_started",
                 agent_id=self.identity.agent_id,
@@ -145,12 +145,10 @@ class IngestService:
                 group.create_task(catch_up(system_id), name=f"react-{system_id}")
         return IngestSummary(outcomes, failures)
 
-    async def _on_result(self, message: Message) -> None:
+    async def _on_result(self, event: Event) -> None:
         """Start the system of a result. The result is acked at once: after a kill, the bucket shows what to do."""
-        event = message.event
         if isinstance(event, SyncSucceeded) and event.manifest_key and self._is_wanted(event.system_id):
             self._running(event.system_id).notify(_upload(event))
-        await message.ack()
 
     async def _rescan_loop(self) -> None:
         while True:

@@ -17,7 +17,7 @@ from agent.domain.events import Event, SessionEnded, SyncAsked, SyncProgress, Sy
 from agent.domain.identity import Identity
 from agent.domain.routing import SESSION_END
 from agent.domain.status_warning import StatusWarning
-from agent.ports import Clock, EventBus, HistoryEntry, Ledger, MemoryCounts, SnapshotTaker
+from agent.ports import Clock, HistoryEntry, Ledger, MemoryCounts, SnapshotTaker, VolatileBus
 
 
 class AgentService:
@@ -30,7 +30,7 @@ class AgentService:
         state_dir: Path,
         identity: Identity,
         ledger: Ledger,
-        bus: EventBus,
+        bus: VolatileBus,
         taker: SnapshotTaker,
         clock: Clock,
         subscribers: Sequence[SyncSubscriber],

@@ -8,8 +8,8 @@ import structlog
 
 from agent.domain import naming
 from agent.domain.errors import AkoshaError
-from agent.domain.events import SyncProgress, SyncResult
-from agent.ports import EventBus, HistoryEntry, Ledger, Message, Subscription
+from agent.domain.events import Event, SyncProgress, SyncResult
+from agent.ports import HistoryEntry, Ledger, Subscription, VolatileBus
 
 BATCH = 100
 """Number of events that a reader reads from the ledger at once."""
@@ -23,7 +23,7 @@ _log = structlog.get_logger()
 class EventStream:
     """Wakes its readers when the history grows. Each reader reads the ledger from its own position."""
 
-    def __init__(self, *, ledger: Ledger, bus: EventBus, system_id: str) -> None:
+    def __init__(self, *, ledger: Ledger, bus: VolatileBus, system_id: str) -> None:
         self._ledger, self._bus, self._system_id = ledger, bus, system_id
         self._readers: set[asyncio.Event] = set()
         ledger.on_history(self._notify)
@@ -39,11 +39,10 @@ class EventStream:
         progress: deque[SyncProgress] = deque(maxlen=PROGRESS_KEPT)
         subscription: Subscription | None = None
 
-        async def keep(message: Message) -> None:
-            if isinstance(message.event, SyncProgress):
-                progress.append(message.event)
+        async def keep(event: Event) -> None:
+            if isinstance(event, SyncProgress):
+                progress.append(event)
                 changed.set()
-            await message.ack()
 
         self._readers.add(changed)
         try:

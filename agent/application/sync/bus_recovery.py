@@ -1,20 +1,25 @@
-"""Tracks the bus: records which one is in use, and republishes results that it has lost.
+"""Tracks the buses: records which one is in use, finds what it has lost, and republishes lost results.
 
-Ledger notes: `bus` (the bus in use), `bus_since`, and `stream` (the stream's creation time and last sequence when the
-agent last published to it).
+Ledger notes: `bus` (the bus in use), `bus_since`, `stream` (the stream's creation time and last sequence when the agent
+last published to it), and `old_consumers` (the consumers of earlier versions are removed).
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 
 import structlog
 
 from agent.application.signal import Signal
+from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.results import ResultRecorder
 from agent.domain.errors import AkoshaError
-from agent.ports import BusState, Clock, EventBus, Ledger, StreamMark
+from agent.domain.status_warning import StatusWarning
+from agent.ports import BusState, Clock, DurableBus, Ledger, StreamMark, VolatileBus
 
-BUS, BUS_SINCE, STREAM = "bus", "bus_since", "stream"
+BUS, BUS_SINCE, STREAM, OLD_CONSUMERS = "bus", "bus_since", "stream", "old_consumers"
+
+STREAM_UNAVAILABLE = "stream_unavailable"
+"""Code of the status warning that results wait although NATS is connected."""
 
 FIRST_WAIT_SECONDS = 1.0
 LAST_WAIT_SECONDS = 60.0
@@ -24,29 +29,36 @@ _log = structlog.get_logger()
 
 
 class BusRecovery:
-    """Reacts to changes of the bus. A new stream gets the results of the last `max_age` again.
+    """Reacts to changes of the buses. A new stream gets the results of the last `max_age` again.
 
-    `switched` is awaited after each change of bus.
+    `catch_up` is awaited after each new connection of the durable bus, the first included: it reads what the volatile
+    bus did not deliver meanwhile. `switched` is awaited after each later change of the volatile bus. `old_consumers`
+    are removed once.
     """
 
     def __init__(
         self,
         *,
-        bus: EventBus,
+        bus: VolatileBus,
+        results_bus: DurableBus,
         ledger: Ledger,
         recorder: ResultRecorder,
         clock: Clock,
         max_age: timedelta,
+        catch_up: Callable[[], Awaitable[None]],
         switched: Callable[[], Awaitable[None]],
+        old_consumers: Collection[str] = (),
     ) -> None:
-        self._bus, self._ledger, self._recorder, self._clock = bus, ledger, recorder, clock
-        self._max_age, self._switched = max_age, switched
+        self._bus, self._results_bus = bus, results_bus
+        self._ledger, self._recorder, self._clock = ledger, recorder, clock
+        self._max_age, self._catch_up, self._switched, self._old_consumers = max_age, catch_up, switched, old_consumers
         self._signal = Signal(clock, "bus")
         self._reported: BusState | None = None
         self._seen: StreamMark | None = None
         self._losses = self._recovered_losses = 0
-        self._switching = False
+        self._switching = self._catching_up = False
         bus.on_change(self._changed)
+        results_bus.on_change(self._changed)
         recorder.on_published(self._note_mark)
         recorder.on_outbox_flushed(self._signal.set)
 
@@ -81,7 +93,7 @@ class BusRecovery:
         Called at each change of the bus and after each published result. A loss between two passes of the loop is
         noticed even if the connection, and with it the newer mark, is gone before the next pass.
         """
-        mark = self._bus.stream
+        mark = self._results_bus.stream
         if mark is None:
             return
         if self._seen is not None and mark.has_lost(self._seen):
@@ -89,25 +101,47 @@ class BusRecovery:
         self._seen = mark
 
     async def _update(self) -> None:
-        self._switching = await self._report_state() or self._switching
+        await self._report_state()
         await self._reconcile()
         if self._switching:
             await self._switched()
             self._switching = False
+        if self._catching_up and self._results_bus.state.ready:
+            await self._catch_up()
+            await self._remove_old_consumers()
+            self._catching_up = False
+        await self._report_stream()
 
-    async def _report_state(self) -> bool:
-        """Log and record a change of the bus. Return whether events now take another bus than before."""
+    async def _report_state(self) -> None:
+        """Log and record a change of the volatile bus: events now take another connection or bus than before."""
         state, before = self._bus.state, self._reported
         if state == before:
-            return False
+            return
         self._reported = state
-        switched = before is None or (state.name, state.ready) != (before.name, before.ready)
-        if switched:
+        if before is None or (state.name, state.ready, state.since) != (before.name, before.ready, before.since):
+            self._catching_up = True
+            self._switching = before is not None
+        if before is None or (state.name, state.ready) != (before.name, before.ready):
             log = _log.info if state.ready else _log.warning
             log("bus_in_use" if state.ready else "bus_unavailable", bus=state.name, detail=state.detail)
         await self._ledger.note(BUS, f"{state.name}: {state.detail}" if state.ready else f"waiting: {state.detail}")
         await self._ledger.note(BUS_SINCE, state.since.isoformat())
-        return switched and before is not None
+
+    async def _report_stream(self) -> None:
+        """Set or clear the status warning that the volatile bus is connected, but the stream cannot store results."""
+        bus, stream = self._bus.state, self._results_bus.state
+        if stream.ready:
+            await clear_warning(self._ledger, STREAM_UNAVAILABLE)
+        elif bus.ready and bus.name == stream.name:
+            message = f"results wait, because the stream cannot store them: {stream.detail}"
+            await set_warning(self._ledger, StatusWarning(code=STREAM_UNAVAILABLE, message=message), self._clock)
+
+    async def _remove_old_consumers(self) -> None:
+        """Remove the consumers that earlier versions of this agent made, once."""
+        if self._old_consumers and OLD_CONSUMERS not in await self._ledger.notes():
+            for durable in self._old_consumers:
+                await self._results_bus.remove_consumer(durable)
+            await self._ledger.note(OLD_CONSUMERS, "removed")
 
     async def _reconcile(self) -> None:
         """Republish the results of the last days to a stream that is new or has lost events."""
@@ -128,4 +162,4 @@ class BusRecovery:
 
 def _mark(text: str) -> StreamMark | None:
     sequence, _, created = text.partition(" ")
-    return StreamMark(created, int(sequence)) if sequence.isdigit() and created else None
+    return StreamMark(created, int(sequence)) if sequence.isdigit() else None

@@ -7,7 +7,7 @@ import structlog
 from agent.domain.errors import StateError
 from agent.domain.events import SyncRequested
 from agent.domain.identity import Identity
-from agent.ports import EventBus, Ledger
+from agent.ports import Ledger, VolatileBus
 
 REMEMBERED = 1000
 """Number of requests kept in memory; older ones are read from the ledger."""
@@ -18,7 +18,7 @@ _log = structlog.get_logger()
 class RequestLog:
     """Publishes requests on the bus, and recognises them when they are received."""
 
-    def __init__(self, identity: Identity, bus: EventBus, ledger: Ledger) -> None:
+    def __init__(self, identity: Identity, bus: VolatileBus, ledger: Ledger) -> None:
         self._identity, self._bus, self._ledger = identity, bus, ledger
         self._issued: OrderedDict[str, SyncRequested] = OrderedDict()
         self._others: set[str] = set()
@@ -26,8 +26,8 @@ class RequestLog:
     async def issue(self, request: SyncRequested) -> SyncRequested:
         """Publish a request, record it in the history, and return it.
 
-        If a request with the same ID was issued before, that one is published again and returned: a bus drops a second
-        event with the same ID and delivers the first, which must be recognised. Raises the bus's errors, StateError.
+        If a request with the same ID was issued before, that one is published again and returned: the stream keeps the
+        first of two events with one ID, and a subscriber must recognise it. Raises the bus's errors, StateError.
         """
         issued_before = self._issued.get(request.id) or await self._ledger.find_event(request.id)
         # With another system ID it is a different request: see SystemIdTaken.

@@ -27,7 +27,7 @@ from agent.domain.events import (
 )
 from agent.domain.manifest import Manifest
 from agent.domain.status_warning import StatusWarning
-from agent.ports import Clock, Delivered, EventBus, Ledger, Meter, NoMeter
+from agent.ports import Clock, Delivered, DurableBus, Ledger, Meter, NoMeter
 
 FIRST_WAIT_SECONDS = 1.0
 LAST_WAIT_SECONDS = 60.0
@@ -45,7 +45,7 @@ class ResultRecorder:
     Only the result of an upload that was finished before a crash is written elsewhere: by `Ledger.adopt`.
     """
 
-    def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock, meter: Meter | None = None) -> None:
+    def __init__(self, ledger: Ledger, bus: DurableBus, clock: Clock, meter: Meter | None = None) -> None:
         self._ledger, self._bus, self._clock, self._meter = ledger, bus, clock, meter or NoMeter()
         self._waiting, self._warned = False, True  # an earlier process may have set the warning
         self._republished = 0

@@ -10,7 +10,7 @@ from agent.application.signal import Signal
 from agent.domain.errors import AkoshaError, SyncError
 from agent.domain.events import SyncProgress, SyncRequested
 from agent.domain.progress import Activity, Progress
-from agent.ports import Clock, Connected, Delivered, EventBus, Reporter, SyncMethod, Unchanged, reset_clients
+from agent.ports import Clock, Connected, Delivered, Reporter, SyncMethod, Unchanged, VolatileBus, reset_clients
 
 PUBLISH_SECONDS = 0.25
 """Interval between two progress events."""
@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 class ProgressReporter:
     """A Reporter that publishes SyncProgress events while it is open, at most four a second."""
 
-    def __init__(self, bus: EventBus, clock: Clock, request: SyncRequested, method: str) -> None:
+    def __init__(self, bus: VolatileBus, clock: Clock, request: SyncRequested, method: str) -> None:
         self._bus, self._clock, self._request, self._method = bus, clock, request, method
         self._signal = Signal(clock, "progress")
         self._progress, self._published = Progress("", None, at=clock.monotonic()), 0

@@ -1,23 +1,25 @@
 """Takes the requests for one method off the bus and processes each one until it has an outcome.
 
-request -> refused (not ours) | ignored (has an outcome) | attempt -> Done     recorder, ack
-                                                                    RetryAt  attempt counted, nak with delay
-                                                                    Forward  published for the next method, ack
-                                                                    GiveUp   SyncFailed, ack
+request -> refused (not ours) | queue -> ignored (has an outcome) | attempt -> Done     recorder
+                                                                             RetryAt  attempt counted, stays queued
+                                                                             Forward  published for the next method
+                                                                             GiveUp   SyncFailed
+
+The queue ends with the process. At its start the next agent finds what is owed, and the attempts, in the ledger.
 """
 
 import asyncio
 import random
 import re
 import shlex
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from urllib.parse import unquote
 
 import structlog
 
+from agent.application.signal import Signal
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.request_log import RequestLog
 from agent.application.sync.results import ResultRecorder
@@ -25,7 +27,7 @@ from agent.application.sync.stall import ProgressReporter, sync_with_restarts
 from agent.domain.databases import Survey
 from agent.domain.delivery_state import Target, TargetRecord
 from agent.domain.errors import AkoshaError, NotOwner, SinkError, SnapshotError, StoreError, SyncError
-from agent.domain.events import SyncRequested
+from agent.domain.events import Event, SyncRequested
 from agent.domain.progress import Activity
 from agent.domain.routing import (
     CLOUD,
@@ -41,7 +43,8 @@ from agent.domain.routing import (
     target_backoff,
 )
 from agent.domain.status_warning import StatusWarning
-from agent.ports import Clock, Delivered, EventBus, Ledger, Message, Meter, NoMeter, SyncMethod, Unchanged
+from agent.ports import Clock, Delivered, Ledger, Meter, NoMeter, SyncMethod, Unchanged, VolatileBus
+from agent.ports.dispatch import end_task
 
 _START_AKOSHA = "start Akosha there, or set akosha_http_endpoint"
 
@@ -53,25 +56,38 @@ REFUSED_HINT = "renew the credentials; the next attempt reads them again"
 UNEXPECTED_HINT = "the log has the traceback as unexpected_error; update akosha-agent, or report it"
 
 FAULT_SECONDS = 30.0
-"""Delay before redelivery of a message whose handler raised an unexpected error."""
+"""Delay before the next attempt of a request after an unexpected error."""
+
+MAX_QUEUED = 1000
+"""Requests that wait; the newest one replaces the oldest. The next rescan finds what a dropped request was for."""
 
 _log = structlog.get_logger()
 
 
+@dataclass(slots=True)
+class _Queued:
+    """A request, and the time (monotonic) of its next attempt."""
+
+    request: SyncRequested
+    not_before: float
+
+
 class SyncSubscriber:
-    """The subscriber of one method.
+    """The subscriber of one method: `handle` receives requests, `start` processes them until `stop`.
+
+    Requests are processed in order, one at a time. While one waits for its next attempt, the later ones wait too,
+    except urgent ones.
 
     All subscribers of an agent share `sync_lock`, so that one sync runs at a time, and `unreachable`, the methods whose
     target could not be reached when it was last needed. `survey` raises SnapshotError if the data directory cannot be
-    read. `in_progress_seconds`: interval at which a message is reported as in progress, so that it is not
-    redelivered; a third of the bus's ack wait.
+    read.
     """
 
     def __init__(
         self,
         method: SyncMethod,
         *,
-        bus: EventBus,
+        bus: VolatileBus,
         requests: RequestLog,
         ledger: Ledger,
         recorder: ResultRecorder,
@@ -83,7 +99,6 @@ class SyncSubscriber:
         after_outcome: Callable[[], None],
         errors: asyncio.Queue[Exception],
         unreachable: set[str] | None = None,
-        in_progress_seconds: float = 20.0,
         jitter: Callable[[], float] = random.random,
         meter: Meter | None = None,
     ) -> None:
@@ -91,40 +106,86 @@ class SyncSubscriber:
         self._meter = meter or NoMeter()
         self._unreachable = set() if unreachable is None else unreachable
         self._policy, self._survey = policy, survey
-        self._rules, self._jitter, self._in_progress_seconds = rules, jitter, in_progress_seconds
+        self._rules, self._jitter = rules, jitter
         self._bus, self._requests, self._ledger, self._recorder, self._clock = bus, requests, ledger, recorder, clock
         self._sync_lock, self._after_outcome, self._errors = sync_lock, after_outcome, errors
         self._report: ProgressReporter | None = None
+        self._queue: dict[str, _Queued] = {}
+        self._signal = Signal(clock, f"sync-{method.name}")
+        self._worker: asyncio.Task[None] | None = None
 
     @property
     def activity(self) -> Activity | None:
         """The progress of the attempt that is running; None if none is."""
         return self._report.activity() if self._report else None
 
-    async def handle(self, message: Message) -> None:
-        """Handle one message, and ack or nak it.
+    def start(self) -> None:
+        """Start the task that processes the queued requests."""
+        self._worker = asyncio.create_task(self._run(), name=f"sync-{self.method.name}")
 
-        An exception that is not a SyncError (for example, the ledger cannot be written) is not an outcome. It goes to
-        `errors`, whose owner decides, and the message is redelivered.
-        """
-        request = message.event
+    async def stop(self) -> None:
+        """Cancel a running sync and wait for its cleanup. The requests in the queue are dropped."""
+        if self._worker is not None:
+            await end_task(self._worker)
+
+    async def handle(self, event: Event) -> None:
+        """Queue a request that this agent issued. A request that is in the queue is not queued again."""
         try:
-            if not isinstance(request, SyncRequested) or not await self._requests.is_ours(request):
-                await message.ack()
+            if not isinstance(event, SyncRequested) or not await self._requests.is_ours(event):
                 return
-            async with self._keep_in_progress(message), self._sync_lock:
-                if await self._ledger.outcome(request.request_id) is not None:
-                    await message.ack()
-                else:
-                    await self._perform(request, message)
         except Exception as error:  # noqa: BLE001 - passed on to the agent
             self._errors.put_nowait(error)
-            await message.nak(FAULT_SECONDS)
+            return
+        if event.request_id not in self._queue:
+            if len(self._queue) >= MAX_QUEUED:
+                oldest = next(iter(self._queue))
+                _log.warning("request_dropped", request_id=oldest, method=self.method.name, limit=MAX_QUEUED)
+                del self._queue[oldest]
+            self._queue[event.request_id] = _Queued(event, self._clock.monotonic())
+        self._signal.set()
+
+    async def _run(self) -> None:
+        while True:
+            queued, now = self._next(), self._clock.monotonic()
+            if queued is None:
+                await self._signal.wait(None)
+            elif queued.not_before > now:
+                await self._signal.wait(queued.not_before - now)
+            else:
+                await self._process(queued)
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise asyncio.CancelledError  # the cleanup of the sync has failed with another error
+
+    def _next(self) -> _Queued | None:
+        """Return the request whose turn is next: the oldest, or an urgent one that is due before it."""
+        waiting = list(self._queue.values())
+        candidates = waiting[:1] + [one for one in waiting[1:] if one.request.reason in URGENT]
+        return min(candidates, key=lambda one: one.not_before, default=None)
+
+    async def _process(self, queued: _Queued) -> None:
+        """Process a request; remove it from the queue unless another attempt follows.
+
+        An exception that is not a SyncError (for example, the ledger cannot be written) is not an outcome. It goes to
+        `errors`, whose owner decides, and another attempt follows.
+        """
+        request, delay = queued.request, None
+        try:
+            async with self._sync_lock:
+                if await self._ledger.outcome(request.request_id) is None:
+                    delay = await self._perform(request)
+        except Exception as error:  # noqa: BLE001 - passed on to the agent
+            self._errors.put_nowait(error)
+            delay = FAULT_SECONDS
         finally:
+            if delay is None:
+                self._queue.pop(request.request_id, None)
+            else:
+                queued.not_before = self._clock.monotonic() + delay
             self._recorder.flush_soon()
             self._after_outcome()
 
-    async def _perform(self, request: SyncRequested, message: Message) -> None:
+    async def _perform(self, request: SyncRequested) -> float | None:
+        """Make one attempt. Return the seconds until the next one, None if the request has an outcome."""
         target = self.method.target
         log = _log.bind(request_id=request.request_id, method=self.method.name, system_id=request.system_id)
         try:
@@ -148,17 +209,15 @@ class SyncSubscriber:
                         target, request, attempts=step.attempts, retry_at=retry_at, error=str(error)
                     )
                     self._meter.retried(self.method.name)
-                    await message.nak(step.delay)
+                    return step.delay
                 case Forward():
                     log_failure("sync_forwarded", to=step.request.route[0], error=str(error))
                     await self._give_up(request, record, error, None)
                     await self._requests.issue(step.request)
-                    await message.ack()
                 case GiveUp():
                     log_failure("sync_failed", errors=[f"{e.method}: {e.error}" for e in step.errors])
                     await self._give_up(request, record, error, step)
-                    await message.ack()
-            return
+            return None
         for code in (self._unexpected_code, self._refused_code):
             await clear_warning(self._ledger, code)
         if isinstance(outcome, Delivered):
@@ -171,7 +230,7 @@ class SyncSubscriber:
             await self._recorder.skipped(
                 target, request, method=self.method.name, reason=self._reason_of_skip(request, outcome.reason)
             )
-        await message.ack()
+        return None
 
     @property
     def _unexpected_code(self) -> str:
@@ -261,20 +320,6 @@ class SyncSubscriber:
             retry_at=retry_at,
             next_retry=min(times, default=None),
         )
-
-    @asynccontextmanager
-    async def _keep_in_progress(self, message: Message) -> AsyncIterator[None]:
-        async def report_in_progress() -> None:
-            while True:
-                await self._clock.sleep(self._in_progress_seconds)
-                await message.in_progress()
-
-        task = asyncio.create_task(report_in_progress(), name=f"keep-{self.method.name}")
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
 
 
 def _unreachable(target: Target, policy: SyncPolicy) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from agent.domain.events import (
     UploadVerified,
     request_event_id,
 )
-from agent.ports import EventBus, Ledger
+from agent.ports import Ledger, VolatileBus
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Inbox:
         self,
         *,
         publisher: Publisher,
-        bus: EventBus,
+        bus: VolatileBus,
         ledger: Ledger,
         system_id: str,
         record_archive_event: Callable[[ArchiveEvent], Awaitable[None]],

@@ -1,13 +1,13 @@
 """Recovers after sleep or a network change, within seconds.
 
-change -> each bus checks its connection
+change -> the connection of the bus is checked
           idle connections are dropped; a running sync without progress restarts
           failing targets are retried now and a few times more, because a network comes up slowly
           after sleep, the databases are rescanned
 """
 
 import asyncio
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ import structlog
 from agent.application.signal import Signal
 from agent.application.sync.stall import StallMonitor
 from agent.application.triggers.retry_scheduler import RetryScheduler
-from agent.ports import Clock, EventBus, NetworkChange, NetworkMonitor
+from agent.ports import Clock, DurableBus, NetworkChange, NetworkMonitor
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Pauses between the checks of failing targets after a change."""
@@ -30,11 +30,11 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class NetworkChanges:
-    """Handles network changes: notifies `buses` and `stall_monitor`; `retries` checks databases and targets."""
+    """Handles network changes: notifies `bus` and `stall_monitor`; `retries` checks databases and targets."""
 
     network_monitor: NetworkMonitor
     clock: Clock
-    buses: Collection[EventBus]
+    bus: DurableBus
     stall_monitor: StallMonitor
     retries: RetryScheduler
 
@@ -79,8 +79,7 @@ class NetworkChanges:
             if not changes:
                 continue  # it arrived during the pause, and was handled with the previous one
             _log.info("network_changed", changes=", ".join(sorted(changes)))
-            for bus in self.buses:
-                bus.check_connection()
+            self.bus.check_connection()
             await self.stall_monitor.tighten()
             recheck, pauses = set(self.retries.methods), iter(PAUSES)
             requested = await self.retries.retry_recovered_targets(recheck)

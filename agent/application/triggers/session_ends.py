@@ -1,7 +1,11 @@
 """Requests a sync when a session ends, and one more for all sessions that end while it runs.
 
-Every session end is answered by a result that has its ID in `caused_by`. It is open in the ledger from its acceptance
-until that result is recorded, so that it is answered after a crash too.
+A session end is answered by a result that has its ID in `caused_by`. It is open in the ledger from its acceptance until
+that result is recorded, so that it is answered after a crash too. Of more than `NAMED` in `NAMED_SECONDS`, the rest is
+answered by a sync that does not name them, so that the ledger does not grow with forged ones.
+
+The bus may lose a session end, and delivers none while the agent does not run or has no connection. `catch_up` reads
+the newest one from the stream: one sync answers any number of them.
 """
 
 from collections.abc import Callable
@@ -10,14 +14,23 @@ import structlog
 
 from agent.application.signal import Signal
 from agent.application.triggers.publisher import Publisher
-from agent.domain.events import CAUSED_BY_BYTES, SessionEnded, SyncRequested, caused_by_bytes, limit_caused_by
-from agent.ports import Clock, Ledger, Message
+from agent.domain.events import CAUSED_BY_BYTES, Event, SessionEnded, SyncRequested, caused_by_bytes, limit_caused_by
+from agent.domain.naming import session_subject
+from agent.domain.routing import SESSION_END
+from agent.ports import Clock, DurableBus, Ledger
+
+NAMED = 300
+NAMED_SECONDS = 60.0
+"""How many session ends are recorded one by one in this time."""
+
+NEWEST = "session_end"
+"""Key of the ledger's note with the position of the newest session end in the stream."""
 
 _log = structlog.get_logger()
 
 
 class SessionEnds:
-    """Takes session ends off the bus. An end that was accepted before is ignored, however old it is.
+    """Takes session ends off the bus. An end that was accepted before is ignored.
 
     `busy` returns whether a sync is running. If none is, a request is considered lost `timeout_seconds` after its next
     attempt was due. Set `sync_finished` when a sync may have an outcome.
@@ -28,6 +41,7 @@ class SessionEnds:
         *,
         publisher: Publisher,
         ledger: Ledger,
+        stream: DurableBus,
         clock: Clock,
         system_id: str,
         timeout_seconds: float,
@@ -35,18 +49,34 @@ class SessionEnds:
     ) -> None:
         self._publisher, self._ledger, self._system_id = publisher, ledger, system_id
         self._timeout_seconds, self._busy = timeout_seconds, busy
-        self._clock = clock
+        self._stream, self._clock = stream, clock
         self._ended, self.sync_finished = Signal(clock, "session-end"), Signal(clock, "session-sync")
-        self._republish_due = False
+        self._republish_due = self._unnamed = False
+        self._named, self._named_since = 0, clock.monotonic()
 
-    async def handle(self, message: Message) -> None:
-        """Accept the session end of a message, and ack the message."""
-        event = message.event
+    async def handle(self, event: Event) -> None:
+        """Accept a session end."""
         if not isinstance(event, SessionEnded) or event.system_id != self._system_id:
             _log.warning("event_refused", id=event.id, type=event.type, reason="it is not a session end of this system")
-        elif await accept(self._ledger, event):
+            return
+        now = self._clock.monotonic()
+        if now - self._named_since >= NAMED_SECONDS:
+            self._named, self._named_since = 0, now
+        if self._named >= NAMED:
+            if not self._unnamed:
+                _log.warning("session_ends_not_named", limit=NAMED)
+            self._unnamed = True
             self._ended.set()
-        await message.ack()
+        elif await accept(self._ledger, event):
+            self._named += 1
+            self._ended.set()
+
+    async def catch_up(self) -> None:
+        """Accept the newest session end in the stream, unless it was read before. Raises BusError, StateError."""
+        newest = await self._stream.newest(session_subject(self._system_id))
+        if newest is not None and newest.position != (await self._ledger.notes()).get(NEWEST):
+            await self.handle(newest.event)
+            await self._ledger.note(NEWEST, newest.position)
 
     def republish(self) -> None:
         """Publish the pending request again: it may be on a bus that is no longer used."""
@@ -61,11 +91,21 @@ class SessionEnds:
         while True:
             if not (causes := limit_caused_by(await self._ledger.open_session_ends())):
                 await self._ended.wait(None)
+                if self._unnamed and not await self._ledger.open_session_ends():
+                    await self._answer_unnamed()
                 continue
             self._republish_due = False
             request = await self._publisher.trigger_session_end(causes)
             if request is not None:
                 await self._wait_for_outcome(request)
+
+    async def _answer_unnamed(self) -> None:
+        """Request one sync for the session ends that are not named, once the limit allows to name the next ones."""
+        await self._clock.sleep(self._named_since + NAMED_SECONDS - self._clock.monotonic())
+        self._unnamed = False
+        request = await self._publisher.trigger(SESSION_END)
+        if request is not None:
+            await self._wait_for_outcome(request)
 
     async def _wait_for_outcome(self, request: SyncRequested) -> None:
         """Wait until the request has an outcome, or is considered lost; then its ends are still open."""

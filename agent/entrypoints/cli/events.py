@@ -181,7 +181,7 @@ async def _results_from_nats(
 ) -> AsyncGenerator[SyncResult, None]:
     from agent.events_client import results  # noqa: PLC0415 - imports the NATS client
 
-    options = nats_options(settings, "akosha-agent events", own_durables=False)
+    options = nats_options(settings, "akosha-agent events")
     await asyncio.to_thread(check_nats_options, options)
     try:
         return results(options, system=system, durable=durable)

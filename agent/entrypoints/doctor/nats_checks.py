@@ -5,10 +5,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.application.sync.bus_recovery import BUS
-from agent.bootstrap.buses import nats_options
+from agent.bootstrap.buses import agent_nats_options
 from agent.domain.errors import StateError
 from agent.domain.identity import Identity
-from agent.domain.naming import control_subject, progress_subject, request_subject, result_subject, session_subject
+from agent.domain.naming import (
+    archive_subject,
+    control_subject,
+    progress_subject,
+    request_subject,
+    result_subject,
+    session_subject,
+)
+from agent.domain.routing import CLOUD
 from agent.entrypoints.doctor.context import DoctorContext, in_thread
 from agent.entrypoints.doctor.findings import Finding, error, from_error, ok, skipped, warning
 from agent.settings import Settings, without_credentials
@@ -31,10 +39,10 @@ async def nats(context: DoctorContext) -> list[Finding]:
         return [skipped(NATS, "akosha_agent_nats_url is not set: events stay on this machine")]
     from agent.adapters.nats import server_facts  # noqa: PLC0415 - imports the NATS client
 
-    options = nats_options(settings, "akosha-agent doctor")
+    identity = await context.identity()
+    options = agent_nats_options(settings, identity, "doctor")
     options = replace(options, patience=replace(options.patience, connect=context.step_seconds))
     servers = await server_facts.examine(options)
-    identity = await context.identity()
     report = warning if any(facts.refused is None for facts in servers) else error
     found: list[Finding] = []
     for facts in servers:
@@ -48,10 +56,12 @@ async def nats(context: DoctorContext) -> list[Finding]:
 
 async def _without_problems(context: DoctorContext, facts: "NatsFacts") -> Finding:
     server = without_credentials(facts.location)
+    permitted = (
+        "the server does not report permissions" if facts.publish is None else "all needed permissions are granted"
+    )
+    if facts.has_stream is None:
+        return ok(NATS, f"{server}, version {facts.version}: this user may not examine the stream; {permitted}")
     if facts.has_stream:
-        permitted = (
-            "the server does not report permissions" if facts.publish is None else "all needed permissions are granted"
-        )
         return ok(NATS, f"{server}, version {facts.version}: JetStream and the stream are available; {permitted}")
     missing = f"{server}: JetStream is enabled, but the stream AKOSHA_SYNC does not exist"
     if reason := await _bus_in_use(context):
@@ -65,7 +75,7 @@ def _problems(facts: "NatsFacts", settings: Settings, identity: Identity) -> Ite
         if problem is not None:
             finding = from_error(NATS, problem, hint=ENABLE)
             yield replace(finding, found=f"{server}: {finding.found}")
-    published = list(_published(settings, identity, make_stream=not facts.has_stream))
+    published = list(_published(identity, make_stream=facts.has_stream is False))
     subscribed = list(_subscribed(settings, identity))
     for rights, verb, subjects in (
         (facts.publish, "publish", published),
@@ -77,30 +87,29 @@ def _problems(facts: "NatsFacts", settings: Settings, identity: Identity) -> Ite
             yield error(NATS, f"{server}: no permission to {verb} {refused}", hint=hint)
 
 
-def _published(settings: Settings, identity: Identity, *, make_stream: bool) -> Iterator[str]:
+def _published(identity: Identity, *, make_stream: bool) -> Iterator[str]:
     """Yield one subject of each kind on which the agent publishes."""
     from agent.adapters.nats.stream import STREAM  # noqa: PLC0415 - as above
 
     system = identity.system_id
+    yield request_subject(system, CLOUD)
     yield session_subject(system)
     yield result_subject(system, "succeeded")
     yield progress_subject(system)
-    yield f"$JS.API.STREAM.INFO.{STREAM}"
+    yield archive_subject(system, "verified")
+    yield f"$JS.API.DIRECT.GET.{STREAM}.{session_subject(system)}"
     if make_stream:
         yield f"$JS.API.STREAM.CREATE.{STREAM}"
-    for method in settings.route:
-        durable, pattern = identity.durable(method), request_subject(system, method)
-        yield pattern
-        yield f"$JS.API.CONSUMER.INFO.{STREAM}.{durable}"
-        yield f"$JS.API.CONSUMER.CREATE.{STREAM}.{durable}.{pattern}"
-        yield f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{durable}"
-        yield f"$JS.ACK.{STREAM}.{durable}.1.1.1.1.1"
 
 
 def _subscribed(settings: Settings, identity: Identity) -> Iterator[str]:
-    yield "_INBOX.any"
+    system = identity.system_id
+    yield f"_INBOX.{system}.any"
+    yield from (request_subject(system, method) for method in settings.route)
+    yield session_subject(system)
+    yield progress_subject(system)
     if settings.agent_remote_control:
-        yield control_subject(identity.system_id, "sync")
+        yield control_subject(system, "sync")
 
 
 async def _bus_in_use(context: DoctorContext) -> str:

@@ -1,0 +1,263 @@
+"""The durable bus: the stream AKOSHA_SYNC stores events, confirms each, and keeps the positions of consumers."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+from agent.adapters.nats.client import Client
+from agent.adapters.nats.connection import NatsConnection
+from agent.adapters.nats.consumer import NatsConsumer
+from agent.adapters.nats.errors import Denied, NoJetStream, StreamGone, translated
+from agent.adapters.nats.messages import HEADER_BYTES, Refusals, encoded, message_id
+from agent.adapters.nats.options import NatsOptions
+from agent.adapters.nats.stream import STREAM, Stream
+from agent.domain.errors import BusError, StateError, WireError
+from agent.domain.events import Event, SyncAsked
+from agent.ports import BusState, Clock, Codec, Handler, StoredEvent, StreamMark
+
+_log = structlog.get_logger()
+
+
+class NatsDurableBus:
+    """`agent.ports.DurableBus` on JetStream. It owns the connection and closes it.
+
+    It is ready while there is a connection, the server has every consumer, and nothing is known that prevents the
+    stream from storing events.
+
+    `wait_for_connection`: `publish` waits for a connection; otherwise it raises BusError at once if there is none.
+    """
+
+    def __init__(
+        self,
+        options: NatsOptions,
+        codec: Codec,
+        clock: Clock,
+        connection: NatsConnection,
+        refusals: Refusals,
+        *,
+        wait_for_connection: bool,
+    ) -> None:
+        self._options, self._codec, self._clock, self._connection = options, codec, clock, connection
+        self._refusals, self._wait_for_connection = refusals, wait_for_connection
+        self._seconds = options.patience.connect
+        self._stream, self._ensuring = Stream(options.limits), asyncio.Lock()
+        self._stream_error: BusError | None = None
+        self._check: asyncio.Task[None] | None = None
+        self._consumers: list[NatsConsumer] = []
+        self._listeners: list[Callable[[], None]] = []
+        self._changed = asyncio.Event()
+        self._since, self._closed = clock.now(), False
+
+    @property
+    def state(self) -> BusState:
+        error = self._error()
+        return BusState("nats", ready=error is None, detail=str(error or self._options.location), since=self._since)
+
+    @property
+    def stream(self) -> StreamMark | None:
+        return self._stream.mark
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    async def wait_until_ready(self) -> None:
+        await self._stream_examined()
+        while self._error() is not None:
+            await self._changed.wait()
+            await self._stream_examined()
+
+    def check_connection(self) -> None:
+        self._connection.check_connection()
+
+    async def reset_client(self) -> None:
+        """Implement `Reconnectable`. Pending calls fail with a transient error."""
+        self._connection.renew()
+
+    def connection_changed(self) -> None:
+        """Look at the stream if there is a new connection, and notify the listeners."""
+        if self._connection.is_up and not self._closed:
+            self._start_check(self._connection.client())
+        self._notify()
+
+    async def publish(self, event: Event) -> None:
+        """Implement the port. When this returns, the server has confirmed that the stream stores the event.
+
+        Raises StateError if the bus is closed or the event is local only.
+        """
+        self._check_open()
+        if isinstance(event, SyncAsked):
+            raise StateError(f"{event.type} is a local event: it is not published on the bus")
+        client = await self._connection.wait() if self._wait_for_connection else self._connection.client()
+        await self._stream_examined()
+        if self._stream_error is not None:
+            await self._ensure_stream(client)
+        with translated("reading the server's max_payload"):
+            max_bytes = client.max_payload - HEADER_BYTES
+        data = encoded(event, self._codec, max_bytes=max_bytes)
+        try:
+            await self._put(client, event, data)
+        except BusError as error:
+            # If a core NATS subscriber listens on the subject, publishing to a deleted stream only times out.
+            if not (isinstance(error, StreamGone) or await self._is_gone(client)):
+                raise
+            await self._ensure_stream(client)
+            await self._put(client, event, data)
+        if self._stream.was_replaced:
+            self._start_check(client)
+
+    async def newest(self, subject: str) -> StoredEvent | None:
+        """Implement the port with a direct get. A stream without `allow_direct` has no readable event."""
+        client = self._connection.client()
+        try:
+            with translated(f"reading the newest event on {subject}"):
+                answer = await client.request(f"$JS.API.DIRECT.GET.{STREAM}.{subject}", timeout=self._seconds)
+        except (Denied, NoJetStream) as error:
+            _log.debug("newest_event_unreadable", subject=subject, reason=str(error))
+            return None
+        except BusError:
+            self._connection.suspect(client)
+            raise
+        headers = answer.headers or {}
+        if not answer.data:  # the status 404: there is none
+            return None
+        try:
+            event = self._codec.decode(answer.data, subject=subject)
+            if event.subject != subject:
+                raise WireError(f"{event.type} belongs on {event.subject!r}")
+        except WireError as error:
+            _log.debug("newest_event_unreadable", subject=subject, reason=str(error))
+            return None
+        return StoredEvent(event, f"{headers.get('Nats-Sequence', '')} {headers.get('Nats-Time-Stamp', '')}")
+
+    async def consume(self, pattern: str, handler: Handler, *, durable: str) -> NatsConsumer:
+        """Implement the port. If NATS is unreachable, the consumer starts when it can be reached.
+
+        Raises StateError if the durable name is already in use in this process.
+        """
+        self._check_open()
+        if any(one.durable == durable for one in self._consumers):
+            raise StateError(f"the durable name {durable!r} is in use", hint="stop the other consumer first")
+        consumer = NatsConsumer(
+            pattern,
+            durable,
+            handler,
+            options=self._options,
+            connection=self._connection,
+            codec=self._codec,
+            refusals=self._refusals,
+            recreate_stream=self._ensure_stream,
+            released=self._release,
+            changed=self._notify,
+        )
+        self._consumers.append(consumer)
+        if self._connection.is_up:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._seconds):
+                    await consumer.started.wait()
+        return consumer
+
+    async def remove_consumer(self, durable: str) -> None:
+        """Implement the port. Raises BusError if JetStream does not answer."""
+        client = self._connection.client()
+        with suppress(StreamGone, Denied), translated(f"removing the consumer {durable}"):
+            await client.jetstream(timeout=self._seconds).delete_consumer(STREAM, durable)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        await asyncio.gather(*(consumer.stop() for consumer in self._consumers))
+        await self._end_check()
+        await self._connection.aclose()
+
+    def _error(self) -> BusError | None:
+        """Return the reason why the bus is not ready."""
+        if not self._connection.is_up:
+            return self._connection.last_error
+        if self._stream_error is not None:
+            return self._stream_error
+        inactive = next((one for one in self._consumers if not one.is_active), None)
+        if inactive is None:
+            return None
+        return inactive.last_error or BusError(f"creating the consumer {inactive.durable}", transient=True)
+
+    def _start_check(self, client: Client) -> None:
+        """Start to examine the stream, instead of an earlier examination that has not ended."""
+        if self._check is not None:
+            self._check.cancel()
+        self._check = asyncio.create_task(self._check_stream(client), name="nats-stream")
+
+    async def _stream_examined(self) -> None:
+        """Wait until the stream was examined on this connection.
+
+        If it does not exist yet, and another client subscribes to the subject, publishing would only time out.
+        """
+        while self._check is not None and not self._check.done():
+            await asyncio.wait({self._check})
+
+    async def _check_stream(self, client: Client) -> None:
+        try:
+            await self._ensure_stream(client)
+        except BusError as error:
+            _log.debug("stream_unavailable", reason=str(error))
+
+    async def _ensure_stream(self, client: Client) -> None:
+        """Create the stream if it does not exist; keep the reason if it cannot store events. Raises BusError."""
+        async with self._ensuring:
+            try:
+                with translated(f"preparing the stream {STREAM}"):
+                    await self._stream.ensure(client, self._seconds)
+                self._stream_error = None
+            except BusError as error:
+                if not client.lost.is_set():
+                    self._stream_error = error
+                raise
+            finally:
+                self._notify()
+
+    async def _put(self, client: Client, event: Event, data: bytes) -> None:
+        headers, sent_at = {"Nats-Msg-Id": message_id(event)}, self._stream.mark
+        try:
+            with translated(f"publishing {event.id}"):
+                confirmed = await client.jetstream(timeout=self._seconds).publish(event.subject, data, headers=headers)
+                stream, sequence = confirmed.stream, int(confirmed.seq)
+        except BusError:
+            self._connection.suspect(client)
+            raise
+        if stream != STREAM:
+            raise BusError(
+                f"publishing {event.id}: the stream {stream} stored it instead of {STREAM}",
+                hint=f"remove the subjects of {STREAM} from that stream",
+                transient=True,
+            )
+        if not confirmed.duplicate:  # the sequence of a duplicate is that of the first
+            self._stream.stored(sequence, sent_at=sent_at)
+
+    async def _is_gone(self, client: Client) -> bool:
+        """Return whether the server confirms that the stream does not exist."""
+        try:
+            with translated(f"looking for the stream {STREAM}"):
+                return client.is_connected and not await self._stream.exists(client, self._seconds)
+        except BusError:
+            return False
+
+    async def _end_check(self) -> None:
+        if self._check is not None:
+            self._check.cancel()
+            await asyncio.wait({self._check})
+
+    def _notify(self) -> None:
+        self._since = self._clock.now()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        for listener in self._listeners:
+            listener()
+
+    def _release(self, consumer: NatsConsumer) -> None:
+        if consumer in self._consumers:
+            self._consumers.remove(consumer)
+            self._notify()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError("the event bus is closed")
