@@ -13,6 +13,7 @@
     delivered  confirmed    clean      -
     delivered  changed      owed       - (the outbox keeps the result that is not confirmed yet)
 
+`begin` of the upload in progress, with other digests or more databases, replaces the intent.
 `mark_unchanged` also accepts a database that is clean or delivered, and records its fingerprint.
 Any other transition is a bug in the agent and raises StateError.
 """

@@ -47,9 +47,13 @@ def forget(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
 
 
 def begin(record: TargetRecord, intent: Intent) -> TargetRecord:
-    """Record that an upload starts or resumes. Raises StateError while another one is in progress."""
-    if record.intent not in (None, intent):
-        raise StateError(f"upload {intent.upload_id} cannot start: {record.intent.upload_id} is not finished")
+    """Record that an upload starts or resumes, perhaps with other bytes or more databases.
+
+    Raises StateError while another one is in progress.
+    """
+    before = record.intent
+    if before is not None and (before.upload_id != intent.upload_id or not {*before.databases} <= {*intent.databases}):
+        raise StateError(f"upload {intent.upload_id} cannot start: {before.upload_id} is not finished")
     entries = [_entry(record, name) for name in intent.databases]
     to_stage = [e for e in entries if record.intent is None or e.state is not State.INTENT]
     staged = _with(record, [_transition(entry, Transition.STAGED) for entry in to_stage])

@@ -112,6 +112,19 @@ def plan(
     return tuple(steps)
 
 
+def is_worth_continuing(
+    unfinished: Mapping[str, str], staged: Mapping[str, Collection[RawFile]], chunk_bytes: int
+) -> bool:
+    """Return whether an unfinished upload of other bytes goes on with these files under its ID.
+
+    It does if one of its large files, which are sent in parts, is the same. `unfinished`: file name -> SHA-256. It does
+    not if one of its files is gone: where the agent may not delete, an old WAL would stay beside a newer main file.
+    """
+    files = [file for each in staged.values() for file in each]
+    is_kept = any(unfinished.get(file.name) == file.sha256 and file.size > chunk_bytes for file in files)
+    return is_kept and unfinished.keys() <= {file.name for file in files}
+
+
 def layers_to_patch(part: Part, upload_id: str) -> tuple[Sequence[Layer], ...]:
     """Return the layers that a new upload can put a patch on: all of a delivered file, or its base; the best first.
 

@@ -52,7 +52,11 @@ class Ledger(Protocol):
         ...
 
     async def begin(self, target: Target, intent: Intent) -> None:
-        """Record that an upload of `intent.databases` starts (STAGED). Repeating the same intent changes nothing."""
+        """Record that an upload of `intent.databases` starts (STAGED). Repeating the same intent changes nothing.
+
+        An intent with the ID of the upload in progress, and with all of its databases, replaces it: the upload goes on
+        with other bytes. Its open puts stay.
+        """
         ...
 
     async def abandon(self, target: Target) -> None:

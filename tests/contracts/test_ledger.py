@@ -212,6 +212,18 @@ async def test_a_given_up_upload_is_resumed_under_its_id_or_abandoned(ledger):
     assert await states(ledger) == {"reflection": "intent"}
 
 
+async def test_an_upload_in_progress_goes_on_with_other_bytes_and_its_open_puts(ledger):
+    await ledger.begin(TARGET, intent(0, reflection=0))
+    await ledger.put_journal(TARGET, "key").begin("put-1", "parameters")
+    other = intent(0, reflection=1, knowledge_graph=0)
+    await ledger.begin(TARGET, other)
+    assert (await ledger.record(TARGET)).intent == other
+    assert await states(ledger) == {"reflection": "intent", "knowledge_graph": "intent"}
+    assert [put.put_id for put in await ledger.open_puts(TARGET)] == ["put-1"]
+    with pytest.raises(StateError, match="not finished"):
+        await ledger.begin(TARGET, intent(0, reflection=1))
+
+
 async def test_a_confirmed_delivery_is_clean_and_leaves_the_outbox(ledger):
     result = await upload(ledger, reflection=0)
     await ledger.confirm(result)
@@ -648,6 +660,10 @@ STEPS = {
     "begin": (
         lambda ledger: ledger.begin(TARGET, intent(1, reflection=1)),
         lambda record: transitions.begin(record, intent(1, reflection=1)),
+    ),
+    "begin other bytes": (
+        lambda ledger: ledger.begin(TARGET, intent(1, reflection=2, knowledge_graph=0)),
+        lambda record: transitions.begin(record, intent(1, reflection=2, knowledge_graph=0)),
     ),
     "abandon": (lambda ledger: ledger.abandon(TARGET), transitions.abandon),
     "retry": (

@@ -1,8 +1,10 @@
 """Uploads that are killed, cut or stalled while a large file is sent, and what the next sync sends."""
 
 import asyncio
+import gzip
 import threading
 from contextlib import asynccontextmanager, contextmanager
+from hashlib import sha256
 
 import pytest
 from structlog.testing import capture_logs
@@ -19,7 +21,7 @@ from tests.support.servers.bucket import Bucket
 from tests.support.servers.faulty_proxy import refuse, reset, stall
 from tests.support.servers.s3 import aws_environment
 from tests.support.servers.threaded_proxy import running_faulty_proxy
-from tests.support.session_buddy import REFLECTION, Checker
+from tests.support.session_buddy import REFLECTION, Checker, Writer
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 
@@ -146,6 +148,22 @@ async def test_after_a_cut_or_a_stall_the_next_sync_sends_only_what_is_missing(r
     assert manifest.bytes_sent <= sum(stored.values()) - 2 * PART
     assert moto.pending_uploads(rig.s3_bucket) == 0
     assert await open_puts(rig) == []
+
+
+async def test_parts_of_a_file_that_is_the_same_are_not_sent_again_although_the_wal_has_grown(rig, moto):
+    unfinished = await interrupted(rig)
+    with Writer(rig.data, "--paused") as writer:
+        await asyncio.to_thread(writer.run, "commit 2")
+        result, logs = await synced(rig)
+    assert result.upload_id == unfinished
+    assert events(logs, "put_resumed", "upload_continued", "upload_abandoned") == ["upload_continued", "put_resumed"]
+    assert not {1, 2} & {*rig.parts.numbers()}
+    (manifest,) = await manifests(rig)
+    for part in manifest.parts:
+        stored = b"".join([piece async for piece in rig.store.get(part.key)])
+        assert sha256(gzip.decompress(stored)).hexdigest() == part.sha256
+    assert f"{REFLECTION}.wal" in {part.name for part in manifest.parts}
+    assert moto.pending_uploads(rig.s3_bucket) == 0
 
 
 async def test_the_parts_of_an_abandoned_upload_are_removed(rig, proxy, moto):

@@ -337,6 +337,7 @@ steps = st.sampled_from(
         lambda r: transitions.mark_owed(r, ["reflection"]),
         lambda r: transitions.mark_owed(r, ["knowledge_graph"]),
         lambda r: transitions.begin(r, intent(0, reflection=0)),
+        lambda r: transitions.begin(r, intent(0, reflection=1, knowledge_graph=0)),
         lambda r: transitions.begin(r, intent(1, reflection=1, knowledge_graph=0)),
         lambda r: transitions.mark_unchanged(r, {"reflection": fingerprint("reflection", 3)}),
         lambda r: transitions.record_problems(r, {"knowledge_graph": problem("knowledge_graph")}),

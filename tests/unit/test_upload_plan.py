@@ -15,6 +15,7 @@ from agent.domain.upload_plan import (
     RawFile,
     Reuse,
     Send,
+    is_worth_continuing,
     largest_patch,
     layers_to_patch,
     part_bytes,
@@ -211,3 +212,16 @@ def test_even_incompressible_data_fits_into_ten_thousand_parts(raw, chunk):
     size = part_bytes(raw, chunk * MIB)
     assert size >= chunk * MIB
     assert size * MAX_PARTS >= raw + raw // 10_000 + 65_536
+
+
+@pytest.mark.parametrize(
+    ("changed", "gone", "continues"),
+    [("reflection.duckdb.wal", "", True), ("reflection.duckdb", "", False), ("", "reflection.duckdb.wal", False)],
+)
+def test_an_unfinished_upload_goes_on_if_a_large_file_is_the_same_and_none_is_gone(changed, gone, continues):
+    main = RawFile("reflection.duckdb", 6 * MIB, sha256("main"), ())
+    wal = RawFile("reflection.duckdb.wal", 4 * MIB, sha256("wal"), ())
+    unfinished = {file.name: sha256("other") if file.name == changed else file.sha256 for file in (main, wal)}
+    staged = {"reflection": [file for file in (main, wal) if file.name != gone]}
+    assert is_worth_continuing(unfinished, staged, 5 * MIB) is continues
+    assert not is_worth_continuing(unfinished, staged, 6 * MIB)

@@ -5,7 +5,7 @@ claim      check that the target belongs to this agent; otherwise nothing in it 
 recall     find an upload that a killed process finished or left; if the ledger was lost, read the bucket
 survey     compare fingerprints with the ledger; if nothing differs, no database is read
 snapshot   copy the databases that differ; compare digests with the ledger: the same bytes are not a change
-settle     record unchanged databases and problems; remove an unfinished upload of other bytes
+settle     record unchanged databases and problems; continue or remove an unfinished upload of other bytes
 intent     record the upload's ID and digests, on disk before the first PUT
 files      send, copy and carry over the files; beside that:
 verify     read the copies with DuckDB; if one looks damaged, stop, take another copy, and go on at settle
@@ -27,7 +27,7 @@ from agent.application.memories.delta import Delta, MemoryDelta
 from agent.application.status_warnings import has_warning
 from agent.application.sync.attempt import Attempt, Staging, describe_problems
 from agent.application.sync.bucket_uploads import BucketUploads, UploadIds
-from agent.application.sync.confirmed_upload import ConfirmedUpload
+from agent.application.sync.confirmed_upload import ConfirmedUpload, SentManifest
 from agent.application.sync.ingestion_markers import IngestionMarkers
 from agent.application.sync.lost_databases import LostDatabases
 from agent.application.sync.ownership import WARNING, Ownership, StateCheck
@@ -50,7 +50,7 @@ from agent.domain.events import SyncRequested
 from agent.domain.identity import Identity, Machine
 from agent.domain.manifest import Manifest, Part
 from agent.domain.routing import ASKED, CLOUD
-from agent.domain.upload_plan import Patch, plan
+from agent.domain.upload_plan import Patch, is_worth_continuing, plan
 from agent.ports import (
     Clock,
     Compressor,
@@ -104,7 +104,7 @@ class CloudSync:
         self._uploads = BucketUploads(store, target.system_id)
         self._ids = UploadIds(self._uploads, target.system_id, store.location, ledger, clock)
         self._lost = LostDatabases(ledger, clock)
-        self._confirmed = ConfirmedUpload(target, ledger, clock)
+        self._confirmed, self._sent_manifest = ConfirmedUpload(target, ledger, clock), SentManifest(target, ledger)
         self.ownership = Ownership(
             store=store,
             target=target,
@@ -211,8 +211,18 @@ class CloudSync:
         )
 
     async def _abandon_other(self, attempt: Attempt, record: TargetRecord) -> None:
-        """Remove the objects of an unfinished upload of other bytes."""
+        """Continue an unfinished upload of other bytes with the new ones, or remove its objects.
+
+        It goes on if there are objects or parts to keep, and its manifest cannot be in the store.
+        """
         if record.intent is None or record.intent.digests == attempt.digests:
+            return
+        staged = {name: snapshot.files for name, snapshot in attempt.changed.items()}
+        is_open = not attempt.manifest_damaged and not await self._sent_manifest.is_of(record.intent.upload_id)
+        if is_open and is_worth_continuing(record.intent.digests, staged, self._chunk_bytes):
+            _log.info("upload_continued", upload_id=record.intent.upload_id, reason="the databases have changed since")
+            intent = replace(record.intent, digests=attempt.digests, databases=tuple(sorted(attempt.changed)))
+            await self._ledger.begin(self.target, intent)
             return
         _log.info("upload_abandoned", upload_id=record.intent.upload_id, reason="the databases have changed since")
         async with self._limit_stalls():
@@ -354,6 +364,7 @@ class CloudSync:
             # Interrupted puts of objects that the upload no longer has.
             await self._uploads.discard(await self._ledger.open_puts(self.target))
             await self.ownership.check(uploads=False)  # another machine may have taken over during the upload
+            await self._sent_manifest.record(manifest.upload_id)
             await upload.put_manifest(manifest)
         await self._ids.compare_with_clock(manifest.upload_id, upload.stored_at)
         return manifest

@@ -1,4 +1,7 @@
-"""Remembers when the newest upload was last confirmed to be complete: `sync` need not ask the store each time."""
+"""Notes about the newest upload: when it was confirmed to be complete, and whether its manifest was sent.
+
+So `sync` need not ask the store each time, and an unfinished upload is changed only while it cannot have a manifest.
+"""
 
 import json
 from collections.abc import Mapping
@@ -13,6 +16,9 @@ CONFIRMED_FOR = timedelta(hours=1)
 
 PREFIX = "confirmed_upload "
 """Prefix of the notes in the ledger, one per target."""
+
+SENT_PREFIX = "sent_manifest "
+"""The same, for `SentManifest`."""
 
 
 class ConfirmedUpload:
@@ -39,11 +45,29 @@ class ConfirmedUpload:
         return bool(confirmed == record.newest_upload_id) and timedelta(0) <= age < CONFIRMED_FOR
 
 
+class SentManifest:
+    """The upload of a target whose manifest was sent, perhaps without an answer. Each method raises StateError.
+
+    The manifest may still appear in the store, so the upload's objects must stay those that it names.
+    """
+
+    def __init__(self, target: Target, ledger: Ledger) -> None:
+        self._key, self._ledger = SENT_PREFIX + target.id, ledger
+
+    async def record(self, upload_id: str) -> None:
+        """Record that the manifest of this upload is sent now."""
+        await self._ledger.note(self._key, upload_id)
+
+    async def is_of(self, upload_id: str) -> bool:
+        """Return whether the manifest of this upload was sent."""
+        return (await self._ledger.notes()).get(self._key) == upload_id
+
+
 async def forget_confirmation(target: Target, ledger: Ledger) -> None:
     """Make the next sync check the newest upload, because it is damaged. Raises StateError."""
     await ledger.note(PREFIX + target.id, "")
 
 
 def without_confirmations(notes: Mapping[str, str]) -> dict[str, str]:
-    """Return the notes that are not confirmations."""
-    return {key: text for key, text in notes.items() if not key.startswith(PREFIX)}
+    """Return the notes that are not those of this module."""
+    return {key: text for key, text in notes.items() if not key.startswith((PREFIX, SENT_PREFIX))}
