@@ -15,7 +15,7 @@ import re
 import tempfile
 import threading
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -161,8 +161,11 @@ def _time(entry: Mapping[str, object]) -> str | None:
 class Draft:
     """A memories.json that is being written, in a new file without a name on the disk of `folder`."""
 
-    def __init__(self, folder: Path, system_id: str, compression: Compression) -> None:
+    def __init__(
+        self, folder: Path, system_id: str, compression: Compression, make_room: Callable[[], bool] | None = None
+    ) -> None:
         self._folder, self._system_id, self._compression = folder, system_id, compression
+        self._make_room = make_room
         self._deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP) if compression == "gzip" else None
         self._waiting: list[Memory] = []
         self._waiting_size = 0
@@ -243,11 +246,13 @@ class Draft:
         self._stored_size += len(data)
         self._stored_blocks.update(memoryview(data))
         rest = memoryview(data)
-        try:
-            while rest:
+        while rest:
+            try:
                 rest = rest[os.write(self._file, rest) :]
-        except OSError as error:
-            raise self._translated(error) from error
+            except OSError as error:
+                if error.errno in FULL and self._make_room is not None and self._make_room():
+                    continue
+                raise self._translated(error) from error
 
     def _read(self, offset: int, expected: ExpectedBlocks) -> bytes:
         try:
@@ -362,14 +367,19 @@ class _Reading:
 
 
 class JsonMemoriesFile:
-    """Writes drafts of memories.json on the disk of `staging_dir`, and reads uncompressed memories.json files."""
+    """Writes drafts of memories.json on the disk of `staging_dir`, and reads uncompressed memories.json files.
 
-    def __init__(self, staging_dir: Path, compression: Compression = "gzip") -> None:
-        self._staging_dir, self._compression = staging_dir, compression
+    `make_room` is called, in a thread, if that disk is full; it returns whether it has freed space.
+    """
+
+    def __init__(
+        self, staging_dir: Path, compression: Compression = "gzip", make_room: Callable[[], bool] | None = None
+    ) -> None:
+        self._staging_dir, self._compression, self._make_room = staging_dir, compression, make_room
 
     @asynccontextmanager
     async def write(self, system_id: str) -> AsyncIterator[MemoriesDraft]:
-        draft = Draft(self._staging_dir, system_id, self._compression)
+        draft = Draft(self._staging_dir, system_id, self._compression, self._make_room)
         try:
             await draft.begin()
             yield draft

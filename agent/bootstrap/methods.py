@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from datetime import tzinfo
+from functools import partial
 
 from agent.adapters.akosha import AkoshaSink
-from agent.adapters.duckdb import DuckdbMemoryReader, WarmChild
+from agent.adapters.duckdb import DuckdbMemoryReader, MirrorDirectory, WarmChild
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.local_zone import local_zone
 from agent.adapters.memories_file import JsonMemoriesFile
@@ -25,7 +26,6 @@ from agent.ports import (
     Connected,
     Ledger,
     MemoryReader,
-    Mirror,
     ObjectStore,
     RateLimiter,
     SnapshotTaker,
@@ -71,7 +71,7 @@ def sync_methods(
     state: StateDirectory,
     identity: Identity,
     taker: SnapshotTaker,
-    mirror: Mirror,
+    mirror: MirrorDirectory,
     warm: WarmChild,
     ledger: Ledger,
     clock: Clock,
@@ -110,7 +110,7 @@ def sync_methods(
             identity,
             store,
             taker,
-            Patching(mirror, ZstdPatcher()),
+            mirror,
             reader,
             ledger,
             clock,
@@ -133,7 +133,7 @@ def _cloud(
     identity: Identity,
     store: ObjectStore,
     taker: SnapshotTaker,
-    patching: Patching,
+    mirror: MirrorDirectory,
     reader: MemoryReader,
     ledger: Ledger,
     clock: Clock,
@@ -147,13 +147,17 @@ def _cloud(
         taker=taker,
         compressor=GzipMembers() if settings.enable_compression else Uncompressed(),
         uncompressed=Uncompressed(),
-        patching=patching,
+        patching=Patching(mirror, ZstdPatcher()),
         delta=MemoryDelta(
             target=target,
             reader=reader,
             memories=ledger.memories(),
             # Akosha's own IngestionWorker, which looks for the markers, reads only uncompressed memories.
-            file=JsonMemoriesFile(state.staging, compression="none" if settings.ingestion_markers else "gzip"),
+            file=JsonMemoriesFile(
+                state.staging,
+                compression="none" if settings.ingestion_markers else "gzip",
+                make_room=partial(mirror.drop_all, "the disk is full"),
+            ),
             zone=_zone,
             complete=settings.ingestion_markers,
         ),

@@ -213,6 +213,25 @@ async def test_a_draft_on_a_broken_disk_cannot_be_streamed(file, monkeypatch):
             _ = [piece async for piece in draft.stream()]
 
 
+async def test_a_full_disk_makes_room_before_it_is_an_error(tmp_path, monkeypatch):
+    write, freed = os.write, []
+
+    def full(*arguments):
+        if not freed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(*arguments)
+
+    def make_room():
+        freed.append(not freed)
+        return freed[-1]
+
+    monkeypatch.setattr(memories_file.os, "write", full)
+    async with JsonMemoriesFile(tmp_path, "none", make_room).write(SYSTEM) as draft:
+        written = await draft.finish()
+        assert len(b"".join([piece async for piece in draft.stream()])) == written.stored_size
+    assert freed == [True]
+
+
 async def test_a_draft_whose_bytes_changed_is_not_streamed(file):
     async with file.write(SYSTEM) as draft:
         written = await draft.finish()

@@ -195,18 +195,29 @@ class MirrorDirectory:
             if record.latest is not None and record.latest.main == state.main and record.latest != state:
                 self._save(database, replace(record, latest=state))
 
+    def distrust(self, database: str) -> None:
+        """Let the next copy compare the latest main file with the original, and DuckDB read all of it.
+
+        A copy with it looks damaged. The cause may be the WAL, or a torn copy of a block that the original has whole by
+        now, so the files are kept.
+        """
+        with self._lock:
+            record = self._record(database)
+            if record.latest is not None:
+                self._save(database, replace(record, latest=MirrorState(main=record.latest.main)))
+
     def drop(self, database: str, reason: str) -> None:
         """Remove all files of a database."""
         with self._lock:
             self._drop(database, reason)
 
     def drop_all(self, reason: str) -> bool:
-        """Remove all files, for example to free disk space; return whether there were any."""
+        """Remove all files, for example to free disk space; return whether any were removed."""
         with self._lock:
             databases = self._databases()
             for database in databases:
                 self._drop(database, reason)
-            return bool(databases)
+            return len(self._databases()) < len(databases)
 
     def keep_only(self, databases: Collection[str]) -> None:
         """Remove the files of other databases."""
@@ -226,7 +237,10 @@ class MirrorDirectory:
                 self._path.rmdir()
 
     def size(self) -> int:
-        """Return the bytes on the disk that `drop_all` frees. Changes nothing."""
+        """Return the bytes on the disk that `drop_all` frees, at most: blocks that the original shares stay.
+
+        Changes nothing.
+        """
         sizes = 0
         for path in self._path.rglob("*"):
             with suppress(OSError):

@@ -1,6 +1,7 @@
 """Take snapshots of DuckDB databases. Copying runs in a thread, verification in a child process."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import threading
@@ -25,6 +26,9 @@ from agent.ports import Clock, Meter, NoMeter, Snapshot
 
 _NOT_VERIFIED = Verdict(verified=False, reason="verification is switched off")
 _HALT_SECONDS = 5.0
+
+LEAST_FREE_BYTES = 32 * 2**20
+"""Free space below which the mirror is dropped before a sync."""
 
 log = structlog.get_logger()
 
@@ -174,7 +178,7 @@ class DuckdbSnapshotTaker:
         await asyncio.to_thread(_remove_scratch, folder)
         if self._mirror is not None:
             if verdict.damaged:
-                await asyncio.to_thread(self._mirror.drop, snapshot.database, "a copy with its file looks damaged")
+                await asyncio.to_thread(self._mirror.distrust, snapshot.database)
             else:
                 state = replace(copy.main, verified_at=started if verdict.verified else None) if whole else copy.main
                 await asyncio.to_thread(self._mirror.confirm, snapshot.database, state)
@@ -213,9 +217,17 @@ class DuckdbSnapshotTaker:
 
     def _survey(self) -> Survey:
         found = source.survey(self._data_dir)
-        if found and self._mirror is not None and self._is_holder:  # without any, the disk may not be mounted
-            self._mirror.keep_only(found)
+        if self._mirror is not None and self._is_holder:
+            if found:  # without any, the disk may not be mounted
+                self._mirror.keep_only(found)
+            self._make_room(self._mirror)
         return found
+
+    def _make_room(self, mirror: MirrorDirectory) -> None:
+        """Drop the mirror if the disk is nearly full: the ledger is written before a copy is made."""
+        with contextlib.suppress(OSError):  # the first sync creates the directory
+            if shutil.disk_usage(self._staging_dir.parent).free < LEAST_FREE_BYTES:
+                mirror.drop_all("the disk is full")
 
     def _free_bytes(self) -> int | None:
         for folder in (self._staging_dir, self._staging_dir.parent):  # the first sync creates the staging directory
