@@ -3,16 +3,23 @@
 The result is validated as the service will read it: without this shell's variables, in the home directory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.adapters import fs
 from agent.domain.errors import SettingsError, StateError
-from agent.settings import Loaded, load, variable
+from agent.settings import Loaded, Settings, load, variable
 from agent.settings.model import FIELDS, PATHS, S3_KEYS
-from agent.settings.own_files import OwnFile, config_file, credentials_file, is_secret
+from agent.settings.own_files import (
+    OwnFile,
+    S3Credentials,
+    config_file,
+    credentials_file,
+    is_secret,
+    read_credentials,
+)
 from agent.settings.sources import SHORT_VARIABLES, key_for_message, nearest
 from agent.settings.validators import PREFIX
 from agent.settings.yaml_edit import Scalar, edited
@@ -35,12 +42,13 @@ class _Change:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Changes of the agent's own files that are valid and not written yet, and the settings with them.
+    """Changes of the agent's own files that are valid and not written yet, and settings and S3 keys with them.
 
     `warnings`: those that the changes cause. `files`: the names of the files that change.
     """
 
     loaded: Loaded
+    s3_credentials: S3Credentials | None
     warnings: tuple[str, ...]
     changes: tuple[_Change, ...]
 
@@ -83,7 +91,9 @@ def draft(changes: Mapping[str, str | None], environ: Mapping[str, str], home: P
         before = load(environ=others, cwd=home, home=home).warnings
     drafts = {change.file.path: change.new for change in needed}
     loaded = load(environ=others, cwd=home, home=home, drafts=drafts)
-    return Draft(loaded, tuple(one for one in loaded.warnings if one not in before), needed)
+    stored = read_credentials(credentials, drafts.get(credentials.path))
+    warnings = tuple(one for one in loaded.warnings if one not in before)
+    return Draft(loaded, stored.s3 if stored else None, warnings, needed)
 
 
 def service_like(environ: Mapping[str, str]) -> dict[str, str]:
@@ -153,3 +163,21 @@ def _write(change: _Change) -> None:
 def overriding_variable(key: str, environ: Mapping[str, str]) -> str:
     """Return the variable of this shell that overrides a stored setting, "" if none does."""
     return next((name for name in variables_of(key) if environ.get(name)), "")
+
+
+def shell_settings(environ: Mapping[str, str], home: Path) -> Settings | None:
+    """Return the settings that commands of this shell use, None if they are invalid."""
+    try:
+        return load(environ=environ, cwd=home, home=home).settings
+    except SettingsError:
+        return None
+
+
+def set_in_shell_only(
+    settings: Settings, of_shell: Settings | None, environ: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Yield key and variable of each setting to which a variable of this shell gives another value."""
+    for key in FIELDS:
+        name = overriding_variable(key, environ)
+        if name and (of_shell is None or getattr(of_shell, key) != getattr(settings, key)):
+            yield key, name

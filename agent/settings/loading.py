@@ -319,7 +319,7 @@ def _project_warning(ignored: list[tuple[str, str]]) -> str:
     more = f" and {len(keys) - MOST_NAMED_KEYS} more" if len(keys) > MOST_NAMED_KEYS else ""
     return (
         f"{named}{more} in {files} {'is' if len(keys) == 1 else 'are'} ignored: files in the working directory can "
-        f"only set log level, chunk size and retry numbers (put other settings into ~/{_USER_FILES[0]}, or name the "
+        "only set log level, chunk size and retry numbers (akosha-agent config set stores other settings; or name the "
         "file with --settings)"
     )
 

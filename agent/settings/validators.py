@@ -53,7 +53,8 @@ def _level(value: object) -> object:
     return "WARNING" if text == "WARN" else text
 
 
-def _region(value: str) -> str:
+def check_region(value: str) -> str:
+    """Check the name of a region; empty is auto. Raises ValueError."""
     # The region becomes part of the provider's host name.
     if value and not _REGION.fullmatch(value):
         raise ValueError("must be a region's name, of lower-case letters, digits and hyphens, or auto")
@@ -158,7 +159,7 @@ Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 CloudEndpoint = Annotated[str, AfterValidator(_cloud_endpoint)]
 Hosts = Annotated[str, BeforeValidator(_hosts), AfterValidator(endpoints.check_hosts)]
 HttpEndpoint = Annotated[str, AfterValidator(_http_endpoint)]
-Region = Annotated[str, AfterValidator(_region)]
+Region = Annotated[str, AfterValidator(check_region)]
 SystemId = Annotated[str, AfterValidator(_system_id)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 Line = Annotated[str, AfterValidator(_line)]

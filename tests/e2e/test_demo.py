@@ -109,7 +109,7 @@ def test_the_demo_prints_its_stages_and_passes_every_check(tmp_path):
         name for _, name in marks
     }
     assert len(re.findall("uploaded .*: .* sent in", output)) >= 4
-    assert "akosha_cloud_endpoint:" in output
+    assert "akosha-agent init" in output
     assert not re.search(r"Traceback|\x1b|[\u2500-\u257f]", output), "plain lines in a pipe"
     assert not demo.scratch.exists()
 

@@ -59,12 +59,14 @@ def skeleton(line: str, home: Path) -> str:
 
 def test_the_quick_start_prints_the_output_on_its_page(machine):
     page = (DOCS / "quickstart.md").read_text()
-    (export,) = re.findall(rf"^\$ export (\w+)={TARGET}$", page, re.MULTILINE)
-    machine.environ |= {export: machine.bucket.as_uri(), "AKOSHA_SYSTEM_ID": "laptop"}
-    steps = {line: shown for line, shown in steps_of(page[page.index("## 3. ") :]).items() if shown}
-    assert list(steps) == ["sync", "status", "uploads", "verify", "restore --to ~/restored"]
+    machine.environ["COLUMNS"] = "200"
+    steps = {line: shown for line, shown in steps_of(page[page.index("## 2. ") :]).items() if shown}
+    (init,) = [line for line in steps if line.startswith("init ")]
+    assert TARGET in init
+    assert list(steps) == [init, "status", "uploads", "verify", "restore --to ~/restored"]
     for line, shown in steps.items():
-        done = machine.call(*(word.replace("~", str(machine.home)) for word in shlex.split(line)), directories=False)
+        command = line.replace("~", str(machine.home)).replace(TARGET, machine.bucket.as_uri())
+        done = machine.call(*shlex.split(command), directories=False)
         assert (done.code, done.err) == (0, ""), line
         printed = {skeleton(text, machine.home) for text in done.out.splitlines()}
         compared = [text for text in shown if "WAL" not in text]  # these databases have none
@@ -120,12 +122,15 @@ def test_the_first_python_example_syncs(machine):
     assert list(machine.bucket.glob("systems/*/uploads/*/manifest.json"))
 
 
-def test_the_variables_of_the_quick_start_name_a_bucket(machine, rclone):
-    block = block_with("quickstart.md", "CLOUD_BUCKET")
-    values = iter((rclone.new_bucket(), rclone.endpoint, ACCESS_KEY, SECRET_KEY))
-    machine.environ |= {name: next(values) for name in re.findall(r"(?:export |\s)([A-Z_]+)=", block)}
-    done = machine.call("sync", directories=False)
+def test_the_quick_starts_commands_for_a_bucket_deliver_to_it(machine, rclone):
+    block = block_with("quickstart.md", "--bucket my-memories")
+    keys = iter((ACCESS_KEY, SECRET_KEY))
+    machine.environ |= {name: next(keys) for name in re.findall(r"(?:export |\s)([A-Z_]+)=", block)}
+    (line,) = re.findall(r"^\$ akosha-agent (.+)$", block, re.MULTILINE)
+    line = re.sub(r"https://\S+", rclone.endpoint, line).replace("my-memories", rclone.new_bucket())
+    done = machine.call(*shlex.split(line), directories=False)
     assert (done.code, done.err) == (0, "")
+    assert "sent in" in done.out
     assert rclone.endpoint.rpartition("/")[2] in done.out
 
 

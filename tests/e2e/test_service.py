@@ -270,6 +270,20 @@ def test_install_names_the_command_that_stores_what_is_set_in_this_shell_only(sc
     assert "macOS" in scratch.call("install", "--with-environment", code=1).stderr
 
 
+def test_the_service_that_init_installs_has_the_settings_that_it_stored(scratch, monkeypatch):
+    monkeypatch.setenv("AKOSHA_CLOUD_REGION", "of-this-shell")
+    (scratch.home / "nas").mkdir()
+    target = (scratch.home / "nas" / "memories").as_uri()
+    words = ["init", "--yes", "--to", target, "--system-id", "laptop", "--service"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (scratch.fake / "running").exists()
+    assert "Environment=" not in scratch.unit.read_text()
+    monkeypatch.delenv("AKOSHA_CLOUD_REGION")
+    found = commands._installed_settings(commands._manager(scratch.home, dry_run=False)[0])
+    assert (found.cloud_endpoint, found.system_id, found.cloud_region) == (target, "laptop", "auto")
+
+
 def test_without_a_session_install_names_the_fix_and_no_start_works(scratch):
     before = scratch.tree()
     (scratch.fake / "unreachable").touch()

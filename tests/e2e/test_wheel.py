@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.once import made_once
+from tests.support.session_buddy import create
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 300
@@ -82,6 +83,9 @@ def test_the_wheel_works_in_a_new_environment(wheel, tmp_path):
         "from agent.entrypoints.service.service_file import template as t; print(t('systemd/akosha-agent.service'))"
     )
     assert "ExecStart=" in call(python, "-c", template, folder=tmp_path)
+    create(tmp_path / ".claude" / "data", commits=1)
+    assert "First sync" in call(command, "init", "--yes", "--to", tmp_path / "bucket", folder=tmp_path)
+    assert len(list(tmp_path.glob("bucket/systems/*/uploads/*/manifest.json"))) == 1
     assert call(command, "status", "--json", folder=tmp_path, XDG_STATE_HOME=str(tmp_path / "state"))
 
 

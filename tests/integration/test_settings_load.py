@@ -367,7 +367,7 @@ def test_a_projects_file_sets_nothing_else(world, file, key):
     (warning,) = loaded.warnings
     assert warning == (
         f"akosha_{key} in {file} is ignored: files in the working directory can only set log level, chunk size and "
-        "retry numbers (put other settings into ~/.claude/settings/local.yaml, or name the file with --settings)"
+        "retry numbers (akosha-agent config set stores other settings; or name the file with --settings)"
     )
 
 

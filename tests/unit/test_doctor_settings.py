@@ -94,7 +94,7 @@ async def test_a_bucket_in_session_buddys_own_files_is_a_warning(home, name):
     assert found.level is Level.WARNING
     assert "session-buddy" in found.found
     assert "akosha_upload_on_session_end: false" in found.hint
-    assert "~/.claude/settings/local.yaml" in found.hint
+    assert "akosha-agent config set upload_on_session_end true" in found.hint
 
 
 async def test_a_bucket_in_the_environment_is_a_warning_too(home):

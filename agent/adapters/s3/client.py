@@ -21,6 +21,7 @@ from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.credential_sources import CredentialChain, Fingerprint, Helpers, SourceTimeout, fingerprint
 from agent.adapters.s3.local_faults import check_ca_bundle, check_proxy, check_variants
 from agent.ports.concurrency import DaemonExecutor, in_daemon_thread
+from agent.settings.own_files import S3Credentials
 
 T = TypeVar("T")
 
@@ -103,8 +104,10 @@ class Client:
 class ClientBuilder:
     """Builds clients and finds credentials, with a time limit; does not wait for work that hangs."""
 
-    def __init__(self, address: BucketAddress, limits: Limits, verify: str | bool | None) -> None:
-        self._address, self._limits, self._verify = address, limits, verify
+    def __init__(
+        self, address: BucketAddress, limits: Limits, verify: str | bool | None, credentials: S3Credentials | None
+    ) -> None:
+        self._address, self._limits, self._verify, self._given = address, limits, verify, credentials
         self.helpers = Helpers(limits.build_seconds)
 
     async def client(self) -> Client:
@@ -178,7 +181,12 @@ class ClientBuilder:
         return Credentials(str(credentials.method), key[-SHOWN_CHARACTERS:] if len(key) >= MIN_KEY_CHARACTERS else "")
 
     def _chain(self, session: Any, thread: "_WorkerThread") -> CredentialChain:
-        chain = CredentialChain(session._session, self.helpers, self._limits.build_seconds)  # noqa: SLF001 - no public way
+        chain = CredentialChain(
+            session._session,  # noqa: SLF001 - no public way
+            self.helpers,
+            self._limits.build_seconds,
+            self._given,
+        )
         thread.current_source = lambda: chain.current_source
         return chain
 

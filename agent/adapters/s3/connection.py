@@ -18,6 +18,7 @@ from agent.adapters.s3.responses import Response, ResponseInfo
 from agent.domain.errors import AkoshaError, StoreError
 from agent.ports import UnexpectedErrors
 from agent.ports.concurrency import mark_retrieved, result_of
+from agent.settings.own_files import S3Credentials
 
 T = TypeVar("T")
 
@@ -46,12 +47,13 @@ class Connection:
         limits: Limits,
         verify: str | bool | None,
         object_options: ObjectOptions = ObjectOptions(),  # noqa: B008 - frozen
+        credentials: S3Credentials | None = None,
     ) -> None:
         self.address = address
         self._object_options = object_options
         self._encryption_check = EncryptionCheck(object_options)
         self._limits = limits
-        self._client_builder = ClientBuilder(address, limits, verify)
+        self._client_builder = ClientBuilder(address, limits, verify, credentials)
         self._unexpected = UnexpectedErrors("s3", StoreError)
         self._client_task: asyncio.Task[Client] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()

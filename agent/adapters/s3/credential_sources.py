@@ -21,7 +21,7 @@ from typing import Any
 from agent.domain.errors import SettingsError, StoreError
 from agent.domain.plain_text import hide
 from agent.ports.concurrency import in_daemon_thread
-from agent.settings.own_files import credentials_file, s3_credentials
+from agent.settings.own_files import S3Credentials, credentials_file, s3_credentials
 
 _PROCESS = "custom-process"
 _NAMES = {
@@ -123,17 +123,23 @@ class Helper:
 
 
 class CredentialChain:
-    """The credential chain of one aiobotocore session. `current_source` names the source that is being asked."""
+    """The credential chain of one aiobotocore session. `current_source` names the source that is being asked.
 
-    def __init__(self, session: Any, helpers: Helpers, seconds: float) -> None:
-        self._session, self._helpers, self._seconds = session, helpers, seconds
+    `given` credentials are used instead of all sources.
+    """
+
+    def __init__(self, session: Any, helpers: Helpers, seconds: float, given: S3Credentials | None = None) -> None:
+        self._session, self._helpers, self._seconds, self._given = session, helpers, seconds, given
         self.current_source = _FILES
 
     async def credentials(self) -> Any:
         """Return botocore's credentials or None. Their refreshes have the time limit, too."""
         profile = str(self._session.get_config_variable("profile") or "default")
         resolver = self._session.get_component("credential_provider")
-        resolver.insert_after(_ENVIRONMENT, _StoredKeys())
+        if self._given is None:
+            resolver.insert_after(_ENVIRONMENT, _StoredKeys())
+        else:
+            resolver.insert_before(_ENVIRONMENT, _StoredKeys(self._given))
         for provider in resolver.providers:
             self._prepare(provider, profile)
         credentials = await self._session.get_credentials()
@@ -192,16 +198,19 @@ class CredentialChain:
 
 
 class _StoredKeys:
-    """The keys in the agent's `credentials.yaml`, as a provider of the chain."""
+    """The keys in the agent's `credentials.yaml`, or those that will be stored there, as a provider of the chain."""
 
     METHOD = CANONICAL_NAME = STORED
+
+    def __init__(self, given: S3Credentials | None = None) -> None:
+        self._given = given
 
     async def load(self) -> Any:
         """Return botocore's credentials, or None. Raises StoreError if the file is invalid or not private."""
         from aiobotocore.credentials import AioCredentials  # noqa: PLC0415 - the client has loaded it
 
         try:
-            found = s3_credentials(os.environ, Path.home())
+            found = self._given or s3_credentials(os.environ, Path.home())
         except SettingsError as error:
             refused = StoreError(error.message, hint=error.hint)
             refused.credentials_refused = True

@@ -22,12 +22,13 @@ from agent.adapters.s3.writing import (
 )
 from agent.adapters.tcp_probe import may_be_reached
 from agent.ports import Creation, OpenPut, Progress, PutJournal, RateLimiter, StoredObject, ignore_progress
+from agent.settings.own_files import S3Credentials
 
 AVAILABLE_SECONDS = 0.9
 
 
 class S3Store:
-    """A bucket. Credentials come from the standard AWS chain.
+    """A bucket. Credentials come from the agent's `credentials.yaml` and the standard AWS chain.
 
     Sending has no time limit: the caller watches `progress` and cancels, which takes effect at once.
 
@@ -43,6 +44,7 @@ class S3Store:
         single_copy_bytes: larger objects are copied in parts.
         object_options: options of all objects that the store creates.
         rate_limiter: limits the rate of request bodies, including retries.
+        credentials: used instead of all other sources: keys that are tested before they are stored.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class S3Store:
         single_copy_bytes: int = SINGLE_COPY_BYTES,
         object_options: ObjectOptions = ObjectOptions(),  # noqa: B008 - frozen
         rate_limiter: RateLimiter | None = None,
+        credentials: S3Credentials | None = None,
     ) -> None:
         self._address = BucketAddress(bucket, endpoint, region)
         limits = Limits(
@@ -67,7 +70,7 @@ class S3Store:
             connections=part_concurrency + CONCURRENT_DELETES,
             build_seconds=build_seconds,
         )
-        self._connection = Connection(self._address, limits, verify, object_options)
+        self._connection = Connection(self._address, limits, verify, object_options, credentials)
         self._writer = ObjectWriter(self._connection, part_concurrency, rate_limiter)
         self._creator = ObjectCreator(self._connection)
         self._deleter = ObjectDeleter(self._connection)

@@ -11,6 +11,10 @@ from agent import __version__
 from agent.entrypoints.cli.options import HELP_OPTIONS, Verbose
 
 COMMANDS = {
+    "init": (
+        "init.command",
+        "Set the agent up: choose where memories go, test that, store it, and sync for the first time.",
+    ),
     "run": ("cli.run", "Watch the databases and sync changes until stopped (Ctrl-C or SIGTERM)."),
     "sync": ("cli.sync", "Sync once, now. If an agent is running, it does the sync, with its own settings."),
     "status": ("cli.status", "Show whether all memories are safe, what is under way, and what blocks the next sync."),
@@ -65,8 +69,7 @@ app = typer.Typer(
     cls=LazyGroup,
     help="Back up the memories of Session-Buddy to a bucket, a directory or Akosha. The agent watches the databases, "
     "uploads what changed, and publishes the results as events.\n\n"
-    "To try it, run `akosha-agent demo` (a scratch database, no account). To set it up, set akosha_cloud_endpoint "
-    "(and akosha_cloud_bucket), test with `akosha-agent sync`, then start `akosha-agent run`.",
+    "To try it, run `akosha-agent demo` (a scratch database, no account). To set it up, run `akosha-agent init`.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings=HELP_OPTIONS,

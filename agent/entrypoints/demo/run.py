@@ -46,15 +46,9 @@ FAST = {
 COLOURS = {WRITER: "yellow", AGENT: "cyan", "FAILED": "bold red", "ok": "bold green"}
 
 NEXT = """
-To back up your own memories, add two settings to ~/.claude/settings/local.yaml:
+To back up your own memories:
 
-    akosha_cloud_endpoint: https://<account>.r2.cloudflarestorage.com   # any S3 store, or file:///path/to/a/disk
-    akosha_cloud_bucket: my-memories                                    # not needed with file://
-
-Then run
-
-    akosha-agent sync      to sync once
-    akosha-agent run       to watch for changes and sync them"""
+    akosha-agent init      asks where they go, tests that, and syncs for the first time"""
 
 
 def run_demo(*, keep: bool) -> int:

@@ -21,6 +21,7 @@ from agent.domain.naming import check_system_id, sanitise_system_id
 from agent.domain.parsing import parse_json
 from agent.ports.concurrency import in_daemon_thread
 from agent.settings import Settings, variable
+from agent.settings.own_files import S3Credentials
 from agent.settings.sources import SettingsContext
 
 T = TypeVar("T")
@@ -36,8 +37,9 @@ class DoctorContext:
     """The settings, or the error if they are invalid: `settings` then has the requested directories, else defaults.
 
     `environ`, `cwd` and `user_home` are those with which the settings were read. `step_seconds` limits a single step of
-    a check. It is shorter than the limit of the check, because the error of the step is more specific. The checks
-    change, create and lock nothing except the probe object.
+    a check. It is shorter than the limit of the check, because the error of the step is more specific.
+    `s3_credentials` are used instead of all other sources. The checks change, create and lock nothing except the probe
+    object.
     """
 
     settings: Settings
@@ -49,6 +51,7 @@ class DoctorContext:
     user_home: Path = field(default_factory=Path.home)
     proc: Path = PROC
     step_seconds: float = 4.0
+    s3_credentials: S3Credentials | None = None
     home: Home = field(init=False)
     _store: DirectoryStore | S3Store | None = field(default=None, init=False)
 
@@ -81,6 +84,7 @@ class DoctorContext:
                     connect_timeout=CONNECT_SECONDS,
                     read_timeout=self.step_seconds,
                     object_options=object_options(s),
+                    credentials=self.s3_credentials,
                 )
         return self._store
 

@@ -74,8 +74,8 @@ async def built_in_sync(context: DoctorContext) -> list[Finding]:
         warning(
             BUILT_IN,
             f"it is on, in addition to this agent: {' and '.join(reasons)}",
-            hint=f"{remove}set akosha_{_ON}: false in ~/.config/session-buddy/local.yaml, which Session-Buddy reads, "
-            f"and akosha_{_ON}: true in ~/.claude/settings/local.yaml, which only this agent reads",
+            hint=f"{remove}set akosha_{_ON}: false in ~/.config/session-buddy/local.yaml, which both read; then "
+            f"akosha-agent config set {_ON} true, which only this agent reads",
         )
     ]
 

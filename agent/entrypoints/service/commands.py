@@ -17,7 +17,7 @@ from agent.entrypoints.service import environment as env, install as installer, 
 from agent.entrypoints.service.manager import Runner, ServiceManager, ServiceSpec
 from agent.entrypoints.service.program import program
 from agent.entrypoints.service.status import service_manager, service_status
-from agent.entrypoints.stored_settings import overriding_variable, variables_of
+from agent.entrypoints.stored_settings import set_in_shell_only, variables_of
 from agent.settings import Settings, load
 from agent.settings.model import FIELDS, S3_KEYS
 from agent.settings.own_files import is_secret, s3_credentials
@@ -206,14 +206,13 @@ def _missing(
         of_shell = _settings(home, spec, dict(os.environ))[0]
     except SettingsError:
         of_shell = None
-    for key in FIELDS:
-        name = overriding_variable(key, os.environ)
+    for key, name in set_in_shell_only(settings, of_shell, os.environ):
         if name in missing:
-            missing = [one for one in missing if one not in variables_of(key)]
-            if of_shell is None or getattr(of_shell, key) != getattr(settings, key):
-                value = os.environ[name]
-                shown = "-" if is_secret(key, value) else shlex.quote(value)
-                yield f"{name} is set in this shell only: akosha-agent config set {key} {shown}"
+            value = os.environ[name]
+            shown = "-" if is_secret(key, value) else shlex.quote(value)
+            yield f"{name} is set in this shell only: akosha-agent config set {key} {shown}"
+    of_settings = {name for key in FIELDS for name in variables_of(key)}
+    missing = [name for name in missing if name not in of_settings]
     names = [name for name in (variables_of(key)[0] for key in S3_KEYS[:2]) if name in missing]
     if len(names) == len(S3_KEYS[:2]) and "AWS_SESSION_TOKEN" not in missing:
         missing = [name for name in missing if name not in names]

@@ -1,0 +1,1 @@
+"""`init`: asks where memories go, tests that, stores it, and starts what the user wants."""

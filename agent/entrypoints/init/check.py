@@ -1,0 +1,67 @@
+"""Tests a destination with the checks of `doctor`, before anything is stored."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from agent.entrypoints.doctor import delivery_checks, machine_checks, settings_checks
+from agent.entrypoints.doctor.context import DoctorContext
+from agent.entrypoints.doctor.findings import Check, Finding, Level
+from agent.entrypoints.doctor.run import CHECKS, examine
+from agent.entrypoints.stored_settings import Draft
+
+_DATABASES = {machine_checks.DATA, machine_checks.DATABASES, settings_checks.BUILT_IN}
+_BUCKET = {delivery_checks.CREDENTIALS, delivery_checks.BUCKET, delivery_checks.CLOCK}
+_AKOSHA = {delivery_checks.AKOSHA, delivery_checks.CLOCK}
+
+
+async def find_databases(draft: Draft) -> list[Finding]:
+    """Return what is known about the databases, and about Session-Buddy's own sync."""
+    found = await _run(draft, _DATABASES)
+    return [one for one in found if one.name != settings_checks.BUILT_IN or one.level is Level.WARNING]
+
+
+async def test_destination(draft: Draft) -> list[Finding]:
+    """Put, read, list and delete an object, or connect to the server; compare the clocks.
+
+    A directory that does not exist is created, and removed again if the test fails.
+    """
+    settings = draft.loaded.settings
+    if not settings.cloud_configured:
+        return await _run(draft, _AKOSHA)
+    directory = settings.directory / settings.cloud_bucket if settings.directory else None
+    created = directory is not None and _created(directory)
+    found: list[Finding] = []
+    try:
+        found = await _run(draft, _BUCKET)
+    finally:
+        if directory is not None and created and (not found or failed(found)):
+            with suppress(OSError):  # the store or the test left something in it
+                directory.rmdir()
+    return found
+
+
+def has_databases(found: Sequence[Finding]) -> bool:
+    """Return whether the data directory has a database."""
+    return any(finding.name.startswith("database ") for finding in found)
+
+
+def failed(found: Sequence[Finding]) -> bool:
+    """Return whether a finding is an error."""
+    return any(finding.level is Level.ERROR for finding in found)
+
+
+def _created(directory: Path) -> bool:
+    try:
+        directory.mkdir()
+    except OSError:  # it exists; another error is reported by the check
+        return False
+    return True
+
+
+async def _run(draft: Draft, names: set[str]) -> list[Finding]:
+    checks: list[Check] = [check for check in CHECKS if check.name in names]
+    context = DoctorContext(
+        settings=draft.loaded.settings, origins=draft.loaded.origins, s3_credentials=draft.s3_credentials
+    )
+    return [finding for _, finding in await examine(context, checks) if finding.level is not Level.SKIPPED]

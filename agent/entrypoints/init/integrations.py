@@ -1,0 +1,111 @@
+"""What `init` offers besides the settings: the service, the session-end hook, and the MCP server of an assistant."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from agent.domain.errors import AkoshaError
+from agent.entrypoints.cli.command import Options
+from agent.entrypoints.hook import commands as hook_commands
+from agent.entrypoints.hook.claude_settings import settings_file
+from agent.entrypoints.hook.status import installed_hook
+from agent.entrypoints.init.dialogue import confirm
+from agent.entrypoints.service import commands as service_commands
+from agent.entrypoints.service.program import NAME, program
+from agent.entrypoints.service.status import service_status
+from agent.settings import Settings
+
+MCP_SECONDS = 60.0
+"""Limit for a command of Claude Code."""
+
+MCP_ADD = f"claude mcp add --scope user {NAME} -- {NAME} mcp"
+
+Installation = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What to install: as an option says, or else as the user answers; without `ask`, nothing."""
+
+    service: bool | None
+    hook: bool | None
+    mcp: bool | None
+    ask: bool
+
+    def wants(self, flag: bool | None, question: str, is_offered: Callable[[], bool]) -> bool:
+        """Return the option's answer, or that of the user to a question that applies."""
+        return flag if flag is not None else self.ask and is_offered() and confirm(question, default=True)
+
+
+def wanted_installations(settings: Settings, *, changed: bool, flags: Wishes) -> list[Installation]:
+    """Ask what to install, and return it as functions, which raise AkoshaError. Nothing is installed yet.
+
+    A service that runs is restarted if settings have changed.
+    """
+    status, wanted = service_status(Path.home(), os.environ), list[Installation]()
+    question = "Run the agent as a service, from now on and at every login?"
+    if flags.wants(flags.service, question, lambda: status.reachable and bool(status.manager) and not status.installed):
+        wanted.append(lambda: service_commands.install(Options()))
+    if status.running and changed:
+        wanted.append(service_commands.restart)
+    question = "Install the hook that starts a sync when a session of Claude Code ends?"
+    file = settings_file(os.environ, Path.home())
+    if flags.wants(flags.hook, question, lambda: not installed_hook(file).commands):
+        wanted.append(lambda: hook_commands.install(settings))
+    question = "Add the agent's MCP server to Claude Code?"
+    if flags.wants(flags.mcp, question, lambda: _claude_path() is not None and not _knows_mcp()):
+        wanted.append(_install_mcp)
+    return wanted
+
+
+def _install_mcp() -> None:
+    """Add the MCP server to Claude Code for all projects; without Claude Code, print what other assistants need."""
+    try:
+        words = (*program(Path.home(), os.environ), "mcp")
+    except AkoshaError:
+        words = (NAME, "mcp")
+    if _claude_path() is None:
+        command, *arguments = words
+        document = {"mcpServers": {NAME: {"command": command, "args": arguments}}}
+        typer.echo(f"Claude Code is not installed. Add this to the settings of your assistant:\n{json.dumps(document)}")
+        return
+    done = _claude("mcp", "add", "--scope", "user", NAME, "--", *words)
+    if done.returncode:
+        reason = (done.stderr or done.stdout).strip()
+        raise AkoshaError(
+            f"Claude Code did not add the MCP server: {reason}",
+            hint=MCP_ADD,
+        )
+    typer.echo(f"added the MCP server {NAME} to Claude Code, for all projects")
+
+
+def _knows_mcp() -> bool:
+    """Return whether Claude Code knows the MCP server. Starts Claude Code."""
+    return _claude("mcp", "get", NAME).returncode == 0
+
+
+def _claude_path() -> str | None:
+    return shutil.which("claude")
+
+
+def _claude(*words: str) -> "subprocess.CompletedProcess[str]":
+    program_path = _claude_path()
+    assert program_path is not None
+    try:
+        return subprocess.run(  # noqa: S603 - the user's own program, by its path
+            [program_path, *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=MCP_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AkoshaError(f"Claude Code cannot be run: {error}", hint="try again, or init --no-mcp") from error
