@@ -366,6 +366,15 @@ def test_rows_with_equal_ids_are_left_out_of_a_row_set_of_a_server(path, left_ou
     assert [state[:2] for state in new_states(path, known)] == new
 
 
+def test_too_many_rows_are_not_compared(path, monkeypatch):
+    fill(path)
+    known = recorded(path)
+    monkeypatch.setattr(comparing, "MOST_ROWS", 4)
+    with reading(path, known) as (read, answer):
+        assert answer is None
+        assert states(read) == all_states(path)
+
+
 def test_a_row_set_that_is_invalid_is_not_used(path):
     fill(path)
     known = recorded(path)

@@ -108,10 +108,11 @@ class Sender:
 
 
 class LinesReader:
-    """A MemoryReader of these files. `opened`: the rows of each opened file."""
+    """A MemoryReader of these files. `opened`: the rows of each opened file; `sources`: what read them."""
 
     def __init__(self) -> None:
         self.opened: list[list[int]] = []
+        self.sources: list[ListedMemories] = []
 
     @asynccontextmanager
     async def open(self, copy: Path, database: str, *, zone: tzinfo) -> AsyncIterator[ListedMemories]:
@@ -121,4 +122,5 @@ class LinesReader:
             raise SnapshotError(f"{database} was made by a newer DuckDB", hint="update akosha-agent")
         rows = [int(line) for line in raw.split()]
         self.opened.append(rows)
-        yield ListedMemories([memory(row) for row in rows])
+        self.sources.append(ListedMemories([memory(row) for row in rows]))
+        yield self.sources[-1]

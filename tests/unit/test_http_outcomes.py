@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from agent.application.sync import http
+from agent.application.memories import push
 from agent.domain.delivery_state import Problem, State, next_try
 from agent.domain.errors import CloudUploadError, HTTPSyncError
 from agent.domain.events import SyncAsked, SyncSkipped
@@ -79,7 +79,7 @@ async def test_held_rows_that_were_deleted_are_released_although_the_others_are_
 
 
 async def test_if_many_rows_are_held_all_are_looked_at(monkeypatch):
-    monkeypatch.setattr(http, "MOST_HELD", 1)
+    monkeypatch.setattr(push, "MOST_HELD", 1)
     async with rig() as r:
         for _ in range(2):
             assert await listed(r, *some(1), *some(2, 3, embedded=False)) == 3

@@ -250,6 +250,15 @@ async def test_an_upload_without_memories_is_read_from_its_database_unless_that_
     assert outcomes(setup.bus.published)[-1] == (setup.laptop.id(1), "completed")
 
 
+async def test_only_the_new_rows_of_a_database_that_was_read_before_are_looked_at(setup):
+    for last in (4, 5):
+        await setup.laptop.upload(last, range(last), without_memories=True)
+        await setup.once()
+    assert setup.reader.opened == [[*range(4)], [*range(5)]]
+    assert [source.listed_rows for source in setup.reader.sources] == [4, 1]
+    assert setup.akosha.of() == [*range(5)]
+
+
 async def chain(setup, *, until: int) -> None:
     """Upload a first upload without memories, three changes of it, one whose memories are omitted, and changes of it.
 

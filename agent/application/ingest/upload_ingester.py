@@ -126,8 +126,15 @@ class UploadIngester:
             for part in parts:
                 await self._download(part, folder / part.name, turn)
             zone = await asyncio.to_thread(self.zone, manifest.time_zone)
+            target, main_sha256 = self.target(manifest.system_id), manifest.digests([database])[main_name(database)]
             async with self.reader.open(folder / main_name(database), database, zone=zone) as source:
-                return await self._push(manifest, capabilities, source, turn, database)
+                difference = await self.push.compare(target, database, source, main_sha256)
+                if difference is not None and difference.rows > self.limits.rows:
+                    raise self.limits.too_many(f"{database} in {manifest.upload_id}", difference.rows)
+                tally = await self._push(manifest, capabilities, source, turn, database)
+                if difference is not None:
+                    await self.push.record_rows(target, database, source)
+                return tally
 
     async def _download(self, recorded: Part | ObjectRecord, path: Path, turn: Turn) -> None:
         """Download a file, and count it towards the turn. Raises WireError if it is not as the manifest describes."""

@@ -16,13 +16,26 @@ from typing import Literal
 from agent.domain.delivery_state import Target
 from agent.domain.errors import SinkError, SnapshotError
 from agent.domain.memories import EMBEDDING_LENGTH, NO_EMBEDDING, Memory, RowState, Tally
-from agent.ports import Capabilities, Clock, HeldMemory, MemoryLedger, MemorySink, MemorySource, PackedMemory
+from agent.ports import (
+    Capabilities,
+    Clock,
+    DatabaseSource,
+    HeldMemory,
+    MemoryLedger,
+    MemorySink,
+    MemorySource,
+    PackedMemory,
+    RowDifference,
+)
 
 MAX_BATCH_BYTES = 4_000_000
 """Size of all memories in a batch. Akosha 0.11 takes no request above 4 MiB."""
 
 LARGEST_PROBE_BYTES = 64 * 1024
 """Size of the largest memory that is kept for the delivery probe: each `status` reads the note that contains it."""
+
+MOST_HELD = 10_000
+"""Number of held back memories of a database up to which its row set is recorded."""
 
 OTHER_REASONS = "other reasons"
 MOST_REASONS = 10
@@ -99,6 +112,22 @@ class MemoryPush:
         if complete_database:
             await self.ledger.release(target, complete_database, rows)
         return run.result()
+
+    async def compare(
+        self, target: Target, database: str, source: DatabaseSource, main_sha256: str
+    ) -> RowDifference | None:
+        """Let the source have only the rows that are not in the row set of the target. Result as that of `compare`."""
+        await self.ledger.known_rows(target, database, source.known_rows)
+        return await source.compare(main_sha256)
+
+    async def record_rows(self, target: Target, database: str, source: DatabaseSource) -> None:
+        """Record after a push that the target has all rows except those that are held back.
+
+        The next push does not look at them one by one. If many are held back, it does.
+        """
+        held = await self.ledger.held_keys(target, database, limit=MOST_HELD + 1)
+        if len(held) <= MOST_HELD:
+            await self.ledger.set_rows(target, database, await source.row_set(held))
 
 
 @dataclass(slots=True)

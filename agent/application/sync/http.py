@@ -28,7 +28,6 @@ from agent.domain.routing import ASKED, HTTP
 from agent.ports import (
     Capabilities,
     Clock,
-    DatabaseSource,
     Delivered,
     Ledger,
     MemoryLedger,
@@ -39,9 +38,6 @@ from agent.ports import (
     SnapshotTaker,
     Unchanged,
 )
-
-MOST_HELD = 10_000
-"""Number of held back memories of a database up to which its row set is recorded."""
 
 SERVER_NOTE = "http_server"
 """Ledger note: endpoint, version and settings at the last session."""
@@ -302,8 +298,7 @@ class HttpSync:
                 attempt.report.moved(size * count // rows)
                 progress()
 
-            await self._memories.known_rows(self.target, name, source.known_rows)
-            difference = await source.compare(snapshot.main_sha256)
+            difference = await self._push.compare(self.target, name, source, snapshot.main_sha256)
             if difference is not None:
                 count_rows(difference.rows - difference.new_rows)
             pushed = await self._push.push(
@@ -316,16 +311,8 @@ class HttpSync:
                 on_confirmed=self.probe.keep,
             )
             if difference is not None:
-                await self._remember_rows(name, source)
+                await self._push.record_rows(self.target, name, source)
             return pushed
-
-    async def _remember_rows(self, name: str, source: DatabaseSource) -> None:
-        """Record that the server has all rows of a database except those that are held back, so that the next push
-        does not look at them one by one. If many are held back, it does.
-        """
-        held = await self._memories.held_keys(self.target, name, limit=MOST_HELD + 1)
-        if len(held) <= MOST_HELD:
-            await self._memories.set_rows(self.target, name, await source.row_set(held))
 
     async def _outcome(self, work: PushAttempt, record: TargetRecord) -> Delivered | Unchanged:
         """Return the outcome. An attempt after which every memory waits is not a delivery."""

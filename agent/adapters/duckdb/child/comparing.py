@@ -23,7 +23,15 @@ CHUNK_ROWS = 8192
 MOST_DIFFERENT = 2**18
 """Number of rows, in the database or in the row set, in chunks that differ: above it, all rows count as new."""
 
+MOST_ROWS = 2**23
+"""Number of rowids in all tables. With more, the rows are not compared: a small file may have billions of rows, and a
+row set has 16 bytes for each."""
+
 _KIND_CHUNKS = 2**48
+
+
+class TooManyRows(Exception):  # noqa: N818 - a reason not to compare
+    """The tables have more than MOST_ROWS rowids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +59,10 @@ class Comparing:
         """Write the hashes of all rows to `rows`, and compare them with those in `known`.
 
         If `known` is of a copy with the same main file, the rows that the WAL left as they are there are not read.
-        `main_sha256`: digest of the main file, "" if it is unknown.
+        `main_sha256`: digest of the main file, "" if it is unknown. Raises TooManyRows, or DuckDB's errors.
         """
+        if sum(table.last - table.first + 1 for table in self._tables) > MOST_ROWS:
+            raise TooManyRows
         stored = self._stored_rows(main_sha256)
         difference = _Difference(row_set_file.read(known)) if known else None
         is_same = known is not None and stored.origin == row_set_file.read_origin(known) != row_set_file.NO_ORIGIN
