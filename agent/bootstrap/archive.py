@@ -12,6 +12,7 @@ from agent.application.archive.prune_loop import PruneLoop
 from agent.application.sync.results import ResultRecorder
 from agent.bootstrap.methods import cloud_of
 from agent.bootstrap.stores import object_store, ownership_of, targets_of
+from agent.domain.delivery_state import Target
 from agent.domain.errors import SettingsError
 from agent.domain.identity import Identity, Machine
 from agent.domain.retention import KeepRules
@@ -162,11 +163,20 @@ def build_prune_loop(
 
 @dataclass(frozen=True, slots=True)
 class PruneJob:
-    """A requested prune: the pruner, and the uploads and open puts that it spares because the ledger refers to them."""
+    """A requested prune: the pruner, and what it spares because the ledger refers to it."""
 
     pruner: Pruner
-    spared: Mapping[str, str]
-    open_puts: frozenset[str]
+    _target: Target
+    _ledger: Ledger | None
+
+    async def spared(self) -> Mapping[str, str]:
+        """Return the uploads to spare, as the ledger is now: read it again after a plan. Raises StateError."""
+        return spared_by(await self._ledger.record(self._target)) if self._ledger is not None else {}
+
+    async def open_puts(self) -> frozenset[str]:
+        """Return the IDs of the open puts, as the ledger is now. Raises StateError."""
+        puts = await self._ledger.open_puts(self._target) if self._ledger is not None else ()
+        return frozenset(put.put_id for put in puts)
 
 
 @asynccontextmanager
@@ -183,11 +193,6 @@ async def open_prune(
     `ledger` is open for reading, None if it does not exist yet. The pruner raises NotOwner for uploads of others.
     """
     async with open_archive(settings, identity.system_id) as archive:
-        spared: dict[str, str] = {}
-        open_puts: frozenset[str] = frozenset()
-        if ledger is not None:
-            target = targets_of(settings, identity.system_id)[CLOUD]
-            spared = spared_by(await ledger.record(target))
-            open_puts = frozenset(put.put_id for put in await ledger.open_puts(target))
         ownership = ownership_of(settings, identity, machine, archive.store, ledger, clock, keeps_warning=False)
-        yield PruneJob(Pruner(archive, rules, clock, ownership.check), spared, open_puts)
+        target = targets_of(settings, identity.system_id)[CLOUD]
+        yield PruneJob(Pruner(archive, rules, clock, ownership.check), target, ledger)

@@ -24,6 +24,14 @@ class ScratchDirectory(Protocol):
         """Keep the last download as this file; the caller has checked it."""
         ...
 
+    def kept(self, name: str) -> Path:
+        """Return the path of a kept file."""
+        ...
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Remove kept files."""
+        ...
+
     def begin_folding(self, names: Iterable[str]) -> Path:
         """Move files into a folder to be folded, and return the folder."""
         ...

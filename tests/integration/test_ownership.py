@@ -169,7 +169,9 @@ class Machine:
         ledger = await home.read_ledger() if await home.has_ledger() else None
         try:
             async with open_prune(self.settings(), identity, machine, rules, home.clock, ledger) as opened:
-                return await opened.pruner.carry_out(await opened.pruner.plan(opened.spared), opened.spared)
+                return await opened.pruner.carry_out(
+                    await opened.pruner.plan(await opened.spared()), await opened.spared()
+                )
         finally:
             if ledger is not None:
                 await ledger.aclose()

@@ -53,10 +53,12 @@ class PatchRig(Rig):
         """Assert that a restore of the upload gives the main file with this SHA-256."""
         destination = self.tmp_path / f"restored-{manifest.upload_id}"
         shutil.rmtree(destination, ignore_errors=True)
-        archive = Catalog(self.store, "laptop")
-        async with open_restore(destination, archive) as restore:
-            await restore.restore(manifest, RestoreRequest(raw=True), NoReporter())
+        await self.restore(manifest, destination)
         assert hashlib.sha256((destination / MAIN).read_bytes()).hexdigest() == digest
+
+    async def restore(self, manifest: Manifest, destination: Path) -> None:
+        async with open_restore(destination, Catalog(self.store, "laptop")) as restore:
+            await restore.restore(manifest, RestoreRequest(raw=True), NoReporter())
 
     async def deep_problems(self, manifest: Manifest) -> dict[str, str]:
         home = self.home()
@@ -251,6 +253,22 @@ async def test_a_pruned_upload_takes_nothing_from_the_later_ones(rig):
         for key in [key for key in rig.bucket.objects if upload.upload_id in key]:
             del rig.bucket.objects[key]
     await rig.assert_restores(third, digest)
+
+
+async def test_a_restore_that_was_cut_downloads_only_the_layers_that_it_lacks(rig):
+    for _ in range(3):
+        manifest = await rig.synced()
+    base, first, last = (layer.key for layer in manifest.of("reflection")[0].layers)
+    rig.store.fail("get", StoreError("cut", transient=True), key=last)
+    before = len(rig.store.keys("get"))
+    destination = rig.tmp_path / "cut"
+    with pytest.raises(StoreError, match="cut"):
+        await rig.restore(manifest, destination)
+    await rig.restore(manifest, destination)
+    asked = [key for key in rig.store.keys("get")[before:] if key in (base, first, last)]
+    assert asked == [base, first, last, last]
+    assert hashlib.sha256((destination / MAIN).read_bytes()).hexdigest() == rig.digest()
+    assert {path.name for path in destination.iterdir()} == {MAIN, "knowledge_graph.duckdb"}
 
 
 @pytest.mark.parametrize("layer", [0, 1])

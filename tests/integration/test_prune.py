@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -103,6 +103,29 @@ async def test_after_an_upload_old_ones_are_deleted_and_an_event_is_published(wo
     assert event in await world.ledger.outbox()
     await prune_loop.after_sync(10)
     assert len(await world.pruned()) == 1
+
+
+async def test_an_upload_that_begins_while_the_bucket_is_listed_is_no_leftover(world, monkeypatch):
+    """Its objects are hard links of old files, and its ID is ahead of the newest of them."""
+    await world.upload()
+    at = 3 * 86_400
+    listing, begun = world.store.list, []
+
+    async def begin() -> None:
+        begun.append(values.upload_id(at))
+        await world.ledger.mark_owed(world.target, ["reflection"])
+        await world.ledger.begin(world.target, values.intent(at, "r9", reflection=9))
+        await uploads.put_object(world.store, f"systems/{values.SYSTEM}/uploads/{begun[0]}/reflection.duckdb")
+
+    async def list_after_begin(prefix, **how):
+        if not begun:
+            await begin()
+        async for item in listing(prefix, **how):
+            yield replace(item, modified=values.NOON - timedelta(days=9))
+
+    monkeypatch.setattr(world.store, "list", list_after_begin)
+    await world.prune_loop().after_sync(10)
+    assert await uploads.uploads_in(world.store) == ([values.upload_id(0)], begun)
 
 
 async def test_nothing_is_deleted_while_the_newest_upload_is_damaged(world):

@@ -2,6 +2,7 @@
 
     incoming        the object being downloaded
     raw/NAME        files that are downloaded and verified
+    raw/.SHA-256    layers of a file that is not made yet
     folding/        a main file and its sidecars during folding; unusable after a kill
     folded/NAME     main files with their sidecars folded in, flushed to the disk
     journal.json    the files being moved to the directory
@@ -174,6 +175,15 @@ class Scratch:
     def keep(self, name: str) -> None:
         """Move the verified download from `incoming` to its name under `raw`. Raises OSError."""
         self.move(INCOMING, f"{RAW}/{name}")
+
+    def kept(self, name: str) -> Path:
+        """Return the path of a file under `raw`."""
+        return self.path / RAW / name
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Remove files under `raw`. Raises OSError."""
+        for name in set(names):
+            os.unlink(f"{RAW}/{name}", dir_fd=self.descriptor)
 
     def begin_folding(self, names: Iterable[str]) -> Path:
         """Move a main file and its sidecars to an empty folder for folding; return the folder. Raises OSError."""

@@ -207,6 +207,8 @@ class Pruner:
     async def carry_out(self, plan: PrunePlan, spared: Mapping[str, str], *, open_puts: Collection[str] = ()) -> Pruned:
         """Delete what the plan lists. A StoreError stops the prune, and is returned as `error` in the result.
 
+        `spared` as for `plan`, but read after it: an upload may have begun just before the plan listed its objects.
+
         `open_puts` are the IDs of interrupted puts that the next sync continues.
         """
         started = self._clock.monotonic()

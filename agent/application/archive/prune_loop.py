@@ -85,6 +85,8 @@ class PruneLoop:
         await update_held_warning(plan.blocked, self._target, self._ledger, self._clock)
         if plan.is_empty:
             return False
+        # An upload that began after the ledger was read may have objects in the listing: linked ones look old.
+        spared = spared_by(await self._ledger.record(self._target))
         open_puts = {put.put_id for put in await self._ledger.open_puts(self._target)}
         pruned = await self._pruning.carry_out(plan, spared, open_puts=open_puts)
         if not pruned.is_empty:

@@ -5,9 +5,9 @@ its final name before all files are complete and correct. The next restore finis
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import structlog
@@ -15,7 +15,7 @@ import structlog
 from agent.application.archive.catalog import Catalog
 from agent.application.sync.download import Downloader, DownloadError, disk_bytes
 from agent.domain.errors import AkoshaError, RestoreError, SnapshotError, StagingFull, WireError
-from agent.domain.manifest import Manifest, Part, Rows
+from agent.domain.manifest import Manifest, ObjectRecord, Part, Rows
 from agent.domain.restore_plan import Restorable, Restored, RestoredDatabase, restorable
 from agent.ports import Clock, Patcher
 from agent.ports.methods import NoReporter, Reporter
@@ -128,8 +128,10 @@ class Restore:
         for item in chosen:
             if item.folds and await _blocking(scratch.folded, item.main) is not None:
                 continue
-            missing = [part for part in item.parts if not await self._has(scratch, part)]
+            missing = [part for part in item.parts if not await _has(scratch, part.name, part)]
             needed += sum(disk_bytes(part) for part in missing) + item.disk_bytes - item.size
+            layers = [layer for part in missing for layer in part.layers]
+            needed -= sum([layer.raw_size for layer in layers if await _has(scratch, _layer_name(layer), layer)])
         if free < needed + SPARE_BYTES:
             raise RestoreError(
                 f"{self.directory.directory} has {free:,} bytes free, the restore needs {needed + SPARE_BYTES:,}",
@@ -178,36 +180,63 @@ class Restore:
     async def _land(self, parts: Sequence[Part], scratch: ScratchDirectory, reporter: Reporter) -> int:
         downloaded = 0
         for part in parts:
-            if await self._has(scratch, part):
+            if await _has(scratch, part.name, part):
                 reporter.moved(part.stored_size)
                 continue
-            await self._fetch(part, await _blocking(scratch.incoming), reporter)
-            await _blocking(scratch.keep, part.name)
-            downloaded += part.stored_size
+            for item in part.objects:  # layers are kept, so that a restore that was interrupted goes on with them
+                name = _layer_name(item) if part.layers else part.name
+                if part.layers and await _has(scratch, name, item):
+                    reporter.moved(item.stored_size)
+                    continue
+                async with _described_errors():
+                    await self._downloader.download(item, await _blocking(scratch.incoming), reporter.moved)
+                await _blocking(scratch.keep, name)
+                downloaded += item.stored_size
+            if part.layers:
+                await self._assemble(part, scratch)
         return downloaded
 
-    async def _fetch(self, part: Part, path: Path, reporter: Reporter) -> None:
-        downloader = Downloader(
+    async def _assemble(self, part: Part, scratch: ScratchDirectory) -> None:
+        names = [_layer_name(layer) for layer in part.layers]
+        layers = [await _blocking(scratch.kept, name) for name in names]
+        async with _described_errors():
+            await self._downloader.assemble(part, layers, await _blocking(scratch.incoming))
+        await _blocking(scratch.keep, part.name)
+        await _blocking(scratch.drop, names)
+
+    @property
+    def _downloader(self) -> Downloader:
+        return Downloader(
             store=self.catalog.store,
             unpacker=self.unpacker,
             patcher=self.patcher,
             stall_limit=self.catalog.stall_limit,
         )
-        try:
-            await downloader.download(part, path, reporter.moved)
-        except DownloadError as failed:
-            if failed.is_missing:
-                raise RestoreError(
-                    f"{failed.key} is missing: was the upload pruned meanwhile?",
-                    hint="akosha-agent uploads lists the uploads",
-                ) from failed
-            raise RestoreError(
-                f"{failed.key} does not match its manifest: the object {failed.problem}", hint=_ANOTHER
-            ) from failed
 
-    @staticmethod
-    async def _has(scratch: ScratchDirectory, part: Part) -> bool:
-        return await _blocking(scratch.has, part.name, part.raw_size, part.sha256)
+
+@asynccontextmanager
+async def _described_errors() -> AsyncIterator[None]:
+    """Raise a RestoreError for a DownloadError."""
+    try:
+        yield
+    except DownloadError as failed:
+        if failed.is_missing:
+            raise RestoreError(
+                f"{failed.key} is missing: was the upload pruned meanwhile?",
+                hint="akosha-agent uploads lists the uploads",
+            ) from failed
+        raise RestoreError(
+            f"{failed.key} does not match its manifest: the object {failed.problem}", hint=_ANOTHER
+        ) from failed
+
+
+async def _has(scratch: ScratchDirectory, name: str, file: Part | ObjectRecord) -> bool:
+    return await _blocking(scratch.has, name, file.raw_size, file.sha256)
+
+
+def _layer_name(layer: ObjectRecord) -> str:
+    """Return the name of a layer in the scratch directory. No file of a database has such a name."""
+    return f".{layer.sha256}"
 
 
 def _restored_database(one: _Downloaded, manifest: Manifest, aside: Mapping[str, str]) -> RestoredDatabase:

@@ -116,9 +116,10 @@ class UploadIngester:
             raise WireError(f"{manifest.upload_id} has memories of {database}, but not the database itself")
         size = sum(part.raw_size for part in parts)
         needed = sum(disk_bytes(part) for part in parts)
-        if max(needed, sum(part.stored_size for part in parts)) > MAX_DATABASE_BYTES:
+        states = (layer.file_size for part in parts for layer in part.layers)
+        if (largest := max(size, sum(part.stored_size for part in parts), *states)) > MAX_DATABASE_BYTES:
             raise WireError(
-                f"{database} in {manifest.upload_id} has {size:,} bytes: the limit is {MAX_DATABASE_BYTES:,}"
+                f"{database} in {manifest.upload_id} has {largest:,} bytes: the limit is {MAX_DATABASE_BYTES:,}"
             )
         # Not its rows: the manifest counts those of all tables. Rows that are read are counted by `_push`.
         self.limits.check(f"{database} in {manifest.upload_id}", size, 0)

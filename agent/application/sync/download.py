@@ -1,7 +1,7 @@
 """Downloads a file of an upload: one object, or a base and the patches that are applied to it."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,18 +50,23 @@ class Downloader:
         else:
             await self._object(recorded.objects[0], path, progress)
 
+    async def assemble(self, part: Part, layers: Sequence[Path], path: Path) -> None:
+        """Make a file of an upload, the new file `path`, from its downloaded layers. Raises as `download` does."""
+        sizes = [layer.file_size for layer in part.layers[1:]]
+        try:
+            await self.patcher.apply(layers[0], layers[1:], path, sizes=sizes, sha256=part.sha256)
+        except PatchError as error:
+            raise DownloadError(part.layers[error.number].key, layers[error.number], error) from error
+        except WireError as error:  # it is not known which layer is wrong: the last one makes the file
+            raise DownloadError(part.layers[-1].key, path, error) from error
+
     async def _layers(self, part: Part, path: Path, progress: Progress) -> None:
         # The file's name may be as long as names can be. One file is downloaded into a folder at a time.
         paths = [path.with_name(f".layer-{number:02}") for number in range(len(part.layers))]
-        sizes = [layer.file_size for layer in part.layers[1:]]
         try:
             for layer, layer_path in zip(part.layers, paths, strict=True):
                 await self._object(layer, layer_path, progress)
-            await self.patcher.apply(paths[0], paths[1:], path, sizes=sizes, sha256=part.sha256)
-        except PatchError as error:
-            raise DownloadError(part.layers[error.number].key, paths[error.number], error) from error
-        except WireError as error:  # it is not known which layer is wrong: the last one makes the file
-            raise DownloadError(part.layers[-1].key, path, error) from error
+            await self.assemble(part, paths, path)
         finally:
             await asyncio.shield(asyncio.to_thread(_remove, paths))
 

@@ -227,8 +227,9 @@ class ResultRecorder:
 
 
 def _raw_bytes_sent(manifest: Manifest | None) -> int:
-    """Return the size, before compression, of the database files that went over the wire."""
-    return sum(part.raw_size for part in manifest.parts if part.origin == "sent") if manifest else 0
+    """Return the size, before compression, of the database files and patches that went over the wire."""
+    sent = [part.objects[-1] for part in manifest.parts if part.origin == "sent"] if manifest else []
+    return sum(item.raw_size for item in sent)
 
 
 def succeeded(manifest: Manifest, *, method: str, location: str, caused_by: tuple[str, ...] = ()) -> SyncSucceeded:

@@ -69,15 +69,15 @@ async def prune(
     machine = await asyncio.to_thread(home.machine)
     ledger = await home.read_ledger() if await home.has_ledger() else None
     try:
-        async with open_prune(settings, identity, machine, rules, home.clock, ledger) as prune_objects:
-            pruner, spared, open_puts = prune_objects.pruner, prune_objects.spared, prune_objects.open_puts
-            plan = await pruner.plan(spared, always_verify=True)
+        async with open_prune(settings, identity, machine, rules, home.clock, ledger) as job:
+            pruner = job.pruner
+            plan = await pruner.plan(await job.spared(), always_verify=True)
             if dry_run:
                 pruned = None
             elif plan.blocked:
                 pruned = Pruned(kept=len(plan.kept))
             else:
-                pruned = await pruner.carry_out(plan, spared, open_puts=open_puts)
+                pruned = await pruner.carry_out(plan, await job.spared(), open_puts=await job.open_puts())
     finally:
         if ledger is not None:
             await ledger.aclose()
