@@ -6,9 +6,11 @@ The result is validated as the service will read it: without this shell's variab
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from agent.adapters import fs
+from agent.bootstrap.home import RUN, Home
 from agent.domain.errors import SettingsError, StateError
 from agent.settings import Loaded, Settings, load, variable
 from agent.settings.model import FIELDS, PATHS, S3_KEYS
@@ -181,3 +183,14 @@ def set_in_shell_only(
         name = overriding_variable(key, environ)
         if name and (of_shell is None or getattr(of_shell, key) != getattr(settings, key)):
             yield key, name
+
+
+def notice_of_earlier_settings(at: datetime, settings: Settings) -> str:
+    """Return how the running agent reads settings that were stored at a time; "" if none runs or it started later."""
+    try:
+        holder = Home.of(settings).holder()
+    except StateError:
+        return ""  # the agent reports it itself
+    if holder is None or holder.command != RUN or (holder.since is not None and holder.since >= at):
+        return ""
+    return f"The agent of {holder} uses the earlier settings until: kill -HUP {holder.pid}"

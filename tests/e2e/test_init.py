@@ -89,8 +89,25 @@ def test_nothing_is_stored_if_the_test_fails_unless_it_is_forced(machine):
     assert "error    bucket: s3://memories at 127.0.0.1:9 cannot be reached" in done.out
     assert "the test failed; nothing was stored" in done.err
     assert stored(machine) is None
-    assert "First sync" in init(machine, *words, "--force", code=1).out
-    assert "cloud_bucket: memories" in stored(machine)
+    keys = machine.home / "keys"
+    keys.write_text("AKIA0000\ncanary\n")
+    with keys.open() as stdin:
+        done = machine.call("init", "--yes", *words, "--force", "--keys-from-stdin", directories=False, stdin=stdin)
+    assert (done.code, "First sync" in done.out) == (1, True)
+    assert stored(machine) == "cloud_endpoint: http://127.0.0.1:9\ncloud_bucket: memories\n"
+    assert stored(machine, "credentials.yaml").endswith("cloud_secret_access_key: canary\n")
+
+
+def test_a_stored_token_is_not_sent_to_another_server(machine):
+    machine.data.rename(machine.data.with_name("no databases"))
+    words = ("--to", "akosha+http://127.0.0.1:9/mcp", "--force")
+    init(machine, *words, SESSION_BUDDY_AKOSHA_HTTP_TOKEN="canary")
+    del machine.environ["SESSION_BUDDY_AKOSHA_HTTP_TOKEN"]
+    assert stored(machine, "credentials.yaml") == "http_token: canary\n"
+    init(machine, *words)
+    assert stored(machine, "credentials.yaml") == "http_token: canary\n"
+    init(machine, "--to", "akosha+http://127.0.0.1:10/mcp", "--force")
+    assert stored(machine, "credentials.yaml") == ""
 
 
 def test_settings_of_session_buddys_files_are_overridden(machine):
@@ -141,6 +158,10 @@ def test_without_a_terminal_the_flags_are_named(machine):
 
 
 def test_a_directory_on_a_terminal_with_wrong_answers_first_and_a_second_run(machine):
+    with on_terminal(machine, "init", *OFFERS, "--to", str(machine.bucket), "--system-id", "laptop") as terminal:
+        terminal.expect("Install the hook")
+        assert terminal.interrupt() == 130
+    assert (stored(machine), machine.bucket.exists(), machine.state.exists()) == (None, False, False)
     with on_terminal(machine, "init", *OFFERS) as terminal:
         terminal.answer("Choice [1]", "9")
         assert "9 is not a number from 1 to 5" in terminal.expect("Choice [1]")
@@ -212,11 +233,11 @@ def test_r2_aws_and_an_akosha_server_on_a_terminal_and_ctrl_c_leaves_everything_
         terminal.answer("Choice [1]", "5")
         terminal.expect("An Akosha server stores only memories that have an embedding")
         terminal.answer("URL of the server", "http://127.0.0.1:9/mcp")
-        terminal.answer("or the stored one): ", "")
+        terminal.answer("empty: none): ", "")
         terminal.answer("Name of this machine", "")
         terminal.expect("the test failed")
         terminal.expect("Answer the questions again?")
-        assert terminal.interrupt() == 1
+        assert terminal.interrupt() == 130
         assert "stopped; nothing was stored" in terminal.screen
     assert sorted(machine.home.rglob("*")) == before
 
@@ -227,7 +248,7 @@ def test_an_akosha_server_on_a_terminal(machine):
     with Akosha() as server, on_terminal(machine, "init", *OFFERS, "--no-hook", "--system-id", "laptop") as terminal:
         terminal.answer("Choice [1]", "5")
         terminal.answer("URL of the server", server.url)
-        terminal.answer("or the stored one): ", "")
+        terminal.answer("empty: none): ", "")
         assert terminal.end() == 0, terminal.screen
         assert len(server.rows("laptop")) == 3
     expected = f"http_missing_embedding: zero\nhttp_endpoint: {server.url}\nforce_method: http\nsystem_id: laptop\n"

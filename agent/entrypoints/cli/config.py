@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from agent.bootstrap.home import RUN, Home
-from agent.domain.errors import SettingsError, StateError
+from agent.bootstrap.home import Home
+from agent.domain.errors import SettingsError
 from agent.domain.plain_text import MASK
 from agent.entrypoints.cli.command import CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import print_table
-from agent.entrypoints.stored_settings import Draft, draft, overriding_variable, own_key
-from agent.settings import Loaded, Row, Settings, settings_table
+from agent.entrypoints.stored_settings import draft, notice_of_earlier_settings, overriding_variable, own_key
+from agent.settings import Loaded, Row, settings_table
 from agent.settings.model import S3_KEYS
 from agent.settings.own_files import config_file, credentials_file, is_secret, read_credentials
 from agent.settings.validators import PREFIX
@@ -144,13 +144,7 @@ def _store(given: Mapping[str, str | None]) -> None:
         typer.echo(f"{PREFIX}{key}: {value}")
         if name := overriding_variable(key, os.environ):
             typer.echo(f"warning: {name} is set in this shell and is used instead here", err=True)
-    _report_running_agent(found.loaded.settings, found)
-
-
-def _report_running_agent(settings: Settings, found: Draft) -> None:
-    try:
-        holder = Home.of(settings).holder()
-    except StateError:
-        return  # reported by the agent itself
-    if found.files and holder is not None and holder.command == RUN:
-        typer.echo(f"The running agent reads the settings again after: kill -HUP {holder.pid}")
+    settings = found.loaded.settings
+    notice = notice_of_earlier_settings(Home.of(settings).clock.now(), settings)
+    if found.files and notice:
+        typer.echo(notice)

@@ -1,7 +1,8 @@
 """Tests a destination with the checks of `doctor`, before anything is stored."""
 
+import os
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from agent.entrypoints.doctor import delivery_checks, machine_checks, settings_checks
@@ -21,24 +22,20 @@ async def find_databases(draft: Draft) -> list[Finding]:
     return [one for one in found if one.name != settings_checks.BUILT_IN or one.level is Level.WARNING]
 
 
-async def test_destination(draft: Draft) -> list[Finding]:
+async def try_destination(draft: Draft, undo: ExitStack) -> list[Finding]:
     """Put, read, list and delete an object, or connect to the server; compare the clocks.
 
-    A directory that does not exist is created, and removed again if the test fails.
+    A directory that does not exist is created; `undo` then removes it, unless there is a file in it.
     """
     settings = draft.loaded.settings
     if not settings.cloud_configured:
         return await _run(draft, _AKOSHA)
-    directory = settings.directory / settings.cloud_bucket if settings.directory else None
-    created = directory is not None and _created(directory)
-    found: list[Finding] = []
-    try:
-        found = await _run(draft, _BUCKET)
-    finally:
-        if directory is not None and created and (not found or failed(found)):
-            with suppress(OSError):  # the store or the test left something in it
-                directory.rmdir()
-    return found
+    if settings.directory is not None:
+        directory = settings.directory / settings.cloud_bucket
+        with suppress(OSError):  # it exists; another error is reported by the check
+            directory.mkdir()
+            undo.callback(_remove_empty, directory)
+    return await _run(draft, _BUCKET)
 
 
 def has_databases(found: Sequence[Finding]) -> bool:
@@ -51,12 +48,10 @@ def failed(found: Sequence[Finding]) -> bool:
     return any(finding.level is Level.ERROR for finding in found)
 
 
-def _created(directory: Path) -> bool:
-    try:
-        directory.mkdir()
-    except OSError:  # it exists; another error is reported by the check
-        return False
-    return True
+def _remove_empty(directory: Path) -> None:
+    for path, _, _ in os.walk(directory, topdown=False):
+        with suppress(OSError):
+            Path(path).rmdir()
 
 
 async def _run(draft: Draft, names: set[str]) -> list[Finding]:

@@ -4,12 +4,14 @@ import os
 import socket
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from agent.bootstrap.home import Home
 from agent.bootstrap.stores import location_of
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.naming import sanitise_system_id
@@ -20,13 +22,14 @@ from agent.entrypoints.cli.options import DataDir, StateDir
 from agent.entrypoints.doctor import output
 from agent.entrypoints.doctor.findings import Finding
 from agent.entrypoints.init import dialogue
-from agent.entrypoints.init.check import failed, find_databases, has_databases, test_destination
+from agent.entrypoints.init.check import failed, find_databases, has_databases, try_destination
 from agent.entrypoints.init.destination import ADDRESSES, KEYS, Destination, Kind, from_address
 from agent.entrypoints.init.integrations import Installation, Wishes, wanted_installations
 from agent.entrypoints.shutdown import run_to_end
 from agent.entrypoints.stored_settings import (
     Draft,
     draft,
+    notice_of_earlier_settings,
     overriding_variable,
     service_like,
     set_in_shell_only,
@@ -36,6 +39,9 @@ from agent.settings import Settings, load
 from agent.settings.endpoints import ALL_HOSTS
 from agent.settings.model import FIELDS, S3_KEYS
 from agent.settings.own_files import config_file, credentials_file
+
+INTERRUPTED = 130
+"""128 + SIGINT, as for other commands."""
 
 T = TypeVar("T")
 Changes = dict[str, str | None]
@@ -112,29 +118,35 @@ def init(
     )  # fmt: skip
     logs.configure(logs.NOTHING, "auto")
     try:
-        accepted = _accepted(flags)
-        if accepted is None:
-            return FAILED
-        installations = wanted_installations(
-            accepted.loaded.settings,
-            changed=bool(accepted.files),
-            flags=Wishes(service=service, hook=hook, mcp=mcp, ask=not yes),
-        )
+        with ExitStack() as undo:
+            accepted = _accepted(flags, undo)
+            if accepted is None:
+                return FAILED
+            installations = wanted_installations(
+                accepted.loaded.settings,
+                changed=bool(accepted.files),
+                flags=Wishes(service=service, hook=hook, mcp=mcp, ask=not yes),
+            )
+            undo.pop_all()
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("\nakosha-agent: stopped; nothing was stored", err=True)
-        return FAILED
+        return INTERRUPTED
     return _apply(accepted, installations)
 
 
-def _accepted(flags: _Flags) -> Draft | None:
-    """Ask until a destination passes the test; return the settings, or None if the user gives up."""
+def _accepted(flags: _Flags, undo: ExitStack) -> Draft | None:
+    """Ask until a destination passes the test; return the settings, or None if the user gives up.
+
+    `undo` removes what the test has created for them.
+    """
     known = _draft(flags.directories)
     _show_findings(_run(find_databases(known)))
     _show_present(known)
+    typer.echo()
     while True:
         try:
             found = _draft(_answers(flags, known))
-            findings = _run(test_destination(found))
+            findings = _run(try_destination(found, undo))
         except SettingsError as error:
             if flags.yes:
                 raise
@@ -143,6 +155,7 @@ def _accepted(flags: _Flags) -> Draft | None:
             _show_findings(findings)
             if not failed(findings) or flags.force:
                 return found
+            undo.close()
             typer.echo("akosha-agent: the test failed; nothing was stored (--force stores it anyway)", err=True)
         if flags.yes or not dialogue.confirm("Answer the questions again?", default=True):
             return None
@@ -221,17 +234,27 @@ def _secrets(flags: _Flags, destination: Destination | None, known: Draft) -> Ch
         variables = " and ".join(overriding_variable(key, os.environ) for key in names)
         question = f"Store the value of {variables}, which the service does not see, in credentials.yaml?"
         return in_shell if flags.yes or dialogue.confirm(question, default=True) else {}
+    if kind is Kind.AKOSHA:
+        return _token(flags, destination, settings)
     if flags.yes or destination is None:
         return {}
-    if kind is Kind.AKOSHA:
-        token = dialogue.ask_secret("Token of the server (not shown; empty: none, or the stored one)")
-        return {"http_token": token} if token else {}
     otherwise = "the stored one" if known.s3_credentials else "the AWS configuration in ~/.aws"
     access_key = dialogue.ask(f"Access key ID (empty: {otherwise})", str, default="")
     if not access_key:
         return {}
     secret = dialogue.ask_secret("Secret access key (not shown)", required=True)
     return {S3_KEYS[0]: access_key, S3_KEYS[1]: secret, S3_KEYS[2]: None}
+
+
+def _token(flags: _Flags, destination: Destination | None, settings: Settings) -> Changes:
+    """Ask for the token of an Akosha server. A stored token is not sent to another server than before."""
+    if destination is None:
+        return {}
+    is_new = destination.settings["http_endpoint"] != settings.http_endpoint
+    has_token = bool(settings.http_token.get_secret_value()) and not is_new
+    question = f"Token of the server (not shown; empty: {'the stored one' if has_token else 'none'})"
+    token = "" if flags.yes else dialogue.ask_secret(question)
+    return {"http_token": token} if token else {"http_token": None} if is_new else {}
 
 
 def _stored(known: Draft, names: Sequence[str]) -> Changes:
@@ -256,6 +279,7 @@ def _system_id(flags: _Flags, settings: Settings) -> Changes:
 def _apply(accepted: Draft, installations: Sequence[Installation]) -> int:
     """Store the settings, install what is wanted, sync, and show the status."""
     accepted.write()
+    written_at = Home.of(accepted.loaded.settings).clock.now()
     for name in accepted.files:
         typer.echo(f"stored in {name}")
     for warning in accepted.warnings:
@@ -269,6 +293,9 @@ def _apply(accepted: Draft, installations: Sequence[Installation]) -> int:
         except AkoshaError as error:
             typer.echo(f"akosha-agent: {logs.redacted(str(error))}", err=True)
             problems += 1
+    if accepted.files and (notice := notice_of_earlier_settings(written_at, settings)):
+        typer.echo(notice)
+        return FAILED if problems else 0
     from agent.entrypoints.cli.status import status  # noqa: PLC0415 - the dialogue does not need them
     from agent.entrypoints.cli.sync import sync  # noqa: PLC0415
 
