@@ -51,10 +51,12 @@ class Creation(Enum):
     """Nothing was written, because the object exists. An earlier request whose response was lost may have created it:
     read the object to see whose it is.
     """
-    UNPROVEN = "unproven"
-    """The object was written, but the store has no conditional create, so another writer may replace it: wait, then
-    read it back.
+    CONTENDED = "contended"
+    """Nothing was written: another writer may be creating the object at this moment, or was killed while it did. Wait,
+    look for the object, and if it does not exist, replace it.
     """
+    UNPROVEN = "unproven"
+    """The object was written, and another writer may replace it: wait, then read it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +150,11 @@ class ObjectStore(Protocol):
         ...
 
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
-        """Create a small object, all or nothing, if the key does not exist. With `replace`, overwrite it (UNPROVEN).
+        """Create a small object, all or nothing, if the key does not exist. With `replace`, write it in any case.
 
-        Of several concurrent calls for one key, at most one returns CREATED, and then no other returns UNPROVEN. The
-        object has no metadata. It can be read immediately, whatever the storage class of other objects.
+        With `replace` it returns UNPROVEN, otherwise one of the others. Of several concurrent calls for one key without
+        `replace`, at most one returns CREATED, and no other writes the object. The object has no metadata. It can be
+        read immediately, whatever the storage class of other objects.
         """
         ...
 

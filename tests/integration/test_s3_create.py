@@ -22,12 +22,13 @@ async def fetch(store):
 
 
 @pytest.mark.parametrize("answer", [(501, "NotImplemented"), (400, "InvalidArgument")])
-async def test_a_store_that_refuses_the_condition_gets_a_plain_put_and_the_creation_is_unproven(proxied, proxy, answer):
+async def test_a_store_that_refuses_the_condition_gets_plain_puts(proxied, proxy, answer):
     store = proxied()
     proxy.on("put_object", refuse(*answer), times=1)
-    assert await store.create(KEY, b"claim") is Creation.UNPROVEN
+    assert await store.create(KEY, b"claim") is Creation.CREATED
     assert await fetch(store) == b"claim"
     assert "If-None-Match" in proxy.requests[proxy.seen.index("put_object")].headers
+    assert [item.key async for item in store.list("")] == [KEY]
     assert await store.create(KEY, b"other") is Creation.EXISTS
     assert await fetch(store) == b"claim"
 
@@ -43,16 +44,18 @@ async def test_the_condition_detects_a_concurrent_create(proxied, proxy):
     proxy.on("head_object", overtaken, times=1)
     assert await store.create(KEY, b"ours") is Creation.EXISTS
     assert await fetch(store) == b"theirs"
+    assert [item.key async for item in store.list("")] == [KEY]
 
 
 async def test_a_create_with_a_lost_response_reports_an_existing_object(proxied, proxy):
     async def lost(request, forward):
-        await forward()
-        request.transport.close()
+        if request.path.endswith(KEY):
+            await forward()
+            request.transport.close()
         return await forward()
 
     store = proxied()
-    proxy.on("put_object", lost, times=1)
+    proxy.on("put_object", lost, times=3)
     assert await store.create(KEY, b"claim") is Creation.EXISTS, "the client's own retry was refused"
     assert await fetch(store) == b"claim"
 
@@ -72,7 +75,9 @@ async def test_a_create_needs_only_permission_for_put_get_and_list(proxied, prox
     assert await store.create(KEY, b"claim") is Creation.CREATED
     assert await store.create(KEY, b"other", replace=True) is Creation.UNPROVEN
     assert await fetch(store) == b"other"
-    assert set(proxy.seen) <= {"head_object", "put_object", "get_object"}
+    assert set(proxy.seen) <= {"head_object", "put_object", "get_object", "delete_object"}
+    await store.create("second.json", b"claim")
+    assert await store.create("second.json", b"claim") is Creation.EXISTS, "what could not be deleted does no harm"
 
 
 async def test_a_created_object_is_encrypted_and_in_the_default_storage_class(proxied):

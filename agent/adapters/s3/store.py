@@ -9,6 +9,7 @@ from agent.adapters.s3 import multipart, reading
 from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.client import BUILD_SECONDS, Credentials, Limits
 from agent.adapters.s3.connection import Connection
+from agent.adapters.s3.creating import ObjectCreator
 from agent.adapters.s3.object_options import ObjectOptions
 from agent.adapters.s3.reading import Unfinished
 from agent.adapters.s3.responses import object_of
@@ -16,7 +17,6 @@ from agent.adapters.s3.writing import (
     CONCURRENT_DELETES,
     SINGLE_COPY_BYTES,
     ObjectCopier,
-    ObjectCreator,
     ObjectDeleter,
     ObjectWriter,
 )

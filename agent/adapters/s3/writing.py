@@ -1,11 +1,8 @@
-"""Writes to a bucket: put, create, copy, delete.
+"""Writes to a bucket: put, copy, delete.
 
 A put is one request if the body fits into one part, else a multipart upload with a limited number of parts in transit.
 Then it is verified. A copy within the store is verified with a HEAD. A few keys are deleted one by one, which every
 store supports; more keys are deleted in batches of a thousand.
-
-A create uses `If-None-Match: *`. Some S3-compatible stores ignore it (rclone) or refuse it with 501 or 400. The agent
-tests each store: after an accepted create, the same request must be refused.
 """
 
 import asyncio
@@ -18,7 +15,7 @@ from typing import cast
 import structlog
 
 from agent.adapters.s3.connection import Connection
-from agent.adapters.s3.errors import code_of, refused_keys, status_of
+from agent.adapters.s3.errors import code_of, refused_keys
 from agent.adapters.s3.multipart import (
     Multipart,
     check_part,
@@ -32,12 +29,10 @@ from agent.adapters.s3.multipart import (
 from agent.adapters.s3.part import Part, PartBody, content_md5, parts
 from agent.adapters.s3.responses import Response, etag_of, object_of
 from agent.domain.errors import CopyUnsupported, NoSuchObject, NotPermitted, StoreError
-from agent.ports import Creation, Progress, PutJournal, RateLimiter, StoredObject, ignore_progress, is_changed
+from agent.ports import Progress, PutJournal, RateLimiter, StoredObject, is_changed
 from agent.ports.concurrency import ConcurrentTasks, gather_all
 
 log = structlog.get_logger()
-
-_UNSUPPORTED = frozenset({400, 501})
 
 SINGLE_COPY_BYTES = 5 * 2**30
 """Maximum size for one CopyObject (AWS, R2)."""
@@ -190,70 +185,6 @@ class ObjectWriter:
             with suppress(StoreError):
                 await self._connection.call("delete_object", key)
             raise
-
-
-_EXISTS, _CONFLICT = 412, 409
-
-
-class ObjectCreator:
-    """Creates objects in one bucket; see `ObjectStore.create`."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    async def create(self, key: str, data: bytes, *, replace: bool) -> Creation:
-        """Put the object. Raises StoreError."""
-        if replace:
-            await self._put(key, data)
-            return Creation.UNPROVEN
-        if await self._exists(key):
-            return Creation.EXISTS
-        try:
-            if not await self._put_new(key, data):
-                return Creation.EXISTS
-        except StoreError as error:
-            if status_of(error) not in _UNSUPPORTED:
-                raise
-            await self._put(key, data)
-            return Creation.UNPROVEN
-        try:
-            proven = not await self._put_new(key, data)
-        except StoreError:
-            proven = False
-        return Creation.CREATED if proven else Creation.UNPROVEN
-
-    async def _exists(self, key: str) -> bool:
-        try:
-            await self._connection.call("head_object", key)
-        except NoSuchObject:
-            return False
-        return True
-
-    async def _put_new(self, key: str, data: bytes) -> bool:
-        """Put the object unless the key exists; return False if it exists. Raises StoreError."""
-        try:
-            await self._put(key, data, IfNoneMatch="*")
-        except StoreError as error:
-            if status_of(error) == _EXISTS:
-                return False
-            if status_of(error) == _CONFLICT:  # another create of this key is in progress
-                raise StoreError(error.message, hint=error.hint, transient=True) from error.__cause__
-            raise
-        return True
-
-    async def _put(self, key: str, data: bytes, **condition: str) -> None:
-        part = Part()
-        part.append(data)
-        md5 = await asyncio.to_thread(part.md5)
-        await self._connection.call(
-            "put_object",
-            key,
-            Body=PartBody(part.chunks, part.size, ignore_progress),
-            ContentLength=part.size,
-            ContentMD5=content_md5(md5),
-            StorageClass=None,
-            **condition,
-        )
 
 
 class ObjectCopier:

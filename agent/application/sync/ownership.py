@@ -41,7 +41,7 @@ CHECK_SECONDS = 1.0
 """Longest time that a check of a directory may take: a mount that hangs must not block `status`."""
 
 SETTLE_SECONDS = 2.0
-"""Time between writing a claim and reading it back, if the store cannot create objects conditionally."""
+"""Time between replacing a claim and reading it back, and time that other agents have to finish a contended claim."""
 
 TAKE_OVER = "akosha-agent sync --take-over"
 NEW_TARGET = "akosha-agent sync --new-target"
@@ -329,8 +329,7 @@ class Ownership:
         owner = Owner.new(self.target.system_id, self.machine, self.identity.agent_id, self.clock.now())
         claim = Claim(claim_id=owner.claim_id, confirmed=False, seen=await self._newest_id())
         await self._store_claim(claim)  # first: after a kill, the ledger recognises the claim that was written
-        if await self.store.create(self._key, owner.encode(), replace=replace) is Creation.UNPROVEN:
-            await self.clock.sleep(SETTLE_SECONDS)
+        await self._put_owner(owner.encode(), replace=replace)
         try:
             current = await self._read()
         except WireError as error:
@@ -344,6 +343,18 @@ class Ownership:
         seen = await self._newest_id() if replace else claim.seen  # the former owner may have finished an upload
         await self._store_claim(Claim(claim_id=owner.claim_id, confirmed=True, seen=seen))
         _log.info("target_claimed", location=self.store.location, system_id=self.target.system_id, reason=reason)
+
+    async def _put_owner(self, data: bytes, *, replace: bool) -> None:
+        """Put owner.json unless another agent has; return when no other agent can be replacing it."""
+        creation = await self.store.create(self._key, data, replace=replace)
+        if creation is Creation.CONTENDED:
+            await self.clock.sleep(SETTLE_SECONDS)
+            try:
+                await self.store.head(self._key)
+            except NoSuchObject:
+                creation = await self.store.create(self._key, data, replace=True)
+        if creation is Creation.UNPROVEN:
+            await self.clock.sleep(SETTLE_SECONDS)
 
     async def _refuse(self, decision: _Decision, *, may_suffix: bool = True) -> None:
         """Raise NotOwner or SystemIdTaken, and set the status warning for NotOwner."""
