@@ -8,7 +8,6 @@ since the last one: a child that is stopped or hangs is silent.
 """
 
 import json
-import os
 import resource
 import struct
 import sys
@@ -77,8 +76,7 @@ class Output:
 
 
 def limit_resources(address_space_bytes: int) -> None:
-    """Lower the priority, limit the address space as a backstop, and disable core dumps, which would hold memories."""
-    os.nice(10)
+    """Limit the address space as a backstop, and disable core dumps, which would hold memories."""
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, address_space_bytes)):
         _, hard = resource.getrlimit(kind)
         wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)

@@ -1,6 +1,6 @@
 """DuckDB in a child process: limited, sandboxed, with the copy attached read-only. Imports duckdb.
 
-Only the child program imports this module. It runs at low priority, and DuckDB can access the copy's folder only.
+Only the child program imports this module. DuckDB can access the copy's folder only.
 """
 
 import os
