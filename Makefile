@@ -27,7 +27,7 @@ BESIDE         := .venv-beside
 BESIDE_READY   := $(BESIDE)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs picture format events bench faults faults-full fuzz soak clean
+.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs picture format events bench bench-fleet faults faults-full fuzz soak clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -152,6 +152,9 @@ soak: $(READY)  ## run an agent under load and check that it does not grow: make
 
 bench: $(READY)  ## measure the figures of docs/benchmarks.md on this machine
 	$(BIN)/python tests/bench/run.py $(ARGS)
+
+bench-fleet: $(READY)  ## connect 1,000 and 5,000 agents to one nats-server, and measure it: make bench-fleet ARGS="--agents 1000"
+	$(BIN)/python tests/bench/fleet.py $(ARGS)
 
 clean:  ## remove everything that these targets create
 	rm -rf .venv .venv-* .cache .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build docs/reference

@@ -76,6 +76,7 @@ HARMLESS_CODES = frozenset(
         "deep_verify_limited",
         "ledger_replaced",
         "bus_unexpected_error",
+        "stream_unavailable",
     }
 )
 """Codes of status warnings, by what they say about the memories. A code in none of them makes the verdict unknown."""

@@ -22,7 +22,6 @@ from agent.adapters.nats.stream import STREAM
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.sync.results import succeeded
-from agent.domain.events import Event
 from agent.domain.naming import SUBJECT_PREFIX
 from agent.domain.routing import CLOUD
 from agent.events_client import results
@@ -64,15 +63,11 @@ async def raw(url: str, durable: str) -> AsyncGenerator[object, None]:
 
 
 async def by_bus(url: str, durable: str) -> AsyncGenerator[object, None]:
-    """Yield decoded events of the agent's durable bus."""
+    """Yield decoded events of the agent's bus, which acks when the handler returns."""
     handled: asyncio.Queue[object] = asyncio.Queue(maxsize=1)
-
-    async def handle(event: Event) -> None:
-        await handled.put(event)
-
     buses = await NatsBuses.open(_options(url), CloudEventsCodec(), clock=SystemClock(), wait_for_connection=True)
     try:
-        await buses.durable.consume(PATTERN, handle, durable=durable)
+        await buses.durable.consume(PATTERN, handled.put, durable=durable)
         while True:
             yield await handled.get()
     finally:
@@ -91,15 +86,15 @@ async def measure(folder: Path, count: int, rounds: int) -> list[Line]:
     """Publish `count` results and read them `rounds` times with each consumer; return the lines of the table."""
     rates: dict[str, list[float]] = {name: [] for name in CONSUMERS}
     with running_nats(folder) as server:
-        size = await _fill(server.url, count)
+        size = await fill(server.url, count)
         async with asyncio.timeout(_SECONDS):
             for number in range(rounds):
-                for name, measured in (await _read(server.url, f"bench-{number}", count)).items():
+                for name, measured in (await read(server.url, f"bench-{number}", count)).items():
                     rates[name] += measured
-    return _lines(f"{count:,} results of {size:,} bytes", rates)
+    return lines(f"{count:,} results of {size:,} bytes", rates)
 
 
-async def _read(url: str, durable: str, count: int) -> dict[str, list[float]]:
+async def read(url: str, durable: str, count: int) -> dict[str, list[float]]:
     """Read the stream once with each consumer; return the results per second of each turn."""
     rates: dict[str, list[float]] = {name: [] for name in CONSUMERS}
     async with AsyncExitStack() as stack:
@@ -118,7 +113,7 @@ async def _read(url: str, durable: str, count: int) -> dict[str, list[float]]:
     return rates
 
 
-async def _fill(url: str, count: int) -> int:
+async def fill(url: str, count: int) -> int:
     """Publish `count` results of different uploads; return the encoded size of one."""
     codec = CloudEventsCodec()
     buses = await NatsBuses.open(_options(url), codec, clock=SystemClock(), wait_for_connection=True)
@@ -137,7 +132,7 @@ def _result(number: int) -> object:
     return replace(result, request_id=f"6f1c1f1e-5a77-4d3b-9a4e-{number:012d}")
 
 
-def _lines(what: str, rates: dict[str, list[float]]) -> list[Line]:
+def lines(what: str, rates: dict[str, list[float]]) -> list[Line]:
     table, baseline = [], rates["nats-py"]
     for name, measured in rates.items():
         ratio = statistics.median(one / other for one, other in zip(measured, baseline, strict=True))

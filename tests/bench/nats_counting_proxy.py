@@ -7,19 +7,21 @@ _TO_JETSTREAM = (b"PUB $JS.API.", b"HPUB $JS.API.")
 
 
 class NatsCountingProxy(CountingProxy):
-    """Counts clients' requests to JetStream, without acks, and their pings, over all connections."""
+    """Counts the commands of all clients: requests to JetStream (without acks), pings, and answers to pings."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(endpoint)
-        self.requests = self.pings = 0
+        self.commands = self.requests = self.pings = self.pongs = 0
 
     def _listener(self) -> Listener:
         return Commands(self)
 
     def count(self, command: bytes) -> None:
         """Count a command."""
+        self.commands += 1
         self.requests += command.startswith(_TO_JETSTREAM)
         self.pings += command.upper() == b"PING"
+        self.pongs += command.upper() == b"PONG"
 
 
 class Commands:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import statistics
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,13 @@ def show(lines: Sequence[Line]) -> None:
     console.print(table)
     missed = [line.what for line in lines if line.ok is False]
     console.print(f"missed: {'; '.join(missed)}" if missed else "every bar is reached")
+
+
+def raise_descriptors() -> int:
+    """Let this process, and those that it starts, open as many files as the system permits; return that number."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def machine() -> str:

@@ -11,11 +11,13 @@ import socket
 import struct
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
+from nats.js.api import StreamConfig
 
 from agent import __version__
 from agent.adapters.duckdb.source import HEADER_BYTES
@@ -40,6 +42,7 @@ from tests.support.servers.akosha import Akosha
 from tests.support.servers.faulty_proxy import answer_with, refuse
 from tests.support.servers.nats import connected, running_nats
 from tests.support.servers.nats_credentials import PASSWORD, USER
+from tests.support.servers.nats_hub import KEYS, running_hub
 from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY
 
 pytest_plugins = ["tests.support.servers.fixtures"]
@@ -557,13 +560,16 @@ def bus(nats, run):
     return made
 
 
+AGENTS_STREAM = StreamConfig(name="AKOSHA_SYNC", allow_direct=True, max_consumers=10_000, duplicate_window=600)
+
+
 async def with_stream(nats, *subjects):
     async with connected(nats.url, user=USER, password=PASSWORD) as client:
         manager = client.jsm()
         for stream in await manager.streams_info():
             await manager.delete_stream(stream.config.name)
         if subjects:
-            await manager.add_stream(name="AKOSHA_SYNC", subjects=list(subjects))
+            await manager.add_stream(AGENTS_STREAM, subjects=list(subjects))
 
 
 OURS = ("akosha.session.>", "akosha.sync.>", "akosha.ingest.>", "akosha.archive.>")
@@ -595,6 +601,34 @@ async def test_a_stream_without_the_needed_subjects_is_an_error_with_the_command
     await with_stream(nats, "akosha.session.>")
     found = one(await bus(), ERROR)
     assert found.hint.startswith("nats stream edit AKOSHA_SYNC --subjects ")
+
+
+async def test_what_a_stream_lacks_is_a_warning_with_one_command_that_mends_all(bus, nats):
+    await with_stream(nats, *OURS)
+    poor = {"allow_direct": False, "max_consumers": -1, "duplicate_window": 120, "max_bytes": 1000, "max_msgs": 50}
+    fields = {"allow_direct": lambda _: True, "max_consumers": int, "max_bytes": int, "max_msgs": int}
+    async with connected(nats.url, user=USER, password=PASSWORD) as client:
+        manager = client.jsm()
+        config = (await manager.stream_info("AKOSHA_SYNC")).config
+        await manager.update_stream(replace(config, **poor, discard="new"))
+        found = one(await bus(), WARNING)
+        assert "allows no more consumers than the server's default of 1,000" in found.found
+        assert found.hint.startswith("nats stream edit AKOSHA_SYNC --allow-direct --discard=old --max-consumers=10000 ")
+        options = {name.replace("-", "_"): value for name, value in re.findall(r"--([a-z-]+)=?(\S*)", found.hint)}
+        assert options.pop("dupe_window") == "10m"
+        mended = {name: fields.get(name, str)(value) for name, value in options.items()}
+        config = (await manager.stream_info("AKOSHA_SYNC")).config
+        await manager.update_stream(replace(config, **mended, duplicate_window=600))
+    one(await bus(), OK)
+
+
+async def test_the_account_of_a_system_needs_no_permission_for_the_stream_itself(run, tmp_path):
+    with running_hub(tmp_path / "hub") as hub:
+        settings = {"agent_nats_url": hub.url, "agent_nats_nkey_seed": KEYS["LAPTOP"].seed, "system_id": "laptop"}
+        assert "JetStream not enabled" in one(await run(nats_checks.nats, **settings), ERROR).found
+        async with connected(hub.url, nkeys_seed_str=KEYS["ADMIN"].seed) as admin:
+            await admin.jetstream().add_stream(AGENTS_STREAM, subjects=list(OURS))
+        assert "may not examine the stream" in one(await run(nats_checks.nats, **settings), OK).found
 
 
 async def test_missing_publish_and_subscribe_permissions_are_errors(bus, nats):

@@ -102,7 +102,8 @@ async def test_an_existing_stream_is_used_unchanged_with_one_warning(fresh_nats)
             await restarted(buses, fresh_nats)
             await buses.durable.publish(ended(2))
     (warning,) = [line for line in logs if line["event"] == "stream_differs"]
-    assert (warning["log_level"], warning["max_age"], warning["max_bytes"]) == ("warning", str(2.0 * DAY), str(2**20))
+    assert "keeps events for 172800 s only; keeps 1,048,576 bytes only" in warning["lacks"]
+    assert "nats stream edit AKOSHA_SYNC --allow-direct " in warning["hint"]
     assert await stored(fresh_nats) == 2
     async with connected(fresh_nats.url) as other:
         kept = (await other.jetstream().stream_info("AKOSHA_SYNC")).config
@@ -113,8 +114,8 @@ async def test_an_existing_stream_is_used_unchanged_with_one_warning(fresh_nats)
 async def test_a_stream_that_keeps_more_causes_no_warning(fresh_nats, kept):
     max_age, max_bytes = kept
     async with connected(fresh_nats.url) as other:
-        wanted = {"max_age": max_age, "max_bytes": max_bytes, "duplicate_window": 3600}
-        await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=SUBJECTS, **wanted)
+        wanted = {"max_age": max_age, "max_bytes": max_bytes, "duplicate_window": 3600, "allow_direct": True}
+        await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=SUBJECTS, max_consumers=20_000, **wanted)
     with capture_logs() as logs:
         async with opened_buses(fresh_nats.url) as buses:
             await buses.durable.publish(ended(1))

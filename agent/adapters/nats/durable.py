@@ -92,7 +92,8 @@ class NatsDurableBus:
         client = await self._connection.wait() if self._wait_for_connection else self._connection.client()
         await self._stream_examined()
         if self._stream_error is not None:
-            await self._ensure_stream(client)
+            with suppress(NoJetStream):  # the hub of a leaf node stores the event nevertheless
+                await self._ensure_stream(client)
         with translated("reading the server's max_payload"):
             max_bytes = client.max_payload - HEADER_BYTES
         data = encoded(event, self._codec, max_bytes=max_bytes)
@@ -103,7 +104,8 @@ class NatsDurableBus:
             if not (isinstance(error, StreamGone) or await self._is_gone(client)):
                 raise
             await self._ensure_stream(client)
-            await self._put(client, event, data)
+            await self._put_again(client, event, data)
+        self._stream_answered()
         if self._stream.was_replaced:
             self._start_check(client)
 
@@ -119,6 +121,7 @@ class NatsDurableBus:
         except BusError:
             self._connection.suspect(client)
             raise
+        self._stream_answered()
         headers = answer.headers or {}
         if not answer.data:  # the status 404: there is none
             return None
@@ -159,9 +162,9 @@ class NatsDurableBus:
         return consumer
 
     async def remove_consumer(self, durable: str) -> None:
-        """Implement the port. Raises BusError if JetStream does not answer."""
+        """Implement the port. A consumer that cannot be reached is left: the server deletes it when it is inactive."""
         client = self._connection.client()
-        with suppress(StreamGone, Denied), translated(f"removing the consumer {durable}"):
+        with suppress(StreamGone, Denied, NoJetStream), translated(f"removing the consumer {durable}"):
             await client.jetstream(timeout=self._seconds).delete_consumer(STREAM, durable)
 
     async def aclose(self) -> None:
@@ -232,6 +235,21 @@ class NatsDurableBus:
             )
         if not confirmed.duplicate:  # the sequence of a duplicate is that of the first
             self._stream.stored(sequence, sent_at=sent_at)
+
+    async def _put_again(self, client: Client, event: Event, data: bytes) -> None:
+        """Publish to the stream that was created again. If it still does not exist, the bus is not ready."""
+        try:
+            await self._put(client, event, data)
+        except StreamGone as error:
+            self._stream_error = error
+            self._notify()
+            raise
+
+    def _stream_answered(self) -> None:
+        """Forget that no server answers requests about the stream: they do not pass from a leaf node to its hub."""
+        if isinstance(self._stream_error, NoJetStream):
+            self._stream_error = None
+            self._notify()
 
     async def _is_gone(self, client: Client) -> bool:
         """Return whether the server confirms that the stream does not exist."""

@@ -53,6 +53,14 @@ class Denied(BusError):  # noqa: N818 - as above
         super().__init__(message, hint="allow it in the server's permissions for this user", transient=True)
 
 
+class NoJetStreamInAccount(Denied):
+    """The account has no JetStream. It may import the stream's subjects from an account that has."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.hint = "enable JetStream for this account, or import the stream's subjects from the account that has it"
+
+
 class NoJetStream(BusError):  # noqa: N818 - as above
     """No server answers JetStream requests."""
 
@@ -88,6 +96,7 @@ def unexpected(error: Exception, operation: str, text: str, *, hint: str) -> Bus
 
 
 _TOO_MANY_CONSUMERS = 10026
+_NO_JETSTREAM_IN_ACCOUNT = 10039
 
 
 def _translation(error: Exception, operation: str) -> BusError:
@@ -97,6 +106,8 @@ def _translation(error: Exception, operation: str) -> BusError:
         return StreamGone(f"{operation}: the stream does not exist")
     if isinstance(error, MaxPayloadError):
         return BusError(f"{operation}: the message is larger than the server allows", hint="raise its max_payload")
+    if isinstance(error, APIError) and error.err_code == _NO_JETSTREAM_IN_ACCOUNT:
+        return NoJetStreamInAccount(f"{operation}: {_description(error)}")
     if isinstance(error, NoRespondersError | ServiceUnavailableError):
         return NoJetStream(f"{operation}: {_description(error) or 'JetStream does not answer'}")
     if isinstance(error, TimeoutError):

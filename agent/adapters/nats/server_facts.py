@@ -16,9 +16,10 @@ from agent.adapters.nats import credentials
 from agent.adapters.nats.client import Client
 from agent.adapters.nats.connection import connect
 from agent.adapters.nats.credentials import LoginSecrets
-from agent.adapters.nats.errors import Denied, NoJetStream, preserve_cancellation, translated
+from agent.adapters.nats.errors import Denied, NoJetStream, NoJetStreamInAccount, preserve_cancellation, translated
 from agent.adapters.nats.options import NatsOptions, Server
 from agent.adapters.nats.stream import STREAM, Stream
+from agent.adapters.nats.stream_settings import Lack, cure
 from agent.domain.errors import BusError
 from agent.domain.naming import subject_matches
 
@@ -44,8 +45,9 @@ class NatsFacts:
     """Facts about one server. `refused`: the error of the connection; then nothing else is known.
 
     `jetstream`, `stream`: the error, None if they work. `has_stream` is false if the stream does not exist yet, None if
-    the user may not examine it.
-    `publish`, `subscribe`: None if the server does not report them.
+    the user may not examine it, and it can be reached nevertheless or this is unknown.
+    `lacks`: what the stream lacks, and `cure` the commands. `publish`, `subscribe`: None if the server does not report
+    them.
     """
 
     location: str
@@ -54,14 +56,19 @@ class NatsFacts:
     jetstream: BusError | None = None
     has_stream: bool | None = False
     stream: BusError | None = None
+    lacks: tuple[str, ...] = ()
+    cure: str = ""
     publish: Rights | None = None
     subscribe: Rights | None = None
 
 
-async def examine(options: NatsOptions) -> list[NatsFacts]:
-    """Examine all servers in parallel. Raises SettingsError if a file is invalid."""
+async def examine(options: NatsOptions, subject: str) -> list[NatsFacts]:
+    """Examine all servers in parallel; `subject` is one whose newest event this user may read.
+
+    Raises SettingsError if a file is invalid.
+    """
     context, secrets = await asyncio.to_thread(_read_files, options)
-    return await asyncio.gather(*(_examine_server(url, options, context, secrets) for url in options.servers))
+    return await asyncio.gather(*(_examine_server(url, options, context, secrets, subject) for url in options.servers))
 
 
 def _read_files(options: NatsOptions) -> tuple[ssl.SSLContext, LoginSecrets]:
@@ -69,7 +76,9 @@ def _read_files(options: NatsOptions) -> tuple[ssl.SSLContext, LoginSecrets]:
     return options.tls.context(), credentials.read(options.login)
 
 
-async def _examine_server(url: str, options: NatsOptions, context: ssl.SSLContext, secrets: LoginSecrets) -> NatsFacts:
+async def _examine_server(
+    url: str, options: NatsOptions, context: ssl.SSLContext, secrets: LoginSecrets, subject: str
+) -> NatsFacts:
     location = Server.of(url).location
     try:
         client = await connect(url, options, context, secrets)
@@ -77,7 +86,7 @@ async def _examine_server(url: str, options: NatsOptions, context: ssl.SSLContex
         return NatsFacts(location=location, refused=error)
     try:
         with translated(f"examining NATS at {location}"):
-            return await _examine_connected(location, client, options)
+            return await _examine_connected(location, client, options, subject)
     except BusError as error:
         return NatsFacts(location=location, refused=error)
     finally:
@@ -89,7 +98,7 @@ def _version(client: Client) -> str:
     return str(client.connected_server_version).removeprefix("<nats server v").removesuffix(">")
 
 
-async def _examine_connected(location: str, client: Client, options: NatsOptions) -> NatsFacts:
+async def _examine_connected(location: str, client: Client, options: NatsOptions, subject: str) -> NatsFacts:
     seconds = options.patience.connect
     publish, subscribe = await _rights(client, seconds)
     if inbox := next((text for text in client.denied.values() if _INBOX_DENIED in text.lower()), ""):
@@ -101,17 +110,22 @@ async def _examine_connected(location: str, client: Client, options: NatsOptions
     jetstream: BusError | None = None
     stream: BusError | None = None
     has_stream: bool | None = False
+    lacks: list[Lack] | None = None
     try:
         with translated("examining the stream"):
-            has_stream = await Stream(options.limits).check(client, seconds)
+            lacks = await Stream(options.limits).examine(client, seconds)
+        has_stream = lacks is not None
         if not has_stream:
             with translated("asking JetStream for the account"):
                 account = await client.jetstream(timeout=seconds).account_info()
             stream = _space_error(account, options.limits.max_bytes)
+    except (NoJetStream, NoJetStreamInAccount) as error:
+        if await _reaches_stream(client, subject, seconds):
+            has_stream = None
+        else:
+            jetstream = error
     except Denied:
         has_stream = None
-    except NoJetStream as error:
-        jetstream = error
     except BusError as error:
         stream = error
     return NatsFacts(
@@ -120,9 +134,21 @@ async def _examine_connected(location: str, client: Client, options: NatsOptions
         jetstream=jetstream,
         has_stream=has_stream,
         stream=stream,
+        lacks=tuple(lack.found for lack in lacks or ()),
+        cure=cure(STREAM, lacks) if lacks else "",
         publish=publish,
         subscribe=subscribe,
     )
+
+
+async def _reaches_stream(client: Client, subject: str, seconds: float) -> bool:
+    """Return whether the stream answers a direct get: through imports of this account, or as the hub of a leaf node."""
+    try:
+        with translated("reading the newest event"):
+            await client.request(f"$JS.API.DIRECT.GET.{STREAM}.{subject}", timeout=seconds)
+    except BusError:
+        return False
+    return True
 
 
 def _space_error(account: AccountInfo, max_bytes: int) -> BusError | None:

@@ -9,6 +9,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from agent.adapters.nats.client import Client
 from agent.adapters.nats.errors import Denied, StreamGone, translated
 from agent.adapters.nats.options import Limits
+from agent.adapters.nats.stream_settings import Lack, cure, lacks
 from agent.domain.errors import BusError
 from agent.domain.naming import STREAM_SUBJECTS, UNSTORED_SUBJECTS, patterns_meet, subject_matches
 from agent.ports import StreamMark
@@ -17,9 +18,6 @@ STREAM = "AKOSHA_SYNC"
 
 _DESCRIPTION = "What akosha-agent and those around it tell each other"
 """Marks a stream that an agent created. Do not change it: only a stream with this text gets missing subjects added."""
-
-_EXTENSIBLE = frozenset({"max_age", "max_bytes", "duplicate_window"})
-"""Limits that an operator may raise with `nats stream edit`; lower values can lose events."""
 
 _log = structlog.get_logger()
 
@@ -62,15 +60,18 @@ class Stream:
             return False
         return True
 
-    async def check(self, client: Client, seconds: float) -> bool:
-        """Return whether the stream exists. Raises BusError if it cannot store the events, or the server is silent."""
+    async def examine(self, client: Client, seconds: float) -> list[Lack] | None:
+        """Return what the stream lacks, None if it does not exist.
+
+        Raises BusError if it cannot store the events, or the server is silent.
+        """
         try:
             with translated(f"looking for the stream {STREAM}"):
                 info = await client.jetstream(timeout=seconds).stream_info(STREAM)
         except StreamGone:
-            return False
+            return None
         self._check_config(info.config)
-        return True
+        return lacks(info.config, self._config())
 
     def stored(self, sequence: int, *, sent_at: StreamMark | None) -> None:
         """Record that the stream has stored a new event at `sequence`. `sent_at`: the mark when it was sent.
@@ -123,7 +124,7 @@ class Stream:
         )
 
     def _check_config(self, found: StreamConfig) -> None:
-        """Warn once if the configuration differs from `_config`. Raises BusError if the subjects are wrong."""
+        """Warn once about what the stream lacks. Raises BusError if the subjects are wrong."""
         subjects = found.subjects or []
         if missing := _missing(found):
             raise BusError(
@@ -137,16 +138,12 @@ class Stream:
                 hint=f"nats stream edit {STREAM} --subjects {','.join(STREAM_SUBJECTS)}",
                 transient=True,
             )
-        own_config = self._config()
-        differences = {
-            name: str(actual)
-            for name in ("retention", "discard", "storage", "max_age", "max_bytes", "duplicate_window")
-            if (actual := getattr(found, name)) != (own := getattr(own_config, name))
-            and not (name in _EXTENSIBLE and (actual >= own or actual <= 0))  # 0 and -1: unlimited
-        }
-        if differences and str(differences) != self._reported:
-            _log.warning("stream_differs", stream=STREAM, **differences, reason="the existing stream is used as it is")
-        self._reported = str(differences)
+        found_lacks = lacks(found, self._config())
+        differences = "; ".join(lack.found for lack in found_lacks)
+        if differences and differences != self._reported:
+            reason, hint = "the existing stream is used as it is", cure(STREAM, found_lacks)
+            _log.warning("stream_differs", stream=STREAM, lacks=differences, reason=reason, hint=hint)
+        self._reported = differences
 
 
 def _missing(found: StreamConfig) -> list[str]:

@@ -106,10 +106,11 @@ class BusRecovery:
         if self._switching:
             await self._switched()
             self._switching = False
-        if self._catching_up and self._results_bus.state.ready:
-            await self._catch_up()
-            await self._remove_old_consumers()
-            self._catching_up = False
+        if self._catching_up and self._is_connected:
+            await self._catch_up()  # behind a leaf node, only this shows that the stream is available
+            if self._results_bus.state.ready:
+                await self._remove_old_consumers()
+                self._catching_up = False
         await self._report_stream()
 
     async def _report_state(self) -> None:
@@ -129,12 +130,18 @@ class BusRecovery:
 
     async def _report_stream(self) -> None:
         """Set or clear the status warning that the volatile bus is connected, but the stream cannot store results."""
-        bus, stream = self._bus.state, self._results_bus.state
+        stream = self._results_bus.state
         if stream.ready:
             await clear_warning(self._ledger, STREAM_UNAVAILABLE)
-        elif bus.ready and bus.name == stream.name:
+        elif self._is_connected:
             message = f"results wait, because the stream cannot store them: {stream.detail}"
             await set_warning(self._ledger, StatusWarning(code=STREAM_UNAVAILABLE, message=message), self._clock)
+
+    @property
+    def _is_connected(self) -> bool:
+        """Whether the buses have a connection, which they share."""
+        bus = self._bus.state
+        return bus.ready and bus.name == self._results_bus.state.name
 
     async def _remove_old_consumers(self) -> None:
         """Remove the consumers that earlier versions of this agent made, once."""

@@ -42,7 +42,7 @@ async def nats(context: DoctorContext) -> list[Finding]:
     identity = await context.identity()
     options = agent_nats_options(settings, identity, "doctor")
     options = replace(options, patience=replace(options.patience, connect=context.step_seconds))
-    servers = await server_facts.examine(options)
+    servers = await server_facts.examine(options, session_subject(identity.system_id))
     report = warning if any(facts.refused is None for facts in servers) else error
     found: list[Finding] = []
     for facts in servers:
@@ -75,6 +75,8 @@ def _problems(facts: "NatsFacts", settings: Settings, identity: Identity) -> Ite
         if problem is not None:
             finding = from_error(NATS, problem, hint=ENABLE)
             yield replace(finding, found=f"{server}: {finding.found}")
+    if facts.lacks:
+        yield warning(NATS, f"{server}: the stream AKOSHA_SYNC {'; '.join(facts.lacks)}", hint=facts.cure)
     published = list(_published(identity, make_stream=facts.has_stream is False))
     subscribed = list(_subscribed(settings, identity))
     for rights, verb, subjects in (
