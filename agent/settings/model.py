@@ -186,8 +186,8 @@ class Settings(BaseModel):
     )
     agent_mirror: bool = Field(
         default=True,
-        description="Keep a copy of each database's main file in the state directory, so that a sync reads, verifies "
-        "and sends only what changed. false: none is kept, and each sync reads and sends whole files.",
+        description="Keep a copy of each database's main file in the state directory, so that a sync copies, "
+        "verifies and sends only what changed. false: none is kept, and each sync reads and sends whole files.",
     )
     agent_max_upload_kib_per_s: Integer = Field(
         default=0, ge=0, le=2**30, description="Maximum rate of uploads and pushes, in KiB per second. 0: no limit."

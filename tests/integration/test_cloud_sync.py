@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.child_process import Exchange
+from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.duckdb import DuckdbSnapshotTaker, WarmChild, snapshot_taker
 from agent.adapters.duckdb.child_protocol import OPEN, VERIFY
 from agent.adapters.duckdb.verification import Verdict
@@ -209,6 +210,26 @@ async def test_a_sync_without_a_change_reads_only_the_owner_and_the_newest_uploa
     calls = len(rig.store.calls)
     assert isinstance(await rig.sync(), SyncSkipped)
     assert {call for call, _ in rig.store.calls[calls:]} <= NO_REQUEST, "that check confirms the upload"
+
+
+async def test_a_directory_is_read_at_most_once_an_hour_and_missing_objects_are_found_each_time(rig, monkeypatch):
+    read, inspect = [], DirectoryStore.inspect
+
+    async def counted(self, key, **how):
+        read.append(key)
+        return await inspect(self, key, **how)
+
+    monkeypatch.setattr(DirectoryStore, "inspect", counted)
+    rig.store = DirectoryStore(rig.tmp_path / "bucket")
+    first = await rig.sync()
+    assert isinstance(await rig.sync(), SyncSkipped)
+    assert read == []
+    with monkeypatch.context() as patch:
+        patch.setattr(confirmed_upload, "CONFIRMED_FOR", timedelta(0))
+        assert isinstance(await rig.sync(), SyncSkipped)
+    assert f"{PREFIX}{first.upload_id}/reflection.duckdb" in read
+    (rig.tmp_path / "bucket" / PREFIX / first.upload_id / "reflection.duckdb").unlink()
+    assert (await rig.sync()).repairs == first.upload_id
 
 
 @pytest.mark.parametrize("age", [timedelta(hours=1), timedelta(seconds=-1)])

@@ -22,12 +22,13 @@ from agent.application.ingest.system_ingester import TRIES
 from agent.application.ingest.turns import Share, Turn
 from agent.application.ingest.upload_ingester import Limits, UploadIngester
 from agent.application.memories.push import MemoryPush
-from agent.domain.errors import BusError, SinkError, StateError, StoreError
+from agent.domain.errors import BusError, SinkError, StagingFull, StateError, StoreError, WireError
 from agent.domain.events import Event, IngestCompleted, IngestFailed
 from agent.domain.identity import Identity
 from agent.domain.memories import KINDS, Memory, memory_id
 from agent.domain.retention import KeepRules
 from agent.ports import BusState, Capabilities, PackedMemory, StoreResult
+from tests.support import values
 from tests.support.clock import ManualClock
 from tests.support.faulty_store import FaultyStore
 from tests.support.ledger import inline_ledger
@@ -134,10 +135,18 @@ class Setup:
     def ingest_service(
         self, *systems: str, bus: bool = True, share: Share | None = None, limits: Limits | None = None
     ) -> IngestService:
+        ingest = self.upload_ingester(limits)
+        event_bus = self.bus if bus else None
+        share = share or Share()
+        return IngestService(
+            IDENTITY, ingest, self.ledger, event_bus, self.clock, systems, rescan_seconds=60, share=share
+        )
+
+    def upload_ingester(self, limits: Limits | None = None) -> UploadIngester:
         push = MemoryPush(
             sink=self.akosha, ledger=self.ledger.memories(), clock=self.clock, batch_size=2, missing_embedding="wait"
         )
-        ingest = UploadIngester(
+        return UploadIngester(
             store=self.store,
             unpacker=Unpacker(self.staging),
             patcher=ZstdPatcher(),
@@ -149,11 +158,6 @@ class Setup:
             bucket="bucket",
             standstill_seconds=60,
             limits=limits or Limits(),
-        )
-        event_bus = self.bus if bus else None
-        share = share or Share()
-        return IngestService(
-            IDENTITY, ingest, self.ledger, event_bus, self.clock, systems, rescan_seconds=60, share=share
         )
 
     async def once(self, *systems: str) -> IngestSummary:
@@ -476,6 +480,20 @@ async def test_memories_that_are_a_gzip_bomb_are_stopped_at_the_size_in_the_mani
     (event,) = setup.bus.published
     assert f"unpacks to more than the {recorded.raw_size} bytes" in event.error
     assert (event.retry_at, setup.akosha.rows) == (None, {})
+
+
+@pytest.mark.parametrize(("file_bytes", "refused"), [(20 * 2**30, False), (65 * 2**30, True)])
+async def test_the_limit_is_for_each_state_of_a_patched_database_and_not_for_their_sum(setup, file_bytes, refused):
+    """Applying a chain of patches to 20 GB needs up to 80 GB of disk: whether these are free is another question."""
+    base, *patches = values.patched_part([0, 1, 2]).layers
+    layers = (replace(base, raw_size=file_bytes), *patches)
+    layers = tuple(replace(layer, file_size=file_bytes) for layer in layers)
+    part = replace(values.patched_part([0, 1, 2]), raw_size=file_bytes, layers=layers)
+    manifest = replace(values.manifest(0, reflection=0), parts=(part,))
+    ingester = setup.upload_ingester()
+    with pytest.raises(WireError if refused else StagingFull) as error:
+        await ingester.database(manifest, "reflection", None, None)
+    assert (f"has {file_bytes:,} bytes: the limit is" in error.value.message) is refused
 
 
 async def test_sizes_in_a_manifest_are_limited(setup):

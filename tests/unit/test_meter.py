@@ -1,6 +1,7 @@
 """The Prometheus meter: each result counts once, and labels have few values."""
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -9,9 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.adapters.prometheus_meter import CONTENT_TYPE, PrometheusMeter
 from agent.application.monitoring.metrics import ledger_metrics
 from agent.application.monitoring.status import DatabaseStatus, Status, TargetStatus
+from agent.application.sync.results import _raw_bytes_sent
 from agent.domain.events import MethodError, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.ports import MemoryCounts, Meter, NoMeter
 from agent.ports.metrics import LedgerMetrics, MethodMetrics, MetricsSnapshot
+from tests.support.values import manifest, patched_part
 
 AT = datetime(2025, 6, 1, 12, 0, tzinfo=UTC)
 HEALTHY = MetricsSnapshot(ready=True, stuck=0, ledger=LedgerMetrics())
@@ -195,3 +198,8 @@ def test_the_null_meter_implements_the_protocol():
     meter.outcome(succeeded())
     meter.retried("cloud")
     meter.snapshot("reflection", 1.0, 1)
+
+
+def test_a_patch_counts_as_raw_bytes_with_its_own_size():
+    part = patched_part([0, 1, 2])
+    assert _raw_bytes_sent(replace(manifest(0, reflection=0), parts=(part,))) == part.layers[-1].raw_size

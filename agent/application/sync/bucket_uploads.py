@@ -135,10 +135,10 @@ class BucketUploads:
             return False
         return True
 
-    async def damaged(self, upload: str, progress: Callable[[], None]) -> set[str] | None:
+    async def damaged(self, upload: str, progress: Callable[[], None], *, reads: bool = True) -> set[str] | None:
         """Return the databases whose objects do not match the upload's manifest; None if it has no valid manifest.
 
-        `progress` as in `holds`.
+        `progress` and `reads` as in `holds`.
         """
         try:
             manifest = await self.manifest(upload)
@@ -146,28 +146,31 @@ class BucketUploads:
             return None
         if manifest is None:
             return None
-        found = await self.missing(manifest.parts, progress)
-        if manifest.memories and not await self.holds(manifest.memories, progress):
+        found = await self.missing(manifest.parts, progress, reads=reads)
+        if manifest.memories and not await self.holds(manifest.memories, progress, reads=reads):
             found |= manifest.memories.bases.keys()
         return found
 
-    async def missing(self, parts: Iterable[Part], progress: Callable[[], None]) -> set[str]:
+    async def missing(self, parts: Iterable[Part], progress: Callable[[], None], *, reads: bool = True) -> set[str]:
         """Return the databases with a part among these that is missing from the bucket or has changed."""
         found = set()
         for part in parts:
             for item in part.objects:
-                if part.database not in found and not await self.holds(item, progress):
+                if part.database not in found and not await self.holds(item, progress, reads=reads):
                     found.add(part.database)
         return found
 
-    async def holds(self, part: ObjectRecord, progress: Callable[[], None]) -> bool:
+    async def holds(self, part: ObjectRecord, progress: Callable[[], None], *, reads: bool = True) -> bool:
         """Return whether an object exists with the recorded size, checksum and ETag.
 
         Values that the store or the manifest lacks are not compared. `progress` is called while the store reads the
-        object, and once it has answered.
+        object, and once it has answered. Without `reads`, a store that has no ETags does not read it.
         """
         try:
-            found = await self._store.inspect(part.key, progress=lambda _: progress())
+            if reads:
+                found = await self._store.inspect(part.key, progress=lambda _: progress())
+            else:
+                found = await self._store.head(part.key)
             progress()
         except NoSuchObject:
             return False

@@ -83,10 +83,12 @@ class Recall:
     async def _forget_damaged(self, record: TargetRecord, newest: str, progress: Callable[[], None]) -> str:
         """Send databases again that are damaged in the newest upload and exist on this machine.
 
-        Return the upload, "" if there are no such databases.
+        Return the upload, "" if there are no such databases. A directory reads each object for that, unless the upload
+        was confirmed just now: then only names, sizes and metadata are compared.
         """
-        damaged = await self.uploads.damaged(newest, progress)
-        if damaged == set():
+        is_recent = await self.confirmed.is_recent(record)
+        damaged = await self.uploads.damaged(newest, progress, reads=not is_recent)
+        if damaged == set() and not is_recent:
             await self.confirmed.record(newest)
         names = {*record.databases} if damaged is None else damaged
         if to_send := sorted(names & await self.staging.present()):
