@@ -20,7 +20,7 @@ from typing import Protocol, cast
 from agent.adapters import fs
 from agent.adapters.disk_errors import not_writable
 from agent.domain.errors import StagingFull, WireError
-from agent.domain.manifest import Compression
+from agent.domain.upload_parts import Compression
 
 PIECE_BYTES = 1024 * 1024
 """Maximum number of bytes that are decompressed at once."""

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from agent.adapters.block_checksums import BLOCK_BYTES, BlockChecksums, ExpectedBlocks
 from agent.domain.errors import StateError
-from agent.domain.manifest import Compression
+from agent.domain.upload_parts import Compression
 from agent.ports import Progress, ignore_progress
 from agent.ports.concurrency import SharingExecutor
 

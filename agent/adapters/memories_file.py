@@ -27,8 +27,8 @@ from agent.adapters.block_checksums import BLOCK_BYTES, BlockChecksums, Expected
 from agent.adapters.disk_errors import FULL
 from agent.domain.databases import database_of, main_name
 from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
-from agent.domain.manifest import Compression
 from agent.domain.memories import EMBEDDING_LENGTH, Memory, RowState, check_kind, memory_id
+from agent.domain.upload_parts import Compression
 from agent.ports import MemoriesDraft, MemorySource, WrittenMemories
 
 __all__ = ["JsonMemoriesFile"]

@@ -25,8 +25,8 @@ from enum import StrEnum
 
 from agent.domain.databases import Fingerprint, Survey
 from agent.domain.errors import StateError
-from agent.domain.manifest import Part
 from agent.domain.routing import LAST_TARGET_BACKOFF
+from agent.domain.upload_parts import Part
 
 NO_CHANGE = "nothing has changed since the last sync"
 """Why a target needs nothing."""

@@ -1,8 +1,12 @@
-"""Parses JSON and times of other programs. What is not valid is a ValueError, and nothing else."""
+"""Parses JSON and times of other programs, and checks the types of fields."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+LARGEST_NUMBER = 2**63 - 1
+"""The largest number that the ledger and JSON readers accept."""
 
 _EARLIEST = datetime.min.replace(tzinfo=UTC) + timedelta(days=2)
 _LATEST = datetime.max.replace(tzinfo=UTC) - timedelta(days=2)
@@ -33,3 +37,25 @@ def aware_time(text: str) -> datetime:
     if not _EARLIEST <= at <= _LATEST:
         raise ValueError(f"the time {text[:40]!r} is out of range")
     return at
+
+
+def expect(document: Mapping[str, object], kind: type, *names: str) -> None:
+    """Raise TypeError if a field is not of this type, or a number out of range; KeyError if one is missing."""
+    for name in names:
+        value = document[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{name} is not {kind.__name__}")  # bool is a subclass of int
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise TypeError(f"{name} is out of range")
+
+
+def expect_optional(document: Mapping[str, object], kind: type, name: str) -> None:
+    """Raise TypeError if the field exists, is not null, and is not of this type."""
+    if document.get(name) is not None:
+        expect(document, kind, name)
+
+
+def expect_optional_texts(document: Mapping[str, object]) -> None:
+    """Raise TypeError unless every field is a string or null."""
+    for name in document:
+        expect_optional(document, str, name)

@@ -12,7 +12,8 @@ from typing import Self, cast
 from agent.domain import naming
 from agent.domain.databases import SIDECAR_SUFFIXES, database_of, main_name
 from agent.domain.errors import RestoreError, SettingsError, WireError
-from agent.domain.manifest import Manifest, Part, Rows
+from agent.domain.manifest import Manifest, Rows
+from agent.domain.upload_parts import Part
 
 ASIDE = ".before-restore-"
 SCRATCH = ".akosha-restore-"

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from agent.domain import naming
 from agent.domain.delivery_state import TargetRecord
-from agent.domain.manifest import PATCHES, Compression, Layer, Part, part_keys
+from agent.domain.upload_parts import PATCHES, Compression, Layer, Part, part_keys
 
 MAX_PARTS = 10_000
 

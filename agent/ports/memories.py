@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from agent.domain.delivery_state import Target
-from agent.domain.manifest import Compression
 from agent.domain.memories import Kind, Memory, RowState
+from agent.domain.upload_parts import Compression
 
 
 class MemorySource(Protocol):

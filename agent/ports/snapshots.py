@@ -7,7 +7,7 @@ from typing import Protocol
 
 from agent.domain.databases import Fingerprint, Survey, main_name
 from agent.domain.errors import SnapshotError
-from agent.domain.manifest import Compression
+from agent.domain.upload_parts import Compression
 from agent.domain.upload_plan import RawFile
 from agent.ports.objects import Progress, ignore_progress
 

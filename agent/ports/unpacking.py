@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
-from agent.domain.manifest import Compression
+from agent.domain.upload_parts import Compression
 
 
 class Unpacker(Protocol):

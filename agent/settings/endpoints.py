@@ -10,8 +10,8 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from agent.domain.manifest import LONGEST_NAME_BYTES
 from agent.domain.plain_text import MASK
+from agent.domain.upload_parts import LONGEST_NAME_BYTES
 
 BUCKETS = (
     "3 to 63 lower-case letters, digits, dots and hyphens, with a letter or digit at both ends, without two dots in a "

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.sqlite_ledger import schema
-from agent.domain.manifest import PATCHES
+from agent.domain.upload_parts import PATCHES
 from tests.support import session_buddy
 from tests.support.bus_listener import listening
 from tests.support.earlier_version import NotInCloneError, earlier_version

@@ -10,7 +10,8 @@ from pathlib import Path
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.domain import naming
 from agent.domain.databases import database_of
-from agent.domain.manifest import Manifest, Part, manifest_metadata
+from agent.domain.manifest import Manifest, manifest_metadata
+from agent.domain.upload_parts import Part
 from agent.ports import ObjectStore, ignore_progress
 
 SYSTEM = "laptop"

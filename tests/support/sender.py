@@ -15,8 +15,9 @@ from agent.adapters.memories_file import JsonMemoriesFile
 from agent.domain import naming
 from agent.domain.databases import main_name
 from agent.domain.errors import SnapshotError
-from agent.domain.manifest import Manifest, MemoriesPart, Part
+from agent.domain.manifest import Manifest
 from agent.domain.memories import Memory
+from agent.domain.upload_parts import MemoriesPart, Part
 from agent.ports import ObjectStore, WrittenMemories, ignore_progress
 from tests.support.memories import memory
 from tests.support.memory_source import ListedMemories

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 from agent.domain import naming
 from agent.domain.databases import main_name
-from agent.domain.manifest import Manifest, MemoriesPart, Part
+from agent.domain.manifest import Manifest
+from agent.domain.upload_parts import MemoriesPart, Part
 from agent.ports import ObjectStore
 from tests.support import values
 

@@ -18,7 +18,8 @@ from agent.domain.events import (
     request_event_id,
     upload_event_id,
 )
-from agent.domain.manifest import PATCHES, Layer, Manifest, MemoriesPart, Origin, Part, part_keys
+from agent.domain.manifest import Manifest
+from agent.domain.upload_parts import PATCHES, Layer, MemoriesPart, Origin, Part, part_keys
 
 SYSTEM = "laptop-7"
 TARGET = Target(method="cloud", endpoint="https://s3.example.com", bucket="memories", system_id=SYSTEM)

@@ -7,7 +7,7 @@ import pytest
 
 from agent.adapters.duckdb.source import HEADER_BYTES, Header
 from agent.domain.errors import WireError
-from agent.domain.manifest import Part
+from agent.domain.upload_parts import Part
 from tests.support.values import parts
 
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from agent.domain.errors import NamingError, WireError
-from agent.domain.manifest import MAX_CONVERSATIONS, MAX_TOTAL_BYTES, Manifest, MemoriesPart, Part, relocate
+from agent.domain.manifest import MAX_CONVERSATIONS, MAX_TOTAL_BYTES, Manifest
+from agent.domain.upload_parts import MemoriesPart, Part, relocate
 from tests.support.values import NOON, SYSTEM, manifest, memories_part, parts, patched_part, sha256, upload_id
 
 FULL = replace(

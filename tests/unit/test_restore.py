@@ -12,9 +12,10 @@ from agent.adapters.gzip_members import GzipMembers
 from agent.adapters.restore_directory import RestoreDirectoryFiles
 from agent.domain.databases import database_of
 from agent.domain.errors import RestoreError, SettingsError, WireError
-from agent.domain.manifest import Manifest, Part
+from agent.domain.manifest import Manifest
 from agent.domain.naming import object_key
 from agent.domain.restore_plan import Restorable, Restored, aside_names, restorable
+from agent.domain.upload_parts import Part
 
 UPLOAD = "20261120_180000_laptop"
 AT = datetime(2026, 11, 21, 19, 30, tzinfo=UTC)

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from agent.domain import naming
 from agent.domain.delivery_state import DatabaseRecord, State, TargetRecord
-from agent.domain.manifest import Layer, Part, relocate
+from agent.domain.upload_parts import Layer, Part, relocate
 from agent.domain.upload_plan import (
     MAX_PARTS,
     Patch,

@@ -14,8 +14,8 @@ from pathlib import Path
 from agent.adapters import child_process
 from agent.adapters.child_process import CommandFailed, Exchange, NoAnswer, checked, end
 from agent.adapters.duckdb.child_protocol import COPY
-from agent.domain.manifest import LARGEST_NUMBER
 from agent.domain.memories import Json
+from agent.domain.parsing import LARGEST_NUMBER
 from agent.ports import Clock
 
 CHILD = "agent.adapters.duckdb.child"

@@ -21,7 +21,7 @@ from typing import Self
 
 from agent.domain.databases import SIDECAR_SUFFIXES, FileStat, Fingerprint, Survey, database_of, main_name
 from agent.domain.errors import SnapshotError, WireError
-from agent.domain.manifest import LARGEST_NUMBER
+from agent.domain.parsing import LARGEST_NUMBER
 
 HEADER_BYTES = 12_288
 

@@ -15,9 +15,9 @@ from agent.adapters.restore_directory.placement import Journal, check, plan, put
 from agent.adapters.restore_directory.scratch import FileStatus, Scratch, ScratchInUse, names_in, unusable
 from agent.domain.databases import database_of, main_name
 from agent.domain.errors import NamingError, RestoreError, WireError
-from agent.domain.manifest import LONGEST_NAME_BYTES
 from agent.domain.naming import upload_time
 from agent.domain.restore_plan import SCRATCH, Restorable, Restored, aside_names, family
+from agent.domain.upload_parts import LONGEST_NAME_BYTES
 
 FindHolder = Callable[[str, int], object | None]
 """Takes a file's name and the directory's descriptor. Returns the process that has the file open, or None.

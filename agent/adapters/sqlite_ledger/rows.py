@@ -10,9 +10,9 @@ from agent.adapters.sqlite_ledger.file import damaged
 from agent.domain.databases import FileStat, Fingerprint
 from agent.domain.delivery_state import Problem, State
 from agent.domain.errors import WireError
-from agent.domain.manifest import Part
 from agent.domain.memories import Kind, check_kind
 from agent.domain.parsing import parse_json
+from agent.domain.upload_parts import Part
 
 T = TypeVar("T")
 

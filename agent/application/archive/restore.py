@@ -15,8 +15,9 @@ import structlog
 from agent.application.archive.catalog import Catalog
 from agent.application.sync.download import Downloader, DownloadError, disk_bytes
 from agent.domain.errors import AkoshaError, RestoreError, SnapshotError, StagingFull, WireError
-from agent.domain.manifest import Manifest, ObjectRecord, Part, Rows
+from agent.domain.manifest import Manifest, Rows
 from agent.domain.restore_plan import Restorable, Restored, RestoredDatabase, restorable
+from agent.domain.upload_parts import ObjectRecord, Part
 from agent.ports import Clock, Patcher
 from agent.ports.methods import NoReporter, Reporter
 from agent.ports.restore import RestoreDirectory, ScratchDirectory, WalMerger

@@ -32,9 +32,10 @@ from agent.domain.databases import main_name
 from agent.domain.errors import NoSuchObject, SnapshotError, WireError
 from agent.domain.events import UploadVerified, archive_event_id
 from agent.domain.identity import Identity
-from agent.domain.manifest import Manifest, MemoriesPart, ObjectRecord
+from agent.domain.manifest import Manifest
 from agent.domain.parsing import parse_json
 from agent.domain.plain_text import shorten
+from agent.domain.upload_parts import MemoriesPart, ObjectRecord
 from agent.ports import Clock, MemoriesFile, ObjectStore, Patcher, Progress, ignore_progress, is_changed
 from agent.ports.concurrency import gather_all
 from agent.ports.objects import FILE_TAG

@@ -19,8 +19,9 @@ from agent.domain import naming
 from agent.domain.databases import main_name
 from agent.domain.delivery_state import Target
 from agent.domain.errors import StoreError, WireError
-from agent.domain.manifest import Manifest, ObjectRecord, Part
+from agent.domain.manifest import Manifest
 from agent.domain.memories import Memory, RowState, Tally
+from agent.domain.upload_parts import ObjectRecord, Part
 from agent.ports import Capabilities, MemoriesFile, MemoryReader, MemorySource, ObjectStore, Patcher
 from agent.ports.unpacking import Unpacker
 

@@ -16,8 +16,8 @@ from agent.domain import naming
 from agent.domain.databases import main_name
 from agent.domain.delivery_state import Target
 from agent.domain.errors import SnapshotError
-from agent.domain.manifest import MemoriesPart
 from agent.domain.memories import RowState
+from agent.domain.upload_parts import MemoriesPart
 from agent.ports import (
     DatabaseSource,
     MemoriesDraft,

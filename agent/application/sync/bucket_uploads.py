@@ -10,9 +10,10 @@ import structlog
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
-from agent.domain.manifest import Manifest, ObjectRecord, Part, manifest_metadata
+from agent.domain.manifest import Manifest, manifest_metadata
 from agent.domain.naming import is_in_future
 from agent.domain.status_warning import StatusWarning
+from agent.domain.upload_parts import ObjectRecord, Part
 from agent.ports import Clock, Ledger, ObjectStore, OpenPut, is_changed
 
 MAX_MANIFEST_BYTES = 16 * 2**20

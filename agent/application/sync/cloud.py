@@ -48,8 +48,9 @@ from agent.domain.errors import (
 )
 from agent.domain.events import SyncRequested
 from agent.domain.identity import Identity, Machine
-from agent.domain.manifest import Manifest, Part
+from agent.domain.manifest import Manifest
 from agent.domain.routing import ASKED, CLOUD
+from agent.domain.upload_parts import Part
 from agent.domain.upload_plan import Patch, is_worth_continuing, plan
 from agent.ports import (
     Clock,

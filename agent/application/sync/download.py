@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.domain.errors import NoSuchObject, PatchError, WireError
-from agent.domain.manifest import ObjectRecord, Part
+from agent.domain.upload_parts import ObjectRecord, Part
 from agent.ports import ObjectStore, Patcher, Progress, ignore_progress
 from agent.ports.unpacking import Unpacker
 

@@ -11,7 +11,8 @@ import structlog
 from agent.application.sync.stall import StallMonitor, StallTimeout, limit_stalls
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NamingError, NoSuchObject, StoreError
-from agent.domain.manifest import Manifest, MemoriesPart, manifest_metadata
+from agent.domain.manifest import Manifest, manifest_metadata
+from agent.domain.upload_parts import MemoriesPart
 from agent.domain.upload_plan import part_bytes
 from agent.ports import ObjectStore, Progress, StoredObject
 

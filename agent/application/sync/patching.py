@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from agent.domain.databases import main_name
 from agent.domain.delivery_state import TargetRecord
-from agent.domain.manifest import Manifest, Part
+from agent.domain.manifest import Manifest
+from agent.domain.upload_parts import Part
 from agent.domain.upload_plan import Patch, RawFile, largest_patch, layers_to_patch, references
 from agent.ports import Mirror, Patcher, Snapshot
 

@@ -14,16 +14,15 @@ import structlog
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
-from agent.domain.manifest import (
+from agent.domain.manifest import Manifest, manifest_metadata
+from agent.domain.upload_parts import (
     PATCHES,
     Layer,
-    Manifest,
     MemoriesPart,
     ObjectRecord,
     Origin,
     Part,
     PartCompression,
-    manifest_metadata,
     relocate,
 )
 from agent.domain.upload_plan import Patch, RawFile, Reuse, Send, part_bytes, patched_layers
