@@ -134,8 +134,9 @@ async def test_a_stream_without_the_subjects_of_the_agent_is_not_used_until_it_i
             with pytest.raises(BusError):
                 await buses.durable.publish(values.skipped())
             await other.jetstream().update_stream(name="AKOSHA_SYNC", subjects=SUBJECTS)
-            await buses.durable.publish(values.skipped())
+            buses.durable.check_connection()
             await ready(buses)
+            await buses.durable.publish(values.skipped())
 
 
 async def test_without_jetstream_requests_flow_and_the_durable_bus_reports_the_reason(tmp_path):

@@ -36,6 +36,7 @@ class Bus:
         self.attempts = 0
         self.before_confirming: Callable[[], Awaitable[None]] | None = None
         self.removed: list[str] = []
+        self.checks = 0
         self._listeners = []
 
     def on_change(self, listener) -> None:
@@ -45,6 +46,9 @@ class Bus:
         self.state, self.stream = state, stream
         for listener in self._listeners:
             listener()
+
+    def check_connection(self) -> None:
+        self.checks += 1
 
     async def remove_consumer(self, durable: str) -> None:
         self.removed.append(durable)
@@ -103,8 +107,10 @@ class AgentRun:
 
 
 @asynccontextmanager
-async def agent_run(tmp_path, stream: StreamMark | None = None, *, state: BusState = NATS):
-    """A run of the agent. An earlier run has published one result of each age."""
+async def agent_run(
+    tmp_path, stream: StreamMark | None = None, *, state: BusState = NATS, results_bus: Bus | None = None
+):
+    """A run of the agent. An earlier run has published one result of each age. By default, one bus is both buses."""
     clock = ManualClock(values.NOON)
     ledger = inline_ledger(clock, tmp_path / "ledger")
     if not await ledger.last_position():
@@ -117,8 +123,8 @@ async def agent_run(tmp_path, stream: StreamMark | None = None, *, state: BusSta
     recorder = ResultRecorder(ledger, bus, clock)
     w = AgentRun(clock, ledger, bus, recorder)
     watch = BusRecovery(
-        bus=bus, results_bus=bus, ledger=ledger, recorder=recorder, clock=clock, max_age=KEPT, catch_up=w.catch_up,
-        switched=w.switched, old_consumers=["mac-ab-cloud"],
+        bus=bus, results_bus=results_bus or bus, ledger=ledger, recorder=recorder, clock=clock, max_age=KEPT,
+        catch_up=w.catch_up, switched=w.switched, old_consumers=["mac-ab-cloud"],
     )  # fmt: skip
     tasks = [asyncio.create_task(watch.run()), asyncio.create_task(recorder.run())]
     await until_idle()
@@ -352,3 +358,20 @@ async def test_a_stream_whose_age_is_unknown_is_lost_if_its_sequence_goes_back(t
         assert w.take_published() == []
         await w.switch_to(NATS, StreamMark("", 1))
         assert w.take_published() == ["today", "yesterday"]
+
+
+async def test_a_stream_that_cannot_store_results_is_examined_again_each_minute(tmp_path):
+    stream = Bus(None)
+    stream.state = replace(WAITING, detail="no answer")
+    async with agent_run(tmp_path, results_bus=stream) as w:
+        assert [warning.code for warning in warnings_in(await w.ledger.notes())] == ["stream_unavailable"]
+        for checks in (1, 2):
+            await w.clock.advance(60)
+            await until_idle()
+            assert stream.checks == checks
+        stream.switch_to(NATS)
+        await until_idle()
+        assert warnings_in(await w.ledger.notes()) == ()
+        await w.clock.advance(60)
+        await until_idle()
+        assert stream.checks == 2

@@ -69,7 +69,10 @@ class NatsDurableBus:
             await self._stream_examined()
 
     def check_connection(self) -> None:
+        """Implement the port. A stream that could not store events is examined again."""
         self._connection.check_connection()
+        if self._stream_error is not None and self._connection.is_up:
+            self._start_check(self._connection.client())
 
     async def reset_client(self) -> None:
         """Implement `Reconnectable`. Pending calls fail with a transient error."""

@@ -79,7 +79,15 @@ class BusRecovery:
                 wait = FIRST_WAIT_SECONDS if changed else min(wait * 2, LAST_WAIT_SECONDS)
             else:
                 wait = FIRST_WAIT_SECONDS
-                await self._signal.wait(None)
+                await self._wait_for_change()
+
+    async def _wait_for_change(self) -> None:
+        """Wait until the bus changes. A stream that cannot store results is examined again after each minute."""
+        while self._is_connected and not self._results_bus.state.ready:
+            if await self._signal.wait(LAST_WAIT_SECONDS):
+                return
+            self._results_bus.check_connection()
+        await self._signal.wait(None)
 
     def _changed(self) -> None:
         """Flush the outbox at once: results that wait for the bus must not also wait for this loop."""
