@@ -93,7 +93,7 @@ def test_nothing_is_stored_if_the_test_fails_unless_it_is_forced(machine):
     keys.write_text("AKIA0000\ncanary\n")
     with keys.open() as stdin:
         done = machine.call("init", "--yes", *words, "--force", "--keys-from-stdin", directories=False, stdin=stdin)
-    assert (done.code, "First sync" in done.out) == (1, True)
+    assert (done.code, "\nSync\n" in done.out) == (1, True)
     assert stored(machine) == "cloud_endpoint: http://127.0.0.1:9\ncloud_bucket: memories\n"
     assert stored(machine, "credentials.yaml").endswith("cloud_secret_access_key: canary\n")
 

@@ -84,7 +84,7 @@ def test_the_wheel_works_in_a_new_environment(wheel, tmp_path):
     )
     assert "ExecStart=" in call(python, "-c", template, folder=tmp_path)
     create(tmp_path / ".claude" / "data", commits=1)
-    assert "First sync" in call(command, "init", "--yes", "--to", tmp_path / "bucket", folder=tmp_path)
+    assert "\nSync\n" in call(command, "init", "--yes", "--to", tmp_path / "bucket", folder=tmp_path)
     assert len(list(tmp_path.glob("bucket/systems/*/uploads/*/manifest.json"))) == 1
     assert call(command, "status", "--json", folder=tmp_path, XDG_STATE_HOME=str(tmp_path / "state"))
 

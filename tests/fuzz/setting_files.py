@@ -24,6 +24,8 @@ from agent.settings.display import settings_table
 from agent.settings.model import ADDRESSES, FIELDS, PROJECT_KEYS, SECRET, Loaded
 from agent.settings.sources import REMOVED, SESSION_BUDDY, SHORT_VARIABLES, variable
 from agent.settings.validators import PREFIX
+from agent.settings.yaml_edit import edited
+from agent.settings.yaml_values import top_level
 from tests.fuzz.documents import ODD_TEXTS, ODD_VALUES, encoded, json_near, near_bytes, near_text
 from tests.fuzz.target import CANARY, Read, Target, never_refused
 
@@ -94,6 +96,26 @@ def settings_file(name: str, check: Callable[[Loaded], None]) -> Iterator[Read]:
             loaded = load(settings_file=None if in_project else file, environ=environ, cwd=cwd, home=cwd / "home")
             _check_shown(loaded)
             check(loaded)
+
+        yield read
+
+
+@contextmanager
+def own_file(name: str) -> Iterator[Read]:
+    """Yield a function that loads the settings with this file of the agent's own, and then changes it."""
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        file = home / ".config" / "akosha-agent" / name
+        file.parent.mkdir(parents=True)
+
+        def read(data: bytes) -> None:
+            file.write_bytes(data)
+            file.chmod(0o600)
+            loaded = load(environ={}, cwd=home, home=home)
+            _check_shown(loaded)
+            changed = edited(data, {"http_token": "x", "max_retries": None}, name)
+            with never_refused():
+                assert top_level(changed, name, lambda _: True).keys() & {"http_token", "akosha_http_token"}
 
         yield read
 
@@ -257,6 +279,14 @@ TARGETS = (
     Target(
         "project file", SETTINGS, opened=partial(settings_file, "settings/local.yaml", _check_project),
         errors=(SettingsError,), names=r"\./settings/local\.yaml", in_tests=80,
+    ),
+    Target(
+        "own settings", SETTINGS, opened=partial(own_file, "config.yaml"), errors=(SettingsError,),
+        names=r"config\.yaml", in_tests=60,
+    ),
+    Target(
+        "own secrets", SETTINGS, opened=partial(own_file, "credentials.yaml"), errors=(SettingsError,),
+        names=r"credentials\.yaml", in_tests=60,
     ),
     Target("environment", ENVIRONMENTS, opened=environment, errors=(SettingsError,), names="AKOSHA_", in_tests=60),
     Target("aws config", AWS_FILES, opened=aws_config, errors=(SettingsError,), names="profile", in_tests=60),

@@ -67,7 +67,7 @@ def on_terminal(machine: Machine, *words: str) -> Iterator[Terminal]:
         process = zygote.popen(
             [COMMAND, *words],
             text=True, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            env=machine.environ | {"COLUMNS": "200", "TERM": "dumb"}, cwd=machine.home,
+            env=machine.environ | {"COLUMNS": "200", "TERM": "xterm"}, cwd=machine.home,
         )  # fmt: skip
         os.close(slave)
         yield Terminal(process, master)

@@ -53,8 +53,8 @@ def plain(found: Sequence[tuple[str, Finding]]) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def show(found: Sequence[tuple[str, Finding]], console: Console | None = None) -> None:
-    """Print the findings."""
+def show(found: Sequence[tuple[str, Finding]], console: Console | None = None, *, conclusion: bool = True) -> None:
+    """Print the findings, on a terminal with a heading for each group and the conclusion."""
     console = console or Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         sys.stdout.write("".join(f"{line}\n" for line in plain(found)))
@@ -70,6 +70,8 @@ def show(found: Sequence[tuple[str, Finding]], console: Console | None = None) -
             mark, style = MARKS[finding.level]
             table.add_row(Text(mark, style=style), Text(printable(finding.name)), _details(finding, style))
         console.print(Padding(table, (0, 0, 1, 1)))
+    if not conclusion:
+        return
     text, style = CONCLUSIONS[exit_code([finding for _, finding in found])]
     console.print(Text(text, style=style))
 

@@ -5,7 +5,7 @@ import socket
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,7 +20,6 @@ from agent.entrypoints import logs
 from agent.entrypoints.cli.command import FAILED, CommandGroup
 from agent.entrypoints.cli.options import DataDir, StateDir
 from agent.entrypoints.doctor import output
-from agent.entrypoints.doctor.findings import Finding
 from agent.entrypoints.init import dialogue
 from agent.entrypoints.init.check import failed, find_databases, has_databases, try_destination
 from agent.entrypoints.init.destination import ADDRESSES, KEYS, Destination, Kind, from_address
@@ -140,9 +139,8 @@ def _accepted(flags: _Flags, undo: ExitStack) -> Draft | None:
     `undo` removes what the test has created for them.
     """
     known = _draft(flags.directories)
-    _show_findings(_run(find_databases(known)))
+    output.show([("databases", finding) for finding in _run(find_databases(known))], conclusion=False)
     _show_present(known)
-    typer.echo()
     while True:
         try:
             found = _draft(_answers(flags, known))
@@ -152,13 +150,14 @@ def _accepted(flags: _Flags, undo: ExitStack) -> Draft | None:
                 raise
             typer.echo(f"akosha-agent: {error}", err=True)
         else:
-            _show_findings(findings)
+            output.show([("target", finding) for finding in findings], conclusion=False)
             if not failed(findings) or flags.force:
                 return found
             undo.close()
             typer.echo("akosha-agent: the test failed; nothing was stored (--force stores it anyway)", err=True)
         if flags.yes or not dialogue.confirm("Answer the questions again?", default=True):
             return None
+        flags = replace(flags, to=None, bucket="", region="", keys_from_stdin=False)  # these were wrong
 
 
 def _answers(flags: _Flags, known: Draft) -> Changes:
@@ -300,7 +299,7 @@ def _apply(accepted: Draft, installations: Sequence[Installation]) -> int:
     from agent.entrypoints.cli.sync import sync  # noqa: PLC0415
 
     if has_databases(_run(find_databases(accepted))):
-        typer.echo("\nFirst sync")
+        typer.echo("\nSync")
         problems += run_to_end(sync(settings)) != 0
     else:
         typer.echo("\nThere are no databases yet: the agent syncs when Session-Buddy has created them.")
@@ -340,11 +339,6 @@ def _draft(changes: Mapping[str, str | None]) -> Draft:
     if found.s3_credentials is not None:
         logs.hide(found.s3_credentials.secret_access_key)
     return found
-
-
-def _show_findings(findings: Sequence[Finding]) -> None:
-    for line in output.plain([("", finding) for finding in findings]):
-        typer.echo(logs.redacted(line))
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
