@@ -16,10 +16,12 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.directory_store.incoming import Incoming
 from agent.adapters.duckdb import MirrorDirectory
 from agent.adapters.memory_bus import MemoryDurableBus
+from agent.adapters.patches import ZstdPatcher
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.events import SyncResult
 from agent.entrypoints.cli.app import app
+from tests.support.constants import replace_from_environment
 
 
 def kill() -> None:
@@ -52,7 +54,17 @@ def kill_at(owner: type, method: str, point: str, wanted=lambda *_: True) -> Non
     setattr(owner, method, deadly if inspect.iscoroutinefunction(original) else deadly_at_once)
 
 
+PATCHED = {
+    "make": (ZstdPatcher, "make", lambda *_: True),
+    "base": (DirectoryStore, "copy", lambda _source, key, *_: key.endswith(".base")),
+    "patch": (DirectoryStore, "put", lambda key, *_: ".patch-" in key),
+    "retain": (MirrorDirectory, "retain", lambda *_: True),
+}
+"""Steps of an upload with a base and patches: the call, and which of its calls."""
+
+
 def main() -> None:
+    replace_from_environment()
     point, published = sys.argv[1], Path(sys.argv[2])
     publish, codec = MemoryDurableBus.publish, CloudEventsCodec()
 
@@ -75,6 +87,10 @@ def main() -> None:
         name, _, when = point.partition(":")
         method = {"mirror": "put", "mirror_record": "_write", "mirror_cleanup": "_remove_others"}[name]
         kill_at(MirrorDirectory, method, f"{method}:{when}")
+    elif point.startswith("patched-"):
+        name, _, when = point.removeprefix("patched-").partition(":")
+        owner, method, wanted = PATCHED[name]
+        kill_at(owner, method, f"{method}:{when}", wanted)
     elif point.startswith("put-"):
         kind, _, when = point.partition(":")
         is_manifest = kind == "put-manifest"

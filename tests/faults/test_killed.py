@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.machine import Done, Machine
-from tests.support.session_buddy import create
+from tests.support.session_buddy import REFLECTION, create, opened
 
 pytestmark = pytest.mark.long
 
@@ -73,6 +73,22 @@ def test_a_kill_at_any_point_leaves_one_upload_and_one_result_id(machine, point)
     status = machine.status()
     assert status["pending"] == []
     assert {row["state"] for row in status["targets"][0]["databases"]} == {"clean"}
+
+
+@pytest.mark.parametrize("point", ["make:after", "base:after", "patch:after", "retain:before"])
+def test_a_kill_at_a_step_of_a_patched_upload_leaves_it_complete(machine, point):
+    machine.constants["agent.domain.upload_plan:LEAST_PATCHED_BYTES"] = 2**18
+    with opened(machine.data / REFLECTION) as base:
+        base.execute("CREATE TABLE large AS SELECT n, md5(random()::VARCHAR) AS text FROM range(40000) AS rows(n)")
+    assert machine.sync().code == 0
+    with opened(machine.data / REFLECTION) as base:
+        base.execute("CREATE TABLE extra AS SELECT 1")
+    kill_and_restart(machine, f"patched-{point}")
+    assert len(machine.manifests) == 2
+    (main,) = (part for part in machine.manifests[-1]["parts"] if part["name"] == REFLECTION)
+    assert len(main["layers"]) == 2
+    assert machine.call("verify", "--deep").code == 0
+    assert machine.status()["pending"] == []
 
 
 def test_an_upload_killed_before_its_manifest_is_resumed(machine):

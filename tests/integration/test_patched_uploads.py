@@ -3,22 +3,36 @@
 import asyncio
 import hashlib
 import shutil
+from datetime import UTC
 from pathlib import Path
 
 import pytest
 
+from agent.adapters.duckdb import DuckdbMemoryReader
+from agent.adapters.gunzip import Unpacker
+from agent.adapters.memories_file import JsonMemoriesFile
+from agent.adapters.patches import ZstdPatcher
 from agent.application.archive.catalog import Catalog
+from agent.application.archive.prune import Pruner
 from agent.application.archive.restore import RestoreRequest
 from agent.application.archive.verify import Verifier
+from agent.application.ingest.turns import Turns
+from agent.application.ingest.upload_ingester import UploadIngester
+from agent.application.memories.push import MemoryPush
+from agent.application.sync import patching
 from agent.bootstrap.archive import open_deep_verifier
 from agent.bootstrap.restore import open_restore
 from agent.domain import upload_plan
 from agent.domain.errors import CopyUnsupported, RestoreError, StoreError
 from agent.domain.manifest import Manifest
+from agent.domain.retention import KeepRules
 from agent.ports import ignore_progress
 from agent.ports.methods import NoReporter
 from tests.integration.test_cloud_sync import PREFIX, Rig
 from tests.support import session_buddy
+from tests.support.clock import ManualClock
+from tests.support.ledger import inline_ledger
+from tests.unit.test_ingest_service import FakeAkosha
 
 MAIN = "reflection.duckdb"
 
@@ -244,15 +258,83 @@ async def test_the_mirror_survives_a_data_directory_without_databases(rig, tmp_p
     assert rig.names(await rig.synced()) == [f"{MAIN}.base", f"{MAIN}.patch-01"]
 
 
-async def test_a_pruned_upload_takes_nothing_from_the_later_ones(rig):
-    first = await rig.upload()
-    second = await rig.synced()
-    third = await rig.synced()
-    digest = rig.digest()
-    for upload in (first, second):
-        for key in [key for key in rig.bucket.objects if upload.upload_id in key]:
-            del rig.bucket.objects[key]
-    await rig.assert_restores(third, digest)
+async def test_a_prune_takes_nothing_from_the_later_patched_uploads(rig):
+    for _ in range(3):
+        newest = await rig.synced()
+    pruner = Pruner(Catalog(rig.store, "laptop"), KeepRules(last=1, daily=0, weekly=0, monthly=0), rig.home().clock)
+    pruned = await pruner.carry_out(await pruner.plan({}), {})
+    assert (len(pruned.upload_ids), pruned.error) == (2, None)
+    assert [manifest.upload_id for manifest in rig.manifests] == [newest.upload_id]
+    await rig.assert_restores(newest, rig.digest())
+    assert rig.names(await rig.synced()) == [f"{MAIN}.base", f"{MAIN}.patch-01", f"{MAIN}.patch-02", f"{MAIN}.patch-03"]
+
+
+async def test_react_reads_the_rows_of_a_patched_database(rig, tmp_path):
+    await rig.upload()
+    rig.remember("later")
+    manifest = await rig.synced()
+    assert len(rig.names(manifest)) == 2
+    akosha, clock = FakeAkosha(), ManualClock()
+    push = MemoryPush(
+        sink=akosha, ledger=inline_ledger(clock).memories(), clock=clock, batch_size=100, missing_embedding="send"
+    )
+    ingester = UploadIngester(
+        store=rig.store,
+        unpacker=Unpacker(tmp_path),
+        patcher=ZstdPatcher(),
+        push=push,
+        reader=DuckdbMemoryReader(),
+        memories_file=JsonMemoriesFile(tmp_path),
+        zone=lambda _name: UTC,
+        endpoint="akosha",
+        bucket="bucket",
+        standstill_seconds=60,
+    )
+    async with Turns(clock).one() as turn:
+        await ingester.database(manifest, "reflection", await akosha.connect(), turn)
+    assert any(":later:" in each for each in akosha.rows)
+    assert len(akosha.rows) == sum(manifest.rows["reflection"][name] for name in ("conversations_v2", "reflections_v2"))
+
+
+@pytest.fixture
+def always_patched(monkeypatch):
+    monkeypatch.setattr(upload_plan, "LEAST_PATCHED_BYTES", 0)
+    monkeypatch.setattr(patching, "largest_patch", lambda *_: 2**30)
+
+
+async def test_a_file_that_shrank_is_patched(rig):
+    rig.change("CREATE TABLE larger AS SELECT n, md5(random()::VARCHAR) AS text FROM range(80000) AS rows(n)")
+    size = (await rig.upload()).of("reflection")[0].raw_size
+    rig.change("DROP TABLE larger")
+    rig.change("CHECKPOINT")
+    manifest = await rig.upload()
+    assert rig.names(manifest) == [f"{MAIN}.base", f"{MAIN}.patch-01"]
+    assert manifest.of("reflection")[0].raw_size < size
+
+
+async def test_a_file_with_a_new_header_version_is_patched(rig, always_patched):
+    before = await rig.upload()
+    newer = rig.tmp_path / MAIN
+    with session_buddy.opened(rig.data / MAIN) as base:
+        base.execute(f"ATTACH '{newer}' AS newer (STORAGE_VERSION 'latest')")
+        base.execute("CREATE TABLE newer.large AS SELECT * FROM large")
+        base.execute("DETACH newer")
+    newer.replace(rig.data / MAIN)
+    manifest = await rig.upload()
+    versions = [each.of("reflection")[0].storage_version for each in (before, manifest)]
+    assert versions[0] < versions[1]
+    assert rig.names(manifest) == [f"{MAIN}.base", f"{MAIN}.patch-01"]
+
+
+@pytest.mark.skipif(not session_buddy.REAL.is_dir(), reason="the databases of Session-Buddy are not here")
+async def test_a_database_with_an_hnsw_index_is_patched(rig, always_patched):
+    """DuckDB cannot checkpoint it without an extension. For a patch it is a file like any other."""
+    await rig.upload()
+    for path in (session_buddy.REAL / "hnsw").iterdir():
+        shutil.copyfile(path, rig.data / path.name)
+    manifest = await rig.upload()
+    assert rig.names(manifest) == [f"{MAIN}.base", f"{MAIN}.patch-01", f"{MAIN}.wal"]
+    assert not await rig.deep_problems(manifest)
 
 
 async def test_a_restore_that_was_cut_downloads_only_the_layers_that_it_lacks(rig):
