@@ -110,6 +110,37 @@ async def test_after_a_prune_the_next_copies_restore_two_physical_copies(store, 
     assert len({inode(root, number) for number in (*kept, 10)}) == 2
 
 
+@pytest.mark.parametrize(("kept", "copies"), [((3, 5, 9), 2), ((1, 3, 5, 7), 2), ((5, 9), 1), ((7, 8, 9), 2)])
+async def test_a_sweep_after_a_prune_leaves_no_three_uploads_with_one_physical_copy(store, root, kept, copies):
+    """Whatever the rules of the prune are: only those that keep the two newest uploads keep both copies."""
+    await uploads(store, 10)
+    await store.delete([key_of(number) for number in range(10) if number not in kept])
+    await store.sweep("systems/")
+    assert len({inode(root, number) for number in kept}) == copies
+    for number in kept:
+        assert await fetch(store, key_of(number)) == DATA
+        assert (await store.head(key_of(number))).metadata == METADATA
+    inodes = [inode(root, number) for number in kept]
+    await store.sweep("systems/")
+    assert [inode(root, number) for number in kept] == inodes
+
+
+async def test_an_only_copy_that_is_damaged_replaces_nothing(store, root, monkeypatch):
+    await uploads(store, 10)
+    kept = (3, 5, 9)
+    await store.delete([key_of(number) for number in range(10) if number not in kept])
+    copy_from = Incoming.copy_from
+
+    def damaging(self, source, progress):
+        flip(source)
+        copy_from(self, source, progress)
+
+    monkeypatch.setattr(Incoming, "copy_from", damaging)
+    await store.sweep("systems/")
+    assert len({inode(root, number) for number in kept}) == 1
+    assert not [path for path in (root / ".akosha" / "incoming").rglob("*") if path.is_file()]
+
+
 async def test_an_object_is_read_once_in_seven_days_whatever_happens_to_its_links(store, root, reads, monkeypatch):
     tag = await uploads(store, 6)
     assert len(reads) == len(set(reads)) == 2

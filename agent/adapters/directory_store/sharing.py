@@ -5,8 +5,8 @@ Damage to a shared block reaches every object that has it. Two rules limit that:
 - Blocks are shared only if their bytes have been read within `CHECK_SECONDS` and had the expected digest.
 - Two uploads may share one physical copy of an object, the third gets its own. From then on, a copy shares the physical
   copy that its source does not have. So the two newest uploads with an object never share all its blocks, and neither
-  do those that a prune keeps, if it keeps these two. If one physical copy is all that is left, the next copy that finds
-  it in two uploads writes another one.
+  do those that a prune keeps, if it keeps these two. If a prune leaves three uploads or more with one physical copy,
+  the sweep at its end gives the newest of them its own (`only_copies`).
 
 Objects are never changed in place: the store replaces files by rename.
 """
@@ -33,6 +33,7 @@ from agent.adapters.directory_store.layout import (
     read_record,
     record_bytes,
     record_path,
+    walk,
 )
 from agent.domain.errors import NamingError, StoreError
 from agent.domain.parsing import is_unicode, parse_json
@@ -203,6 +204,19 @@ def to_share(root: Path, source: str, key: str, expected: StoredObject) -> str |
             return other
         sharing += 1
     return source if sharing < MOST_SHARING else None
+
+
+def only_copies(root: Path, prefix: str) -> list[str]:
+    """Return the newest of each group of three or more objects under `prefix` that share their only physical copy.
+
+    The objects of a group have the same size and metadata, as in `to_share`. Raises OSError.
+    """
+    groups: dict[tuple[int, frozenset[tuple[str, str]]], dict[str, str]] = {}
+    for key, size, _ in walk(root, prefix, ""):
+        with contextlib.suppress(NamingError, StoreError, FileNotFoundError, NotADirectoryError):
+            if metadata := read_record(record_path(root, key), size):
+                groups.setdefault((size, frozenset(metadata.items())), {})[key] = physical_copy(root, key)
+    return [max(group) for group in groups.values() if len(group) > MOST_SHARING and len({*group.values()}) == 1]
 
 
 def _same_objects(root: Path, source: str, key: str, expected: StoredObject) -> Iterator[tuple[str, str]]:

@@ -220,8 +220,28 @@ class DirectoryStore:
         started_before: datetime | None = None,  # noqa: ARG002
         spared: Collection[str] = (),  # noqa: ARG002
     ) -> int:
-        """Remove unfinished puts. Only the lock on each file counts, which shows whether its process lives."""
-        return await self._run("sweep", "", lambda: leftovers.sweep(self._root, prefix))
+        """Remove unfinished puts. Only the lock on each file counts, which shows whether its process lives.
+
+        Also let no three uploads or more share the only physical copy of an object: a prune may have left them so.
+        """
+        removed = await self._run("sweep", "", lambda: leftovers.sweep(self._root, prefix))
+        for key in await self._run("read", "", lambda: sharing.only_copies(self._root, prefix)):
+            with contextlib.suppress(StoreError):  # a full disk, or the object was just deleted: the next sweep tries
+                await self._separate(key)
+        return removed
+
+    async def _separate(self, key: str) -> None:
+        """Give an object a physical copy of its own. Raises StoreError; then it is as before."""
+        found, path = await self.inspect(key), layout.object_path(self._root, key)
+        file = await self._incoming(key)
+        try:
+            await self._run("copy", key, lambda: file.copy_from(path, ignore_progress))
+            if file.tag != found.etag:
+                raise StoreError(f"{key!r} in {self._root} changed while it was copied", transient=True)
+            await self._run("copy", key, _call(file.commit, found.metadata))
+        except BaseException:
+            await _finish(file.discard)
+            raise
 
     async def count_unfinished(self, prefix: str) -> int:
         """Return how many files `sweep` would remove."""
