@@ -366,6 +366,20 @@ def test_rows_with_equal_ids_are_left_out_of_a_row_set_of_a_server(path, left_ou
     assert [state[:2] for state in new_states(path, known)] == new
 
 
+def test_rows_with_large_texts_are_read_in_groups(path, monkeypatch):
+    """DuckDB may decompress 2,048 rows for each statement."""
+    fill(path)
+    with base(path) as connection:
+        connection.execute(
+            "INSERT INTO reflections_v2(id, content) SELECT 'large ' || n, repeat('x', 100_000) || n"
+            " FROM range(100) r(n)"
+        )
+    statements, run = [], Engine.all_rows
+    monkeypatch.setattr(Engine, "all_rows", lambda self, *given: statements.append(given[0]) or run(self, *given))
+    assert len([row_id for _, row_id, _ in all_states(path) if row_id.startswith("large ")]) == 100
+    assert len([statement for statement in statements if statement.startswith("SELECT rowid")]) == 3
+
+
 def test_too_many_rows_are_not_compared(path, monkeypatch):
     fill(path)
     known = recorded(path)

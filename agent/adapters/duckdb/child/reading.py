@@ -118,10 +118,12 @@ class Reading:
         wanted = [self._page[position][0] for position in positions]
         if not wanted:
             return []
-        embeddings = self._embeddings(wanted[0].table, sorted({each.rowid for each in wanted if each.embedded}))
+        table = wanted[0].table
+        embeddings = self._embeddings(table, sorted({each.rowid for each in wanted if each.embedded}))
+        large = self._large_rows(table, sorted({each.rowid for each in wanted if each.row is None}))
         rows: list[Json] = []
         for each in wanted:
-            row = each.row or self._large_row(each.table, each.rowid)
+            row = each.row or large[each.rowid]
             assert row is not None
             rows.append([row.text, embeddings.get(each.rowid), row.time, row.metadata])
         return rows
@@ -199,22 +201,28 @@ class Reading:
     def _page_rows(self, table: Table, block: list[tuple[Cell, ...]]) -> Iterator[tuple[_PageRow, Json]]:
         rows = [_values(table, cells[3:]) for cells in block]
         names = self._names(table, rows)
-        for (rowid, size, embedded, *_), values in zip(block, rows, strict=True):
+        large: dict[int, Row | None] = {}
+        for at, ((rowid, size, embedded, *_), values) in enumerate(zip(block, rows, strict=True)):
             assert isinstance(rowid, int)
             assert isinstance(size, int)
-            if large := size > SMALL_BYTES:
-                row = self._large_row(table, rowid)
+            if is_large := size > SMALL_BYTES:
+                if rowid not in large:
+                    large = self._large_rows(table, _next_large(block[at:]))
+                row = large.pop(rowid)
             else:
                 row = row_of(table.kind, values, graph=self._graph, names=names)
             if row is not None:
                 state: Json = [row.kind, row.id, digest(row, embedded=bool(embedded)), bool(embedded), size]
-                yield _PageRow(table, rowid, size, bool(embedded), None if large else row), state
+                yield _PageRow(table, rowid, size, bool(embedded), None if is_large else row), state
 
-    def _large_row(self, table: Table, rowid: int) -> Row | None:
-        for cells in self._engine.all_rows(table.row, [rowid]):
-            values = _values(table, cells)
-            return row_of(table.kind, values, graph=self._graph, names=self._names(table, [values]))
-        return None
+    def _large_rows(self, table: Table, rowids: list[int]) -> dict[int, Row | None]:
+        """Return rows by rowid. DuckDB may decompress the texts of 2,048 rows for each statement."""
+        if not rowids:
+            return {}
+        found = self._engine.all_rows(table.rows, [rowids[0], rowids[-1], rowids])
+        values = {rowid: _values(table, cells) for rowid, *cells in found if isinstance(rowid, int)}
+        names = self._names(table, list(values.values()))
+        return {rowid: row_of(table.kind, one, graph=self._graph, names=names) for rowid, one in values.items()}
 
     def _names(self, table: Table, rows: Sequence[Values]) -> Mapping[str, str]:
         """Return the names of the entities in the rows of relationships, by ID."""
@@ -222,6 +230,18 @@ class Reading:
             return {}
         ids = {values[end] for values in rows for end in ("from_entity", "to_entity") if end in values}
         return entity_names(self._engine, self._columns, sorted(ids))
+
+
+def _next_large(block: Sequence[tuple[Cell, ...]]) -> list[int]:
+    """Return the rowids of the next large rows of a block: one, and more up to BLOCK_BYTES."""
+    rowids, held = list[int](), 0
+    for rowid, size, *_ in block:
+        if isinstance(rowid, int) and isinstance(size, int) and size > SMALL_BYTES:
+            held += size
+            if rowids and held > BLOCK_BYTES:
+                break
+            rowids.append(rowid)
+    return rowids
 
 
 def _values(table: Table, cells: Sequence[Cell]) -> Values:

@@ -18,7 +18,7 @@ EMBEDDING_BYTES = 4 * EMBEDDING_LENGTH
 """Size of an embedding in a database."""
 
 SMALL_BYTES = 64 * 1024
-"""A row with more text than this is read in a statement of its own."""
+"""A row with more text than this is read again, in a statement for a few such rows."""
 
 VECTOR_ROWS = 2048
 """Number of rows that DuckDB reads at once, at least."""
@@ -97,8 +97,8 @@ class Table:
     states: str
     """Parameters: first and last rowid. Returns rowid, bytes of text, whether it has an embedding, then the columns,
     or NULLs if the text is larger than SMALL_BYTES."""
-    row: str
-    """Parameter: a rowid. Returns the columns."""
+    rows: str
+    """Parameters: first and last rowid, list of rowids. Returns rowid, then the columns."""
     embedding: str
     """Parameters: first and last rowid, list of rowids with an embedding. Returns rowid, and the embedding as JSON."""
     some_states: str
@@ -302,7 +302,7 @@ def _table(shape: _Shape, found: Found, first: int, last: int) -> Table:
         block=shape.block,
         states=states(in_range),
         some_states=states(f"{in_range} AND {listed}"),
-        row=f"SELECT {columns} FROM {found.quoted} WHERE rowid = ?",  # noqa: S608 - quoted
+        rows=f"SELECT rowid, {columns} FROM {found.quoted} {in_range} AND {listed}",  # noqa: S608 - quoted
         embedding=(
             f"SELECT row_id, replace(CAST(numbers AS VARCHAR), ' ', '') FROM "  # noqa: S608 - quoted
             f"(SELECT rowid AS row_id, {numbers} AS numbers FROM {found.quoted} {in_range} AND {listed})"
