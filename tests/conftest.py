@@ -4,8 +4,10 @@ one of them."""
 import atexit
 import gc
 import os
+import shutil
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import structlog
@@ -18,6 +20,11 @@ from tests.support.session_buddy import WRITERS
 # Every worker and every command that a test starts imports the agent: compile it once, whatever the environment says.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Temporary files in memory, where there is room: the agent writes every file and every step of its ledger to the disk.
+_MEMORY = Path("/dev/shm")
+if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 if zygote.available():
     zygote.fork_children()

@@ -311,8 +311,7 @@ def send(server: Running, method: str, **message: object) -> None:
 @contextmanager
 def called(machine: Machine) -> Iterator[Running]:
     """The server with a running call of the sync tool, read line by line without the SDK."""
-    # With `env`: a forked test process would already have imported its own version of the SDK.
-    with machine.started("mcp", stdin=subprocess.PIPE, prefix=["env", COMMAND]) as server:
+    with machine.started("mcp", stdin=subprocess.PIPE) as server:
         hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
         send(server, "initialize", id=1, params=hello)
         server.printed.wait(lambda line: line.get("id") == 1)

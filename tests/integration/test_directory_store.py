@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from agent.adapters.directory_store.errors import translate
 from agent.adapters.gzip_members import GzipMembers
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError
 from agent.ports import Creation, StoredObject
+from tests.support.files import folder_on_another_disk
 
 ROOT = Path(__file__).parents[2]
 KEY = "systems/mac/uploads/20260101_000000_mac/reflection.duckdb"
@@ -204,11 +204,8 @@ async def test_the_root_is_created_but_not_its_parent(tmp_path):
 @pytest.fixture
 def disk(tmp_path):
     """A directory on another device than `tmp_path`."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("there is no other disk")
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
+    with folder_on_another_disk(tmp_path) as folder:
+        yield folder
 
 
 def link(root, folder):

@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, MirrorDirectory, bracketed_copy
+from agent.adapters.duckdb.child_process import WarmChild
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError, StagingFull
 from tests.support.session_buddy import REAL, STATES, Writer, check, create
@@ -76,12 +77,21 @@ def settled(monkeypatch):
 
 
 @pytest.fixture
-def new_taker(data_dir, tmp_path, clock):
+async def warm():
+    """The child of all takers of a test: to start one takes longer than to verify a copy."""
+    warm = WarmChild(SystemClock())
+    yield warm
+    await warm.end()
+
+
+@pytest.fixture
+def new_taker(data_dir, tmp_path, clock, warm):
     """Return a function that returns the taker of a process that starts."""
     return lambda **options: DuckdbSnapshotTaker(
         data_dir,
         tmp_path / "staging",
         clock=clock,
+        warm=warm,
         mirror=MirrorDirectory(tmp_path / "mirror", **options),
     )
 
@@ -264,7 +274,7 @@ async def test_snapshots_during_a_busy_session_are_consistent(engine, data_dir, 
     create(data_dir, commits=30)
     with Writer(data_dir, "--slow-checkpoints", "20", "--checkpoint-every", "40", "--interval", "0.01", engine=engine):
         rows = 30
-        for _ in range(20):
+        for _ in range(12):
             snapshot = await taker.take("reflection")
             found = check(snapshot.folder / MAIN)
             assert (found.problems, snapshot.verified) == ((), True), snapshot.unverified_reason

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from agent.adapters.directory_store import DirectoryStore, sharing
 from agent.adapters.directory_store.incoming import Incoming
 from agent.domain.errors import CopyUnsupported
 from agent.ports import StoredObject
+from tests.support.files import folder_on_another_disk
 
 DATA = bytes(range(256)) * 2000
 METADATA = {"sha256": "ab", "size": "512000"}
@@ -222,11 +222,8 @@ async def test_where_hard_links_are_refused_the_bytes_are_copied(store, root, mo
 
 async def test_a_file_on_another_device_is_copied(tmp_path, root):
     """The kernel refuses a link, and may refuse `copy_file_range`."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("there is no other disk")
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        source = Path(folder) / "object"
+    with folder_on_another_disk(tmp_path) as folder:
+        source = folder / "object"
         source.write_bytes(DATA)
         with source.open("rb") as origin:
             assert not sharing.hard_link(origin, source, tmp_path / "link")

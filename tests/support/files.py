@@ -1,8 +1,12 @@
-"""Files of a directory that other processes change meanwhile."""
+"""Files and folders for tests, and files of a directory that other processes change meanwhile."""
 
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 
 def files_in(folder: Path) -> Iterator[Path]:
@@ -19,3 +23,14 @@ def flip_bit(path: Path) -> None:
         byte = file.read(1)[0]
         file.seek(middle)
         file.write(bytes([byte ^ 1]))
+
+
+@contextmanager
+def folder_on_another_disk(path: Path) -> Iterator[Path]:
+    """Yield a new folder on another device than `path`; skip the test if there is none."""
+    for parent in map(Path, ("/dev/shm", "/var/tmp", "/tmp")):
+        if parent.is_dir() and parent.stat().st_dev != path.stat().st_dev:
+            with tempfile.TemporaryDirectory(dir=parent) as folder:
+                yield Path(folder)
+            return
+    pytest.skip("there is no other disk")
