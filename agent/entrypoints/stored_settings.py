@@ -12,6 +12,7 @@ from pathlib import Path
 from agent.adapters import fs
 from agent.bootstrap.home import RUN, Home
 from agent.domain.errors import SettingsError, StateError
+from agent.entrypoints.installation import check_owner
 from agent.settings import Loaded, Settings, load, variable
 from agent.settings.model import FIELDS, PATHS, S3_KEYS
 from agent.settings.own_files import (
@@ -59,7 +60,11 @@ class Draft:
         return tuple(change.file.name for change in self.changes)
 
     def write(self) -> None:
-        """Replace the files. Raises StateError if one cannot be written, or was changed since it was read."""
+        """Replace the files. Raises StateError if one cannot be written, or was changed since it was read.
+
+        Raises AkoshaError under sudo: the files would belong to root, and then be refused.
+        """
+        check_owner(Path.home())
         for change in self.changes:
             _write(change)
 

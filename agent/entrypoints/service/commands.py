@@ -13,6 +13,7 @@ from agent.domain.errors import AkoshaError, SettingsError
 from agent.entrypoints.cli.command import FAILED, CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.formatting import json_value, local_time
+from agent.entrypoints.installation import check_owner
 from agent.entrypoints.service import environment as env, install as installer, service_file
 from agent.entrypoints.service.manager import Runner, ServiceManager, ServiceSpec
 from agent.entrypoints.service.program import program
@@ -50,7 +51,7 @@ def install(
     """Install or update the service. It starts now and at every login, with the options given here."""
     home = Path.home()
     manager, runner = _manager(home, dry_run=dry_run)
-    installer.check_owner(home)
+    check_owner(home)
     if linger and manager.name != "systemd":
         raise AkoshaError("launchd cannot run the service while you are logged out", hint="--linger is for Linux")
     words = _words(options)
@@ -75,7 +76,7 @@ def uninstall(dry_run: DryRun = False) -> None:
     """Stop and remove the service. Settings, state and ledger are kept."""
     home = Path.home()
     manager, runner = _manager(home, dry_run=dry_run)
-    installer.check_owner(home)
+    check_owner(home)
     installer.uninstall(manager, runner, environment=_environment_file(manager), say=typer.echo)
 
 

@@ -1,6 +1,5 @@
 """`service install` and `service uninstall`: write or remove the files, then call the service manager."""
 
-import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +13,6 @@ from agent.entrypoints.service.service_file import FileState
 from agent.settings import Settings
 
 Say = Callable[[str], None]
-
-
-def check_owner(home: Path) -> None:
-    """Raise AkoshaError if another user owns the home directory, as under sudo: the files would belong to root."""
-    try:
-        owner = home.stat().st_uid
-    except OSError as error:
-        raise AkoshaError(f"the home directory {home} cannot be accessed: {error.strerror}") from error
-    if owner != os.geteuid():
-        raise AkoshaError(
-            f"{home} is not the home directory of the current user", hint="run the command as yourself, without sudo"
-        )
 
 
 def install(

@@ -1,0 +1,66 @@
+"""What `init` offers to install besides the settings, and what it installs without a question."""
+
+from pathlib import Path
+
+import pytest
+
+from agent.entrypoints.init import integrations
+from agent.entrypoints.init.integrations import Wishes, wanted_installations
+from agent.entrypoints.service import commands as service_commands
+from agent.entrypoints.service.status import ServiceStatus
+from agent.settings import Settings
+
+SERVICE, HOOK, MCP = "Run the agent as a service", "Install the hook", "Add the agent's MCP server"
+
+
+def status(**changes) -> ServiceStatus:
+    plain = {"installed": False, "enabled": False, "running": False, "outdated": False, "path": Path("/unit")}
+    return ServiceStatus(**plain | {"detail": "", "manager": "systemd"} | changes)
+
+
+@pytest.fixture
+def offers(monkeypatch, tmp_path):
+    """Return a function that returns the questions, all answered with yes, and the number of installations."""
+
+    def ask(found: ServiceStatus, *, claude: str | None = None, changed: bool = False, **flags: bool | None):
+        asked = []
+        monkeypatch.setenv("CLAUDE_CONFIG_DIR", str(tmp_path))
+        monkeypatch.setattr(integrations, "service_status", lambda *_: found)
+        monkeypatch.setattr(integrations, "_claude_path", lambda: claude)
+        monkeypatch.setattr(integrations, "_knows_mcp", lambda: False)
+        monkeypatch.setattr(integrations, "confirm", lambda text, **_: bool(asked.append(text)) or True)
+        wishes = Wishes(**{"service": None, "hook": None, "mcp": None, "ask": True} | flags)
+        wanted = wanted_installations(Settings(), changed=changed, flags=wishes)
+        return asked, wanted
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("service", "claude", "questions"),
+    [
+        (status(), "/bin/claude", [SERVICE, HOOK, MCP]),
+        (status(), None, [SERVICE, HOOK]),
+        (status(reachable=False), None, [HOOK]),
+        (status(manager="", path=None), None, [HOOK]),
+        (status(installed=True), None, [HOOK]),
+    ],
+    ids=["everything", "without Claude Code", "unreachable systemd", "other platform", "installed"],
+)
+def test_only_what_is_possible_and_missing_is_offered(offers, service, claude, questions):
+    asked, wanted = offers(service, claude=claude)
+    assert len(wanted) == len(asked) == len(questions)
+    assert all(text.startswith(question) for text, question in zip(asked, questions, strict=True))
+
+
+def test_flags_answer_the_questions_and_without_a_dialogue_nothing_else_is_installed(offers):
+    assert offers(status(), claude="/bin/claude", service=False, hook=False, mcp=False) == ([], [])
+    assert offers(status(), claude="/bin/claude", ask=False) == ([], [])
+    asked, wanted = offers(status(), service=True, hook=True, mcp=True, ask=False)
+    assert (asked, len(wanted)) == ([], 3)
+
+
+def test_a_running_service_is_restarted_if_settings_have_changed(offers):
+    running = status(installed=True, running=True)
+    assert offers(running, changed=True, ask=False) == ([], [service_commands.restart])
+    assert offers(running, changed=False, ask=False) == ([], [])
