@@ -137,6 +137,11 @@ class DatabaseRecord:
     problem: Problem | None = None
     delivered_by: str = ""
 
+    @property
+    def was_delivered(self) -> bool:
+        """Whether the target has some state of the database."""
+        return self.fingerprint is not None
+
 
 @dataclass(frozen=True, slots=True)
 class TargetRecord:

@@ -1,11 +1,13 @@
 """Shared by the commands and the MCP tool that read or change uploads."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from agent.application.archive.catalog import Catalog, CatalogEntry
 from agent.application.archive.command_results import CommandResults
 from agent.bootstrap.home import Home
-from agent.domain.errors import AlreadyRunning, NamingError, SettingsError
+from agent.domain.errors import AlreadyRunning, NamingError, NoSuchObject, SettingsError
 from agent.domain.events import UploadsPruned, UploadVerified
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
@@ -22,6 +24,22 @@ async def system_of(settings: Settings, system: str | None) -> str:
         return check_system_id(system)
     except NamingError as error:
         raise SettingsError(f"--system: {error.message}", hint=error.hint) from error
+
+
+@asynccontextmanager
+async def systems_as_hint(archive: Catalog, system: str | None) -> AsyncIterator[None]:
+    """Let a NoSuchObject of the block name the systems that have uploads, if `--system` names another one."""
+    try:
+        yield
+    except NoSuchObject as error:
+        if system is None:
+            raise
+        from agent.application.ingest.service import systems_in  # noqa: PLC0415 - only after a mistake
+
+        if system in (known := await systems_in(archive.store)):
+            raise
+        hint = f"systems with uploads there: {', '.join(known)}" if known else "no system has uploads there"
+        raise NoSuchObject(error.message, hint=hint) from error
 
 
 async def check_mounted(settings: Settings, archive: Catalog, system: str | None) -> None:

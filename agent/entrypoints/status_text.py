@@ -228,5 +228,5 @@ def counted_memories(memories: MemoryCounts) -> str:
         for reason, count in sorted(memories.waiting.items())
     ]
     if memories.refused:
-        counts.append(f"{sum(memories.refused.values()):,} were refused: akosha-agent memories --failed lists them")
+        counts.append(f"{sum(memories.refused.values()):,} were refused: akosha-agent memories --failed shows them")
     return "; ".join(counts)

@@ -6,9 +6,11 @@ Both carry the same request ID, so the sync is done once.
 """
 
 import asyncio
+import os
 import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import structlog
@@ -27,6 +29,8 @@ from agent.settings import Settings
 
 if TYPE_CHECKING:
     from agent.entrypoints.control_client.client import ControlClient
+
+SYNC_DISABLED, ENABLE_SYNC = "sync is disabled", "set akosha_sync_enabled to true"
 
 POLL_SECONDS = 0.1
 WITHDRAW_SECONDS = 5.0
@@ -64,11 +68,15 @@ def _ignore(_: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SyncClient:
-    """Requests one sync and waits for its result."""
+    """Requests one sync and waits for its result.
+
+    `data_dir`: the only directory whose databases may be synced, also by a running agent; None: that of its settings.
+    """
 
     home: Home
     identity: Identity
     ask: SyncAsked
+    data_dir: Path | None = None
 
     @classmethod
     async def prepare(
@@ -81,13 +89,14 @@ class SyncClient:
         upload_knowledge_graph: bool = True,
         take_over: bool = False,
         new_target: bool = False,
+        data_dir: Path | None = None,
     ) -> Self:
         """Create the request, and the state directory if it does not exist. Nothing is synced yet.
 
         Raises SettingsError if sync is disabled, StateError, NamingError.
         """
         if not settings.sync_enabled:
-            raise SettingsError("sync is disabled", hint="set akosha_sync_enabled to true")
+            raise SettingsError(SYNC_DISABLED, hint=ENABLE_SYNC)
         home = Home.of(settings)
         identity = await asyncio.to_thread(home.prepare)
         ask = SyncAsked(
@@ -102,7 +111,7 @@ class SyncClient:
             take_over=take_over,
             new_target=new_target,
         )
-        return cls(home, identity, ask)
+        return cls(home, identity, ask, data_dir)
 
     async def result(
         self,
@@ -116,7 +125,8 @@ class SyncClient:
         If that process exits without a result, sync in this process.
 
         Concurrent calls, in one process or several, take turns. When cancelled, the note is withdrawn, and a sync in
-        this process cleans up. Raises SettingsError, StateError, and errors that leave a sync without a result.
+        this process cleans up. Raises SettingsError (also if a running agent syncs another directory than `data_dir`),
+        StateError, and errors that leave a sync without a result.
         """
         sent = set[str]()
 
@@ -274,6 +284,9 @@ class _DelegatedSync:
                     self._message_once(warning.code, str(warning))
                     self._warn_once("agent_silent", pid=holder.pid, next_step="a note in its spool has the request")
             self._endpoint.back_off()
+        if holder.command == RUN and self._client.data_dir is not None:
+            text = "the running agent does not answer, so it is unknown whether it syncs the given directory"
+            self._message_once("data_dir_unknown", text)
         await self._leave_note()
         return (await self._client.outcome())[0]
 
@@ -326,6 +339,7 @@ class _DelegatedSync:
             return result
         async with client, client.events(after=position) as events:
             if not self._note:
+                await self._check_data_dir(client)
                 await client.ask(ask)
                 self._accepted = True
             self._endpoint.reset_pause()
@@ -335,6 +349,17 @@ class _DelegatedSync:
                 elif isinstance(item.event, SyncResult) and item.event.request_id == ask.id:
                     return item.event
         return None
+
+    async def _check_data_dir(self, client: "ControlClient") -> None:
+        """Raise SettingsError if the agent syncs another directory than the one that was given."""
+        if (wanted := self._client.data_dir) is None:
+            return
+        agents = Path((await client.status()).data_dir)
+        if await asyncio.to_thread(os.path.realpath, agents) != await asyncio.to_thread(os.path.realpath, wanted):
+            raise SettingsError(
+                f"the running agent syncs {agents}, not {wanted}",
+                hint="leave --data-dir out, or use another --state-dir for the other directory",
+            )
 
     async def _leave_note(self) -> None:
         """Leave a note unless one was left. When cancelled meanwhile, withdraw it once it is written."""

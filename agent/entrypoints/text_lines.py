@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TextIO
 
-NARROWEST = 20
+NARROWEST = 16
 """Columns of text that are left beside a label; on a narrower terminal, lines are longer than it."""
 
 RESET = "\x1b[0m"

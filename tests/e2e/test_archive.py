@@ -98,6 +98,8 @@ def test_verifying_another_systems_uploads_records_no_event(machine):
     found = machine.call("verify", "--system", "laptop", "--json")
     assert (found.code, json.loads(found.out)["system_id"]) == (0, "laptop")
     assert verifications(machine) == []
+    unknown = machine.call("verify", "--system", "nosuch")
+    assert (unknown.code, "(systems with uploads there: laptop)" in unknown.err) == (1, True), unknown.err
 
 
 @pytest.mark.parametrize("words", [("list",), ("show", "latest")], ids=["list", "show"])

@@ -56,7 +56,7 @@ def test_one_restore_sets_up_a_new_laptop(laptop, tmp_path):
     [
         (["latest"], "--to"),
         (["latest", "--at", "2026-11-20 18:00", "--to", "x"], "--at"),
-        (["--at", "yesterday", "--to", "x"], "is not a time"),
+        (["--at", "tomorrow", "--to", "x"], "is not a time"),
         (["--system", "a/b", "--to", "x"], "--system"),
         (["--to", ""], "name of the directory is empty"),
     ],

@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 import pytest
 
 from agent.bootstrap.home import Home
+from agent.domain.errors import SettingsError
 from agent.domain.events import Event, SyncProgress
 from agent.entrypoints.control_client import follow_history
 from agent.entrypoints.status_view import gather_status
@@ -75,6 +76,10 @@ async def test_commands_use_the_agents_socket_and_wait_while_it_is_suspended(mac
             other = home.settings.model_copy(update={"system_id": "desktop"})
             refused = await (await SyncClient.prepare(other)).result()
             assert "the event is for the system desktop" in refused.error
+
+            elsewhere = await SyncClient.prepare(home.settings, data_dir=machine.home / "elsewhere")
+            with pytest.raises(SettingsError, match=f"the running agent syncs {machine.data}, not .*elsewhere"):
+                await elsewhere.result()
 
             agent.process.send_signal(signal.SIGSTOP)
             machine.write(commits=21)

@@ -38,6 +38,10 @@ def settings_of(tmp_path: Path, **keys: object):
     return load(command_line=text, settings_file=None, environ={}, cwd=tmp_path, home=tmp_path).settings
 
 
+def options_of(home: Home) -> Options:
+    return Options(data_dir=home.settings.agent_data_dir, state_dir=home.settings.agent_state_dir)
+
+
 @pytest.fixture
 async def home(tmp_path):
     """A home whose ledger has COUNT events, more than one query returns."""
@@ -196,7 +200,7 @@ async def test_a_sync_cancelled_while_it_waits_for_the_agent_removes_its_note(tm
         return list(home.state.spool.glob("*.json"))
 
     with home.lock("run"):
-        syncing = asyncio.create_task(sync(home.settings, as_json=True))
+        syncing = asyncio.create_task(sync(options_of(home), as_json=True))
         async with asyncio.timeout(60):
             while not notes():
                 await asyncio.sleep(0.005)
@@ -217,7 +221,7 @@ async def test_a_sync_cancelled_while_it_writes_its_note_removes_the_note(tmp_pa
 
     monkeypatch.setattr(Home, "leave_note", slow)
     with home.lock("run"):
-        syncing = asyncio.create_task(sync(home.settings, as_json=True))
+        syncing = asyncio.create_task(sync(options_of(home), as_json=True))
         async with asyncio.timeout(60):
             await writing.wait()
             syncing.cancel()

@@ -21,15 +21,18 @@ from agent.application.monitoring.status import (
 from agent.application.status_warnings import notes_waiting
 from agent.domain.databases import NO_DATABASES
 from agent.domain.events import MethodError, UploadsPruned, UploadVerified
-from agent.domain.memories import NO_EMBEDDING
+from agent.domain.memories import NO_EMBEDDING, Kind, RowState
 from agent.domain.progress import Activity
 from agent.domain.status_warning import StatusWarning
+from agent.domain.sync_preview import DatabasePreview, DatabaseStep, FilePreview, FileStep
 from agent.entrypoints import narrator
+from agent.entrypoints.memories_text import Account, account_lines
 from agent.entrypoints.sentences import event_lines, log_lines
 from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.status_text import status_lines
+from agent.entrypoints.sync_preview import SyncPreview, preview_lines
 from agent.entrypoints.text_lines import Line, rendered
-from agent.ports import MemoryCounts
+from agent.ports import HeldMemory, MemoryCounts
 from tests.support import values
 from tests.support.values import NOON
 
@@ -164,6 +167,53 @@ NARRATION: Mapping[str, Sequence[tuple[Sequence[Line], float]]] = {
 }  # fmt: skip
 
 
+LARGE = FilePreview(
+    name="reflection.duckdb", step=FileStep.PATCH, size=72_000_000, whole_bytes=66_000_000, patch_bytes=33_000_000
+)
+WAL = FilePreview(name="reflection.duckdb.wal", step=FileStep.WHOLE, size=910_000, whole_bytes=180_000)
+PREVIEW = SyncPreview(
+    method="cloud", location=LOCATIONS["cloud"], system_id="laptop",
+    databases=(
+        DatabasePreview(name="knowledge_graph", step=DatabaseStep.UNCHANGED),
+        DatabasePreview(name="knowledge_graph_old", step=DatabaseStep.REMOVED),
+        DatabasePreview(name="reflection", step=DatabaseStep.SEND, files=(LARGE, WAL)),
+    ),
+)  # fmt: skip
+PREVIEWS: Mapping[str, SyncPreview] = {
+    "a large database and its WAL have changed": PREVIEW,
+    "an interrupted first upload, and a database that could not be copied": replace(
+        PREVIEW, resumes="20260301_115700_laptop", known=False,
+        databases=(
+            DatabasePreview(
+                name="reflection", step=DatabaseStep.SEND, files=(replace(WAL, name="reflection.duckdb"),),
+                problem="not a DuckDB database",
+            ),
+        ),
+    ),
+    "the target is an Akosha server": replace(PREVIEW, method="http", location=LOCATIONS["http"]),
+    "nothing has changed": replace(PREVIEW, databases=PREVIEW.databases[:1]),
+}  # fmt: skip
+
+
+def held(number: int, state: str, reason: str, kind: Kind = "conversation") -> HeldMemory:
+    row = RowState(database="reflection", kind=kind, id=f"{number:032x}", digest="0" * 32, embedded=False)
+    return HeldMemory(row=row, state=state, reason=reason, since=NOON)
+
+
+HELD = (held(1, "refused", "the text is too long"), *(held(number, "waiting", NO_EMBEDDING) for number in range(2, 15)))
+TEXTS = {
+    HELD[0].row.key: "Full transcript of the session about the parser:\n" + "and then " * 40,
+    HELD[1].row.key: "How do I configure the retry back-off of the uploads?",
+}
+COUNTS = MemoryCounts(delivered=1_305, waiting={NO_EMBEDDING: 13}, refused={"the text is too long": 1})
+AKOSHA_ACCOUNT = Account(replace(values.TARGET, method="http"), COUNTS, HELD, confirmed_at=NOON)
+ACCOUNTS: Mapping[str, tuple[Account, bool]] = {
+    "an Akosha server": (AKOSHA_ACCOUNT, False),
+    "an Akosha server, --all": (replace(AKOSHA_ACCOUNT, held=HELD[:2]), True),
+    "a bucket": (Account(values.TARGET, MemoryCounts(), (), None, rows=8_210), False),
+}
+
+
 def screens() -> Mapping[str, Mapping[str, list[Line]]]:
     """Return name of the command -> what it is about -> its lines."""
     return {
@@ -171,6 +221,11 @@ def screens() -> Mapping[str, Mapping[str, list[Line]]]:
             about: [line for event, at in entries for line in narrator.timed(event, NOON + timedelta(seconds=at))]
             for about, entries in NARRATION.items()
         },
+        "memories": {
+            about: account_lines(account, LOCATIONS[account.target.method], TEXTS, failed=False, everything=everything)
+            for about, (account, everything) in ACCOUNTS.items()
+        },
+        "sync_dry_run": {about: list(preview_lines(found)) for about, found in PREVIEWS.items()},
         "status": {
             about: status_lines(
                 document,

@@ -164,17 +164,45 @@ async def test_show_reads_only_one_upload():
 
 
 def test_a_time_is_rfc_3339_or_local_time():
-    assert time_of("2026-11-20T18:00:00Z") == datetime(2026, 11, 20, 18, tzinfo=UTC)
-    assert time_of("2026-11-20T18:00:00+02:00") == datetime(2026, 11, 20, 16, tzinfo=UTC)
-    assert time_of("2026-11-20 18:00:00") == datetime(2026, 11, 20, 18).astimezone()
+    assert time_of("2026-11-20T18:00:00Z", values.NOON) == datetime(2026, 11, 20, 18, tzinfo=UTC)
+    assert time_of("2026-11-20T18:00:00+02:00", values.NOON) == datetime(2026, 11, 20, 16, tzinfo=UTC)
+    assert time_of("2026-11-20 18:00:00", values.NOON) == datetime(2026, 11, 20, 18).astimezone()
     minute = datetime(2026, 11, 20, 18, 0, 59, 999_999).astimezone()
-    assert time_of(" 2026-11-20 18:00") == minute, "an upload is listed by its minute"
+    assert time_of(" 2026-11-20 18:00", values.NOON) == minute, "an upload is listed by its minute"
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2026-11-20", "18:00", "2026-13-01 10:00", "0001-01-01 00:00:99"])
+def test_a_time_can_be_relative_to_now():
+    now = datetime(2026, 11, 20, 18, 30, tzinfo=UTC)
+    assert time_of("now", now) == now
+    assert time_of("2 hours ago", now) == now - timedelta(hours=2)
+    assert time_of(" An  hour ago", now) == now - timedelta(hours=1)
+    assert time_of("3 weeks ago", now) == now - timedelta(weeks=3)
+    local = now.astimezone()
+    yesterday = (local - timedelta(days=1)).date()
+    end = datetime(yesterday.year, yesterday.month, yesterday.day, 23, 59, 59, 999_999).astimezone()
+    assert time_of("yesterday", now) == end
+    assert time_of("yesterday 9:05", now) == end.replace(hour=9, minute=5)
+    assert time_of("today at 18:00", now) == local.replace(hour=18, minute=0, second=59, microsecond=999_999)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2026-11-20",
+        "tomorrow",
+        "2 ago",
+        "yesterday 25:00",
+        "99999 days ago",
+        "in 2 hours",
+        "18:00",
+        "2026-13-01 10:00",
+        "0001-01-01 00:00:99",
+    ],
+)
 def test_an_invalid_time_is_a_settings_error(text):
     with pytest.raises(SettingsError):
-        time_of(text)
+        time_of(text, values.NOON)
 
 
 def test_a_valid_manifest_passes_the_plausibility_check():

@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from agent.application.sync.bucket_uploads import BucketUploads, NotAManifest
@@ -38,6 +38,8 @@ MOST_UNPACKED = 1040
 """Maximum number of bytes that one byte of gzip decompresses to, with a small margin."""
 
 _MINUTE = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
+_AGO = re.compile(r"(?P<number>an?|\d{1,4}) (?P<unit>minute|hour|day|week)s? ago")
+_DAY = re.compile(r"(?P<day>yesterday|today)(?: (?:at )?(?P<clock>\d{1,2}:\d{2}))?")
 _SPARE = 2**16
 _LIST = "akosha-agent uploads lists the uploads"
 MISSING = "is missing"
@@ -319,12 +321,22 @@ def object_name(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def time_of(text: str) -> datetime:
-    """Parse a time: RFC 3339, or `2026-11-20 18:00` in local time.
+def time_of(text: str, now: datetime) -> datetime:
+    """Parse a time: RFC 3339, `2026-11-20 18:00` in local time, or a time before `now`.
 
     A time without seconds means the end of that minute: uploads are listed by the minute, and the user means the
-    upload listed with it. Raises SettingsError for anything else: a day alone could mean its start or its end.
+    upload listed with it. `yesterday` is the end of that day, `yesterday 18:00` a time of it; `2 hours ago` counts from
+    `now`. Raises SettingsError for anything else: a date alone could mean its start or its end.
     """
+    words = " ".join(text.lower().split())
+    if ago := _AGO.fullmatch(words):
+        number = 1 if ago["number"] in ("a", "an") else int(ago["number"])
+        return now - timedelta(**{f"{ago['unit']}s": number})
+    if words == "now":
+        return now
+    if (day := _DAY.fullmatch(words)) and (clock := day["clock"] or "23:59"):
+        date = now.astimezone().date() - timedelta(days=day["day"] == "yesterday")
+        text = f"{date} {clock:0>5}"
     try:
         time = datetime.fromisoformat(text.strip())
         if ":" in text:
@@ -333,7 +345,10 @@ def time_of(text: str) -> datetime:
             return time if time.tzinfo else time.astimezone()
     except (ValueError, OverflowError):
         pass
-    raise SettingsError(f"{text!r:.60} is not a time", hint="write 2026-11-20 18:00, or 2026-11-20T18:00:00+01:00")
+    raise SettingsError(
+        f"{text!r:.60} is not a time",
+        hint="write 2026-11-20 18:00, 2026-11-20T18:00:00+01:00, yesterday, yesterday 18:00, or 2 hours ago",
+    )
 
 
 def _newest_first(uploads: Collection[str]) -> list[str]:

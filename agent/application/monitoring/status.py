@@ -267,6 +267,8 @@ def _target(
     databases = []
     for name in sorted({*survey, *record.databases}):
         known = record.databases.get(name)
+        if name not in survey and known and not known.was_delivered:
+            continue  # nobody has it any more
         databases.append(
             DatabaseStatus(
                 name=name,

@@ -117,7 +117,9 @@ class Attempt:
         waiting = _reasons(record, self.survey)
         if waiting:
             return "; ".join(f"{name} waits: {reason}" for name, reason in sorted(waiting.items()))
-        return NO_CHANGE
+        kept = {name for name, known in record.databases.items() if known.was_delivered}
+        removed = ", ".join(sorted(kept - self.survey.keys()))
+        return f"{NO_CHANGE}; removed from this machine, kept in the target: {removed}" if removed else NO_CHANGE
 
 
 def _reasons(record: TargetRecord, survey: Survey) -> Mapping[str, str]:

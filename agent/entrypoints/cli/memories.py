@@ -2,50 +2,35 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
 from agent.application.sync.delivery_probe import PREFIX, ProbeState
 from agent.bootstrap.home import Home
 from agent.bootstrap.stores import location_of
-from agent.domain.delivery_state import Target
-from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
-from agent.domain.plain_text import shorten
 from agent.domain.routing import HTTP
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
-from agent.entrypoints.cli.terminal import print_table, table_console
-from agent.entrypoints.formatting import local_time
-from agent.ports import HeldMemory, MemoryCounts
+from agent.entrypoints.memories_text import Account, Texts, account_lines
+from agent.entrypoints.text_lines import print_lines
 from agent.settings import Settings
 
 MOST_SHOWN = 1000
-LONGEST_SHOWN = 200
-"""Length limit of an ID or a reason in the table; JSON has the full text."""
+"""Number of memories that are read from the ledger, without --all."""
+
+EVERY_ONE = 10**9
 
 app = CommandGroup()
-
-
-@dataclass(frozen=True, slots=True)
-class _Account:
-    """One target's memories."""
-
-    target: Target
-    counts: MemoryCounts
-    held: Sequence[HeldMemory]
-    confirmed_at: datetime | None
 
 
 @app.command()
 async def memories(
     settings: Settings,
     failed: Annotated[bool, typer.Option("--failed", help="Show only memories that the server refused.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List every memory that waits or was refused.")] = False,
     again: Annotated[
         bool,
         typer.Option(
@@ -67,17 +52,26 @@ async def memories(
             notes = await ledger.notes()
             for target in home.targets(identity).values():
                 counts = await ledger.memories().counts(target)
-                held = await ledger.memories().held(target, limit=MOST_SHOWN)
+                held = await ledger.memories().held(target, limit=EVERY_ONE if everything else MOST_SHOWN)
                 shown = [one for one in held if one.state == "refused" or not failed]
                 probe = ProbeState.from_notes(notes, target)
-                accounts.append(_Account(target, counts, shown, probe.answered if probe else None))
+                known = (await ledger.record(target)).databases.values()
+                rows = sum(sum(one.rows.values()) for one in known)
+                accounts.append(Account(target, counts, shown, probe.answered if probe else None, rows))
         finally:
             await ledger.aclose()
     if as_json:
         typer.echo(json.dumps([_document(account) for account in accounts], indent=2))
-    else:
-        for account in accounts:
-            _print(account, settings.cloud_region, failed=failed)
+        return 0
+    texts: Texts = {}
+    if not everything and (keys := {one.row.key for account in accounts for one in account.examples()}):
+        from agent.bootstrap.memory_texts import texts_of  # noqa: PLC0415 - imports what reads databases
+
+        texts = await texts_of(home, keys)
+    for account in accounts:
+        target = account.target
+        location = location_of(target.method, target.endpoint, target.bucket, settings.cloud_region)
+        print_lines(account_lines(account, location, texts, failed=failed, everything=everything))
     return 0
 
 
@@ -97,7 +91,7 @@ async def _send_again(home: Home) -> int:
     return 0
 
 
-def _document(account: _Account) -> Mapping[str, object]:
+def _document(account: Account) -> Mapping[str, object]:
     return {
         "method": account.target.method,
         "endpoint": account.target.endpoint,
@@ -119,36 +113,3 @@ def _document(account: _Account) -> Mapping[str, object]:
             for one in account.held
         ],
     }
-
-
-def _print(account: _Account, region: str, *, failed: bool) -> None:
-    console = table_console()
-    counts, target = account.counts, account.target
-    refused, waiting = sum(counts.refused.values()), sum(counts.waiting.values())
-    console.print(
-        f"{target.method}  {location_of(target.method, target.endpoint, target.bucket, region)}"
-        f": {counts.delivered:,} delivered, {waiting:,} wait, {refused:,} were refused"
-    )
-    if target.method == HTTP and counts.delivered:
-        console.print(f"  {DELIVERED_TO_AKOSHA}")
-    if account.confirmed_at:
-        console.print(f"  {CONFIRMED}: checked at {local_time(account.confirmed_at)}")
-    if NO_EMBEDDING in counts.waiting:
-        console.print(f"  {counts.waiting[NO_EMBEDDING]:,} wait for an embedding: {EMBEDDING_HINT}")
-    if not account.held:
-        return
-    table = Table("database", "kind", box=None, padding=(0, 2, 0, 2))
-    for title in ("id", "state", "reason"):
-        table.add_column(title, overflow="fold")
-    for one in account.held:
-        table.add_row(
-            one.row.database,
-            one.row.kind,
-            shorten(one.row.id, LONGEST_SHOWN),
-            one.state,
-            shorten(one.reason, LONGEST_SHOWN),
-        )
-    print_table(table)
-    total = refused if failed else refused + waiting
-    if len(account.held) < total:
-        console.print(f"  and {total - len(account.held):,} more")

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from agent.domain.errors import NoSuchObject, SettingsError
 from agent.domain.manifest import Manifest
 from agent.domain.plain_text import printable
 from agent.domain.restore_plan import Restored, RestoredDatabase, restorable
-from agent.entrypoints.archive import check_mounted, system_of
+from agent.entrypoints.archive import check_mounted, system_of, systems_as_hint
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.formatting import human_bytes, local_time
@@ -53,7 +53,8 @@ async def restore(
         typer.Option(
             "--at",
             metavar="TIME",
-            help="Restore the newest upload made until this time: '2026-11-20 18:00', or RFC 3339.",
+            help="Restore the newest upload made until this time: '2026-11-20 18:00', RFC 3339, yesterday, "
+            "'yesterday 18:00', or '2 hours ago'.",
         ),
     ] = None,
     only: Annotated[
@@ -79,10 +80,10 @@ async def restore(
     """
     if upload is not None and at is not None:
         raise SettingsError("both an upload and --at were given", hint="give only one of them")
-    moment = time_of(at) if at is not None else None
+    moment = time_of(at, datetime.now(UTC)) if at is not None else None
     request = RestoreRequest(only=tuple(only or ()), raw=raw, force=force)
     await asyncio.to_thread(check_destination, settings, to)
-    async with open_archive(settings, await system_of(settings, system)) as archive:
+    async with open_archive(settings, await system_of(settings, system)) as archive, systems_as_hint(archive, system):
         restored = await _restored(settings, archive, to, upload, moment, at, request, system)
     if as_json:
         typer.echo(json.dumps(restored.to_document(), indent=2))

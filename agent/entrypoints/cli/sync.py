@@ -8,12 +8,14 @@ import typer
 
 from agent.domain.events import SyncProgress
 from agent.domain.plain_text import printable
+from agent.domain.routing import CLOUD
 from agent.entrypoints import logs
-from agent.entrypoints.cli.command import CommandGroup
+from agent.entrypoints.cli.command import CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson
-from agent.entrypoints.formatting import sync_lines
+from agent.entrypoints.formatting import json_value, sync_lines
 from agent.entrypoints.progress_line import progress_bar
 from agent.entrypoints.sync_client import SyncClient
+from agent.entrypoints.text_lines import print_lines
 from agent.settings import Settings
 
 app = CommandGroup()
@@ -29,7 +31,7 @@ class Method(StrEnum):
 
 @app.command()
 async def sync(
-    settings: Settings,
+    options: Options,
     method: Annotated[Method, typer.Option(help="How to deliver; auto follows the settings.")] = Method.AUTO,
     no_fallback: Annotated[bool, typer.Option("--no-fallback", help="Fail instead of trying the next method.")] = False,
     take_over: Annotated[
@@ -46,11 +48,18 @@ async def sync(
             help="Accept that the disk, directory or bucket was replaced on purpose, and upload everything to it.",
         ),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be sent, how large it is, and to which target.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Sync once, now. If an agent is running, it does the sync, with its own settings."""
+    settings = options.load().settings
+    if dry_run:
+        return await _preview(settings, method=method.value, enable_fallback=not no_fallback, as_json=as_json)
     client = await SyncClient.prepare(
         settings,
+        data_dir=options.data_dir and settings.agent_data_dir,
         method=method.value,
         enable_fallback=not no_fallback,
         take_over=take_over,
@@ -73,4 +82,17 @@ async def sync(
     else:
         for line in sync_lines(result):
             typer.echo(printable(line), err=not result.success)
+        if take_over and result.success and result.method == CLOUD:
+            typer.echo(f"the uploads of {result.system_id} there belong to this machine now")
     return 0 if result.success else 1
+
+
+async def _preview(settings: Settings, *, method: str, enable_fallback: bool, as_json: bool) -> int:
+    from agent.entrypoints.sync_preview import preview_lines, preview_of  # noqa: PLC0415 - only this option needs it
+
+    found = await preview_of(settings, method=method, enable_fallback=enable_fallback)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2, default=json_value))
+    else:
+        print_lines(line.map(printable) for line in preview_lines(found))
+    return 0

@@ -12,7 +12,7 @@ from agent.application.archive.catalog import MANIFESTS, CatalogEntry, CatalogLi
 from agent.bootstrap.archive import open_archive
 from agent.domain.errors import NoSuchObject
 from agent.domain.manifest import Manifest
-from agent.entrypoints.archive import carried_databases, check_mounted, system_of, upload_document
+from agent.entrypoints.archive import carried_databases, check_mounted, system_of, systems_as_hint, upload_document
 from agent.entrypoints.cli.command import CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.cli.terminal import print_table, table_console
@@ -69,7 +69,7 @@ async def show(
     as_json: AsJson = False,
 ) -> int:
     """Show one upload: its files, its memories, and what it lacks."""
-    async with open_archive(settings, await system_of(settings, system)) as archive:
+    async with open_archive(settings, await system_of(settings, system)) as archive, systems_as_hint(archive, system):
         try:
             entry = await archive.show(await archive.resolve(upload))
         except NoSuchObject:

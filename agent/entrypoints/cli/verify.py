@@ -16,7 +16,7 @@ from agent.bootstrap.archive import open_archive, open_deep_verifier
 from agent.bootstrap.home import Home
 from agent.domain.errors import LedgerDamaged, SettingsError
 from agent.domain.plain_text import printable
-from agent.entrypoints.archive import record_events, system_of
+from agent.entrypoints.archive import record_events, system_of, systems_as_hint
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.progress_line import progress_bar
@@ -50,7 +50,7 @@ async def verify(
     home = Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
     system_id = await system_of(settings, system)
-    async with open_archive(settings, system_id) as archive:
+    async with open_archive(settings, system_id) as archive, systems_as_hint(archive, system):
         if system_id == identity.system_id:
             with suppress(LedgerDamaged):  # verifying needs only the target, not the ledger
                 async with home.ownership(identity, archive.store) as ownership, archive.stall_limit():
