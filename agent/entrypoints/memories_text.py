@@ -56,10 +56,14 @@ def account_lines(account: Account, location: str, texts: Texts, *, failed: bool
     counts, target = account.counts, account.target
     if target.method == CLOUD:
         rows = f"{account.rows:,} rows in the last upload, which has the whole databases"
-        return [Line(f"cloud  {location}: {rows if account.rows else 'nothing has been uploaded yet'}", bold=5)]
+        return [
+            Line(f"cloud  {location}: {rows if account.rows else 'nothing has been uploaded yet'}", indent=2, bold=5)
+        ]
     refused, waiting = sum(counts.refused.values()), sum(counts.waiting.values())
-    summary = f"{counts.delivered:,} delivered, {waiting:,} wait, {refused:,} were refused"
-    lines = [Line(f"{target.method}  {location}: {summary}", bold=len(target.method))]
+    summary = (
+        f"{counts.delivered:,} delivered, {waiting:,} wait, {refused:,} {'was' if refused == 1 else 'were'} refused"
+    )
+    lines = [Line(f"{target.method}  {location}: {summary}", indent=2, bold=len(target.method))]
     if target.method == HTTP and counts.delivered:
         lines.append(Line(f"  {DELIVERED_TO_AKOSHA}", indent=2))
     if account.confirmed_at:
@@ -84,11 +88,10 @@ def _groups(account: Account, texts: Texts, *, failed: bool) -> Iterator[Line]:
             yield Line(f"  {EMBEDDING_HINT}", indent=2)
         shown = [one for one in account.examples() if (one.state, one.reason) == (state, reason)]
         for one in shown:
-            yield Line(
-                f"    {one.row.kind}  {_excerpt(texts.get(one.row.key)) or shorten(one.row.id, LONGEST_EXCERPT)}"
-            )
+            text = _excerpt(texts.get(one.row.key)) or shorten(one.row.id, LONGEST_EXCERPT)
+            yield Line(f"    {one.row.kind}  {text}", indent=6)
         if count > len(shown):
-            yield Line(f"    and {count - len(shown):,} more: {LIST_ALL}", Style.DIM)
+            yield Line(f"    and {count - len(shown):,} more: {LIST_ALL}", Style.DIM, indent=6)
 
 
 def _list(account: Account) -> Iterator[Line]:
@@ -107,7 +110,7 @@ def _list(account: Account) -> Iterator[Line]:
     ]
     yield Line("")
     for row in columns([tuple(map(printable, row)) for row in rows]):
-        yield Line(f"  {row}")
+        yield Line(f"  {row}", indent=4)
 
 
 def _excerpt(text: str | None) -> str:

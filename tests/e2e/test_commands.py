@@ -319,3 +319,21 @@ def test_a_state_directory_within_the_data_directory_is_refused(machine):
     done = machine.call("sync")
     assert (done.code, "--state-dir" in done.err) == (1, True)
     assert not machine.state.exists()
+
+
+def test_a_dry_run_shows_what_would_be_sent_and_changes_nothing(machine):
+    machine.write(commits=5, entities=1)
+    first = machine.call("sync", "--dry-run").out
+    assert f"a sync would go to {machine.bucket.as_uri()} as laptop" in first
+    assert "whole, about" in first
+    assert machine.manifests == []
+    machine.sync()
+    machine.write(commits=6)
+    before = machine.call("events", "--json").out, machine.status()["targets"], sorted(machine.bucket.rglob("*"))
+    shown = machine.call("sync", "--dry-run", "--json").json
+    assert {database["name"]: database["step"] for database in shown["databases"]} == {
+        "knowledge_graph": "unchanged", "reflection": "send",
+    }  # fmt: skip
+    assert shown["most_bytes"] > 0
+    after = machine.call("events", "--json").out, machine.status()["targets"], sorted(machine.bucket.rglob("*"))
+    assert after == before

@@ -1,5 +1,6 @@
 """The target that a command uses, with and without a bucket, Akosha, or both."""
 
+import re
 import signal
 import socket
 import threading
@@ -215,3 +216,14 @@ def test_the_token_is_in_no_file_and_no_command_line(machine, akosha):
     assert files
     assert not [path for path in files if token.encode() in path.read_bytes()]
     assert token not in str(arguments)
+
+
+def test_waiting_memories_are_shown_with_the_first_words_of_a_copy(machine, akosha):
+    machine.set(cloud_endpoint=None, http_missing_embedding="wait")
+    machine.sync(code=1)
+    done = machine.call("memories")
+    assert re.search(r'\n  8 wait: no embedding\n.*\n    \w+  "[^"]', done.out), done.out
+    assert "and 5 more: akosha-agent memories --all lists them" in done.out
+    assert done.out.count("\n    ") == 4
+    assert machine.call("memories", "--all").out.count("waiting  no embedding") == 8
+    assert not (machine.state / "reading").exists()
