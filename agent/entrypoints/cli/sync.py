@@ -65,6 +65,11 @@ async def sync(
         take_over=take_over,
         new_target=new_target,
     )
+    return await sync_shown(client, as_json=as_json)
+
+
+async def sync_shown(client: SyncClient, *, as_json: bool = False) -> int:
+    """Do a sync, show its progress, and print its result. Returns the exit code. Raises as `SyncClient.result`."""
     async with progress_bar() as bar:
         bar.phase("looking for changes", None)
 
@@ -82,7 +87,7 @@ async def sync(
     else:
         for line in sync_lines(result):
             typer.echo(printable(line), err=not result.success)
-        if take_over and result.success and result.method == CLOUD:
+        if client.ask.take_over and result.success and result.method == CLOUD:
             typer.echo(f"the uploads of {result.system_id} there belong to this machine now")
     return 0 if result.success else 1
 

@@ -296,16 +296,22 @@ def _apply(accepted: Draft, installations: Sequence[Installation]) -> int:
         typer.echo(notice)
         return FAILED if problems else 0
     from agent.entrypoints.cli.status import status  # noqa: PLC0415 - the dialogue does not need them
-    from agent.entrypoints.cli.sync import sync  # noqa: PLC0415
 
     if has_databases(_run(find_databases(accepted))):
         typer.echo("\nSync")
-        problems += run_to_end(sync(settings)) != 0
+        problems += run_to_end(_sync(settings)) != 0
     else:
         typer.echo("\nThere are no databases yet: the agent syncs when Session-Buddy has created them.")
     typer.echo()
     run_to_end(status(settings))
     return FAILED if problems else 0
+
+
+async def _sync(settings: Settings) -> int:
+    from agent.entrypoints.cli.sync import sync_shown  # noqa: PLC0415 - the dialogue does not need it
+    from agent.entrypoints.sync_client import SyncClient  # noqa: PLC0415
+
+    return await sync_shown(await SyncClient.prepare(settings))
 
 
 def _show_present(known: Draft) -> None:
