@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from agent.domain.databases import FileStat, Survey, main_name
 from agent.domain.delivery_state import DatabaseRecord, TargetRecord, pending, problems
-from agent.domain.manifest import PATCHES, Part
+from agent.domain.upload_parts import PATCHES, Part
 from agent.domain.upload_plan import RawFile, largest_patch, layers_to_patch
 
 
