@@ -312,6 +312,23 @@ def test_a_killed_upload_of_databases_that_have_changed_leaves_no_parts(machine,
 
 
 @pytest.mark.long
+def test_a_killed_upload_goes_on_although_the_wal_has_grown(machine, bucket, proxy_of_machine):
+    parts = PartLog(proxy_of_machine)
+    kill_after(machine, parts, 2)
+    with Writer(machine.data, "--paused") as writer:
+        writer.run("commit 3")
+        writer.crash()
+    parts.numbers()
+    machine.sync()
+    assert not {1, 2} & {*parts.numbers()}
+    (manifest,) = bucket.manifests
+    assert {naming.upload_of(key) for key in bucket.keys} == {manifest["upload_id"]}
+    assert f"{REFLECTION}.wal" in manifest["files"]
+    assert bucket.pending_uploads == 0
+    assert machine.call("verify", "--deep").code == 0
+
+
+@pytest.mark.long
 def test_a_killed_upload_whose_parts_may_not_be_listed_is_sent_again(machine, bucket, proxy_of_machine):
     parts = PartLog(proxy_of_machine)
     kill_after(machine, parts, 2)

@@ -173,7 +173,7 @@ class CloudSync:
             return Unchanged(reason=attempt.skip_reason(record))
         manifest = None
         while manifest is None:
-            await self._abandon_other(attempt, record)
+            await self._continue_or_abandon(attempt, record)
             await self._staging.settle(attempt)
             if not attempt.changed:
                 if attempt.problems:
@@ -211,7 +211,7 @@ class CloudSync:
             self._standstill_seconds, self._store.location, CloudUploadError, CLOUD, stall_monitor=self._stall_monitor
         )
 
-    async def _abandon_other(self, attempt: Attempt, record: TargetRecord) -> None:
+    async def _continue_or_abandon(self, attempt: Attempt, record: TargetRecord) -> None:
         """Continue an unfinished upload of other bytes with the new ones, or remove its objects.
 
         It goes on if there are objects or parts to keep, and its manifest cannot be in the store.
