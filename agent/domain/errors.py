@@ -4,6 +4,7 @@
     ├── SettingsError          a setting is missing, wrong or unsafe; commands exit with 2
     ├── NamingError            a text that is invalid in a key, a subject or an ID
     ├── WireError              bytes that are not valid: an event, a manifest, a note
+    │   └── PatchError         a patch is not one of the file before it
     ├── StateError             the state directory or the ledger in it cannot be used
     │   ├── AlreadyRunning     another process holds the state directory
     │   └── LedgerDamaged      the ledger's content is damaged

@@ -11,6 +11,7 @@ TREE = {
     "SettingsError": "AkoshaError",
     "NamingError": "AkoshaError",
     "WireError": "AkoshaError",
+    "PatchError": "WireError",
     "StateError": "AkoshaError",
     "AlreadyRunning": "StateError",
     "LedgerDamaged": "StateError",
