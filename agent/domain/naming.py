@@ -41,8 +41,11 @@ MAX_CLOCK_SKEW = timedelta(minutes=5)
 LAST_YEAR = 9998
 """Last year of valid IDs. IDs of the year 9999, our own included, are ignored: later IDs would soon run out."""
 
-MAX_COMPLETION_DELAY = timedelta(hours=1)
-"""Maximum time between an upload's ID and its manifest for which the time in the ID is trusted."""
+MAX_COMPLETION_DELAY = timedelta(minutes=10)
+"""Maximum time between an upload's ID and its manifest for which the time in the ID is trusted.
+
+An interrupted upload goes on under its ID with the databases as they are then: its content may be so much newer.
+"""
 
 
 def sanitise_system_id(text: str) -> str:

@@ -216,3 +216,11 @@ def test_subjects_are_the_documented_ones():
     assert naming.result_subject("s", "failed") == "akosha.sync.s.failed"
     assert naming.progress_subject("s") == "akosha.progress.s"
     assert naming.ingest_subject("s", "completed") == "akosha.ingest.s.completed"
+
+
+@pytest.mark.parametrize(("minutes", "dated"), [(0, 0), (10, 0), (11, 11), (90, 90)])
+def test_an_upload_that_went_on_for_long_is_dated_by_its_manifest(minutes, dated):
+    """It has the databases as they were when it went on. A restore of the state before must not find it."""
+    begun = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+    done = begun + timedelta(minutes=minutes)
+    assert naming.made_at(naming.upload_id(begun, "mac"), done, done) == begun + timedelta(minutes=dated)
