@@ -289,7 +289,7 @@ def assemble(
         max_age=EVENT_MAX_AGE,
         catch_up=session_ends.catch_up,
         switched=republish_requests,
-        old_consumers=[identity.durable(role) for role in OLD_ROLES],
+        old_consumers=[identity.durable(role) for role in OLD_ROLES] if s.over_nats else (),
     )
 
     # Monitoring.

@@ -3,15 +3,15 @@
 from tests.bench.counting_proxy import CountingProxy, Listener
 
 _END = b"\r\n"
-_TO_JETSTREAM = (b"PUB $JS.API.", b"HPUB $JS.API.")
+_MESSAGES = (b"PUB ", b"HPUB ")
 
 
 class NatsCountingProxy(CountingProxy):
-    """Counts the commands of all clients: requests to JetStream (without acks), pings, and answers to pings."""
+    """Counts the commands of all clients: messages that they publish, pings, and answers to pings."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(endpoint)
-        self.commands = self.requests = self.pings = self.pongs = 0
+        self.commands = self.messages = self.pings = self.pongs = 0
 
     def _listener(self) -> Listener:
         return Commands(self)
@@ -19,7 +19,7 @@ class NatsCountingProxy(CountingProxy):
     def count(self, command: bytes) -> None:
         """Count a command."""
         self.commands += 1
-        self.requests += command.startswith(_TO_JETSTREAM)
+        self.messages += command.startswith(_MESSAGES)
         self.pings += command.upper() == b"PING"
         self.pongs += command.upper() == b"PONG"
 
@@ -39,6 +39,6 @@ class Commands:
             if self._payload or not end:
                 return
             self._rest = rest
-            if command.startswith((b"PUB ", b"HPUB ")):
+            if command.startswith(_MESSAGES):
                 self._payload = int(command.rpartition(b" ")[2]) + len(_END)
             self._proxy.count(command)

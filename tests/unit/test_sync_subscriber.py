@@ -5,10 +5,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.adapters.memory_bus import MemoryBus, MemoryDurableBus
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.application.status_warnings import warnings_in
+from agent.application.sync import subscriber as subscriber_module
 from agent.application.sync.request_log import RequestLog
 from agent.application.sync.results import ResultRecorder
 from agent.application.sync.subscriber import SyncSubscriber
@@ -20,7 +22,7 @@ from agent.domain.routing import RetryRules, SyncPolicy
 from agent.entrypoints.formatting import sync_summary
 from agent.entrypoints.result_document import ResultDocument
 from tests.support import values
-from tests.support.clock import ManualClock
+from tests.support.clock import ManualClock, until_idle
 from tests.support.ledger import inline_ledger
 from tests.support.method import ScriptedMethod
 
@@ -353,3 +355,77 @@ async def test_a_repeated_unexpected_error_is_a_status_warning_until_a_sync_succ
         await b.clock.advance(4.4)
         await b.until(lambda: b.results() == ["succeeded"])
         assert warnings_in(await b.ledger.notes()) == ()
+
+
+async def test_an_urgent_request_does_not_wait_for_the_retry_of_an_earlier_one(tmp_path):
+    async with sync_setup(tmp_path, cloud=[TRANSIENT, 1, None, None]) as b:
+        await b.requests.issue(values.request("r1", reason="file_change", route=("cloud",)))
+        await b.until(lambda: b.outcomes == 1)
+        await b.requests.issue(values.request("r2", reason="file_change", route=("cloud",)))
+        await b.requests.issue(values.request("r3", reason="manual", route=("cloud",)))
+        await b.until(lambda: b.results() == ["succeeded"])
+        await b.clock.advance(3)
+        await b.until(lambda: len(b.results()) == 3)
+        assert [request.request_id for request in b.cloud.asked] == ["r1", "r3", "r1", "r2"]
+
+
+async def test_a_request_that_is_received_again_keeps_its_place_and_its_delay(tmp_path):
+    """After a reconnect, the requests without an outcome are published again."""
+    async with sync_setup(tmp_path, cloud=[TRANSIENT, 1]) as b:
+        request = values.request(route=("cloud",))
+        await b.requests.issue(request)
+        await b.until(lambda: b.outcomes == 1)
+        for _ in range(3):
+            await b.requests.issue(request)
+        await b.clock.advance(1)
+        assert len(b.cloud.asked) == 1
+        await b.clock.advance(1.5)
+        await b.until(lambda: b.results() == ["succeeded"])
+        b.cloud.hold = asyncio.Event()
+        await b.requests.issue(values.request("r2", route=("cloud",)))
+        await b.until(lambda: len(b.cloud.asked) == 3)
+        await b.requests.issue(values.request("r2", route=("cloud",)))
+        b.cloud.hold.set()
+        await b.until(lambda: b.results() == ["succeeded", "skipped"])
+        await b.clock.advance(60)
+        assert len(b.cloud.asked) == 3, "not even if it arrives while it is carried out"
+
+
+async def test_the_queue_is_bounded_and_drops_the_oldest_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(subscriber_module, "MAX_QUEUED", 3)
+    async with sync_setup(tmp_path, cloud=[1]) as b:
+        b.cloud.hold = asyncio.Event()
+        with capture_logs() as logs:
+            for number in range(5):
+                await b.requests.issue(values.request(f"r{number}", route=("cloud",)))
+                await b.until(lambda: b.cloud.asked)
+                await until_idle()
+        assert [line["request_id"] for line in logs if line["event"] == "request_dropped"] == ["r1", "r2"]
+        b.cloud.hold.set()
+        await b.until(lambda: len(b.results()) == 3)
+        assert [request.request_id for request in b.cloud.asked] == ["r0", "r3", "r4"]
+
+
+@pytest.mark.parametrize("error", [None, OSError("the disk is gone")])
+async def test_stop_cancels_the_sync_and_waits_for_its_cleanup(tmp_path, error):
+    async with sync_setup(tmp_path) as b:
+        cleaned, started = [], asyncio.Event()
+
+        async def sync(request, report):
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                cleaned.append(request.request_id)
+                if error is not None:
+                    raise error
+
+        b.cloud.sync = sync
+        await b.requests.issue(values.request(route=("cloud",)))
+        await b.requests.issue(values.request("r2", route=("cloud",)))
+        await started.wait()
+        async with asyncio.timeout(5):
+            await b.subscribers[0].stop()
+        assert cleaned == ["r1"]
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith(("sync-cloud", "progress"))]

@@ -111,14 +111,14 @@ class BusRecovery:
     async def _update(self) -> None:
         await self._report_state()
         await self._reconcile()
-        if self._switching:
-            await self._switched()
-            self._switching = False
         if self._catching_up and self._is_connected:
             await self._catch_up()  # behind a leaf node, only this shows that the stream is available
             if self._results_bus.state.ready:
                 await self._remove_old_consumers()
                 self._catching_up = False
+        if self._switching:
+            await self._switched()
+            self._switching = False
         await self._report_stream()
 
     async def _report_state(self) -> None:

@@ -111,6 +111,7 @@ class SyncSubscriber:
         self._sync_lock, self._after_outcome, self._errors = sync_lock, after_outcome, errors
         self._report: ProgressReporter | None = None
         self._queue: dict[str, _Queued] = {}
+        self._current = ""
         self._signal = Signal(clock, f"sync-{method.name}")
         self._worker: asyncio.Task[None] | None = None
 
@@ -138,7 +139,7 @@ class SyncSubscriber:
             return
         if event.request_id not in self._queue:
             if len(self._queue) >= MAX_QUEUED:
-                oldest = next(iter(self._queue))
+                oldest = next(each for each in self._queue if each != self._current)
                 _log.warning("request_dropped", request_id=oldest, method=self.method.name, limit=MAX_QUEUED)
                 del self._queue[oldest]
             self._queue[event.request_id] = _Queued(event, self._clock.monotonic())
@@ -169,6 +170,7 @@ class SyncSubscriber:
         `errors`, whose owner decides, and another attempt follows.
         """
         request, delay = queued.request, None
+        self._current = request.request_id
         try:
             async with self._sync_lock:
                 if await self._ledger.outcome(request.request_id) is None:
@@ -177,6 +179,7 @@ class SyncSubscriber:
             self._errors.put_nowait(error)
             delay = FAULT_SECONDS
         finally:
+            self._current = ""
             if delay is None:
                 self._queue.pop(request.request_id, None)
             else:
