@@ -1,8 +1,8 @@
 """Passes events to handlers in the same way on every bus: one at a time, errors logged, cancellation bounded."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -18,6 +18,8 @@ LAST_ERROR_DELAY_SECONDS = 30.0
 
 CANCEL_SECONDS = 10.0
 """How long `end_task` waits for a cancelled task to clean up."""
+
+T = TypeVar("T")
 
 _log = structlog.get_logger()
 
@@ -70,31 +72,38 @@ async def end_task(task: "asyncio.Task[Any]") -> None:
         raise asyncio.CancelledError
 
 
-class EventQueue:
-    """A subscription of a volatile bus: passes the events that are `put` to the handler, in order.
+class HandlerQueue(Generic[T]):
+    """A subscription whose items wait for their turn: `handle`, which must not raise, gets one at a time, in order.
 
-    `released` is called when it stops. If the handler is too slow, new events are discarded.
+    If it is too slow, new items are discarded. `released` is called when the subscription stops.
     """
 
-    def __init__(self, name: str, handler: Handler, *, released: Callable[["EventQueue"], None]) -> None:
-        self.name, self._handler, self._released = name, handler, released
-        self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_QUEUED)
-        self._is_full = False
+    def __init__(
+        self,
+        name: str,
+        handle: Callable[[T], Awaitable[object]],
+        *,
+        limit: int = MAX_QUEUED,
+        released: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._name, self._handle, self._limit, self._released = name, handle, limit, released
+        self._items: asyncio.Queue[T] = asyncio.Queue(limit)
+        self._discards = False
         self._worker = asyncio.create_task(self._run(), name=f"bus-{name}")
 
-    def put(self, event: Event) -> None:
-        """Add an event. The first event that a full queue discards is logged."""
-        if self._events.full():
-            if not self._is_full:
-                _log.warning("event_discarded", subscription=self.name, subject=event.subject, limit=MAX_QUEUED)
-            self._is_full = True
-            return
-        self._is_full = False
-        self._events.put_nowait(event)
+    def put(self, item: T) -> None:
+        """Add an item. The first one that is discarded since the queue was empty is logged."""
+        if self._items.empty():
+            self._discards = False
+        if not self._items.full():
+            self._items.put_nowait(item)
+        elif not self._discards:
+            self._discards = True
+            _log.warning("event_discarded", subscription=self._name, limit=self._limit)
 
     async def stop(self) -> None:
         """Stop delivery and cancel a running handler. Idempotent."""
-        self._released(self)
+        self._released()
         if self._worker is asyncio.current_task():  # the handler stops its own subscription
             self._worker.cancel()
         elif not self._worker.done():
@@ -102,4 +111,4 @@ class EventQueue:
 
     async def _run(self) -> None:
         while True:
-            await run_handler(self._handler, await self._events.get(), self.name)
+            await self._handle(await self._items.get())

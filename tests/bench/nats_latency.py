@@ -25,7 +25,7 @@ from tests.support.machine import Machine, Running
 from tests.support.servers.nats import running_nats
 from tests.support.session_buddy import Writer
 
-BAR_SECONDS = 0.015
+BAR_SECONDS = 0.010
 QUIET_SECONDS = 0.6
 """The watcher reports a change, with its age, within 0.5 s; a longer quiet time is exact."""
 

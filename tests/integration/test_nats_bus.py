@@ -32,6 +32,7 @@ from tests.support.nats_bus import (
     opened_buses,
     options,
     progress,
+    publish_until_accepted,
     sockets,
     until,
 )
@@ -328,6 +329,7 @@ async def test_plain_subscriptions_continue_after_a_restart(fresh_nats):
         await buses.volatile.publish(ended(2))
         assert await inbox.wait_for_count(3) == ["e-0", "e-1", "e-2"]
         await subscription.stop()
+        await buses._connection.client().confirm_sent()
         assert (await server_subscriptions(fresh_nats))("akosha.>") == 0
 
 
@@ -373,7 +375,7 @@ async def test_a_stream_deleted_while_an_event_is_handled_is_created_again(fresh
         await buses.durable.consume("akosha.session.>", inbox, durable="d")
         await buses.durable.publish(ended(1))
         await deleted.wait()
-        await buses.durable.publish(ended(2))
+        await publish_until_accepted(buses.durable, ended(2))
         assert await inbox.wait_for_event("e-2")
 
 

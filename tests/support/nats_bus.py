@@ -10,8 +10,9 @@ from agent.adapters.nats import NatsOptions, Patience
 from agent.adapters.nats.bus import NatsBuses
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
+from agent.domain.errors import BusError
 from agent.domain.events import Event, SessionEnded, SyncProgress
-from agent.ports import Handler
+from agent.ports import DurableBus, Handler, VolatileBus
 from tests.support.servers.nats import NatsServer
 
 SECONDS = 30
@@ -115,6 +116,18 @@ class Hang:
             for _ in range(5):
                 await asyncio.sleep(0)
             self.cleaned_up = True
+
+
+async def publish_until_accepted(bus: DurableBus | VolatileBus, event: Event) -> None:
+    """Publish until the bus accepts the event. Any error except a transient BusError is raised."""
+    async with asyncio.timeout(4 * SECONDS):
+        while True:
+            try:
+                return await bus.publish(event)
+            except BusError as error:
+                if not error.transient:
+                    raise
+                await CLOCK.sleep(0.01)
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -201,7 +201,7 @@ async def test_progress_is_delivered_before_its_result_and_not_after(setup):
 
 async def test_progress_is_subscribed_to_only_while_there_are_readers(setup):
     await setup.bus.publish(setup.progress(1))
-    assert setup.bus._subscriptions == []
+    assert setup.bus._subscriptions == {}
     readers = [setup.reader() for _ in range(3)]
     await settle()
     await setup.bus.publish(setup.progress(2))
@@ -209,7 +209,7 @@ async def test_progress_is_subscribed_to_only_while_there_are_readers(setup):
     assert [reader.received for reader in readers] == [[-2]] * 3
     for reader in readers:
         await reader.stop()
-    assert (setup.bus._subscriptions, setup.stream._readers) == ([], set())
+    assert (setup.bus._subscriptions, setup.stream._readers) == ({}, set())
     again = setup.reader()
     await settle()
     await setup.bus.publish(setup.progress(3))

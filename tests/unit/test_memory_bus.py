@@ -1,4 +1,4 @@
-"""The in-process buses: exact delays, limits, and misbehaving handlers."""
+"""The in-process buses: exact delays, and misbehaving handlers."""
 
 import asyncio
 import itertools
@@ -32,7 +32,7 @@ async def bus(clock):
 
 @pytest.fixture
 async def durable(clock):
-    bus = MemoryDurableBus(clock, limit=3)
+    bus = MemoryDurableBus(clock)
     yield bus
     await bus.aclose()
 
@@ -117,25 +117,6 @@ async def test_an_error_in_a_cleanup_is_logged(bus, clock):
         await clock.advance(0)
         await subscription.stop()
     assert [(line["event"], line["error"]) for line in logs] == [("handler_failed", "OSError('no cleanup')")]
-
-
-async def test_a_full_mailbox_discards_its_oldest_events_but_not_the_current_one(durable, clock):
-    release, seen = asyncio.Event(), []
-
-    async def handler(event):
-        seen.append(event.id)
-        await release.wait()
-
-    await durable.consume("akosha.>", handler, durable="d")
-    await durable.publish(ended(0))
-    await clock.advance(0)
-    with capture_logs() as logs:
-        for number in range(1, 6):
-            await durable.publish(ended(number))
-    assert [line["event"] for line in logs] == ["event_discarded"] * 3
-    release.set()
-    await clock.advance(1)
-    assert seen == ["e-0", "e-4", "e-5"]
 
 
 async def test_a_durable_name_belongs_to_one_pattern(durable):

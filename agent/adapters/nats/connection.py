@@ -157,13 +157,7 @@ class NatsConnection:
 
     async def first_attempt(self, seconds: float) -> None:
         """Return after the first attempt, whether it succeeded or not, or after `seconds`."""
-        timer = asyncio.create_task(self._clock.sleep(seconds), name="nats-first-attempt-timer")
-        attempted = asyncio.create_task(self._attempted.wait(), name="nats-first-attempt")
-        try:
-            await asyncio.wait({timer, attempted}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
-            attempted.cancel()
+        await self._wait_for(self._attempted, seconds)
 
     @property
     def is_up(self) -> bool:
@@ -237,18 +231,22 @@ class NatsConnection:
 
     async def _wait_before_retry(self, seconds: float) -> bool:
         """Wait before the next attempt. Return True at once if the network or the files have changed meanwhile."""
+        await self._wait_for(self._skip_pause, seconds)
+        skipped = self._skip_pause.is_set()
+        self._skip_pause.clear()
+        return skipped
+
+    async def _wait_for(self, event: asyncio.Event, seconds: float) -> None:
+        """Return when the event is set, or after `seconds`."""
         waits = {
-            asyncio.create_task(self._clock.sleep(seconds), name="nats-pause"),
-            asyncio.create_task(self._skip_pause.wait(), name="nats-skip-pause"),
+            asyncio.create_task(event.wait(), name="nats-event"),
+            asyncio.create_task(self._clock.sleep(seconds), name="nats-timer"),
         }
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
-        skipped = self._skip_pause.is_set()
-        self._skip_pause.clear()
-        return skipped
 
     async def _connect(self) -> Client:
         """Return a prepared connection. Raises the BusError of the last server that was tried."""
@@ -282,6 +280,7 @@ class NatsConnection:
     async def _use(self, client: Client) -> None:
         """Use the connection until it is lost or does not answer a ping."""
         self._client = client
+        client.on_lost.append(self._suspected.set)
         self._notify()
         reason = "the agent closed it"
         try:
@@ -296,16 +295,8 @@ class NatsConnection:
         """Ping regularly and return the reason when the connection is lost."""
         patience = self._options.patience
         while True:
-            waits = {
-                asyncio.create_task(client.lost.wait(), name="nats-lost"),
-                asyncio.create_task(self._suspected.wait(), name="nats-suspected"),
-                asyncio.create_task(self._clock.sleep(patience.ping), name="nats-ping-timer"),
-            }
-            try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
+            if not client.lost.is_set():
+                await self._wait_for(self._suspected, patience.ping)
             self._suspected.clear()
             limit, self._ping_timeout = self._ping_timeout, patience.ping_timeout
             try:

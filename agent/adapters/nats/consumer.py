@@ -6,7 +6,7 @@ If two heartbeats are missed, the request was lost with a server or its leader, 
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
@@ -54,7 +54,7 @@ _log = structlog.get_logger()
 class NatsConsumer:
     """`agent.ports.Subscription` to stored events, which survives reconnections.
 
-    `recreate_stream` creates a deleted stream again; `released` is called at the end. `is_active`: the server has the
+    `check_stream` creates a deleted stream again; `released` is called at the end. `is_active`: the server has the
     consumer; otherwise `last_error` may have the reason. `changed` is called when either changes.
     """
 
@@ -68,13 +68,13 @@ class NatsConsumer:
         connection: NatsConnection,
         codec: Codec,
         refusals: Refusals,
-        recreate_stream: Callable[[Client], Awaitable[None]],
+        check_stream: Callable[[Client], None],
         released: Callable[["NatsConsumer"], None],
         changed: Callable[[], None],
     ) -> None:
         self.durable, self.last_error, self.started = durable, None, asyncio.Event()
         self._pattern, self._handler, self._options, self._connection = pattern, handler, options, connection
-        self._codec, self._refusals, self._recreate_stream = codec, refusals, recreate_stream
+        self._codec, self._refusals, self._check_stream = codec, refusals, check_stream
         self._changed, self._pauses, self._failing, self._failures = changed, 0, "", 0
         self._worker = asyncio.create_task(self._run(), name=f"bus-{durable}")
         self._worker.add_done_callback(lambda _: released(self))
@@ -96,19 +96,15 @@ class NatsConsumer:
             client = await self._connection.wait()
             try:
                 await self._serve(client)
-            except StreamGone as error:
-                _log.info("subscription_recreated", subscription=self.durable, reason=str(error))
-                try:
-                    await self._recreate_stream(client)
-                except BusError as refused:
-                    await self._interrupted(client, refused)
             except BusError as error:
                 await self._interrupted(client, error)
 
     async def _interrupted(self, client: Client, error: BusError) -> None:
-        """Keep the error, have the connection checked, and wait for another connection or for the pause."""
+        """Keep the error, have stream and connection checked, and wait for another connection or for the pause."""
         self._set_error(error)
         _log.debug("subscription_interrupted", subscription=self.durable, reason=str(error))
+        if isinstance(error, StreamGone):
+            self._check_stream(client)
         self._connection.suspect(client)
         pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(self._pauses, 20), LAST_PAUSE_SECONDS)
         self._pauses += 1

@@ -1,8 +1,9 @@
-"""Core NATS: plain subscriptions, which each new connection gets again, the volatile bus, and replies to requests."""
+"""Core NATS: the volatile bus, and replies to requests. Each new connection subscribes again."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import structlog
 from nats.aio.msg import Msg
@@ -17,78 +18,44 @@ from agent.domain.errors import BusError, StateError, WireError
 from agent.domain.events import Event, SyncAsked, SyncProgress
 from agent.domain.naming import progress_pattern, subject_matches
 from agent.ports import BusState, Clock, Codec, Handler
-from agent.ports.dispatch import EventQueue, end_task
+from agent.ports.dispatch import HandlerQueue, run_handler
 
 MAX_REQUESTS = 16
 """Requests that may wait for their turn; more are not answered."""
 
 _log = structlog.get_logger()
 
-OnMessage = Callable[[Msg], None]
-
 
 class CoreSubscription:
-    """A plain subscription to one subject, made again by `Subscriptions` on each new connection."""
+    """`agent.ports.Subscription`: passes the messages on one subject to `receive`, which fills the queue of a handler.
 
-    def __init__(self, subject: str, on_message: OnMessage) -> None:
-        self.subject, self.client = subject, None
-        self._on_message = on_message
+    `activate` makes it on a connection.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        receive: Callable[[Msg], None],
+        queue: HandlerQueue[Any],
+        released: Callable[["CoreSubscription"], None],
+    ) -> None:
+        self.subject, self._on_message, self._queue, self._released = subject, receive, queue, released
+        self.client: Client | None = None
         self._active: Subscription | None = None
 
-    client: Client | None
-    """The connection that it was made on."""
-
     async def activate(self, client: Client) -> None:
-        self.client = client
-        self._active = await client.subscribe(self.subject, cb=self._receive)
+        self.client, self._active = client, await client.subscribe(self.subject, cb=self._receive)
 
-    async def unsubscribe(self) -> None:
-        """End it, so that the server refuses later requests at once."""
+    async def stop(self) -> None:
+        """Unsubscribe, so that the server refuses later requests at once, and cancel the handler."""
+        self._released(self)
         if self._active is not None and self.client is not None and not self.client.lost.is_set():
             with suppress(BusError), translated("unsubscribing"):
                 await self._active.unsubscribe()
+        await self._queue.stop()
 
     async def _receive(self, message: Msg) -> None:
         self._on_message(message)
-
-
-class Subscriptions:
-    """The plain subscriptions of a bus."""
-
-    def __init__(self, connection: NatsConnection) -> None:
-        self._connection = connection
-        self._all: list[CoreSubscription] = []
-
-    async def add(self, subject: str, on_message: OnMessage) -> CoreSubscription:
-        """Subscribe, on the connection there is and on each later one."""
-        subscription = CoreSubscription(subject, on_message)
-        self._all.append(subscription)
-        if self._connection.is_up:
-            with suppress(BusError):  # the connection is lost: the next one gets the subscription
-                await self.restore(self._connection.client())
-        return subscription
-
-    async def remove(self, subscription: CoreSubscription) -> None:
-        """End a subscription."""
-        if subscription in self._all:
-            self._all.remove(subscription)
-            await subscription.unsubscribe()
-
-    async def restore(self, client: Client) -> None:
-        """Make every subscription on a connection, and wait until the server has them. Raises BusError."""
-        with translated("subscribing"):
-            while missing := [one for one in self._all if one.client is not client]:
-                for one in missing:
-                    await one.activate(client)
-                await client.confirm_sent()
-
-    def denied(self, client: Client) -> str:
-        """Return the server's message about a subscription that it refused, "" if it refused none.
-
-        Progress does not count: it may be lost, and each command that shows it subscribes.
-        """
-        subjects = (one.subject for one in self._all if one.subject != progress_pattern())
-        return next((text for subject in subjects if (text := client.denied.get(subject.lower()))), "")
 
 
 class NatsVolatileBus:
@@ -110,8 +77,7 @@ class NatsVolatileBus:
     ) -> None:
         self._location, self._codec, self._clock, self._connection = options.location, codec, clock, connection
         self._refusals, self._wait_for_connection = refusals, wait_for_connection
-        self._subscriptions = Subscriptions(connection)
-        self._running: list[_NatsSubscription | _Responder] = []
+        self._subscriptions: list[CoreSubscription] = []
         self._listeners: list[Callable[[], None]] = []
         self._since, self._closed = clock.now(), False
 
@@ -124,16 +90,20 @@ class NatsVolatileBus:
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
 
-    async def restore(self, client: Client) -> None:
-        """Make the subscriptions on a new connection, before it is used. Raises BusError."""
-        client.on_denied = self.changed
-        await self._subscriptions.restore(client)
-
     def changed(self) -> None:
         """Notify the listeners: the connection is made or lost, or the server has denied a subject."""
         self._since = self._clock.now()
         for listener in self._listeners:
             listener()
+
+    async def restore(self, client: Client) -> None:
+        """Make every subscription on a connection, and wait until the server has them. Raises BusError."""
+        client.on_denied = self.changed
+        with translated("subscribing"):
+            while missing := [one for one in self._subscriptions if one.client is not client]:
+                for one in missing:
+                    await one.activate(client)
+                await client.confirm_sent()
 
     async def publish(self, event: Event) -> None:
         """Implement the port. Raises StateError if the bus is closed or the event is local only.
@@ -152,10 +122,10 @@ class NatsVolatileBus:
         if not disposable:
             self._connection.suspect(client)
 
-    async def subscribe(self, pattern: str, handler: Handler) -> "_NatsSubscription":
+    async def subscribe(self, pattern: str, handler: Handler) -> CoreSubscription:
         """Implement the port. If NATS is unreachable, the subscription starts when it can be reached."""
         self._check_open()
-        queue = EventQueue(pattern, handler, released=lambda _: None)
+        queue = HandlerQueue[Event](pattern, lambda event: run_handler(handler, event, pattern))
 
         def receive(message: Msg) -> None:
             try:
@@ -163,93 +133,56 @@ class NatsVolatileBus:
             except WireError as error:
                 self._refusals.refuse(message, error)
 
-        subscription = _NatsSubscription(await self._subscriptions.add(pattern, receive), queue, self._release)
-        self._running.append(subscription)
-        return subscription
+        return await self._subscribe(pattern, receive, queue)
 
-    async def respond(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> "_Responder":
+    async def respond(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> CoreSubscription:
+        """Implement the port."""
         self._check_open()
-        responder = _Responder(subject, answer, self._connection, self._release)
-        self._running.append(responder)
-        responder.subscription = await self._subscriptions.add(subject, responder.receive)
-        return responder
+
+        async def reply(request: Msg) -> None:
+            if not request.reply:
+                return
+            response = await answer(request.data)
+            try:
+                with translated("answering"):
+                    await self._connection.client().publish(request.reply, response)
+            except BusError as error:
+                _log.warning("answer_not_sent", subject=subject, reason=str(error))
+
+        queue = HandlerQueue[Msg](subject, reply, limit=MAX_REQUESTS)
+        return await self._subscribe(subject, queue.put, queue)
 
     async def aclose(self) -> None:
         self._closed = True
-        await asyncio.gather(*(one.stop() for one in list(self._running)))
+        await asyncio.gather(*(one.stop() for one in list(self._subscriptions)))
+
+    async def _subscribe(
+        self, subject: str, receive: Callable[[Msg], None], queue: HandlerQueue[Any]
+    ) -> CoreSubscription:
+        subscription = CoreSubscription(subject, receive, queue, self._release)
+        self._subscriptions.append(subscription)
+        if self._connection.is_up:
+            with suppress(BusError):  # the connection is lost: the next one gets the subscription
+                await self.restore(self._connection.client())
+        return subscription
 
     def _error(self) -> BusError | None:
-        """Return the reason why events should not be published here now."""
+        """Return the reason why events should not be published here now.
+
+        A denied subject of progress does not count: progress may be lost.
+        """
         if not self._connection.is_up:
             return self._connection.last_error
-        client = self._connection.client()
-        if denied := self._subscriptions.denied(client):
-            return Denied(denied)
-        for subject, text in client.denied.items():
-            if text.lower().startswith("permissions violation for publish") and not _is_progress(subject):
+        wanted = {one.subject.lower() for one in self._subscriptions}
+        for subject, text in self._connection.client().denied.items():
+            published = text.lower().startswith("permissions violation for publish")
+            if (published or subject in wanted) and not subject_matches(progress_pattern(), subject):
                 return Denied(text)
         return None
 
-    async def _release(self, one: "_NatsSubscription | _Responder") -> None:
-        if one in self._running:
-            self._running.remove(one)
-        if one.subscription is not None:
-            await self._subscriptions.remove(one.subscription)
+    def _release(self, subscription: CoreSubscription) -> None:
+        self._subscriptions = [one for one in self._subscriptions if one is not subscription]
 
     def _check_open(self) -> None:
         if self._closed:
             raise StateError("the event bus is closed")
-
-
-def _is_progress(subject: str) -> bool:
-    return subject_matches(progress_pattern(), subject)
-
-
-class _NatsSubscription:
-    """A subscription of the volatile bus: `agent.ports.Subscription`."""
-
-    def __init__(
-        self,
-        subscription: CoreSubscription,
-        queue: EventQueue,
-        release: Callable[["_NatsSubscription"], Awaitable[None]],
-    ) -> None:
-        self.subscription, self._queue, self._release = subscription, queue, release
-
-    async def stop(self) -> None:
-        await self._release(self)
-        await self._queue.stop()
-
-
-class _Responder:
-    """Answers the requests on one subject, one at a time: `agent.ports.Subscription`."""
-
-    def __init__(
-        self,
-        subject: str,
-        answer: Callable[[bytes], Awaitable[bytes]],
-        connection: NatsConnection,
-        release: Callable[["_Responder"], Awaitable[None]],
-    ) -> None:
-        self._subject, self._answer, self._connection, self._release = subject, answer, connection, release
-        self._requests: asyncio.Queue[Msg] = asyncio.Queue(MAX_REQUESTS)
-        self.subscription: CoreSubscription | None = None
-        self._worker = asyncio.create_task(self._run(), name=f"answer-{subject}")
-
-    def receive(self, message: Msg) -> None:
-        if message.reply and not self._requests.full():
-            self._requests.put_nowait(message)
-
-    async def stop(self) -> None:
-        await self._release(self)
-        await end_task(self._worker)
-
-    async def _run(self) -> None:
-        while True:
-            request = await self._requests.get()
-            answer = await self._answer(request.data)
-            try:
-                with translated("answering"):
-                    await self._connection.client().publish(request.reply, answer)
-            except BusError as error:
-                _log.warning("answer_not_sent", subject=self._subject, reason=str(error))

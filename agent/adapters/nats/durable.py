@@ -102,15 +102,13 @@ class NatsDurableBus:
         data = encoded(event, self._codec, max_bytes=max_bytes)
         try:
             await self._put(client, event, data)
-        except BusError as error:
-            # If a core NATS subscriber listens on the subject, publishing to a deleted stream only times out.
-            if not (isinstance(error, StreamGone) or await self._is_gone(client)):
-                raise
+        except StreamGone:
             await self._ensure_stream(client)
             await self._put_again(client, event, data)
-        self._stream_answered()
-        if self._stream.was_replaced:
+        except BusError:  # if another client subscribes to the subject, publishing to a deleted stream only times out
             self._start_check(client)
+            raise
+        self._stream_answered()
 
     async def newest(self, subject: str) -> StoredEvent | None:
         """Implement the port with a direct get. A stream without `allow_direct` has no readable event."""
@@ -153,7 +151,7 @@ class NatsDurableBus:
             connection=self._connection,
             codec=self._codec,
             refusals=self._refusals,
-            recreate_stream=self._ensure_stream,
+            check_stream=self._start_check,
             released=self._release,
             changed=self._notify,
         )
@@ -189,6 +187,8 @@ class NatsDurableBus:
 
     def _start_check(self, client: Client) -> None:
         """Start to examine the stream, instead of an earlier examination that has not ended."""
+        if self._closed or client.lost.is_set():
+            return
         if self._check is not None:
             self._check.cancel()
         self._check = asyncio.create_task(self._check_stream(client), name="nats-stream")
@@ -236,8 +236,8 @@ class NatsDurableBus:
                 hint=f"remove the subjects of {STREAM} from that stream",
                 transient=True,
             )
-        if not confirmed.duplicate:  # the sequence of a duplicate is that of the first
-            self._stream.stored(sequence, sent_at=sent_at)
+        if not confirmed.duplicate and self._stream.has_stored(sequence, sent_at=sent_at):
+            self._start_check(client)
 
     async def _put_again(self, client: Client, event: Event, data: bytes) -> None:
         """Publish to the stream that was created again. If it still does not exist, the bus is not ready."""
@@ -253,14 +253,6 @@ class NatsDurableBus:
         if isinstance(self._stream_error, NoJetStream):
             self._stream_error = None
             self._notify()
-
-    async def _is_gone(self, client: Client) -> bool:
-        """Return whether the server confirms that the stream does not exist."""
-        try:
-            with translated(f"looking for the stream {STREAM}"):
-                return client.is_connected and not await self._stream.exists(client, self._seconds)
-        except BusError:
-            return False
 
     async def _end_check(self) -> None:
         if self._check is not None:

@@ -28,8 +28,6 @@ class Stream:
     def __init__(self, limits: Limits) -> None:
         self._limits, self._reported = limits, ""
         self.mark: StreamMark | None = None
-        self.was_replaced = False
-        """Whether a confirmation has shown another stream than the one that was examined."""
 
     async def ensure(self, client: Client, seconds: float) -> None:
         """Create the stream if it does not exist. Raises BusError if that fails or if it cannot store the events.
@@ -37,7 +35,6 @@ class Stream:
         If the user may not examine the stream, it is assumed to exist: the confirmations of events show its position.
         """
         jetstream = client.jetstream(timeout=seconds)
-        self.was_replaced = False
         try:
             with translated(f"looking for the stream {STREAM}"):
                 info = await jetstream.stream_info(STREAM)
@@ -50,15 +47,6 @@ class Stream:
             info = await self._with_missing_subjects(jetstream, info)
             self._check_config(info.config)
         self.mark = StreamMark(str(info.created), info.state.last_seq)
-
-    async def exists(self, client: Client, seconds: float) -> bool:
-        """Return whether the stream exists. Raises BusError if the server does not answer."""
-        try:
-            with translated(f"looking for the stream {STREAM}"):
-                await client.jetstream(timeout=seconds).stream_info(STREAM)
-        except StreamGone:
-            return False
-        return True
 
     async def examine(self, client: Client, seconds: float) -> list[Lack] | None:
         """Return what the stream lacks, None if it does not exist.
@@ -73,17 +61,18 @@ class Stream:
         self._check_config(info.config)
         return lacks(info.config, self._config())
 
-    def stored(self, sequence: int, *, sent_at: StreamMark | None) -> None:
-        """Record that the stream has stored a new event at `sequence`. `sent_at`: the mark when it was sent.
+    def has_stored(self, sequence: int, *, sent_at: StreamMark | None) -> bool:
+        """Record that the stream has stored a new event at `sequence`. Return whether it is another one than before.
 
-        A stream that stores a later event at an earlier position is another one.
+        That shows in a position that is not later than `sent_at`, the mark when the event was sent. The sequence of a
+        duplicate is that of the first event: it must not be passed.
         """
-        if self.mark is None:
+        replaced = sent_at is not None and sequence <= sent_at.sequence
+        if self.mark is None or replaced:
             self.mark = StreamMark("", sequence)
-        elif sent_at is not None and sequence <= sent_at.sequence:
-            self.mark, self.was_replaced = StreamMark("", sequence), True
         else:
             self.mark = StreamMark(self.mark.created, max(self.mark.sequence, sequence))
+        return replaced
 
     async def _create(self, jetstream: JetStreamContext) -> StreamInfo:
         with translated(f"creating the stream {STREAM}"):
