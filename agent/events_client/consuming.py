@@ -80,11 +80,11 @@ async def _consume(
     availability = _Availability(buses.volatile if durable is None else buses.durable)
     try:
         await buses.first_attempt()
+        availability.begin()
         if durable is None:
             await buses.volatile.subscribe(pattern, handover.handle)
         else:
             await buses.durable.consume(pattern, handover.handle, durable=durable)
-        availability.begin()
         while True:
             pending = await handover.next()
             yield pending.result

@@ -117,20 +117,21 @@ class Client(NatsPy):
         await super().publish(subject, payload, reply, headers)
 
     def mark_lost(self, reason: str) -> None:
-        """Mark the connection as lost: pending requests fail at once."""
+        """Mark the connection as lost: pending requests and pings fail at once."""
         if self.lost.is_set():
             return
         self.lost_reason = reason.removeprefix("nats: ")
         self.lost.set()
-        self._fail(list(self._resp_map), ConnectionClosedError())
+        self._fail(list(self._resp_map.values()), ConnectionClosedError())
+        self._fail(self._pongs, ConnectionClosedError())
         for listener in self.on_lost:
             listener()
 
-    def _fail(self, tokens: list[str], error: Exception) -> None:
-        """Raise the error in pending requests."""
-        for token in tokens:
-            answer = self._resp_map.get(token)
-            if answer is not None and not answer.done():
+    @staticmethod
+    def _fail(answers: "list[asyncio.Future[Any]]", error: Exception) -> None:
+        """Raise the error in requests or pings that wait for their answer."""
+        for answer in answers:
+            if not answer.done():
                 answer.set_exception(error)
                 answer.exception()  # retrieved, so that asyncio does not report it if the caller was cancelled
 
@@ -141,13 +142,13 @@ class Client(NatsPy):
         if found is None:
             return
         subject = found[2].lower()
-        tokens = [token for token, requested in self._requested.items() if requested == subject]
-        if tokens:
-            self._fail(tokens, PermissionDenied(text))
+        denied = [token for token, requested in self._requested.items() if requested == subject]
+        if denied:
+            self._fail([self._resp_map[token] for token in denied if token in self._resp_map], PermissionDenied(text))
             return
         self.denied[subject] = text
         if subject.startswith(self._inbox_prefix.decode().lower()):  # no request can receive its answer
-            self._fail(list(self._resp_map), PermissionDenied(text))
+            self._fail(list(self._resp_map.values()), PermissionDenied(text))
         self.on_denied()
 
     async def on_close(self) -> None:

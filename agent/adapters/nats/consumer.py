@@ -6,7 +6,7 @@ If two heartbeats are missed, the request was lost with a server or its leader, 
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Self
 
@@ -54,8 +54,8 @@ _log = structlog.get_logger()
 class NatsConsumer:
     """`agent.ports.Subscription` to stored events, which survives reconnections.
 
-    `check_stream` creates a deleted stream again; `released` is called at the end. `is_active`: the server has the
-    consumer; otherwise `last_error` may have the reason. `changed` is called when either changes.
+    `check_stream` starts to create a deleted stream again, and `stream_examined` waits for that. `released` is called
+    at the end. `last_error` is the reason why no events are received now; `changed` is called when it changes.
     """
 
     def __init__(
@@ -69,12 +69,14 @@ class NatsConsumer:
         codec: Codec,
         refusals: Refusals,
         check_stream: Callable[[Client], None],
+        stream_examined: Callable[[], Awaitable[None]],
         released: Callable[["NatsConsumer"], None],
         changed: Callable[[], None],
     ) -> None:
         self.durable, self.last_error, self.started = durable, None, asyncio.Event()
         self._pattern, self._handler, self._options, self._connection = pattern, handler, options, connection
-        self._codec, self._refusals, self._check_stream = codec, refusals, check_stream
+        self._codec, self._refusals = codec, refusals
+        self._check_stream, self._stream_examined = check_stream, stream_examined
         self._changed, self._pauses, self._failing, self._failures = changed, 0, "", 0
         self._worker = asyncio.create_task(self._run(), name=f"bus-{durable}")
         self._worker.add_done_callback(lambda _: released(self))
@@ -82,10 +84,6 @@ class NatsConsumer:
     last_error: BusError | None
     started: asyncio.Event
     """Set after the first attempt to create the consumer, whether it succeeded or not."""
-
-    @property
-    def is_active(self) -> bool:
-        return self.last_error is None and self.started.is_set()
 
     async def stop(self) -> None:
         if not self._worker.done():
@@ -119,6 +117,7 @@ class NatsConsumer:
 
     async def _serve(self, client: Client) -> None:
         """Hand over messages until this connection is lost. Raises StreamGone, BusError."""
+        await self._stream_examined()
         await self._ensure(client)
         pull = await Pull.open(client, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self.durable}")
         try:

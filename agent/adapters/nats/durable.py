@@ -23,8 +23,8 @@ _log = structlog.get_logger()
 class NatsDurableBus:
     """`agent.ports.DurableBus` on JetStream. It owns the connection and closes it.
 
-    It is ready while there is a connection, the server has every consumer, and nothing is known that prevents the
-    stream from storing events.
+    It is ready while there is a connection, and nothing is known that prevents the stream from storing events or a
+    consumer from receiving them.
 
     `wait_for_connection`: `publish` waits for a connection; otherwise it raises BusError at once if there is none.
     """
@@ -152,6 +152,7 @@ class NatsDurableBus:
             codec=self._codec,
             refusals=self._refusals,
             check_stream=self._start_check,
+            stream_examined=self._stream_examined,
             released=self._release,
             changed=self._notify,
         )
@@ -180,10 +181,7 @@ class NatsDurableBus:
             return self._connection.last_error
         if self._stream_error is not None:
             return self._stream_error
-        inactive = next((one for one in self._consumers if not one.is_active), None)
-        if inactive is None:
-            return None
-        return inactive.last_error or BusError(f"creating the consumer {inactive.durable}", transient=True)
+        return next((one.last_error for one in self._consumers if one.last_error is not None), None)
 
     def _start_check(self, client: Client) -> None:
         """Start to examine the stream, instead of an earlier examination that has not ended."""
