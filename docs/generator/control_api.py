@@ -42,8 +42,9 @@ def text() -> str:
     schemas = described["components"]["schemas"]
     for name in sorted(_closure(used, schemas)):
         schema = schemas[name]
-        blocks += [f"### {name}", schema.get("description", ""), fields(schema)]
-        if "data" in schema["properties"]:  # a CloudEvent
+        properties = schema.get("properties", {})  # an enumeration has none
+        blocks += [f"### {name}", schema.get("description", ""), fields(schema) if properties else type_of(schema)]
+        if "data" in properties:  # a CloudEvent
             blocks += ["Fields of `data`:", fields(schema["properties"]["data"])]
     return page("Control API routes", "agent/entrypoints/control_api/openapi.py", *filter(None, blocks))
 
