@@ -113,10 +113,10 @@ def test_a_stored_token_is_not_sent_to_another_server(machine):
 def test_settings_of_session_buddys_files_are_overridden(machine):
     path = machine.home / ".claude" / "settings" / "local.yaml"
     path.parent.mkdir()
-    path.write_text("akosha_cloud_bucket: elsewhere\nakosha_force_method: cloud\n")
+    path.write_text("akosha_cloud_region: elsewhere\nakosha_force_method: http\n")
     done = init(machine, "--to", str(machine.bucket))
     assert "settings are also read from ~/.claude/settings/local.yaml" in done.out
-    assert stored(machine) == f"cloud_endpoint: {machine.bucket.as_uri()}\ncloud_bucket: ''\nforce_method: auto\n"
+    assert stored(machine) == f"cloud_endpoint: {machine.bucket.as_uri()}\ncloud_region: auto\nforce_method: auto\n"
 
 
 def test_hook_and_mcp_server_are_installed_if_a_flag_says_so(machine):

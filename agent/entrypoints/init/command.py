@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -194,13 +194,11 @@ def _destination_settings(destination: Destination) -> Changes:
     A key that another source sets, such as a file of Session-Buddy, gets the default as its value instead.
     """
     home, own = Path.home(), {file(os.environ, Path.home()).path: b"" for file in (config_file, credentials_file)}
-    others = load(environ=service_like(os.environ), cwd=home, home=home, drafts=own)
-    changes: Changes = dict(destination.settings)
-    for key in KEYS:
-        if key not in changes:
-            default = FIELDS[key].default
-            changes[key] = None if getattr(others.settings, key) == default else str(default)
-    return changes
+    rest: Changes = {key: str(FIELDS[key].default) for key in KEYS if key not in destination.settings}
+    with suppress(SettingsError):  # they may be valid only together with the agent's own files
+        others = load(environ=service_like(os.environ), cwd=home, home=home, drafts=own).settings
+        rest = {key: None if getattr(others, key) == default else default for key, default in rest.items()}
+    return {**destination.settings, **rest}
 
 
 def _plaintext(flags: _Flags, destination: Destination, settings: Settings) -> Changes:
@@ -221,18 +219,20 @@ def _secrets(flags: _Flags, destination: Destination | None, known: Draft) -> Ch
     if kind is Kind.DIRECTORY:
         return {}
     names = ("http_token",) if kind is Kind.AKOSHA else S3_KEYS[:2]
+    replaced: Changes = {} if kind is Kind.AKOSHA else {S3_KEYS[2]: None}  # a session token belongs to its keys
     if flags.keys_from_stdin:
         lines = {key: sys.stdin.readline().strip() for key in names}
         if empty := [key for key, line in lines.items() if not line]:
             raise SettingsError(f"standard input has no line for {empty[0]}", hint=f"write {' and '.join(names)}")
-        return dict(lines)
+        return {**lines, **replaced}
     in_shell: Changes = {key: os.environ.get(overriding_variable(key, os.environ), "") for key in names}
-    if all(in_shell.values()) and "AWS_SESSION_TOKEN" not in os.environ:  # with it, keys expire within hours
+    expires = kind is Kind.BUCKET and "AWS_SESSION_TOKEN" in os.environ
+    if all(in_shell.values()) and not expires:
         if in_shell == _stored(known, names):
             return {}
         variables = " and ".join(overriding_variable(key, os.environ) for key in names)
         question = f"Store the value of {variables}, which the service does not see, in credentials.yaml?"
-        return in_shell if flags.yes or dialogue.confirm(question, default=True) else {}
+        return in_shell | replaced if flags.yes or dialogue.confirm(question, default=True) else {}
     if kind is Kind.AKOSHA:
         return _token(flags, destination, settings)
     if flags.yes or destination is None:
@@ -242,7 +242,7 @@ def _secrets(flags: _Flags, destination: Destination | None, known: Draft) -> Ch
     if not access_key:
         return {}
     secret = dialogue.ask_secret("Secret access key (not shown)", required=True)
-    return {S3_KEYS[0]: access_key, S3_KEYS[1]: secret, S3_KEYS[2]: None}
+    return {S3_KEYS[0]: access_key, S3_KEYS[1]: secret, **replaced}
 
 
 def _token(flags: _Flags, destination: Destination | None, settings: Settings) -> Changes:
