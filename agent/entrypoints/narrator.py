@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
@@ -18,6 +19,7 @@ from agent.bootstrap.home import RUN
 from agent.bootstrap.stores import location_of
 from agent.domain.events import Event, SyncProgress, SyncResult
 from agent.domain.plain_text import printable
+from agent.domain.progress import STALLED_SECONDS
 from agent.entrypoints import live_line, logs
 from agent.entrypoints.formatting import duration, local_time
 from agent.entrypoints.progress_line import ProgressBar
@@ -69,7 +71,7 @@ class Narrator:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._bar = ProgressBar(visible=live_line.is_possible())
-        self._syncing = False
+        self._progress_at: float | None = None
 
     async def follow(self, service: AgentService, *, after: int) -> None:
         """Print each event after this position until cancelled. Raises StateError."""
@@ -89,11 +91,11 @@ class Narrator:
             return
         with suppress(OSError, ValueError):  # the terminal was closed: the agent continues
             if isinstance(event, SyncProgress):
-                self._syncing = True
+                self._progress_at = time.monotonic()
                 self._bar.show(event.phase, event.done_bytes, event.total_bytes)
                 return
             if isinstance(event, SyncResult):
-                self._syncing = False
+                self._progress_at = None
                 self._bar.clear()
             _print(event_lines(event), event.time)
 
@@ -115,10 +117,13 @@ class Narrator:
                 _print([line], datetime.now(UTC))
 
     async def _count_down(self, upcoming: Callable[[], NextSync | None]) -> None:
-        """Show when the next sync comes, while none runs."""
+        """Refresh the progress of a sync; while none moves, show when the next one comes."""
         while True:
-            if not self._syncing and logs.is_rendered_by(log_text):
-                with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError):
+                if self._progress_at is not None and time.monotonic() - self._progress_at < STALLED_SECONDS:
+                    self._bar.redraw()
+                elif logs.is_rendered_by(log_text):
+                    self._progress_at = None
                     live_line.show(waiting_text(upcoming(), datetime.now(UTC)))
             await asyncio.sleep(TICK_SECONDS)
 

@@ -65,6 +65,8 @@ class Facts:
 DAMAGE_CODES = frozenset({"upload_damaged", DATABASE_LOST})
 FAILURE_CODES = frozenset({NOT_OURS, NOT_MOUNTED, STATE_DISK_FULL})
 FAILURE_PREFIXES = ("credentials_refused_", "unexpected_error_")
+"""Beginnings of codes that end with a method."""
+
 HARMLESS_CODES = frozenset(
     {
         "agent_stopped",  # these two have a row of their own
@@ -102,7 +104,9 @@ def _stored_damage(facts: Facts) -> str:
 
 
 def _target_refuses(facts: Facts) -> str:
-    return _warning(facts, lambda code: code in FAILURE_CODES or code.startswith(FAILURE_PREFIXES), "Uploads fail")
+    method = facts.first.method if facts.first else ""  # credentials of a fallback that is not needed do no harm
+    codes = FAILURE_CODES | {prefix + method for prefix in FAILURE_PREFIXES}
+    return _warning(facts, lambda code: code in codes, "Uploads fail")
 
 
 def _databases_unreadable(facts: Facts) -> str:
@@ -200,7 +204,7 @@ def _disabled(facts: Facts) -> str:
 def _no_agent(facts: Facts) -> str:
     if facts.agent_runs:
         return ""
-    return f"Everything is uploaded, but no agent is running to upload later changes: {_last_upload(facts)}"
+    return f"Everything is uploaded, but no agent is running: {_last_upload(facts)}"
 
 
 def _never(facts: Facts) -> str:
@@ -218,7 +222,10 @@ def _kept_by_akosha(facts: Facts) -> str:
 
 
 def _unknown_warning(facts: Facts) -> str:
-    return _warning(facts, lambda code: code not in HARMLESS_CODES, "Everything is uploaded, but")
+    def is_unknown(code: str) -> bool:
+        return code not in HARMLESS_CODES and not code.startswith(FAILURE_PREFIXES)
+
+    return _warning(facts, is_unknown, "Everything is uploaded, but")
 
 
 ROWS: Sequence[tuple[Severity, Callable[[Facts], str]]] = (

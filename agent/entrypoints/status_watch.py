@@ -158,11 +158,11 @@ class Screen:
     """Draws lines over the whole terminal. The text before it appears again when the block ends."""
 
     def __enter__(self) -> Self:
-        sys.stdout.write("\x1b[?1049h\x1b[?25l\x1b[H\x1b[J")
+        sys.stdout.write("\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[H\x1b[J")  # no cursor, and long lines are cut
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.stdout.write("\x1b[?25h\x1b[?1049l")
+        sys.stdout.write("\x1b[?7h\x1b[?25h\x1b[?1049l")
         sys.stdout.flush()
 
     @staticmethod

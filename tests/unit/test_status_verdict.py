@@ -72,7 +72,7 @@ CASES = {
     "_unknown_warning": (warned("of_a_later_version"), "Everything is uploaded, but: it is so"),
     "_no_agent": (
         screens.stopped(SAFE),
-        "Everything is uploaded, but no agent is running to upload later changes: last upload 3 min ago, 210.0 kB",
+        "Everything is uploaded, but no agent is running: last upload 3 min ago, 210.0 kB",
     ),
     "_kept_by_akosha": (
         with_target(AKOSHA),
@@ -105,6 +105,11 @@ def test_all_is_safe_only_if_no_row_applies():
     )
     for code in status_verdict.HARMLESS_CODES - {"agent_stopped", "agent_silent"}:
         assert judged(warned(code)).severity is Severity.SAFE, code
+
+
+def test_refused_credentials_of_a_fallback_that_is_not_needed_do_no_harm():
+    assert judged(warned("credentials_refused_http")).severity is Severity.SAFE
+    assert judged(warned("credentials_refused_cloud")).severity is Severity.FAILING
 
 
 def test_the_worst_of_several_conditions_is_reported():

@@ -76,19 +76,15 @@ async def _watch(settings: Settings) -> int:
             def draw(document: StatusDocument, now: datetime) -> None:
                 nonlocal lines
                 size = shutil.get_terminal_size()
-                shown = [
-                    *lines_of(document, settings, now),
-                    Line(""),
-                    Line(f"{local_time(now)}  Ctrl-C ends", Style.DIM),
-                ]
-                lines = rendered(shown, width=size.columns, colours=colours)
-                screen.draw(lines, size.lines)
+                lines = rendered(lines_of(document, settings, now), width=size.columns, colours=colours)
+                footer = rendered([Line(f"{local_time(now)}  Ctrl-C ends", Style.DIM)], width=None, colours=colours)
+                screen.draw([*lines, "", *footer], size.lines)
 
             await StatusWatch(settings, draw).run()
     except asyncio.CancelledError:
         return 0
     finally:
-        typer.echo("\n".join(lines[:-2]))
+        typer.echo("\n".join(lines))
 
 
 def lines_of(document: StatusDocument, settings: Settings, now: datetime | None = None) -> list[Line]:
