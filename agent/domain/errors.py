@@ -140,7 +140,9 @@ class StagingFull(SnapshotError):  # noqa: N818
 
 
 class StagedCopyChanged(SnapshotError):  # noqa: N818
-    """A staged copy has other bytes than when it was hashed: a bit flipped on the disk or in memory. Transient."""
+    """A staged copy has other bytes than when it was hashed, or was deleted: a bit flipped on the disk or in memory, or
+    another program deletes files there. Transient.
+    """
 
 
 class DamagedCopy(SnapshotError):  # noqa: N818

@@ -760,6 +760,24 @@ async def test_a_copy_that_looks_damaged_when_it_was_sent_is_replaced_by_another
     assert not any((rig.tmp_path / "state/staging").iterdir())
 
 
+async def test_a_copy_that_another_program_deletes_while_it_is_verified_is_made_again(rig, monkeypatch):
+    copies = []
+
+    async def deleted_once(copy: Path, **_) -> Verdict:
+        await files_in_bucket(rig)
+        if not copies:
+            shutil.rmtree(copy.parent)
+        copies.append(copy)
+        return Verdict(verified=True)
+
+    monkeypatch.setattr(snapshot_taker, "verify", deleted_once)
+    rig.verify = True
+    assert isinstance(await rig.sync(), SyncSucceeded)
+    assert len(rig.manifests) == 1
+    rig.assert_complete()
+    assert len(rig.store.keys("put")) == 3, "the objects are not sent again"
+
+
 async def test_an_upload_that_fails_while_its_copies_are_verified_leaves_no_copy(memory_rig):
     memory_rig.store.fail("put", StoreError("403"), key="knowledge_graph.duckdb")
     assert isinstance(await memory_rig.sync(), SyncFailed)

@@ -36,12 +36,18 @@ class Requests:
             raise NoSuchObject(key)
         return self.objects.get(key, b"")
 
-    async def answer(self, running: "asyncio.Future[object]") -> None:
-        """Answer requests until the callers have ended."""
-        while not running.done():
+    async def answer(self, running: "asyncio.Future[object]", *, most: int = 10**6) -> None:
+        """Answer requests until the callers have ended, or `most` requests were answered."""
+        while not running.done() and most:
             await asyncio.sleep(0)
             if self._waiting:
                 self._waiting.pop(self._rng.randrange(len(self._waiting))).set_result(None)
+                most -= 1
+        await asyncio.sleep(0)
+
+    def forget_waiting(self) -> None:
+        """Never answer the requests that wait now: their agent was killed."""
+        self._waiting.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +96,23 @@ async def test_what_a_killed_agent_left_makes_a_create_contended_until_the_objec
     await requests.answer(replacing)
     assert replacing.result() is Creation.UNPROVEN
     assert requests.objects == {KEY: b"0"}
+
+
+@pytest.mark.parametrize("answered", range(11))
+async def test_after_a_kill_at_any_request_another_agent_gets_the_object(answered):
+    """An election needs ten requests."""
+    requests = Requests(random.Random(0))
+    killed = asyncio.ensure_future(ObjectCreator(requests).create(KEY, b"killed", replace=False))
+    await requests.answer(killed, most=answered)
+    killed.cancel()
+    await asyncio.wait({killed})
+    requests.forget_waiting()
+    (result,) = await created(requests, 1)
+    assert (result is Creation.EXISTS) == (requests.writers == [b"killed"])
+    if result is Creation.CONTENDED:
+        replacing = asyncio.ensure_future(ObjectCreator(requests).create(KEY, b"0", replace=True))
+        await requests.answer(replacing)
+    assert requests.objects[KEY] == (b"killed" if result is Creation.EXISTS else b"0")
 
 
 async def test_a_create_that_fails_does_not_write_the_object(monkeypatch):

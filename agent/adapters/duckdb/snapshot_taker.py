@@ -21,7 +21,7 @@ from agent.adapters.duckdb.mirror import MirrorDirectory
 from agent.adapters.duckdb.source import Source
 from agent.adapters.duckdb.verification import Verdict, verify
 from agent.domain.databases import Survey, main_name
-from agent.domain.errors import DamagedCopy, SnapshotError, StagingFull
+from agent.domain.errors import DamagedCopy, SnapshotError, StagedCopyChanged, StagingFull
 from agent.ports import Clock, Meter, NoMeter, Snapshot
 
 _NOT_VERIFIED = Verdict(verified=False, reason="verification is switched off")
@@ -290,7 +290,7 @@ def _remove_scratch(folder: Path) -> None:
     try:
         found = list(folder.iterdir())
     except OSError as error:  # another program has removed the folder
-        raise SnapshotError(
+        raise StagedCopyChanged(
             f"cannot read the copy in {folder}: {error.strerror}",
             hint="set akosha_agent_state_dir to a directory in which no other program deletes files",
             transient=True,
