@@ -1,6 +1,7 @@
 """Reading memories from copies of databases: the rows, their fields, and the child process."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import math
@@ -547,6 +548,26 @@ async def test_one_child_verifies_and_reads_all_databases_of_an_attempt_and_of_t
     assert len(pids) == 1
     await taker.sweep()
     assert reading_child() is None
+
+
+async def test_the_child_that_verifies_a_copy_is_started_before_the_database_is_copied(copy, warm, new_taker):
+    taker = new_taker(copy.parent)
+    snapshot = await taker.copy("reflection")
+    child = reading_child()
+    assert child is not None
+    assert (await taker.verify(snapshot)).verified
+    assert reading_child() == child
+
+
+async def test_a_child_that_cannot_be_started_ahead_is_reported_by_the_verification(copy, new_taker, monkeypatch):
+    async def refused(*_):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(child_process, "start", refused)
+    taker = new_taker(copy.parent)
+    snapshot = await taker.verify(await taker.copy("reflection"))
+    assert snapshot.unverified_reason == "the verification could not be started: Resource temporarily unavailable"
+    assert snapshot.inconclusive
 
 
 async def test_an_idle_child_has_no_copy_open_that_was_removed_or_read(tmp_path, copy, warm, new_taker):

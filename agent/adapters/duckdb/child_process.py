@@ -9,6 +9,7 @@ was interrupted, is ended: a damaged file may have damaged its memory.
 import asyncio
 import json
 from asyncio.subprocess import Process
+from contextlib import suppress
 from pathlib import Path
 
 from agent.adapters import child_process
@@ -28,6 +29,9 @@ _CLOSE_SECONDS = 30.0
 
 _ROOT = Path("/")
 
+_NO_COPY = Path("none")
+"""Argument of a child that gets its copy later."""
+
 
 async def start(copy: Path) -> Process:
     """Start a child for a copy. Raises OSError."""
@@ -43,6 +47,17 @@ class WarmChild:
         self._idle: Process | None = None
         self._copy: Path | None = None
         self._expiry: asyncio.Task[None] | None = None
+
+    async def prepare(self) -> None:
+        """Start an idle child if there is none, so that `take` need not wait for it. `take` reports a failure."""
+        if self._idle is not None:
+            return
+        with suppress(OSError):
+            child = await start(_NO_COPY)
+            if self._idle is None:
+                self._set_idle(child, None)
+            else:
+                await end(child)
 
     async def take(self, copy: Path) -> Process:
         """Return a child for a copy, which the caller now owns: the idle one or a new one. Raises OSError."""
@@ -60,8 +75,7 @@ class WarmChild:
         if self._idle is not None or not (copy or await _use(child, None)):
             await end(child)
             return
-        self._idle, self._copy = child, copy
-        self._expiry = asyncio.create_task(self._expire(), name="duckdb-idle")
+        self._set_idle(child, copy)
 
     async def release(self, folder: Path) -> None:
         """Close the copy that the idle child has open if it is in this folder, which can then be removed."""
@@ -75,6 +89,10 @@ class WarmChild:
         self._clear()
         if child is not None:
             await end(child)
+
+    def _set_idle(self, child: Process, copy: Path | None) -> None:
+        self._idle, self._copy = child, copy
+        self._expiry = asyncio.create_task(self._expire(), name="duckdb-idle")
 
     def _clear(self) -> None:
         if self._expiry is not None:

@@ -97,6 +97,8 @@ class DuckdbSnapshotTaker:
         started = self._clock.monotonic()
         folder = self._staging_dir / f"take-{uuid.uuid4().hex}"
         halt = threading.Event()
+        if self._verify and self._warm is not None:
+            await self._warm.prepare()  # it starts while the database is copied
         copying = asyncio.create_task(
             asyncio.to_thread(self._copy, database, folder, halt), name=f"snapshot-copy-{database}"
         )

@@ -11,7 +11,7 @@ import os
 import queue
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from agent.adapters.child_output import Output, limit_resources
@@ -47,6 +47,8 @@ def main() -> int:
     threading.Thread(target=_output.beat, name="beat", daemon=True).start()
     limit_resources(ADDRESS_SPACE_BYTES)
     try:
+        with suppress(ImportError):  # reported when the copy is opened
+            import duckdb  # noqa: F401, PLC0415 - before the first command: the child may be started ahead of it
         _serve(copy, commands)
     except Exception as error:  # noqa: BLE001 - any error of DuckDB is the answer
         _output.answer({"error": reason(error, copy.path.parent)})
