@@ -550,7 +550,8 @@ async def test_one_child_verifies_and_reads_all_databases_of_an_attempt_and_of_t
     assert reading_child() is None
 
 
-async def test_the_child_that_verifies_a_copy_is_started_before_the_database_is_copied(copy, warm, new_taker):
+async def test_the_child_that_verifies_a_copy_is_started_before_the_database_is_copied(tmp_path, copy, new_taker):
+    create(tmp_path, commits=3)
     taker = new_taker(copy.parent)
     snapshot = await taker.copy("reflection")
     child = reading_child()
@@ -559,7 +560,11 @@ async def test_the_child_that_verifies_a_copy_is_started_before_the_database_is_
     assert reading_child() == child
 
 
-async def test_a_child_that_cannot_be_started_ahead_is_reported_by_the_verification(copy, new_taker, monkeypatch):
+async def test_a_child_that_cannot_be_started_ahead_is_reported_by_the_verification(
+    tmp_path, copy, new_taker, monkeypatch
+):
+    create(tmp_path, commits=3)
+
     async def refused(*_):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
