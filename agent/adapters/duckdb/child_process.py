@@ -50,14 +50,11 @@ class WarmChild:
 
     async def prepare(self) -> None:
         """Start an idle child if there is none, so that `take` need not wait for it. `take` reports a failure."""
-        if self._idle is not None:
-            return
-        with suppress(OSError):
-            child = await start(_NO_COPY)
-            if self._idle is None:
+        if self._idle is None:
+            with suppress(OSError):
+                child = await start(_NO_COPY)
+                await self.end()  # at most one is idle
                 self._set_idle(child, None)
-            else:
-                await end(child)
 
     async def take(self, copy: Path) -> Process:
         """Return a child for a copy, which the caller now owns: the idle one or a new one. Raises OSError."""
