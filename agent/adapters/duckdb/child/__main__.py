@@ -11,12 +11,12 @@ import os
 import queue
 import sys
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from agent.adapters.child_output import Output, limit_resources
 from agent.adapters.duckdb.child.contents import contents, fold, is_unsupported
-from agent.adapters.duckdb.child.engine import ADDRESS_SPACE_BYTES, Engine, opened, reason
+from agent.adapters.duckdb.child.engine import ADDRESS_SPACE_BYTES, Engine, load, opened, reason
 from agent.adapters.duckdb.child.reading import Reading
 from agent.adapters.duckdb.child_protocol import (
     BEGIN,
@@ -47,8 +47,7 @@ def main() -> int:
     threading.Thread(target=_output.beat, name="beat", daemon=True).start()
     limit_resources(ADDRESS_SPACE_BYTES)
     try:
-        with suppress(ImportError):  # reported when the copy is opened
-            import duckdb  # noqa: F401, PLC0415 - before the first command: the child may be started ahead of it
+        load()  # before the first command: the child may be started ahead of it
         _serve(copy, commands)
     except Exception as error:  # noqa: BLE001 - any error of DuckDB is the answer
         _output.answer({"error": reason(error, copy.path.parent)})

@@ -6,7 +6,7 @@ Only the child program imports this module. DuckDB can access the copy's folder 
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from agent.adapters.duckdb.child_protocol import scratch_name
@@ -105,6 +105,12 @@ class Engine:
                 self._connection.execute(statement)
         except duckdb.OutOfMemoryException as error:
             self.more_memory(OutOfMemory(str(error)))
+
+
+def load() -> None:
+    """Import duckdb. `opened` reports a failure."""
+    with suppress(ImportError):
+        import duckdb  # noqa: F401, PLC0415
 
 
 @contextmanager
