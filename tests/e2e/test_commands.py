@@ -206,7 +206,8 @@ def test_with_sync_disabled_changes_are_logged_and_not_synced(machine):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the databases made by Session-Buddy's own code are not here")
 @pytest.mark.parametrize("state", ROWS)
-def test_session_buddys_own_databases_are_uploaded_with_all_rows(machine, state, tmp_path):
+def test_session_buddys_own_databases_are_uploaded_verified_and_restored_with_all_rows(machine, state, tmp_path):
+    """Every command exits with 0 and warns about an older DuckDB or a missing extension where needed."""
     for file in (REAL / state).iterdir():
         shutil.copy(file, machine.data)
     result = machine.sync()
@@ -227,6 +228,17 @@ def test_session_buddys_own_databases_are_uploaded_with_all_rows(machine, state,
         assert (tmp_path / "arrived" / part["name"]).read_bytes() == (REAL / state / part["name"]).read_bytes()
     assert {part["name"] for part in manifest["parts"]} == {path.name for path in (REAL / state).iterdir()}
     assert machine.staged == []
+
+    to = tmp_path / "to"
+    verified = machine.call("verify", "--deep")
+    shown = machine.call("uploads", "show", "latest")
+    restored = machine.call("restore", "--to", str(to))
+    assert (verified.code, restored.code) == (0, 0), (verified.err, restored.err)
+    newer = "needs DuckDB 2.0 or newer (storage version 999): Session-Buddy with an older DuckDB cannot open it"
+    for reported in (verified, shown, restored):
+        assert (newer in " ".join(reported.out.split())) == (STATES[state].storage_version == 999)
+    assert ("warning: restored as it was uploaded" in restored.out) == (not STATES[state].folds)
+    assert upload_contents.rows(to) == arrived
 
 
 def test_only_changed_databases_are_uploaded_again(machine, tmp_path):

@@ -105,6 +105,7 @@ async def _stays_open(_self):
 
 
 on_all_stores = pytest.mark.parametrize("target", ["memory", "directory", "moto", "rclone"], indirect=True)
+on_memory_and_s3 = pytest.mark.parametrize("target", ["memory", "moto"], indirect=True)
 on_directories = pytest.mark.parametrize("target", ["directory"], indirect=True)
 
 
@@ -211,7 +212,7 @@ async def test_the_first_sync_claims_the_target_before_it_uploads_anything(machi
     assert await target.owner() == owner, "claimed once"
 
 
-@on_all_stores
+@on_memory_and_s3
 async def test_an_explicit_id_of_another_machine_is_refused_and_nothing_is_written(machine, target):
     one, two = machine("one"), machine("two")
     await one.sync()
@@ -236,7 +237,7 @@ async def test_one_of_two_machines_that_claim_at_the_same_moment_uploads(machine
     assert (await target.owner()).agent_id == manifest.agent_id
 
 
-@on_all_stores
+@on_memory_and_s3
 @pytest.mark.usefixtures("always_checked")
 async def test_a_take_over_stops_the_other_machine_and_both_report_it(machine, target):
     one, two = machine("one"), machine("two")
@@ -342,7 +343,7 @@ async def test_the_owner_is_compared_again_before_the_manifest(machine, target):
     assert len(await target.uploads()) == 1
 
 
-@on_all_stores
+@on_memory_and_s3
 async def test_an_upgrade_claims_uploads_known_by_the_ledger_or_the_agent_id(machine, target):
     one = machine("one")
     await one.sync()
@@ -402,7 +403,7 @@ async def test_a_machine_with_a_lost_state_directory_claims_its_uploads_again(ma
     assert_refused(await one.sync(), "taken over", "state directory")
 
 
-@on_all_stores
+@on_memory_and_s3
 async def test_a_second_state_directory_of_a_machine_is_refused_while_the_first_exists(machine, target):
     one = machine("one")
     await one.sync()
@@ -511,7 +512,7 @@ async def test_a_state_directory_on_another_machine_is_refused(machine, target):
     )
 
 
-@on_all_stores
+@on_memory_and_s3
 async def test_a_default_system_id_that_is_taken_gets_a_suffix_and_keeps_it(machine, target):
     one, two = machine("one", system_id=""), machine("two", system_id="")
     assert isinstance(await one.sync(), SyncSucceeded)
@@ -552,7 +553,7 @@ async def test_a_default_system_id_that_has_uploads_of_its_own_is_refused_not_re
     assert json.loads((one.state / "identity.json").read_bytes())["system_id"] == "laptop"
 
 
-@on_all_stores
+@on_memory_and_s3
 async def test_two_data_directories_of_one_machine_have_two_owners(machine, target):
     one, two = machine("one"), machine("two")
     (two.folder / "machine-id").write_text("one")
@@ -672,7 +673,7 @@ async def test_deleted_uploads_are_sent_again_if_the_owner_still_exists(machine,
     assert {part.origin for part in manifest.parts} == {"sent"}
 
 
-@on_all_stores
+@on_memory_and_s3
 async def test_a_sync_cancelled_before_its_claim_is_in_the_ledger_is_continued_by_the_next(machine, target):
     one = machine("one")
     reached = target.store.stall("create", key=OWNER, after=True)

@@ -129,17 +129,12 @@ async def opened(kind, request, tmp_path):
 
 
 @needs_databases
-@pytest.mark.parametrize(
-    "kind", ["directory", pytest.param("moto", marks=pytest.mark.long), pytest.param("rclone", marks=pytest.mark.long)]
-)
 async def test_every_state_is_restored_with_equal_tables_in_one_file_if_duckdb_can_fold_it(
-    kind, request, tmp_path, states, tables
+    tmp_path, store, states, tables
 ):
-    to = tmp_path / "to"
-    async with opened(kind, request, tmp_path) as store:
-        await uploaded(store, states)
-        counter = ByteCounter()
-        done = await restore(store, to, counter=counter)
+    to, counter = tmp_path / "to", ByteCounter()
+    await uploaded(store, states)
+    done = await restore(store, to, counter=counter)
     hnsw = "knowledge_graph_hnsw.duckdb"
     assert sorted(path.name for path in to.iterdir()) == sorted([*tables, f"{hnsw}.wal"])
     assert {path.name: tables_of(path) for path in to.glob("*.duckdb")} == tables
@@ -526,25 +521,6 @@ async def test_a_verified_database_that_cannot_be_folded_is_restored_unchanged_w
     assert (found.folded, found.files) == (False, ("reflection.duckdb", "reflection.duckdb.wal"))
     assert "DuckDB cannot" in found.warning
     assert "DuckDB 2.0 or newer opens the files together" in found.warning
-
-
-@needs_databases
-@pytest.mark.parametrize("state", STATES)
-def test_each_state_is_uploaded_verified_and_restored_by_the_commands(tmp_path, state):
-    """Every command exits with 0 and warns about an older DuckDB or a missing extension where needed."""
-    machine, to = Machine(tmp_path / "machine"), tmp_path / "to"
-    for file in (REAL / state).iterdir():
-        shutil.copy(file, machine.data)
-    assert machine.sync()["success"]
-    verified = machine.call("verify", "--deep")
-    shown = machine.call("uploads", "show", "latest")
-    restored = machine.call("restore", "--to", str(to))
-    assert (verified.code, restored.code) == (0, 0), (verified.err, restored.err)
-    newer = "needs DuckDB 2.0 or newer (storage version 999): Session-Buddy with an older DuckDB cannot open it"
-    for reported in (verified, shown, restored):
-        assert (newer in " ".join(reported.out.split())) == (STATES[state].storage_version == 999)
-    assert ("warning: restored as it was uploaded" in restored.out) == (not STATES[state].folds)
-    assert tables_of(to / "reflection.duckdb")["conversations_v2"][0] == STATES[state].rows[0]
 
 
 async def test_without_an_interrupted_restore_there_is_nothing_to_finish(tmp_path, plain, store):
