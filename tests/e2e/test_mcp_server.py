@@ -104,6 +104,10 @@ def sdk(request) -> dict[str, str]:
     return {"PYTHONPATH": str(FIRST_SDK)}
 
 
+newest_sdk = pytest.mark.parametrize("sdk", ["mcp2"], indirect=True, scope="module")
+"""For a test of what does not depend on the SDK."""
+
+
 @pytest.fixture(scope="module")
 def shared(sdk, tmp_path_factory):
     """One server for the tests that do not end it; each writes the databases it syncs."""
@@ -266,6 +270,7 @@ def test_a_cancelled_call_withdraws_its_note_and_the_next_one_works(assistant):
 # ------------------------------------------------------------------------------------------------ with an agent
 
 
+@newest_sdk
 def test_a_running_agent_does_the_sync_and_the_status_shows_it(machine, tmp_path):
     machine.set(agent_upload_on_change="false")
     machine.write(commits=3, entities=2)
@@ -284,6 +289,7 @@ def test_a_running_agent_does_the_sync_and_the_status_shows_it(machine, tmp_path
         assert assistant.sync()["outcome"] == "skipped"
 
 
+@newest_sdk
 def test_a_new_or_unusable_state_directory_is_reported(machine, tmp_path):
     machine.write(commits=1)
     machine.state.touch()
