@@ -75,6 +75,7 @@ class AgentRun:
     blocker: asyncio.Event | None = None
     switch_errors: list[BusError] = field(default_factory=list)
     catch_ups: int = 0
+    catch_up_error: BusError | None = None
 
     async def result(self, name: str) -> None:
         """Record the result of a sync."""
@@ -84,6 +85,8 @@ class AgentRun:
 
     async def catch_up(self) -> None:
         self.catch_ups += 1
+        if self.catch_up_error:
+            raise self.catch_up_error
 
     async def switched(self) -> None:
         self.switches.append(self.bus.state)
@@ -375,3 +378,17 @@ async def test_a_stream_that_cannot_store_results_is_examined_again_each_minute(
         await w.clock.advance(60)
         await until_idle()
         assert stream.checks == 2
+
+
+async def test_a_stream_that_does_not_answer_is_read_again_later_and_delays_nothing_else(tmp_path):
+    async with agent_run(tmp_path, StreamMark("a", 10)) as w:
+        w.catch_up_error = BusError("no answer", transient=True)
+        await w.switch_to(RECONNECTED, StreamMark("a", 12))
+        assert (w.catch_ups, w.switches) == (2, [RECONNECTED])
+        w.catch_up_error = None
+        await w.clock.advance(1)
+        await until_idle()
+        assert (w.catch_ups, w.switches) == (3, [RECONNECTED])
+        await w.clock.advance(60)
+        await until_idle()
+        assert w.catch_ups == 3

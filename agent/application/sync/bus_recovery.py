@@ -12,7 +12,7 @@ import structlog
 from agent.application.signal import Signal
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.results import ResultRecorder
-from agent.domain.errors import AkoshaError
+from agent.domain.errors import AkoshaError, BusError
 from agent.domain.status_warning import StatusWarning
 from agent.ports import BusState, Clock, DurableBus, Ledger, StreamMark, VolatileBus
 
@@ -111,15 +111,24 @@ class BusRecovery:
     async def _update(self) -> None:
         await self._report_state()
         await self._reconcile()
+        unread: BusError | None = None
         if self._catching_up and self._is_connected:
-            await self._catch_up()  # behind a leaf node, only this shows that the stream is available
-            if self._results_bus.state.ready:
-                await self._remove_old_consumers()
-                self._catching_up = False
+            try:
+                await self._read_stream()
+            except BusError as error:  # does not prevent a rescan
+                unread = error
         if self._switching:
             await self._switched()
             self._switching = False
         await self._report_stream()
+        if unread is not None:
+            raise unread
+
+    async def _read_stream(self) -> None:
+        await self._catch_up()  # behind a leaf node, only this shows that the stream is available
+        if self._results_bus.state.ready:
+            await self._remove_old_consumers()
+            self._catching_up = False
 
     async def _report_state(self) -> None:
         """Log and record a change of the volatile bus: events now take another connection or bus than before."""
