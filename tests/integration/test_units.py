@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,16 @@ pytestmark = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not 
 
 @pytest.fixture
 def analyze(tmp_path):
-    """Return a function that runs systemd-analyze with the environment of a user manager."""
-    runtime = tmp_path / "runtime"
-    runtime.mkdir(mode=0o700)
+    """Return a function that runs systemd-analyze with the environment of a user manager.
+
+    Its runtime directory has a short path: it reads the units of other programs, too, with the paths of their sockets.
+    """
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
-        environ = os.environ | {"XDG_RUNTIME_DIR": str(runtime), "HOME": str(tmp_path), "SYSTEMD_PAGER": "cat"}
-        command = [str(ANALYZE), *map(str, words)]
-        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+        with tempfile.TemporaryDirectory() as runtime:
+            environ = os.environ | {"XDG_RUNTIME_DIR": runtime, "HOME": str(tmp_path), "SYSTEMD_PAGER": "cat"}
+            command = [str(ANALYZE), *map(str, words)]
+            return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
 
     return run
 
