@@ -26,11 +26,12 @@ def _crc32() -> Callable[[memoryview, int], int]:
 
 
 class BlockChecksums:
-    """The CRC-32 of each block of BLOCK_BYTES; the last block may be shorter."""
+    """The CRC-32 of each block of BLOCK_BYTES; the last block may be shorter. `data` are the first bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: bytes = b"") -> None:
         self._checksums: list[int] = []
         self._size = 0
+        self.update(memoryview(data))
 
     @property
     def size(self) -> int:
@@ -90,13 +91,12 @@ class ExpectedBlocks:
         if self._checksums is not None and len(self._checksums) != -(-size // BLOCK_BYTES):
             raise self._changed()
 
-    def check(self, offset: int, blocks: BlockChecksums | bytes) -> None:
+    def check(self, offset: int, blocks: BlockChecksums) -> None:
         """Compare the blocks from `offset`, a multiple of BLOCK_BYTES. Raises StagedCopyChanged."""
         if self._checksums is None:
             return
-        found = (_checksums_of(blocks) if isinstance(blocks, bytes) else blocks).result()
-        first = offset // BLOCK_BYTES
-        if not found or found != tuple(self._checksums[first : first + len(found)]):
+        first, found = offset // BLOCK_BYTES, blocks.result()
+        if found != tuple(self._checksums[first : first + len(found)]):
             raise self._changed()
 
     def _changed(self) -> StagedCopyChanged:
@@ -105,12 +105,6 @@ class ExpectedBlocks:
             hint="the agent copies it again; if this repeats, check this machine's memory and disk",
             transient=True,
         )
-
-
-def _checksums_of(data: bytes) -> BlockChecksums:
-    blocks = BlockChecksums()
-    blocks.update(memoryview(data))
-    return blocks
 
 
 def has_checksum(block: memoryview, checksum: int) -> bool:

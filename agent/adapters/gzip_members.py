@@ -175,7 +175,7 @@ def _block(path: Path, offset: int, count: int, expected: ExpectedBlocks) -> byt
         raise _unreadable(path, error) from error
     if len(piece) < count:
         raise _cut_short(path)
-    expected.check(offset, piece)
+    expected.check(offset, BlockChecksums(piece))
     return piece
 
 

@@ -262,7 +262,9 @@ class Draft:
             raise StateError(
                 f"the staged memories cannot be read: {error.strerror}", hint=f"check {self._folder}", transient=True
             ) from error
-        expected.check(offset, block)
+        if not block:
+            raise StateError("the staged memories became shorter", hint=f"check {self._folder}", transient=True)
+        expected.check(offset, BlockChecksums(block))
         return block
 
     def _discard(self) -> None:

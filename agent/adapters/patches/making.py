@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.adapters import fs
-from agent.adapters.block_checksums import BLOCK_BYTES, Digests, ExpectedBlocks
+from agent.adapters.block_checksums import BLOCK_BYTES, BlockChecksums, Digests, ExpectedBlocks
 from agent.adapters.patches.applying import State, placed, read_pieces
 from agent.adapters.patches.container import PatchReader, Range, Step, encode_header, encode_step, total
 from agent.adapters.patches.matching import plan
@@ -67,7 +67,7 @@ def _check(file: FileIO, expected: ExpectedBlocks) -> None:
     size = os.fstat(file.fileno()).st_size
     expected.check_size(size)
     for offset in range(0, size, BLOCK_BYTES):
-        expected.check(offset, b"".join(read_pieces(file, offset, min(BLOCK_BYTES, size - offset))))
+        expected.check(offset, BlockChecksums(b"".join(read_pieces(file, offset, min(BLOCK_BYTES, size - offset)))))
 
 
 def _state(file: FileIO) -> State:
