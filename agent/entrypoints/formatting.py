@@ -20,7 +20,14 @@ from agent.domain.events import (
 )
 from agent.domain.plain_text import problem_list
 
-PHASES = {"": "syncing", "snapshot": "copying", "upload": "uploading", "push": "sending", "download": "downloading"}
+PHASES = {
+    "": "syncing",
+    "snapshot": "copying",
+    "upload": "uploading",
+    "memories": "uploading memories",
+    "push": "sending",
+    "download": "downloading",
+}
 """Phases of a sync or a restore, as texts show them."""
 
 BAR = 20

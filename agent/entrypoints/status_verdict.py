@@ -146,9 +146,9 @@ def _uploading(facts: Facts) -> str:
     activity = facts.status.activity
     if activity is None:
         return ""
-    names = f" {_named(facts.status.pending)}" if facts.status.pending else ""
-    done = "" if activity.fraction is None else f": {percent(activity.fraction)}"
-    return f"{phase_name(activity.phase).capitalize()}{names}{done}"
+    what = [_named(facts.status.pending)] if facts.status.pending else []
+    what += [] if activity.fraction is None else [percent(activity.fraction)]
+    return ": ".join([phase_name(activity.phase).capitalize(), *([", ".join(what)] if what else [])])
 
 
 def _pending(facts: Facts) -> str:

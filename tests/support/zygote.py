@@ -263,7 +263,7 @@ def _use_huge_pages() -> None:
 def _run_order(order: Mapping[str, Any], descriptors: Sequence[int]) -> None:
     words = order["args"]
     program = _program(words)
-    if not (_LIGHT if words[0] == COMMAND else _CHILDLESS) & {words[1], *words[2:4]}:
+    if not (_LIGHT if words[0] == COMMAND else _CHILDLESS) & {*words[1:4]}:
         _fork_zygote(descriptors)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)

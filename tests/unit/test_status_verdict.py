@@ -48,7 +48,7 @@ CASES = {
     "_memories_refused": (
         with_target(AKOSHA, memories=MemoryCounts(refused={"odd": 2})), "Akosha refused 2 memories",
     ),
-    "_uploading": (replace(OWED, activity=screens.UPLOADING), "Uploading reflection: 42 %"),
+    "_uploading": (replace(OWED, activity=screens.UPLOADING), "Uploading: reflection, 42 %"),
     "_pending": (
         replace(OWED, next_sync=screens.later(252, "min_interval")),
         "Not uploaded yet: reflection; the next sync is in 4:12",
