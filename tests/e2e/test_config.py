@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from tests.support.machine import Machine
+from tests.support.terminal import on_terminal
 
 CONFIG, CREDENTIALS = "~/.config/akosha-agent/config.yaml", "~/.config/akosha-agent/credentials.yaml"
 
@@ -80,6 +81,14 @@ def test_a_secret_is_read_and_stored_in_the_private_file_only(machine):
     assert config(machine, code=2).err.count("secrets belong in") == 1
     config(machine, "set", "http_token", "-", lines="hush2\n")
     assert own(machine, "config.yaml").read_text() == "# kept\n"
+
+
+def test_on_a_terminal_a_secret_is_asked_for_without_echo(machine):
+    with on_terminal(machine, "config", "set", "http_token", "-") as terminal:
+        terminal.answer("http_token: ", "canary")
+        assert terminal.end() == 0
+        assert "canary" not in terminal.screen
+    assert own(machine, "credentials.yaml").read_text().endswith("http_token: canary\n")
 
 
 @pytest.mark.parametrize(
