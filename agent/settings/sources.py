@@ -35,7 +35,7 @@ REMOVED = {
     "agent_nats_connect_seconds": "5 s",
     "agent_nats_ping_seconds": "20 s",
     "agent_nats_ping_timeout_seconds": "10 s",
-    "agent_nats_reconnect_seconds": "1 s",
+    "agent_nats_reconnect_seconds": "2 s",
     "agent_nats_reconnect_max_seconds": "30 s",
     "agent_nats_ack_wait_seconds": "60 s",
     "agent_nats_max_age_days": f"7 days, {_STREAM}",
