@@ -252,6 +252,23 @@ async def consumers(server) -> list[str]:
         return [found.name for found in await other.jetstream().consumers_info("AKOSHA_SYNC")]
 
 
+async def test_a_full_stream_refuses_results_until_it_has_room_and_requests_still_arrive(fresh_nats):
+    inbox = RecordingHandler()
+    async with connected(fresh_nats.url) as other:
+        full = {"max_msgs": 1, "discard": DiscardPolicy.NEW, "allow_direct": True}
+        await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=SUBJECTS, **full)
+        async with opened_buses(fresh_nats.url) as buses:
+            await buses.volatile.subscribe("akosha.session.>", inbox)
+            for number in (1, 2):
+                await buses.volatile.publish(ended(number))
+            assert await inbox.wait_for_count(2) == ["e-1", "e-2"]
+            with pytest.raises(BusError, match="maximum messages exceeded") as failure:
+                await buses.durable.publish(values.skipped())
+            assert failure.value.transient
+            await other.jsm().purge_stream("AKOSHA_SYNC")
+            await publish_until_accepted(buses.durable, values.skipped())
+
+
 async def test_a_new_durable_at_the_consumer_limit_is_refused_with_the_cure(fresh_nats):
     async with connected(fresh_nats.url) as other:
         jetstream = other.jetstream()
