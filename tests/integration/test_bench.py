@@ -9,6 +9,7 @@ import pytest
 from tests.bench.chart import Series, chart
 from tests.bench.counting_proxy import CountingProxy
 from tests.bench.databases import Databases
+from tests.bench.fleet import most_within
 
 HEADER = "{http://www.w3.org/2000/svg}"
 
@@ -74,3 +75,10 @@ def test_the_chart_is_a_valid_document_with_a_line_for_each_program():
     assert ours[0][1] > ours[1][1] > theirs[0][1] == theirs[1][1], "more bytes are higher"
     texts = [text.text for text in document.iter(f"{HEADER}text")]
     assert {"MB <sent>", "ours: 1 MB", "theirs & more", "0.1 MB", "100 MB"} <= set(texts)
+
+
+@pytest.mark.parametrize(
+    ("times", "most"), [([], 0), ([1.0], 1), ([0.0, 0.05, 0.1, 0.3], 3), ([0.0, 0.2, 0.25, 0.29, 0.31], 3)]
+)
+def test_the_most_reconnections_within_a_time_are_counted(times, most):
+    assert most_within(times, 0.1) == most

@@ -5,6 +5,7 @@ import json
 import re
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from nats.errors import Error, NoRespondersError, TimeoutError as NatsTimeout
@@ -18,9 +19,9 @@ from agent.domain.errors import BusError
 from agent.domain.events import IngestCompleted
 from agent.domain.naming import STREAM_SUBJECTS, results_pattern, session_subject
 from agent.events_client import results
-from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_buses, options
+from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_buses, options, until
 from tests.support.servers.nats import connected
-from tests.support.servers.nats_hub import KEYS, PAGE, configuration, running_hub, running_site
+from tests.support.servers.nats_hub import KEYS, PAGE, configuration, configuration_for, running_hub, running_site
 from tests.support.values import NOON, manifest, request, succeeded
 
 REQUEST, RESULT = request(), succeeded(manifest(1))
@@ -40,6 +41,7 @@ OF_DESKTOP = (
     "akosha.progress.desktop",
     "akosha.agent.desktop.sync",
 )
+OF_LAPTOP = {"akosha.session.laptop.ended", "akosha.archive.laptop.pruned", "akosha.sync.laptop.succeeded"}
 DESTRUCTIVE = (f"$JS.API.STREAM.DELETE.{STREAM}", f"$JS.API.STREAM.PURGE.{STREAM}")
 READING = (
     (f"$JS.API.STREAM.INFO.{STREAM}", {"subjects_filter": ">"}),
@@ -112,8 +114,7 @@ async def test_a_system_publishes_and_reads_what_is_its_own(hub):
         assert (newest.data, newest.headers["Nats-Sequence"]) == (b"1", "3")
         assert len(await stored(admin)) == 4
         await admin.jetstream().publish("akosha.session.laptop.ended", b"2")
-        await laptop.request(f"{DIRECT_GET}.akosha.session.laptop.ended")
-        assert [data for _, data in seen] == [b"1", b"2"]
+        await until(lambda: [data for _, data in seen] == [b"1", b"2"])
 
 
 async def test_a_system_cannot_read_what_is_another_ones(hub):
@@ -132,12 +133,12 @@ async def test_a_system_cannot_read_what_is_another_ones(hub):
             await laptop.publish(subject, json.dumps(body).encode() if body else b"", reply="akosha.sync.laptop.answer")
         async with connected(hub.url, **key_of("ADMIN")) as admin:
             before = await stored(admin)
-            assert before["akosha.session.desktop.ended"] == 2
+            assert before["akosha.session.desktop.ended"] >= 1
             await laptop.request(f"{DIRECT_GET}.akosha.session.laptop.ended")
             assert {subject for subject in before if ".laptop." in subject} == {"akosha.session.laptop.ended"}
-        answers = [data for subject, data in received if subject == "akosha.sync.laptop.answer"]
-        assert len(answers) > 5
-        assert not [data for data in answers if data and b'"error"' not in data]
+        answers = partial(filter, lambda one: one[0] == "akosha.sync.laptop.answer")
+        await until(lambda: len([*answers(received)]) == len(READING))
+        assert not [data for _, data in answers(received) if data and b'"error"' not in data]
         assert not [data for subject, data in received if SECRET in data or ".desktop." in subject]
 
 
@@ -165,10 +166,10 @@ async def test_a_system_cannot_publish_on_subjects_of_another_one_or_change_the_
         assert (await laptop.request(own)).data == b""
         await admin.flush()
         await desktop.flush()
+        assert set(await stored(admin)) == OF_LAPTOP
+        await until(lambda: len(seen_by_hub) > len(OF_DESKTOP))
+        assert {subject for subject, _ in seen_by_hub} == OF_LAPTOP
         assert seen_by_desktop == []
-        assert {subject for subject, _ in seen_by_hub} == set(await stored(admin)) == {
-            "akosha.session.laptop.ended", "akosha.archive.laptop.pruned", "akosha.sync.laptop.succeeded"
-        }  # fmt: skip
 
 
 async def test_a_request_of_the_hub_reaches_one_system_and_its_answer_only_the_asker(hub):
@@ -247,6 +248,22 @@ def test_the_server_refuses_to_start_if_an_account_imports_subjects_of_another_s
         pass
 
 
+async def test_a_system_is_added_by_reloading_twice_while_others_stay_connected(tmp_path):
+    with running_hub(tmp_path) as server:
+        server.restart()
+        async with (
+            connected(server.url, **key_of("ADMIN")) as admin,
+            connected(server.url, **key_of("LAPTOP")) as laptop,
+        ):
+            await admin.jetstream().add_stream(STREAM_CONFIG)
+            server.config = configuration_for(["third"], "secret")
+            server.reload()
+            server.reload()
+            async with connected(server.url, user="third", password="secret") as third:
+                assert (await third.jetstream().publish("akosha.sync.third.succeeded", b"1")).seq == 1
+            assert (await laptop.jetstream().publish("akosha.sync.laptop.succeeded", b"1")).seq == 2
+
+
 async def test_a_leaf_node_carries_events_and_direct_gets_of_its_site(tmp_path):
     with running_site(tmp_path) as (server, site):
         async with connected(server.url, **key_of("ADMIN")) as admin:
@@ -257,7 +274,7 @@ async def test_a_leaf_node_carries_events_and_direct_gets_of_its_site(tmp_path):
                     assert (await agent.jetstream().publish(subject, b"1")).stream == STREAM
                 await admin.jetstream().publish("akosha.session.berlin-1.ended", b"2")
                 assert (await agent.request(f"{DIRECT_GET}.akosha.session.berlin-1.ended")).data == b"2"
-                assert [data for _, data in heard] == [b"1", b"2"]
+                await until(lambda: [data for _, data in heard] == [b"1", b"2"])
                 with pytest.raises(NoStreamResponseError):
                     await agent.jetstream().publish("akosha.sync.laptop.succeeded", b"forged")
             async with buses_of(site.url, "BERLIN_AGENTS", ready=False) as buses:

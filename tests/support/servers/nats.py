@@ -34,6 +34,7 @@ START_SECONDS = 60
 STOP_SECONDS = 30
 
 _COMMAND = str(Path(sys.executable).with_name("nats-server"))
+_RELOADED = "Reloaded server configuration"
 _LISTENERS = {
     "client": r"Listening for client connections on 127\.0\.0\.1:(\d+)",
     "websocket": r"Listening for websocket clients on wss?://127\.0\.0\.1:(\d+)",
@@ -124,6 +125,13 @@ class NatsServer:
         if wipe:
             self.wipe()
         self.start()
+
+    def reload(self) -> None:
+        """Make the running server read `config` again. Its ports must be known to its file: restart it first."""
+        count = self.output.count(_RELOADED)
+        self._write_config()
+        os.kill(self.pid, signal.SIGHUP)
+        self.logged(_RELOADED, count + 1)
 
     def wipe(self) -> None:
         """Delete JetStream's store while the server is down."""
