@@ -20,7 +20,7 @@ MOST_SNAPSHOTS = 50 * SNAPSHOTS
 """Under load, few snapshots coincide with a checkpoint: they go on until one has."""
 
 DURING_CHECKPOINT = ("reflection.duckdb.wal", "reflection.duckdb.wal.checkpoint")
-BUSY = ("--slow-checkpoints", "20", "--checkpoint-every", "8", "--graph-every", "20", "--interval", "0.005")
+BUSY = ("--slow-checkpoints", "50", "--checkpoint-every", "8", "--graph-every", "20", "--interval", "0.005")
 
 
 @pytest.fixture
