@@ -152,6 +152,7 @@ def test_without_jetstream_session_ends_are_heard_and_results_wait(server, tmp_p
         (warning,) = status["warnings"]
         assert warning["code"] == "stream_unavailable"
         assert "check that JetStream is enabled" in warning["message"]
+        assert server.monitor("/varz")["in_msgs"] < 200  # a waiting result is not published again without a pause
         server.jetstream = True
         server.restart()
         with listening(server.url) as listener:

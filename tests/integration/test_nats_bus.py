@@ -229,6 +229,26 @@ async def test_a_missing_permission_for_progress_does_not_matter(tmp_path):
             assert buses.volatile.state.ready
 
 
+@pytest.mark.parametrize("refused", ["no JetStream", "wrong subjects", "denied"])
+async def test_a_repeated_refusal_of_the_stream_is_reported_once(tmp_path, refused):
+    """Each report makes the agent publish again: one for each refusal would never end."""
+    denied = login_with(publish={"deny": ["akosha.session.>"]}) if refused == "denied" else {}
+    with running_nats(tmp_path, jetstream=refused != "no JetStream", **denied) as server:
+        if refused == "wrong subjects":
+            async with connected(server.url) as other:
+                await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=["akosha.session.>"])
+        async with opened_buses(server.url, ready=False, login=LOGIN if denied else Login()) as buses:
+            reports = []
+            for number in range(4):
+                with pytest.raises(BusError):
+                    await buses.durable.publish(ended(1))
+                await buses.durable._stream_examined()
+                if number == 0:
+                    buses.durable.on_change(lambda: reports.append(buses.durable.state))
+            assert not buses.durable.state.ready
+            assert reports == []
+
+
 async def test_the_newest_event_on_a_subject_is_read_without_a_consumer(fresh_nats):
     subject = ended(1).subject
     async with opened_buses(fresh_nats.url) as buses:
@@ -402,6 +422,8 @@ async def test_a_stream_deleted_without_subscriptions_is_created_again_by_the_ne
         before, reported = buses.durable.stream, asyncio.Event()
         buses.durable.on_change(reported.set)
         await other.jsm().delete_stream("AKOSHA_SYNC")
+        with pytest.raises(BusError, match="the stream does not exist"):
+            await buses.durable.publish(ended(2))
         await buses.durable.publish(ended(2))
         assert buses.durable.stream.has_lost(before)
         assert reported.is_set()

@@ -33,7 +33,7 @@ class Bus:
         self.state, self.stream = NATS, stream
         self.published: list[str] = []
         self.error: BusError | None = None
-        self.attempts = 0
+        self.attempts, self.reports_refusals = 0, False
         self.before_confirming: Callable[[], Awaitable[None]] | None = None
         self.removed: list[str] = []
         self.checks = 0
@@ -56,6 +56,8 @@ class Bus:
     async def publish(self, event: Event) -> None:
         self.attempts += 1
         if self.error is not None:
+            if self.reports_refusals:
+                self.switch_to(self.state, self.stream)
             raise self.error
         self.published.append(event.request_id)
         if self.stream is not None:
@@ -271,8 +273,8 @@ async def test_a_truncated_stream_that_has_grown_again_still_gets_the_results_ag
         assert w.take_published() == []
 
 
-async def test_results_are_published_at_once_when_the_bus_is_back(tmp_path):
-    """No time passes here: neither the back-off nor the switch callback delays the results."""
+async def test_results_are_published_within_a_second_when_the_bus_is_back(tmp_path):
+    """At most the first second of the back-off passes; the switch callback does not delay the results."""
     async with agent_run(tmp_path, StreamMark("a", 10)) as w:
         w.take_published()
         w.bus.error = BusError("no answer", transient=True)
@@ -288,8 +290,23 @@ async def test_results_are_published_at_once_when_the_bus_is_back(tmp_path):
         await w.switch_to(LOCAL, w.bus.stream)
         w.bus.error = None
         await w.switch_to(NATS, w.bus.stream)
+        await w.clock.advance(1)
+        await until_idle()
         assert w.take_published() == ["new"]
         assert w.switches == [WAITING, LOCAL], "the switch callback is still running"
+
+
+async def test_a_bus_that_reports_a_change_with_each_refusal_is_tried_once_a_second(tmp_path):
+    async with agent_run(tmp_path, StreamMark("a", 10)) as w:
+        w.take_published()
+        w.bus.error, w.bus.reports_refusals = BusError("the stream does not exist", transient=True), True
+        w.bus.attempts = 0
+        await w.result("new")
+        assert w.bus.attempts == 1
+        for seconds in (1, 1, 1):
+            await w.clock.advance(seconds)
+            await until_idle()
+        assert w.bus.attempts == 4
 
 
 async def test_an_error_in_the_switch_callback_is_logged_and_retried_after_a_pause(tmp_path):
@@ -324,6 +341,8 @@ async def test_a_repeated_unexpected_error_is_a_status_warning_until_a_publish_s
         assert "an answer that makes no sense (KeyError)" in warning.message
         w.bus.error = None
         await w.switch_to(NATS, w.bus.stream)
+        await w.clock.advance(1)
+        await until_idle()
         assert warnings_in(await w.ledger.notes()) == ()
 
 

@@ -42,8 +42,10 @@ class NatsDurableBus:
         self._options, self._codec, self._clock, self._connection = options, codec, clock, connection
         self._refusals, self._wait_for_connection = refusals, wait_for_connection
         self._seconds = options.patience.connect
-        self._stream, self._ensuring = Stream(options.limits), asyncio.Lock()
+        self._stream = Stream(options.limits)
         self._stream_error: BusError | None = None
+        self._refusal: BusError | None = None
+        self._reported = ""
         self._check: asyncio.Task[None] | None = None
         self._consumers: list[NatsConsumer] = []
         self._listeners: list[Callable[[], None]] = []
@@ -71,7 +73,7 @@ class NatsDurableBus:
     def check_connection(self) -> None:
         """Implement the port. A stream that could not store events is examined again."""
         self._connection.check_connection()
-        if self._stream_error is not None and self._connection.is_up:
+        if (self._stream_error or self._refusal) is not None and self._connection.is_up:
             self._start_check(self._connection.client())
 
     async def reset_client(self) -> None:
@@ -81,13 +83,15 @@ class NatsDurableBus:
     def connection_changed(self) -> None:
         """Look at the stream if there is a new connection, and notify the listeners."""
         if self._connection.is_up and not self._closed:
+            self._refusal = None
             self._start_check(self._connection.client())
         self._notify()
 
     async def publish(self, event: Event) -> None:
         """Implement the port. When this returns, the server has confirmed that the stream stores the event.
 
-        Raises StateError if the bus is closed or the event is local only.
+        A stream that was deleted is created again after the error. Raises StateError if the bus is closed or the event
+        is local only.
         """
         self._check_open()
         if isinstance(event, SyncAsked):
@@ -95,19 +99,26 @@ class NatsDurableBus:
         client = await self._connection.wait() if self._wait_for_connection else self._connection.client()
         await self._stream_examined()
         if self._stream_error is not None:
-            with suppress(NoJetStream):  # the hub of a leaf node stores the event nevertheless
-                await self._ensure_stream(client)
+            self._start_check(client)
+            await self._stream_examined()
+        # Behind a leaf node, no server answers requests about the stream, but its hub may store the event.
+        if self._stream_error is not None and not isinstance(self._stream_error, NoJetStream):
+            raise self._stream_error.with_traceback(None)
         with translated("reading the server's max_payload"):
             max_bytes = client.max_payload - HEADER_BYTES
         data = encoded(event, self._codec, max_bytes=max_bytes)
         try:
             await self._put(client, event, data)
-        except StreamGone:
-            await self._ensure_stream(client)
-            await self._put_again(client, event, data)
-        except BusError:  # if another client subscribes to the subject, publishing to a deleted stream only times out
+        except BusError as error:
+            if isinstance(error, StreamGone) and self._stream_error is not None:
+                raise self._stream_error.with_traceback(None) from error
+            if isinstance(error, StreamGone | Denied):
+                self._refusal = error
+            self._report()
+            # A deleted stream is not always noticed: if another client subscribes to the subject, publishing times out.
             self._start_check(client)
             raise
+        self._refusal = None
         self._stream_answered()
 
     async def newest(self, subject: str) -> StoredEvent | None:
@@ -154,7 +165,7 @@ class NatsDurableBus:
             check_stream=self._start_check,
             stream_examined=self._stream_examined,
             released=self._release,
-            changed=self._notify,
+            changed=self._report,
         )
         self._consumers.append(consumer)
         if self._connection.is_up:
@@ -181,6 +192,8 @@ class NatsDurableBus:
             return self._connection.last_error
         if self._stream_error is not None:
             return self._stream_error
+        if self._refusal is not None:
+            return self._refusal
         return next((one.last_error for one in self._consumers if one.last_error is not None), None)
 
     def _start_check(self, client: Client) -> None:
@@ -200,24 +213,24 @@ class NatsDurableBus:
             await asyncio.wait({self._check})
 
     async def _check_stream(self, client: Client) -> None:
+        """Create the stream if it does not exist; keep the reason if it cannot store events."""
+        before = self._stream.mark
         try:
-            await self._ensure_stream(client)
+            with translated(f"preparing the stream {STREAM}"):
+                examined = await self._stream.ensure(client, self._seconds)
         except BusError as error:
+            if not client.lost.is_set():
+                self._stream_error = error
             _log.debug("stream_unavailable", reason=str(error))
-
-    async def _ensure_stream(self, client: Client) -> None:
-        """Create the stream if it does not exist; keep the reason if it cannot store events. Raises BusError."""
-        async with self._ensuring:
-            try:
-                with translated(f"preparing the stream {STREAM}"):
-                    await self._stream.ensure(client, self._seconds)
-                self._stream_error = None
-            except BusError as error:
-                if not client.lost.is_set():
-                    self._stream_error = error
-                raise
-            finally:
-                self._notify()
+        else:
+            self._stream_error = None
+            if examined and isinstance(self._refusal, StreamGone):
+                self._refusal = None
+        mark = self._stream.mark
+        if mark is not None and (before is None or mark.has_lost(before)):
+            self._notify()
+        else:
+            self._report()
 
     async def _put(self, client: Client, event: Event, data: bytes) -> None:
         headers, sent_at = {"Nats-Msg-Id": message_id(event)}, self._stream.mark
@@ -237,28 +250,24 @@ class NatsDurableBus:
         if not confirmed.duplicate and self._stream.has_stored(sequence, sent_at=sent_at):
             self._start_check(client)
 
-    async def _put_again(self, client: Client, event: Event, data: bytes) -> None:
-        """Publish to the stream that was created again. If it still does not exist, the bus is not ready."""
-        try:
-            await self._put(client, event, data)
-        except StreamGone as error:
-            self._stream_error = error
-            self._notify()
-            raise
-
     def _stream_answered(self) -> None:
         """Forget that no server answers requests about the stream: they do not pass from a leaf node to its hub."""
         if isinstance(self._stream_error, NoJetStream):
             self._stream_error = None
-            self._notify()
+        self._report()
 
     async def _end_check(self) -> None:
         if self._check is not None:
             self._check.cancel()
             await asyncio.wait({self._check})
 
+    def _report(self) -> None:
+        """Notify the listeners if the bus is ready now and was not, or has another reason not to be."""
+        if str(self._error() or "") != self._reported:
+            self._notify()
+
     def _notify(self) -> None:
-        self._since = self._clock.now()
+        self._since, self._reported = self._clock.now(), str(self._error() or "")
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         for listener in self._listeners:
@@ -267,7 +276,7 @@ class NatsDurableBus:
     def _release(self, consumer: NatsConsumer) -> None:
         if consumer in self._consumers:
             self._consumers.remove(consumer)
-            self._notify()
+            self._report()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -43,7 +43,7 @@ class StreamGone(BusError):  # noqa: N818 - the name is the state
     """The stream, or the consumer in it, does not exist."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, hint="the agent creates it again", transient=True)
+        super().__init__(message, hint="the agent creates the stream if the server permits it", transient=True)
 
 
 class Denied(BusError):  # noqa: N818 - as above

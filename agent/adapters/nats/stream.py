@@ -29,10 +29,10 @@ class Stream:
         self._limits, self._reported = limits, ""
         self.mark: StreamMark | None = None
 
-    async def ensure(self, client: Client, seconds: float) -> None:
+    async def ensure(self, client: Client, seconds: float) -> bool:
         """Create the stream if it does not exist. Raises BusError if that fails or if it cannot store the events.
 
-        If the user may not examine the stream, it is assumed to exist: the confirmations of events show its position.
+        Return False if the user may not examine the stream: the confirmations of events show whether it exists.
         """
         jetstream = client.jetstream(timeout=seconds)
         try:
@@ -40,13 +40,14 @@ class Stream:
                 info = await jetstream.stream_info(STREAM)
         except Denied as error:
             _log.debug("stream_not_examined", stream=STREAM, reason=str(error))
-            return
+            return False
         except StreamGone:
             info = await self._create(jetstream)
         else:
             info = await self._with_missing_subjects(jetstream, info)
             self._check_config(info.config)
         self.mark = StreamMark(str(info.created), info.state.last_seq)
+        return True
 
     async def examine(self, client: Client, seconds: float) -> list[Lack] | None:
         """Return what the stream lacks, None if it does not exist.

@@ -82,12 +82,10 @@ class BusRecovery:
                 await self._wait_for_change()
 
     async def _wait_for_change(self) -> None:
-        """Wait until the bus changes. A stream that cannot store results is examined again after each minute."""
-        while self._is_connected and not self._results_bus.state.ready:
-            if await self._signal.wait(LAST_WAIT_SECONDS):
-                return
+        """Wait until the bus changes. A stream that cannot store results is examined again after a minute."""
+        unavailable = self._is_connected and not self._results_bus.state.ready
+        if not await self._signal.wait(LAST_WAIT_SECONDS if unavailable else None):
             self._results_bus.check_connection()
-        await self._signal.wait(None)
 
     def _changed(self) -> None:
         """Flush the outbox at once: results that wait for the bus must not also wait for this loop."""
@@ -179,9 +177,9 @@ class BusRecovery:
             self._recovered_losses = losses
             if count:
                 _log.info("results_republished", count=count, reason="the stream is new or has lost events")
+                self._recorder.flush_soon()
         if mark != noted:
             await self._ledger.note(STREAM, f"{mark.sequence} {mark.created}")
-        self._recorder.flush_soon()
 
 
 def _mark(text: str) -> StreamMark | None:

@@ -189,7 +189,7 @@ class ResultRecorder:
     async def run(self) -> None:
         """Publish the outbox until cancelled. After a transient error, try again after 1 s, doubling to 60 s.
 
-        `flush_soon` ends the wait and resets it to 1 s.
+        `flush_soon` ends the wait, but not before 1 s, and resets it to 1 s.
         """
         wait = FIRST_WAIT_SECONDS
         while True:
@@ -198,9 +198,13 @@ class ResultRecorder:
             except AkoshaError as error:
                 if not (error.transient or isinstance(error, BusError)):
                     raise
+                failed_at = self._clock.monotonic()
                 await self._log_blocked(error)
-                was_set = await self._signal.wait(wait)
-                wait = FIRST_WAIT_SECONDS if was_set else min(wait * 2, LAST_WAIT_SECONDS)
+                if await self._signal.wait(wait):
+                    await self._clock.sleep(failed_at + FIRST_WAIT_SECONDS - self._clock.monotonic())
+                    wait = FIRST_WAIT_SECONDS
+                else:
+                    wait = min(wait * 2, LAST_WAIT_SECONDS)
             else:
                 wait, self._waiting = FIRST_WAIT_SECONDS, False
                 await self._clear_warning()
