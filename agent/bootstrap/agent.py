@@ -253,10 +253,18 @@ def assemble(
         bus=bus,
         ledger=ledger,
         system_id=system_id,
+        session_ends=session_ends,
+        is_queued=lambda request_id: any(subscriber.has(request_id) for subscriber in subscribers),
         record_archive_event=record_archive_event,
         outbox_changed=recorder.flush_soon,
     )
     spool_reader = SpoolReader(spool=a.spool, watch=a.spool_watch, inbox=inbox, publisher=publisher, ledger=ledger)
+
+    async def find_lost_events() -> None:
+        """Publish requests without an outcome again if the bus may have lost them, and read the spool."""
+        await inbox.republish()
+        await spool_reader.drain()
+
     retry_scheduler = RetryScheduler(
         publisher=publisher,
         ledger=ledger,
@@ -267,16 +275,14 @@ def assemble(
         sync_lock=sync_lock,
         rescan_seconds=rescan_seconds,
         route=policy.route,
-        before_rescan=spool_reader.drain,
+        before_rescan=find_lost_events,
         unreachable=unreachable,
     )
     network_changes = _network_changes(adapters, retry_scheduler)
 
     async def republish_requests() -> None:
-        """Publish requests without an outcome again, because the bus may have lost them, and look for changes."""
         session_ends.republish()
-        await inbox.republish()
-        await spool_reader.drain()
+        await find_lost_events()
         if not sync_lock.locked():
             await publisher.trigger(RETRY)
 

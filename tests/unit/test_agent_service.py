@@ -8,7 +8,7 @@ import pytest
 
 from agent.bootstrap.metrics import metering
 from agent.domain.errors import BusError, SnapshotError, WireError
-from agent.domain.events import SessionEnded, SyncRequested, SyncSucceeded
+from agent.domain.events import CAUSED_BY_BYTES, Event, SessionEnded, SyncRequested, SyncResult, SyncSucceeded
 from agent.domain.status_warning import StatusWarning
 from agent.ports import BusState
 from tests.support import values
@@ -172,16 +172,77 @@ async def test_events_that_other_processes_may_not_send_are_refused(event):
         assert w.reasons == []
 
 
-async def test_while_the_bus_is_not_ready_a_command_fails_at_once():
+async def test_while_the_bus_is_not_ready_a_command_fails_at_once_and_a_session_end_is_recorded():
     async with simulated_agent() as w:
         w.agent.bus.state = BusState("nats", ready=False, detail="nats://nowhere", since=values.NOON)
         with pytest.raises(BusError, match="nowhere"):
             await w.agent.agent_service.request_sync(ask())
         with pytest.raises(BusError, match="nowhere"):
-            await w.agent.agent_service.accept(ended())
+            await w.agent.agent_service.accept(ask())
+        assert await w.agent.agent_service.accept(ended())
 
 
-async def test_after_a_bus_change_open_requests_are_published_again_and_run_once():
+@pytest.mark.parametrize("by_note", [True, False], ids=["note", "socket"])
+async def test_a_session_end_that_the_bus_loses_is_named_by_one_result(by_note, monkeypatch):
+    """When the note is removed, or the socket answers, the session end is in the ledger: a kill does not lose it."""
+    async with simulated_agent([1]) as w:
+        publish = w.agent.bus.publish
+
+        async def lose(event: Event) -> None:
+            if not isinstance(event, SessionEnded):
+                await publish(event)
+
+        monkeypatch.setattr(w.agent.bus, "publish", lose)
+        recorded_before: list[bool] = []
+        remove = w.notes.remove
+
+        async def remove_note(note: str) -> None:
+            recorded_before.append(not await w.agent.ledger.accept(ended()))
+            await remove(note)
+
+        monkeypatch.setattr(w.notes, "remove", remove_note)
+        w.files.change(1, notified=False)
+        if by_note:
+            w.notes.leave(ended())
+        else:
+            assert await w.agent.agent_service.accept(ended())
+        await w.settle()
+        history = [entry.event for entry in await w.agent.ledger.history()]
+        assert [result.caused_by for result in history if isinstance(result, SyncResult)] == [("s1",)]
+        assert recorded_before == [True] * by_note
+
+
+async def test_a_session_end_whose_id_no_result_can_name_is_refused():
+    async with simulated_agent() as w:
+        with pytest.raises(WireError, match="longer than"):
+            await w.agent.agent_service.accept(replace(ended(), id="x" * CAUSED_BY_BYTES))
+
+
+async def test_a_request_that_the_bus_has_lost_is_published_again_by_the_next_rescan(monkeypatch):
+    async with simulated_agent([1]) as w:
+        publish, lost = w.agent.bus.publish, []
+
+        async def lose_one(event: Event) -> None:
+            if not lost and isinstance(event, SyncRequested):
+                lost.append(event)
+            else:
+                await publish(event)
+
+        monkeypatch.setattr(w.agent.bus, "publish", lose_one)
+        w.files.change(1, notified=False)
+        w.method.hold = asyncio.Event()
+        request = await w.agent.agent_service.request_sync(ask())
+        await w.settle()
+        assert (lost, w.method.asked) == ([request], [])
+        await w.pass_time(60)
+        assert w.method.asked == [request]
+        await w.pass_time(60)
+        w.method.hold.set()
+        await w.settle()
+        assert (w.reasons, w.method.asked) == (["manual"], [request])
+
+
+async def test_after_a_bus_change_only_requests_that_no_subscriber_has_are_published_again():
     async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, notified=False)
@@ -190,7 +251,7 @@ async def test_after_a_bus_change_open_requests_are_published_again_and_run_once
         await w.agent.bus_recovery._switched()
         w.method.hold.set()
         await w.settle()
-        assert (w.reasons, len(w.method.asked)) == (["manual", "manual"], 1)
+        assert (w.reasons, len(w.method.asked)) == (["manual"], 1)
 
 
 async def test_the_status_combines_the_ledger_the_files_and_the_settings():

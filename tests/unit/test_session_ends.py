@@ -8,8 +8,9 @@ from datetime import timedelta
 from structlog.testing import capture_logs
 
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.application.triggers.session_ends import NAMED, NAMED_SECONDS, SessionEnds, accept
+from agent.application.triggers.session_ends import BURST, NAMED, NAMED_SECONDS, REQUEST_SECONDS, SessionEnds
 from agent.domain.delivery_state import TargetRecord
+from agent.domain.errors import StateError
 from agent.domain.events import CAUSED_BY_BYTES, Event, SessionEnded, SyncRequested
 from agent.ports import StoredEvent
 from tests.support import values
@@ -239,7 +240,7 @@ async def test_more_session_ends_than_a_result_can_name_get_several_results(tmp_
         await w.end(0)
         for number in range(1, 1001):
             event = SessionEnded(id=f"{number:036}", time=values.NOON, system_id=values.SYSTEM)
-            assert await accept(w.ledger, event)
+            assert await w.ends.accept(event)
         w.publisher.reason = False
         await w.outcome("r1")
         for _ in range(20):
@@ -260,22 +261,56 @@ def session_end(number: int) -> SessionEnded:
     return SessionEnded(id=f"e-{number}", time=values.NOON, system_id=values.SYSTEM, session_id=str(number))
 
 
-async def test_a_flood_is_named_up_to_a_limit_and_the_rest_is_answered_by_one_sync(tmp_path):
+async def test_a_flood_is_named_up_to_a_limit_and_the_rest_is_answered_by_one_sync_a_minute(tmp_path):
     async with session_ends(tmp_path) as w:
         w.publisher.reason = False
         with capture_logs() as logs:
             for number in range(10_000):
                 await w.ends.handle(session_end(number))
-            await until_idle()
+            await w.pass_time(REQUEST_SECONDS)
         assert sum(len(causes) for causes in w.causes) == NAMED
         assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["session_ends_not_named"]
-        assert w.publisher.triggered == []
-        await w.pass_time(NAMED_SECONDS)
+        await w.pass_time(REQUEST_SECONDS)
         assert w.publisher.triggered == ["session_end"], "the sync for those that are not named"
-        await w.pass_time(NAMED_SECONDS)
+        await w.pass_time(REQUEST_SECONDS)
         assert w.publisher.triggered == ["session_end"]
+        await w.pass_time(NAMED_SECONDS)
         await w.end(10_000)
         assert w.causes[-1] == ("e-10000",), "later ones are named again"
+
+
+async def test_session_ends_that_continue_add_one_result_a_minute(tmp_path):
+    async with session_ends(tmp_path) as w:
+        w.publisher.reason = False
+        for number in range(BURST):
+            await w.end(number)
+        assert w.request_count == BURST
+        for number in range(BURST, NAMED):
+            await w.end(number)
+        assert w.request_count == BURST
+        await w.pass_time(REQUEST_SECONDS)
+        assert w.request_count == BURST + 1
+        assert (len(w.causes[-1]), await w.ledger.open_session_ends()) == (NAMED - BURST, [])
+        await w.pass_time(BURST * REQUEST_SECONDS)
+        assert w.request_count == BURST + 1
+
+
+async def test_a_session_end_is_accepted_when_the_ledger_can_be_written_again(tmp_path, monkeypatch):
+    async with session_ends(tmp_path) as w:
+        accept, full = w.ledger.accept, True
+
+        async def on_a_full_disk(event: SessionEnded) -> bool:
+            nonlocal full
+            if full:
+                full = False
+                raise StateError("the disk is full", transient=True)
+            return await accept(event)
+
+        monkeypatch.setattr(w.ledger, "accept", on_a_full_disk)
+        with capture_logs() as logs:
+            await w.end(1)
+        assert w.causes == [("e-1",)]
+        assert [line["event"] for line in logs] == ["session_end_not_recorded", "session_ended"]
 
 
 async def test_the_newest_session_end_in_the_stream_is_accepted_once(tmp_path):

@@ -93,15 +93,15 @@ class AgentService:
     async def accept(self, event: Event) -> bool:
         """Accept a SessionEnded or SyncAsked of another process. Return whether it is new.
 
-        Raises WireError for any other type or system, BusError if no bus accepts it, StateError.
+        Raises WireError for any other type or system, BusError if no bus accepts the request, StateError.
         """
         if not isinstance(event, SessionEnded | SyncAsked):
             raise WireError(f"{event.type} is not accepted from other processes")
         self._inbox.check(event)
+        if isinstance(event, SessionEnded):
+            return await self._inbox.accept_session_end(event)
         self._check_bus()
-        if isinstance(event, SyncAsked):
-            return (await self._inbox.submit(event)).new
-        return await self._inbox.accept_session_end(event)
+        return (await self._inbox.submit(event)).new
 
     async def last_position(self) -> int:
         """Return the position of the newest history entry, for `events`. Raises StateError."""

@@ -59,7 +59,8 @@ FAULT_SECONDS = 30.0
 """Delay before the next attempt of a request after an unexpected error."""
 
 MAX_QUEUED = 1000
-"""Requests that wait; the newest one replaces the oldest. The next rescan finds what a dropped request was for."""
+"""Requests that wait; the newest one replaces the oldest. The next rescan publishes a dropped request of a person or
+program again, and finds what another one was for."""
 
 _log = structlog.get_logger()
 
@@ -128,6 +129,10 @@ class SyncSubscriber:
         """Cancel a running sync and wait for its cleanup. The requests in the queue are dropped."""
         if self._worker is not None:
             await end_task(self._worker)
+
+    def has(self, request_id: str) -> bool:
+        """Return whether a request is in the queue, or has the attempt that is running."""
+        return request_id in self._queue
 
     async def handle(self, event: Event) -> None:
         """Queue a request that this agent issued. A request that is in the queue is not queued again."""

@@ -5,10 +5,12 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+
+import structlog
 
 from agent.application.triggers.publisher import Publisher
-from agent.domain.errors import WireError
+from agent.application.triggers.session_ends import SessionEnds
+from agent.domain.errors import BusError, WireError
 from agent.domain.events import (
     SessionEnded,
     SyncAsked,
@@ -19,14 +21,13 @@ from agent.domain.events import (
 )
 from agent.ports import Ledger, VolatileBus
 
-K = TypeVar("K")
-T = TypeVar("T")
-
 ArchiveEvent = UploadVerified | UploadsPruned
 """Events of the commands that verify or prune the archive."""
 
 REMEMBERED = 1000
-"""Number of IDs kept in memory. The ledger has all outcomes and all session ends."""
+"""Number of asks kept in memory. The ledger has all outcomes."""
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,10 @@ class Received:
 
 
 class Inbox:
-    """Publishes one request for each SyncAsked and one SessionEnded for each session end; records archive events once.
+    """Publishes one request for each SyncAsked; records each session end and each archive event once.
 
-    `record_archive_event` adds one to the ledger; `outbox_changed` is called after an event was added to the outbox.
+    `is_queued` returns whether a subscriber has the request of an ask. `record_archive_event` adds an archive event to
+    the ledger; `outbox_changed` is called after an event was added to the outbox.
     """
 
     def __init__(
@@ -50,14 +52,16 @@ class Inbox:
         bus: VolatileBus,
         ledger: Ledger,
         system_id: str,
+        session_ends: SessionEnds,
+        is_queued: Callable[[str], bool],
         record_archive_event: Callable[[ArchiveEvent], Awaitable[None]],
         outbox_changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._publisher, self._bus, self._ledger, self._system_id = publisher, bus, ledger, system_id
+        self._session_ends, self._is_queued = session_ends, is_queued
         self._record_archive_event, self._outbox_changed = record_archive_event, outbox_changed
         self._asks: OrderedDict[str, tuple[SyncAsked, SyncRequested]] = OrderedDict()
-        self._ends: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._in_progress: dict[tuple[str, str], asyncio.Event] = {}
+        self._in_progress: dict[str, asyncio.Event] = {}
 
     def check(self, event: SessionEnded | SyncAsked | ArchiveEvent) -> None:
         """Raise WireError if the event is for another system."""
@@ -74,7 +78,7 @@ class Inbox:
 
         An event that an earlier process of the agent took, and that has no outcome, is requested again.
         """
-        async with self._exclusive("", ask.id):
+        async with self._exclusive(ask.id):
             if await self._ledger.outcome(ask.id) is not None:
                 self._asks.pop(ask.id, None)
                 return Received(await self._request_of(ask), new=False)
@@ -84,22 +88,25 @@ class Inbox:
             request = await self._publisher.submit(ask)
             if request is not None:
                 self._asks[ask.id] = (ask, request)
-                _trim(self._asks)
+                while len(self._asks) > REMEMBERED:
+                    self._asks.popitem(last=False)
             return Received(request, new=known is None)
 
     async def accept_session_end(self, event: SessionEnded) -> bool:
-        """Publish a session's end of this system. Return False if this process has published it before.
+        """Record a session's end of this system, so that a result answers it; then publish it for other programs.
 
-        Raises WireError if the bus cannot carry it, BusError.
+        Return False if it was recorded before. Raises WireError if a result cannot name its ID, StateError.
         """
-        key = (event.sender, event.id)
-        async with self._exclusive(*key):
-            if key in self._ends:
-                return False
+        if not await self._session_ends.accept(event):
+            return False
+        state = self._bus.state
+        try:
+            if not state.ready:  # publishing may wait for a bus for hours
+                raise BusError(state.detail, transient=True)
             await self._bus.publish(event)
-            self._ends[key] = None
-            _trim(self._ends)
-            return True
+        except (BusError, WireError) as error:
+            _log.info("session_end_not_published", id=event.id, error=str(error))
+        return True
 
     async def announce(self, event: ArchiveEvent) -> None:
         """Record and publish an archive event of another process; ignore a duplicate. Raises StateError."""
@@ -112,9 +119,11 @@ class Inbox:
         return [ask for ask in waiting if await self._ledger.outcome(ask.id) is None]
 
     async def republish(self) -> None:
-        """Publish requests without an outcome again: they may be on a bus that is no longer used."""
+        """Publish the requests again that have no outcome and that no subscriber has: the bus may have lost them."""
         for ask in await self.open_asks():
-            async with self._exclusive("", ask.id):
+            if self._is_queued(ask.id):
+                continue
+            async with self._exclusive(ask.id):
                 request = await self._publisher.submit(ask)
                 if request is None:
                     self._asks.pop(ask.id, None)
@@ -128,19 +137,13 @@ class Inbox:
         return min(requests, key=lambda request: len(request.errors), default=None)
 
     @asynccontextmanager
-    async def _exclusive(self, sender: str, event_id: str) -> AsyncIterator[None]:
-        """Serialise the handling of events with the same sender and ID."""
-        key = (sender, event_id)
-        while (in_progress := self._in_progress.get(key)) is not None:
+    async def _exclusive(self, ask_id: str) -> AsyncIterator[None]:
+        """Serialise the handling of events with the same ID."""
+        while (in_progress := self._in_progress.get(ask_id)) is not None:
             await in_progress.wait()
-        self._in_progress[key] = done = asyncio.Event()
+        self._in_progress[ask_id] = done = asyncio.Event()
         try:
             yield
         finally:
-            del self._in_progress[key]
+            del self._in_progress[ask_id]
             done.set()
-
-
-def _trim(known: OrderedDict[K, T]) -> None:
-    while len(known) > REMEMBERED:
-        known.popitem(last=False)

@@ -6,7 +6,6 @@ import structlog
 
 from agent.application.triggers.inbox import ArchiveEvent, Inbox
 from agent.application.triggers.publisher import Publisher
-from agent.application.triggers.session_ends import accept
 from agent.domain.errors import WireError
 from agent.domain.events import SessionEnded, SyncAsked, is_for_single_sync
 from agent.ports import Ledger, Spool, Watch
@@ -29,13 +28,13 @@ class SpoolReader:
                 await self.drain()
 
     async def drain(self) -> None:
-        """Read every note, and remove it unless its request has no outcome yet."""
+        """Read every note, and remove it once its event is recorded. A request's note stays until it has an outcome."""
         for note, event in await self._spool.waiting():
             if isinstance(event, SyncAsked):
                 if await self.submit(event):
                     continue
             elif isinstance(event, SessionEnded):
-                await self._publish_session_end(event)
+                await self._accept_session_end(event)
             elif isinstance(event, ArchiveEvent):
                 await self._announce(event)
             else:
@@ -48,13 +47,13 @@ class SpoolReader:
             if not is_for_single_sync(event):
                 continue
             if isinstance(event, SessionEnded):
-                await accept(self._ledger, self._inbox.readdressed(event))
+                await self._accept_session_end(event)
             elif isinstance(event, ArchiveEvent):
                 await self._announce(event)
             await self._spool.remove(note)
 
-    async def _publish_session_end(self, event: SessionEnded) -> None:
-        """Publish a session's end, with this system's ID.
+    async def _accept_session_end(self, event: SessionEnded) -> None:
+        """Accept a session's end, with this system's ID.
 
         The hook may have been installed for another system. But a note in this spool comes from this machine and user,
         so the session's memories are those that this agent delivers.
