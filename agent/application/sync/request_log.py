@@ -1,4 +1,7 @@
-"""The requests that this agent issued. The agent refuses all others: any client of the bus can publish one."""
+"""The requests that this process issued. The agent refuses all others: any client of the bus can publish one.
+
+The bus delivers no request to a later process, so a request of an earlier one is a copy that somebody else published.
+"""
 
 from collections import OrderedDict
 
@@ -10,7 +13,10 @@ from agent.domain.identity import Identity
 from agent.ports import Ledger, VolatileBus
 
 REMEMBERED = 1000
-"""Number of requests kept in memory; older ones are read from the ledger."""
+"""Number of requests kept in memory. An older one that still arrives is refused; a rescan finds what it was for."""
+
+ALWAYS_LOGGED = 10
+"""So many forged requests are warnings, and every thousandth: anyone can publish any number of them."""
 
 _log = structlog.get_logger()
 
@@ -22,6 +28,7 @@ class RequestLog:
         self._identity, self._bus, self._ledger = identity, bus, ledger
         self._issued: OrderedDict[str, SyncRequested] = OrderedDict()
         self._others: set[str] = set()
+        self._forged = 0
 
     async def issue(self, request: SyncRequested) -> SyncRequested:
         """Publish a request, record it in the history, and return it.
@@ -48,15 +55,16 @@ class RequestLog:
             _log.warning("request_not_recorded", request_id=request.request_id, error=str(error))
         return request
 
-    async def is_ours(self, request: SyncRequested) -> bool:
-        """Return whether this agent issued the request, in this process or an earlier one. Log it if not."""
+    def is_ours(self, request: SyncRequested) -> bool:
+        """Return whether this process issued the request. Log it if not."""
         if request.agent_id != self._identity.agent_id:
             self._log_foreign(request)
             return False
-        issued = self._issued.get(request.id) or await self._ledger.find_event(request.id)
-        if issued != request:
-            reason = "it has this agent's ID, but this agent did not issue it"
-            _log.warning("request_refused", id=request.id, request_id=request.request_id, reason=reason)
+        if self._issued.get(request.id) != request:
+            self._forged += 1
+            log = _log.warning if self._forged <= ALWAYS_LOGGED or self._forged % 1000 == 0 else _log.debug
+            reason = "it has this agent's ID, but this process did not issue it"
+            log("request_refused", id=request.id, request_id=request.request_id, reason=reason, so_far=self._forged)
             return False
         return True
 

@@ -136,11 +136,7 @@ class SyncSubscriber:
 
     async def handle(self, event: Event) -> None:
         """Queue a request that this agent issued. A request that is in the queue is not queued again."""
-        try:
-            if not isinstance(event, SyncRequested) or not await self._requests.is_ours(event):
-                return
-        except Exception as error:  # noqa: BLE001 - passed on to the agent
-            self._errors.put_nowait(error)
+        if not isinstance(event, SyncRequested) or not self._requests.is_ours(event):
             return
         if event.request_id not in self._queue:
             if len(self._queue) >= MAX_QUEUED:
