@@ -224,9 +224,63 @@ async def test_a_missing_permission_for_requests_is_reported_and_the_local_bus_i
 async def test_a_missing_permission_for_progress_does_not_matter(tmp_path):
     with running_nats(tmp_path, **login_with(publish={"deny": ["akosha.progress.>"]})) as server:
         async with opened_buses(server.url, login=LOGIN) as buses:
+            changes = []
+            buses.volatile.on_change(lambda: changes.append(buses.volatile.state))
             await buses.volatile.publish(progress(1))
-            await until(lambda: buses._connection.client().denied)
+            await buses._connection.client().confirm_sent()
             assert buses.volatile.state.ready
+            assert changes == []
+
+
+async def test_a_repeated_denial_is_one_change_of_the_bus(tmp_path):
+    with running_nats(tmp_path, **login_with(publish={"deny": ["akosha.session.>"]})) as server:
+        async with opened_buses(server.url, login=LOGIN) as buses:
+            changes = []
+            buses.volatile.on_change(lambda: changes.append(buses.volatile.state.ready))
+            for number in range(3):
+                await buses.volatile.publish(ended(number))
+                await buses._connection.client().confirm_sent()
+            assert changes == [False]
+
+
+async def test_a_reply_subject_that_the_server_denies_does_not_change_the_bus(tmp_path):
+    """Any program that may send a request chooses its reply subject."""
+    subject, forged = "akosha.agent.mac.status", ["forbidden.1", "akosha.session.mac.ended", "_INBOX.stolen"]
+    denied = ["forbidden.>", "akosha.session.>", "_INBOX.stolen"]
+    users = [
+        {"user": "admin", "password": PASSWORD},
+        {"user": USER, "password": PASSWORD, "permissions": {"publish": {"deny": denied}}},
+    ]
+    with running_nats(tmp_path, config=f"authorization: {json.dumps({'users': users})}") as server:
+        async with opened_buses(server.url, login=LOGIN) as buses:
+            changes = []
+            buses.volatile.on_change(lambda: changes.append(buses.volatile.state))
+            await buses.volatile.subscribe("akosha.session.>", RecordingHandler())
+            await buses.volatile.respond(subject, echo)
+            async with connected(server.url, user="admin", password=PASSWORD) as admin:
+                for reply in forged:
+                    await admin.publish(subject, b"", reply=reply)
+                assert (await admin.request(subject, b"1", timeout=SECONDS)).data == b"1"
+            await buses._connection.client().confirm_sent()
+            assert changes == []
+            assert buses.volatile.state.ready
+            assert await buses.durable.newest("akosha.sync.mac.succeeded") is None
+
+
+async def test_without_permission_to_receive_answers_each_request_fails_at_once(tmp_path):
+    """The time-out is longer than the test's."""
+    with running_nats(tmp_path, **login_with(subscribe={"deny": ["_INBOX.>"]})) as server:
+        async with asyncio.timeout(SECONDS), opened_buses(server.url, login=LOGIN, patience={"connect": 60}) as buses:
+            for _ in range(3):
+                with pytest.raises(BusError, match=r"(?i)permissions violation for subscription"):
+                    await buses.durable.publish(ended(1))
+                assert await buses.durable.newest(ended(1).subject) is None
+            assert buses.volatile.state.ready
+            assert "_inbox" in buses.durable.state.detail.lower()
+
+
+async def echo(data: bytes) -> bytes:
+    return data
 
 
 @pytest.mark.parametrize("refused", ["no JetStream", "wrong subjects", "denied"])

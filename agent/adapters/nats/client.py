@@ -37,12 +37,13 @@ class Client(NatsPy):
         super().__init__()
         self.lost = asyncio.Event()
         self.lost_reason = ""
-        self.denied: dict[str, str] = {}
-        """Subjects, in lower case, that the user may not publish or subscribe to, with the server's message.
+        self.inbox_denied = ""
+        """The server's message if it does not permit to receive answers: each request raises PermissionDenied."""
+        self.on_denied: Callable[[str, str, str], None] = lambda _kind, _subject, _text: None
+        """Called with `publish` or `subscription`, the subject in lower case, and the server's message.
 
-        A request that is denied is not in it: it raises PermissionDenied.
+        Not called for a request that is denied: it raises PermissionDenied.
         """
-        self.on_denied: Callable[[], None] = lambda: None
         self.on_lost: list[Callable[[], None]] = []
         self._requested: dict[str, str] = {}
 
@@ -112,6 +113,9 @@ class Client(NatsPy):
         """Remember the subject of a request until its answer, to fail it at once if the server denies it."""
         _, _, token = reply.rpartition(".")
         if (answer := self._resp_map.get(token)) is not None:
+            if self.inbox_denied:
+                self._fail([answer], PermissionDenied(self.inbox_denied))
+                return
             self._requested[token] = subject.lower()
             answer.add_done_callback(lambda _: self._requested.pop(token, None))
         await super().publish(subject, payload, reply, headers)
@@ -141,15 +145,15 @@ class Client(NatsPy):
         found = _DENIED.search(text)
         if found is None:
             return
-        subject = found[2].lower()
-        denied = [token for token, requested in self._requested.items() if requested == subject]
+        kind, subject = found[1].lower(), found[2].lower()
+        denied = [token for token, requested in self._requested.items() if requested == subject and kind == "publish"]
         if denied:
             self._fail([self._resp_map[token] for token in denied if token in self._resp_map], PermissionDenied(text))
             return
-        self.denied[subject] = text
-        if subject.startswith(self._inbox_prefix.decode().lower()):  # no request can receive its answer
+        if kind == "subscription" and subject.startswith(self._inbox_prefix.decode().lower()):
+            self.inbox_denied = text
             self._fail(list(self._resp_map.values()), PermissionDenied(text))
-        self.on_denied()
+        self.on_denied(kind, subject, text)
 
     async def on_close(self) -> None:
         self.mark_lost(str(self.last_error or "the server closed the connection"))

@@ -78,6 +78,8 @@ class NatsVolatileBus:
         self._location, self._codec, self._clock, self._connection = options.location, codec, clock, connection
         self._refusals, self._wait_for_connection = refusals, wait_for_connection
         self._subscriptions: list[CoreSubscription] = []
+        self._published: set[str] = set()
+        self._denied: dict[tuple[str, str], str] = {}
         self._listeners: list[Callable[[], None]] = []
         self._since, self._closed = clock.now(), False
 
@@ -91,14 +93,15 @@ class NatsVolatileBus:
         self._listeners.append(listener)
 
     def changed(self) -> None:
-        """Notify the listeners: the connection is made or lost, or the server has denied a subject."""
+        """Notify the listeners: the connection is made or lost, or the server does not permit a subject of the bus."""
         self._since = self._clock.now()
         for listener in self._listeners:
             listener()
 
     async def restore(self, client: Client) -> None:
         """Make every subscription on a connection, and wait until the server has them. Raises BusError."""
-        client.on_denied = self.changed
+        if client.on_denied != self._denial:
+            client.on_denied, self._denied = self._denial, {}
         with translated("subscribing"):
             while missing := [one for one in self._subscriptions if one.client is not client]:
                 for one in missing:
@@ -118,6 +121,8 @@ class NatsVolatileBus:
         client = await self._connection.wait() if wait else self._connection.client()
         with translated(f"publishing {event.id}"):
             data = encoded(event, self._codec, max_bytes=client.max_payload - HEADER_BYTES)
+            if not disposable:
+                self._published.add(event.subject.lower())
             await client.publish(event.subject, data, headers={"Nats-Msg-Id": message_id(event)})
         if not disposable:
             self._connection.suspect(client)
@@ -173,12 +178,22 @@ class NatsVolatileBus:
         """
         if not self._connection.is_up:
             return self._connection.last_error
+        return next((Denied(text) for denied, text in self._denied.items() if self._needs(*denied)), None)
+
+    def _denial(self, kind: str, subject: str, text: str) -> None:
+        """Keep the denial of a subject that the bus needs, and report it once.
+
+        Any client can cause others: a request may name any reply subject.
+        """
+        if self._needs(kind, subject) and (kind, subject) not in self._denied:
+            self._denied[kind, subject] = text
+            self.changed()
+
+    def _needs(self, kind: str, subject: str) -> bool:
+        if kind == "publish":
+            return subject in self._published
         wanted = {one.subject.lower() for one in self._subscriptions}
-        for subject, text in self._connection.client().denied.items():
-            published = text.lower().startswith("permissions violation for publish")
-            if (published or subject in wanted) and not subject_matches(progress_pattern(), subject):
-                return Denied(text)
-        return None
+        return subject in wanted and not subject_matches(progress_pattern(), subject)
 
     def _release(self, subscription: CoreSubscription) -> None:
         self._subscriptions = [one for one in self._subscriptions if one is not subscription]

@@ -25,8 +25,6 @@ from agent.domain.naming import subject_matches
 
 USER_INFO_SUBJECT = "$SYS.REQ.USER.INFO"
 
-_INBOX_DENIED = "for subscription to"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rights:
@@ -101,9 +99,9 @@ def _version(client: Client) -> str:
 async def _examine_connected(location: str, client: Client, options: NatsOptions, subject: str) -> NatsFacts:
     seconds = options.patience.connect
     publish, subscribe = await _rights(client, seconds)
-    if inbox := next((text for text in client.denied.values() if _INBOX_DENIED in text.lower()), ""):
+    if client.inbox_denied:
         error = BusError(
-            f"the agent cannot receive answers: {inbox}",
+            f"the agent cannot receive answers: {client.inbox_denied}",
             hint=f"allow this user to subscribe to {options.inbox_prefix}.>",
         )
         return NatsFacts(location=location, version=_version(client), jetstream=error)
