@@ -147,7 +147,10 @@ class Ledger(Protocol):
         ...
 
     async def republish_since(self, since: datetime) -> int:
-        """Put the results since that time into the outbox again, because the bus has lost them. Return their number."""
+        """Put the results and archive events since that time into the outbox again, because the bus has lost them.
+
+        Return their number.
+        """
         ...
 
     async def outcome(self, request_id: str) -> SyncResult | None:
@@ -163,7 +166,7 @@ class Ledger(Protocol):
         ...
 
     async def accept(self, event: SessionEnded) -> bool:
-        """Record a session's end. Return False if one with the same system, sender and ID was recorded before.
+        """Record a session's end. Return False if one with the same system, sender and ID is recorded.
 
         A new one stays open until a result with its ID in `caused_by` is written.
         """

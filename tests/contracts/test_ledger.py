@@ -7,12 +7,12 @@ from datetime import timedelta
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.sqlite_ledger import SqliteLedger, history
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain import transitions
 from agent.domain.delivery_state import TargetRecord, due
 from agent.domain.errors import StateError
-from agent.domain.events import SessionEnded, UploadsPruned, outcome_event_id
+from agent.domain.events import SessionEnded, UploadsPruned, UploadVerified, outcome_event_id
 from agent.ports import OpenPut, PutPart
 from tests.support.clock import ManualClock
 from tests.support.ledger import without_fsync
@@ -34,6 +34,9 @@ from tests.support.values import (
 )
 
 LATER = NOON + timedelta(seconds=30)
+PRUNED = UploadsPruned(
+    id="p", time=NOON, system_id=SYSTEM, upload_ids=(), kept=1, objects=0, bytes_freed=0, leftovers=0
+)
 
 
 class LedgerHandle:
@@ -581,6 +584,16 @@ async def test_a_running_agent_deletes_old_events_once_a_day(handle):
     assert await remaining_after(1.0) == set()
 
 
+async def test_the_number_of_recorded_session_ends_is_limited_once_a_day(handle, monkeypatch):
+    monkeypatch.setattr(history, "MOST_ACCEPTED", 100)
+    for number in range(101):
+        assert await handle.ledger.accept(ended(number))
+    ledger = await handle.open()
+    again = [number for number in range(101) if await ledger.accept(ended(number))]
+    assert 10 < len(again) < 90, "about half of them are not recognised any more"
+    assert len(set(await ledger.open_session_ends())) == 101, "each one stays open until its result"
+
+
 async def test_a_position_is_never_used_twice(handle):
     await handle.ledger.add_to_history(ended(1))
     used = await handle.ledger.last_position()
@@ -762,20 +775,28 @@ async def run_steps(ledger, handle, steps):
 
 
 async def test_results_that_a_bus_lost_are_republished_and_nothing_else_changes(handle):
-    """Only results since the given time are republished; a clean database stays clean."""
+    """Only results and archive events since the given time are republished; a clean database stays clean."""
     ledger, first = handle.ledger, manifest(1, "r1", reflection=1)
     await ledger.begin(TARGET, intent(1, "r1", reflection=1))
     await ledger.deliver(TARGET, first, {"reflection": fingerprint("reflection", 1)}, {}, succeeded(first))
     old, new = replace(skipped("r0"), time=NOON - timedelta(days=8)), skipped("r2")
     for result in (old, new):
         await ledger.settle(None, result)
+    verified = UploadVerified(
+        id="v", time=NOON, system_id=SYSTEM, upload_id=upload_id(1), whole=True, deep=False, objects=2, problems={}
+    )
+    archive_events = verified, PRUNED
+    for event in archive_events:
+        await ledger.announce(event)
     for result in await ledger.outbox():
         await ledger.confirm(result)
     await ledger.add_to_history(request("r3"))
     before = await ledger.record(TARGET)
-    assert await ledger.republish_since(NOON - timedelta(days=7)) == 2
+    assert await ledger.republish_since(NOON - timedelta(days=7)) == 4
     ledger = await handle.open()
-    assert {result.id for result in await ledger.outbox()} == {succeeded(first).id, new.id}
+    assert [event.id for event in await ledger.outbox()] == [
+        each.id for each in (succeeded(first), new, *archive_events)
+    ]
     assert await ledger.record(TARGET) == before
     for result in await ledger.outbox():
         await ledger.confirm(result)
@@ -909,12 +930,9 @@ async def test_history_listeners_are_called_after_each_write_that_adds_an_event(
 
 
 async def test_an_announced_event_stays_in_the_outbox_until_it_is_confirmed(ledger):
-    event = UploadsPruned(
-        id="p", time=NOON, system_id=SYSTEM, upload_ids=(), kept=1, objects=0, bytes_freed=0, leftovers=0
-    )
-    await ledger.announce(event)
-    assert [entry.event for entry in await ledger.history()] == list(await ledger.outbox()) == [event]
-    await ledger.confirm(event)
+    await ledger.announce(PRUNED)
+    assert [entry.event for entry in await ledger.history()] == list(await ledger.outbox()) == [PRUNED]
+    await ledger.confirm(PRUNED)
     assert list(await ledger.outbox()) == []
 
 

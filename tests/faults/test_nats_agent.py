@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from agent.application.triggers.session_ends import NAMED
+from agent.application.triggers.session_ends import BURST, NAMED
 from agent.domain.naming import STREAM_SUBJECTS
 from tests.e2e.test_nats import ENDED, publish, results_of, session_end
 from tests.faults.test_nats_rounds import machine_on, upload_ids
@@ -134,7 +134,9 @@ def test_a_flood_of_forged_session_ends_causes_one_upload_and_few_rows(server, t
     assert len(machine.manifests) == 2
     with closing(sqlite3.connect(machine.state / "ledger.sqlite")) as ledger:
         (rows,) = ledger.execute("SELECT COUNT(*) FROM handled").fetchone()
+        (results,) = ledger.execute("SELECT COUNT(*) FROM events WHERE result_of IS NOT NULL").fetchone()
     assert 1 <= rows <= NAMED
+    assert 2 <= results <= 1 + BURST
 
 
 def test_without_jetstream_session_ends_are_heard_and_results_wait(server, tmp_path):

@@ -14,11 +14,14 @@ import structlog
 from agent.adapters.sqlite_ledger.file import damaged
 from agent.adapters.sqlite_ledger.rows import optional_time_text, time_text
 from agent.domain.errors import StateError, WireError
-from agent.domain.events import Event, SessionEnded, SyncResult
+from agent.domain.events import Event, SessionEnded, SyncResult, UploadsPruned, UploadVerified
 from agent.ports import Codec, HistoryEntry
 
 KEPT = timedelta(days=90)
 """How long a published event stays in the history."""
+
+MOST_ACCEPTED = 100_000
+"""How many session ends are recognised when they arrive again: more than a person causes, but anyone can forge some."""
 
 _log = structlog.get_logger()
 
@@ -81,11 +84,11 @@ class History:
         return results, unreadable
 
     def unpublish(self, since: datetime) -> int:
-        """Put results published since that time into the outbox again; return their number."""
+        """Put results and archive events published since that time into the outbox again; return their number."""
         found = self._connection.execute(
             "UPDATE events SET published_at = NULL"
-            " WHERE result_of IS NOT NULL AND published_at IS NOT NULL AND time >= ?",
-            (time_text(since),),
+            " WHERE (result_of IS NOT NULL OR type IN (?, ?)) AND published_at IS NOT NULL AND time >= ?",
+            (UploadVerified.type, UploadsPruned.type, time_text(since)),
         )
         return found.rowcount
 
@@ -137,10 +140,16 @@ class History:
         return int(found)
 
     def trim(self, now: datetime) -> None:
-        """Delete published events that are older than 90 days."""
+        """Delete published events that are older than 90 days, and half of the accepted session ends if very many are.
+
+        The table does not have their order, so it is a random half. One that arrives again causes a sync.
+        """
         self._connection.execute(
             "DELETE FROM events WHERE time < ? AND published_at IS NOT NULL", (time_text(now - KEPT),)
         )
+        (accepted,) = self._connection.execute("SELECT COUNT(*) FROM handled").fetchone()
+        if accepted > MOST_ACCEPTED:
+            self._connection.execute("DELETE FROM handled WHERE random() % 2 = 0")
 
     def _exists(self, event_id: str) -> bool:
         return self._connection.execute("SELECT 1 FROM events WHERE event_id = ?", (event_id,)).fetchone() is not None

@@ -56,7 +56,7 @@ _FIRST = (
     "CREATE TABLE notes (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 
-# Rows are never deleted, so they are small: 16 bytes of a digest for each handled event of other programs.
+# Many rows are kept, so they are small: 16 bytes of a digest for each session end.
 _SECOND = ("CREATE TABLE handled (digest BLOB PRIMARY KEY) WITHOUT ROWID",)
 
 # A few dozen bytes per row, for a million rows: `place` is the group number of a target, database and kind; IDs are
