@@ -18,7 +18,8 @@ _log = logging.getLogger("agent.api")
 class SyncResult(TypedDict):
     """The result of a successful sync. If nothing had changed, `files_uploaded` is empty and `upload_id` is None.
 
-    `bytes_transferred` counts bytes sent over the network. The http method's `upload_id` is the ID of its request.
+    `bytes_transferred` counts the bytes that the successful attempt sent over the network. The http method's
+    `upload_id` is the ID of its request.
     """
 
     method: str

@@ -129,8 +129,9 @@ class SyncResult(Event):
     """The result of a request.
 
     `files_uploaded` are the keys of all objects of the upload, whether sent, copied or carried over;
-    `bytes_transferred` counts the bytes that were sent. `error` is null, or the error with its hint. `caused_by` are
-    the IDs of the session ends that the result answers, empty if the request has another reason.
+    `bytes_transferred` counts the bytes that the successful attempt sent, not those that earlier attempts left in the
+    target. `error` is null, or the error with its hint. `caused_by` are the IDs of the session
+    ends that the result answers, empty if the request has another reason.
     """
 
     request_id: str

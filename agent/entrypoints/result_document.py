@@ -32,7 +32,7 @@ class ResultDocument(BaseModel):
     method: str = Field(description="The method that delivered: cloud or http; auto if no method was tried.")
     success: bool = Field(description="Also true if there was nothing to deliver (outcome: skipped).")
     files_uploaded: list[str] = Field(description="Keys in the bucket; empty for a sync by http.")
-    bytes_transferred: int = Field(ge=0, description="Bytes sent over the network.")
+    bytes_transferred: int = Field(ge=0, description="Bytes that the successful attempt sent over the network.")
     duration_seconds: float = Field(ge=0)
     upload_id: str | None = Field(
         description="Of an upload YYYYMMDD_HHMMSS_system, of a push the ID of its request; null if nothing was sent."

@@ -735,13 +735,14 @@ async def test_files_are_sent_while_their_copies_are_verified_and_the_manifest_w
 
 @pytest.mark.parametrize("changed", [True, False])
 async def test_a_copy_that_looks_damaged_when_it_was_sent_is_replaced_by_another(rig, monkeypatch, changed):
-    """The second copy has other bytes, or the same: then they are not sent again."""
-    verdicts = []
+    """The second copy has other bytes, or the same: then they are not sent again. The result counts all sent bytes."""
+    verdicts, sent_early = [], []
 
     async def torn_once(copy: Path, **_) -> Verdict:
         if verdicts or copy.name != "reflection.duckdb":
             return Verdict(verified=True)
         await files_in_bucket(rig)
+        sent_early.extend(len(rig.bucket.objects[key][0]) for key in rig.objects)
         if changed:
             rig.commit()
         verdicts.append(Verdict(verified=False, reason="torn", damaged=True))
@@ -749,8 +750,11 @@ async def test_a_copy_that_looks_damaged_when_it_was_sent_is_replaced_by_another
 
     monkeypatch.setattr(snapshot_taker, "verify", torn_once)
     rig.verify = True
-    assert isinstance(await rig.sync(), SyncSucceeded)
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
     (manifest,) = rig.manifests
+    sent_late = sum(item.stored_size for item in manifest.objects) if changed else 0
+    assert result.bytes_transferred == manifest.bytes_sent == sum(sent_early) + sent_late
     rig.assert_complete()
     assert {part.verified for part in manifest.parts} == {True}
     main = hashlib.sha256((rig.data / "reflection.duckdb").read_bytes()).hexdigest()

@@ -40,7 +40,8 @@ class Attempt:
     those of `changed` whose bytes the target has already, but incomplete in that way.
     `abandoned`: ID of an unfinished upload of other bytes, which is not used again. `manifest_damaged`: the store did
     not keep the manifest of the unfinished upload as it was put. `repairs`: ID of the newest upload,
-    if it is damaged and its databases are sent again.
+    if it is damaged and its databases are sent again. `bytes_sent`: stored bytes that this machine sent, also those of
+    a copy that turned out to be damaged.
     """
 
     request: SyncRequested
@@ -55,6 +56,11 @@ class Attempt:
     abandoned: str | None = None
     manifest_damaged: bool = False
     repairs: str = ""
+    bytes_sent: int = 0
+
+    def add_sent(self, count: int) -> None:
+        """Count stored bytes as sent."""
+        self.bytes_sent += count
 
     @property
     def urgent(self) -> bool:

@@ -263,6 +263,7 @@ class CloudSync:
             journal=partial(self._ledger.put_journal, self.target),
             resumed=record.intent is not None,
             manifest_damaged=attempt.manifest_damaged,
+            sent=attempt.add_sent,
         )
         async with AsyncExitStack() as draft:
             async with ConcurrentTasks("upload") as tasks:
@@ -355,7 +356,7 @@ class CloudSync:
                 parts=parts,
                 rows=attempt.rows(record),
                 incomplete=lost | attempt.incomplete(record),
-                bytes_sent=upload.bytes_sent,
+                bytes_sent=attempt.bytes_sent,
                 duration_seconds=round(self._clock.monotonic() - attempt.started, 3),
                 memories=memories,
                 without_memories=delta.without,

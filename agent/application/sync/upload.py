@@ -174,7 +174,7 @@ class Upload:
     `staged`: the copies by database. They are sent before they are verified; `confirm` needs the results.
     `journal` returns the journal of the puts of a key.
     `resumed`: an earlier attempt may have put some of its objects. `manifest_damaged`: also a manifest, which the store
-    has changed, and which is replaced. `bytes_sent`: stored bytes that this machine sent.
+    has changed, and which is replaced. `sent` is called with the number of stored bytes that this machine has sent.
     `stored_at`: time of the newest object by the store's clock, set by `confirm` if the listing has it.
     """
 
@@ -191,8 +191,8 @@ class Upload:
     journal: Callable[[str], PutJournal]
     resumed: bool
     manifest_damaged: bool
+    sent: Callable[[int], None]
     progress: Callable[[], None] = field(init=False)
-    bytes_sent: int = field(default=0, init=False)
     stored_at: datetime | None = field(default=None, init=False)
     _placed: dict[str, StoredObject] = field(default_factory=dict, init=False)
     _sent: set[str] = field(default_factory=set, init=False)
@@ -406,7 +406,7 @@ class Upload:
         sent: Callable[[int], None] = lambda _: None,
     ) -> StoredObject:
         def progress(count: int) -> None:
-            self.bytes_sent += count
+            self.sent(count)
             sent(count)
             self.progress()
 
