@@ -140,10 +140,14 @@ class SessionEnds:
             self._unnamed = True
             self._ended.set()
             return
+        self._named += 1  # first: `handle`, `catch_up` and `run` may accept at the same time
+        accepted = False
         try:
-            self._named += await self.accept(event)
+            accepted = await self.accept(event)
         except WireError as error:
             _log.warning("event_refused", id=event.id[:80], type=event.type, reason=error.message)
+        finally:
+            self._named -= not accepted
 
     async def _limit_rate(self) -> None:
         """Wait for the time of the next request: at once for the first `BURST`, then one each `REQUEST_SECONDS`."""
