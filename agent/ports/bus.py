@@ -147,9 +147,9 @@ class DurableBus(Bus, Protocol):
         ...
 
     async def newest(self, subject: str) -> StoredEvent | None:
-        """Return the newest stored event on a subject; None if there is none, or if it cannot be read.
+        """Return the newest stored event on a subject; None if there is none, or if it is not a valid event.
 
-        Raises BusError, transient if the bus is unreachable.
+        Raises BusError, not transient if the server does not permit to read it.
         """
         ...
 

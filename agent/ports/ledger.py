@@ -146,6 +146,10 @@ class Ledger(Protocol):
         """Record that a bus has confirmed a result (CONFIRMED) or an announced event."""
         ...
 
+    async def newest_confirmed(self) -> SyncResult | None:
+        """Return the newest result that a bus has confirmed, None if there is none."""
+        ...
+
     async def republish_since(self, since: datetime) -> int:
         """Put the results and archive events since that time into the outbox again, because the bus has lost them.
 

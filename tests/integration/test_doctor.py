@@ -528,6 +528,7 @@ NEEDED = [
     "akosha.*.laptop.>",
     "akosha.progress.laptop",
     "$JS.API.DIRECT.GET.AKOSHA_SYNC.akosha.session.laptop.ended",
+    "$JS.API.DIRECT.GET.AKOSHA_SYNC.akosha.sync.laptop.*",
     "$SYS.REQ.USER.INFO",
 ]
 USERS = {

@@ -148,7 +148,9 @@ async def test_without_jetstream_requests_flow_and_the_durable_bus_reports_the_r
             assert "JetStream is enabled on the NATS server" in buses.durable.state.detail
             with pytest.raises(BusError, match="JetStream"):
                 await buses.durable.publish(ended(1))
-            assert await buses.durable.newest(ended(1).subject) is None
+            with pytest.raises(BusError, match="JetStream") as unread:
+                await buses.durable.newest(ended(1).subject)
+            assert unread.value.transient
             assert buses.volatile.state.ready
             await buses.volatile.subscribe("akosha.session.>", inbox)
             await buses.volatile.publish(ended(1))
@@ -274,7 +276,9 @@ async def test_without_permission_to_receive_answers_each_request_fails_at_once(
             for _ in range(3):
                 with pytest.raises(BusError, match=r"(?i)permissions violation for subscription"):
                     await buses.durable.publish(ended(1))
-                assert await buses.durable.newest(ended(1).subject) is None
+                with pytest.raises(BusError, match=r"(?i)permissions violation for subscription") as unread:
+                    await buses.durable.newest(ended(1).subject)
+                assert not unread.value.transient
             assert buses.volatile.state.ready
             assert "_inbox" in buses.durable.state.detail.lower()
 
@@ -317,7 +321,8 @@ async def test_the_newest_event_on_a_subject_is_read_without_a_consumer(fresh_na
             await other.jetstream().publish(subject, b"rubbish")
             assert await buses.durable.newest(subject) is None
             await other.jetstream().update_stream(name="AKOSHA_SYNC", subjects=SUBJECTS, allow_direct=False)
-        assert await buses.durable.newest(subject) is None
+        with pytest.raises(BusError, match="JetStream does not answer"):
+            await buses.durable.newest(subject)
         assert await consumers(fresh_nats) == []
 
 

@@ -54,6 +54,10 @@ READING = (
     (DIRECT_GET, {"seq": 1}),
     (DIRECT_GET, {"multi_last": ["akosha.session.desktop.ended"]}),
     (f"{DIRECT_GET}.akosha.session.desktop.ended", None),
+    (f"{DIRECT_GET}.akosha.sync.desktop.succeeded", None),
+    (f"{DIRECT_GET}.akosha.sync.*.succeeded", None),
+    (f"{DIRECT_GET}.akosha.sync.laptop.succeeded", {"last_by_subj": "akosha.sync.desktop.succeeded"}),
+    (f"{DIRECT_GET}.akosha.sync.laptop.succeeded", {"next_by_subj": "akosha.>", "seq": 1, "batch": 10}),
     (f"{DIRECT_GET}.akosha.session.*.ended", None),
     (f"{DIRECT_GET}.akosha.session.laptop.ended", {"seq": 1}),
     (f"{DIRECT_GET}.akosha.session.laptop.ended", {"last_by_subj": "akosha.session.desktop.ended"}),
@@ -201,6 +205,7 @@ async def works_as(buses, system):
     await buses.durable.publish(result)
     await buses.durable.publish(ended(1, system))
     assert (await buses.durable.newest(session_subject(system))).event == ended(1, system)
+    assert (await buses.durable.newest(result.subject)).event == result
     assert await heard.wait_for_event("e-1")
     await buses.durable.remove_consumer("of-an-earlier-version")
     assert (buses.volatile.state.ready, buses.durable.state.ready) == (True, True)
@@ -237,7 +242,12 @@ async def test_without_a_key_nobody_connects(server):
 
 @pytest.mark.parametrize(
     "imported",
-    ["akosha.sync.laptop.>", "akosha.session.laptop.ended", f"{DIRECT_GET}.akosha.session.laptop.ended"],
+    [
+        "akosha.sync.laptop.>",
+        "akosha.session.laptop.ended",
+        f"{DIRECT_GET}.akosha.session.laptop.ended",
+        f"{DIRECT_GET}.akosha.sync.laptop.*",
+    ],
 )
 def test_the_server_refuses_to_start_if_an_account_imports_subjects_of_another_system(tmp_path, imported):
     config = configuration()

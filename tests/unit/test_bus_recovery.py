@@ -14,7 +14,7 @@ from agent.application.sync.bus_recovery import BusRecovery
 from agent.application.sync.results import ResultRecorder
 from agent.domain.errors import BusError
 from agent.domain.events import Event
-from agent.ports import BusState, StreamMark
+from agent.ports import BusState, StoredEvent, StreamMark
 from tests.support import values
 from tests.support.clock import ManualClock, until_idle
 from tests.support.ledger import inline_ledger
@@ -37,6 +37,7 @@ class Bus:
         self.before_confirming: Callable[[], Awaitable[None]] | None = None
         self.removed: list[str] = []
         self.checks = 0
+        self.stored: dict[str, StoredEvent] = {}
         self._listeners = []
 
     def on_change(self, listener) -> None:
@@ -50,6 +51,9 @@ class Bus:
     def check_connection(self) -> None:
         self.checks += 1
 
+    async def newest(self, subject: str) -> StoredEvent | None:
+        return self.stored.get(subject)
+
     async def remove_consumer(self, durable: str) -> None:
         self.removed.append(durable)
 
@@ -60,6 +64,7 @@ class Bus:
                 self.switch_to(self.state, self.stream)
             raise self.error
         self.published.append(event.request_id)
+        self.stored[event.subject] = StoredEvent(event, "1")
         if self.stream is not None:
             self.stream = StreamMark(self.stream.created, self.stream.sequence + 1)
         before, self.before_confirming = self.before_confirming, None
@@ -380,6 +385,53 @@ async def test_a_stream_whose_age_is_unknown_is_lost_if_its_sequence_goes_back(t
         assert w.take_published() == []
         await w.switch_to(NATS, StreamMark("", 1))
         assert w.take_published() == ["today", "yesterday"]
+
+
+async def test_a_stream_whose_age_is_unknown_is_lost_if_the_newest_result_is_missing(tmp_path):
+    """The sequence does not show it, if events of other agents are in the new stream."""
+    async with agent_run(tmp_path, StreamMark("", 10)) as w:
+        await w.result("new")
+        w.take_published()
+        await w.switch_to(RECONNECTED, w.bus.stream)
+        assert w.take_published() == []
+        w.bus.stored.clear()
+        await w.switch_to(NATS, StreamMark("", 90))
+        assert w.take_published() == ["today", "yesterday", "new"]
+        w.bus.stored.clear()
+        await w.switch_to(RECONNECTED, StreamMark("", 99))
+        assert w.take_published() == [], "the limits of the stream may have deleted it"
+
+
+async def test_a_result_that_is_stored_but_was_not_confirmed_does_not_hide_the_stream(tmp_path):
+    async with agent_run(tmp_path, StreamMark("", 10)) as w:
+        w.take_published()
+        w.bus.error = BusError("no answer", transient=True)
+        await w.result("new")
+        (unconfirmed,) = await w.ledger.outbox()
+        w.bus.stored[unconfirmed.subject] = StoredEvent(unconfirmed, "1")
+        await w.switch_to(RECONNECTED, StreamMark("", 12))
+        assert await w.ledger.outbox() == [unconfirmed]
+
+
+async def test_a_stream_that_seems_to_work_but_cannot_be_read_is_read_ten_times(tmp_path):
+    async with agent_run(tmp_path, StreamMark("a", 10)) as w:
+        w.catch_up_error = BusError("JetStream does not answer", transient=True)
+        with capture_logs() as logs:
+            await w.switch_to(RECONNECTED, w.bus.stream)
+            for _ in range(20):
+                await w.clock.advance(60)
+                await until_idle()
+        assert w.catch_ups == 1 + 10
+        assert not [line for line in logs if line["log_level"] == "warning"]
+
+
+async def test_a_stream_that_may_not_be_read_is_read_once(tmp_path):
+    async with agent_run(tmp_path, StreamMark("a", 10)) as w:
+        w.catch_up_error = BusError("permissions violation")
+        await w.switch_to(RECONNECTED, w.bus.stream)
+        await w.clock.advance(60)
+        await until_idle()
+        assert w.catch_ups == 2
 
 
 async def test_a_stream_that_cannot_store_results_is_examined_again_each_minute(tmp_path):

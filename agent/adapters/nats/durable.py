@@ -122,14 +122,15 @@ class NatsDurableBus:
         self._stream_answered()
 
     async def newest(self, subject: str) -> StoredEvent | None:
-        """Implement the port with a direct get. A stream without `allow_direct` has no readable event."""
+        """Implement the port with a direct get. A stream without `allow_direct` answers none: that is NoJetStream."""
         client = self._connection.client()
         try:
             with translated(f"reading the newest event on {subject}"):
                 answer = await client.request(f"$JS.API.DIRECT.GET.{STREAM}.{subject}", timeout=self._seconds)
-        except (Denied, NoJetStream) as error:
-            _log.debug("newest_event_unreadable", subject=subject, reason=str(error))
-            return None
+        except Denied as error:
+            raise BusError(error.message, hint=error.hint) from error
+        except NoJetStream:
+            raise
         except BusError:
             self._connection.suspect(client)
             raise

@@ -83,6 +83,14 @@ class History:
                 unreadable[str(event_id)] = error.message
         return results, unreadable
 
+    def newest_confirmed(self) -> SyncResult | None:
+        """Return the newest result that is not in the outbox."""
+        found = self._connection.execute(
+            "SELECT payload FROM events WHERE result_of IS NOT NULL AND published_at IS NOT NULL"
+            " ORDER BY position DESC LIMIT 1"
+        ).fetchone()
+        return self._result(found[0]) if found else None
+
     def unpublish(self, since: datetime) -> int:
         """Put results and archive events published since that time into the outbox again; return their number."""
         found = self._connection.execute(

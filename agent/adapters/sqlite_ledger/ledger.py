@@ -202,6 +202,9 @@ class SqliteLedger:
 
         await self._transactions.write(confirmed)
 
+    async def newest_confirmed(self) -> SyncResult | None:
+        return await self._transactions.read(self._history.newest_confirmed)
+
     async def republish_since(self, since: datetime) -> int:
         return await self._transactions.write(lambda: self._history.unpublish(since))
 

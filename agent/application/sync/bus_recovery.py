@@ -1,7 +1,11 @@
 """Tracks the buses: records which one is in use, finds what it has lost, and republishes lost results.
 
 Ledger notes: `bus` (the bus in use), `bus_since`, `stream` (the stream's creation time and last sequence when the agent
-last published to it), and `old_consumers` (the consumers of earlier versions are removed).
+last published to it), `missing_result` (the result whose loss caused the last republishing), and `old_consumers` (the
+consumers of earlier versions are removed).
+
+A stream that the server does not permit to examine has lost events if its newest event on the subject of the agent's
+newest result is another one.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -16,7 +20,7 @@ from agent.domain.errors import AkoshaError, BusError
 from agent.domain.status_warning import StatusWarning
 from agent.ports import BusState, Clock, DurableBus, Ledger, StreamMark, VolatileBus
 
-BUS, BUS_SINCE, STREAM, OLD_CONSUMERS = "bus", "bus_since", "stream", "old_consumers"
+BUS, BUS_SINCE, STREAM, MISSING, OLD_CONSUMERS = "bus", "bus_since", "stream", "missing_result", "old_consumers"
 
 STREAM_UNAVAILABLE = "stream_unavailable"
 """Code of the status warning that results wait although NATS is connected."""
@@ -24,6 +28,12 @@ STREAM_UNAVAILABLE = "stream_unavailable"
 FIRST_WAIT_SECONDS = 1.0
 LAST_WAIT_SECONDS = 60.0
 """Delays before the next try after a transient error, doubling from the first to the last."""
+
+READS = 10
+"""How often a stream that seems to work, but cannot be read, is read on one connection: for 6 minutes.
+
+It may be electing a leader, or never answer direct gets.
+"""
 
 _log = structlog.get_logger()
 
@@ -57,6 +67,7 @@ class BusRecovery:
         self._seen: StreamMark | None = None
         self._losses = self._recovered_losses = 0
         self._switching = self._catching_up = False
+        self._reads = 0
         bus.on_change(self._changed)
         results_bus.on_change(self._changed)
         recorder.on_published(self._note_mark)
@@ -82,10 +93,14 @@ class BusRecovery:
                 await self._wait_for_change()
 
     async def _wait_for_change(self) -> None:
-        """Wait until the bus changes. A stream that cannot store results is examined again after a minute."""
-        unavailable = self._is_connected and not self._results_bus.state.ready
-        if not await self._signal.wait(LAST_WAIT_SECONDS if unavailable else None):
-            self._results_bus.check_connection()
+        """Wait until the bus changes, or until the stream has to be examined or read again."""
+        if self._is_connected and not self._results_bus.state.ready:
+            if not await self._signal.wait(LAST_WAIT_SECONDS):
+                self._results_bus.check_connection()
+        elif self._is_connected and self._catching_up:
+            await self._signal.wait(min(FIRST_WAIT_SECONDS * 2.0 ** (self._reads - 1), LAST_WAIT_SECONDS))
+        else:
+            await self._signal.wait(None)
 
     def _changed(self) -> None:
         """Flush the outbox at once: results that wait for the bus must not also wait for this loop."""
@@ -109,24 +124,41 @@ class BusRecovery:
     async def _update(self) -> None:
         await self._report_state()
         await self._reconcile()
-        unread: BusError | None = None
         if self._catching_up and self._is_connected:
-            try:
-                await self._read_stream()
-            except BusError as error:  # does not prevent a rescan
-                unread = error
+            await self._read_stream()
         if self._switching:
             await self._switched()
             self._switching = False
         await self._report_stream()
-        if unread is not None:
-            raise unread
 
     async def _read_stream(self) -> None:
-        await self._catch_up()  # behind a leaf node, only this shows that the stream is available
-        if self._results_bus.state.ready:
-            await self._remove_old_consumers()
-            self._catching_up = False
+        """Read what the stream got meanwhile, and find out whether it lost results."""
+        self._reads += 1
+        for step in (self._catch_up, self._find_loss, self._remove_old_consumers):
+            try:
+                await step()
+            except BusError as error:  # does not prevent a rescan
+                _log.debug("stream_unread", reason=str(error))
+                if error.transient and self._reads < READS:
+                    return
+        self._catching_up = not self._results_bus.state.ready
+
+    async def _find_loss(self) -> None:
+        """Republish the results if the newest one is missing in a stream that cannot be examined.
+
+        A missing result causes that once: it may have been deleted by the limits of the stream. A result in the outbox
+        may be stored without having been confirmed.
+        """
+        mark, newest = self._results_bus.stream, await self._ledger.newest_confirmed()
+        if (mark is not None and mark.created) or newest is None or newest.time < self._clock.now() - self._max_age:
+            return
+        stored = await self._results_bus.newest(newest.subject)
+        known = {newest.id, *(event.id for event in await self._ledger.outbox())}
+        if (stored is not None and stored.event.id in known) or (await self._ledger.notes()).get(MISSING) == newest.id:
+            return
+        await self._ledger.note(MISSING, newest.id)
+        self._losses += 1
+        await self._reconcile()
 
     async def _report_state(self) -> None:
         """Log and record a change of the volatile bus: events now take another connection or bus than before."""
@@ -135,7 +167,7 @@ class BusRecovery:
             return
         self._reported = state
         if before is None or (state.name, state.ready, state.since) != (before.name, before.ready, before.since):
-            self._catching_up = True
+            self._catching_up, self._reads = True, 0
             self._switching = before is not None
         if before is None or (state.name, state.ready) != (before.name, before.ready):
             log = _log.info if state.ready else _log.warning
@@ -149,6 +181,7 @@ class BusRecovery:
         if stream.ready:
             await clear_warning(self._ledger, STREAM_UNAVAILABLE)
         elif self._is_connected:
+            self._catching_up, self._reads = True, 0  # it may be another stream when it is available again
             message = f"results wait, because the stream cannot store them: {stream.detail}"
             await set_warning(self._ledger, StatusWarning(code=STREAM_UNAVAILABLE, message=message), self._clock)
 
@@ -160,7 +193,9 @@ class BusRecovery:
 
     async def _remove_old_consumers(self) -> None:
         """Remove the consumers that earlier versions of this agent made, once."""
-        if self._old_consumers and OLD_CONSUMERS not in await self._ledger.notes():
+        if not self._old_consumers or not self._results_bus.state.ready:
+            return
+        if OLD_CONSUMERS not in await self._ledger.notes():
             for durable in self._old_consumers:
                 await self._results_bus.remove_consumer(durable)
             await self._ledger.note(OLD_CONSUMERS, "removed")
@@ -169,16 +204,15 @@ class BusRecovery:
         """Republish the results of the last days to a stream that is new or has lost events."""
         self._note_mark()
         mark, losses = self._seen, self._losses
-        if mark is None:
-            return
         noted = _mark((await self._ledger.notes()).get(STREAM, ""))
-        if losses != self._recovered_losses or noted is None or mark.has_lost(noted):
+        lost = losses != self._recovered_losses
+        if lost or (mark is not None and (noted is None or mark.has_lost(noted))):
             count = await self._recorder.republish_since(self._clock.now() - self._max_age)
             self._recovered_losses = losses
             if count:
                 _log.info("results_republished", count=count, reason="the stream is new or has lost events")
                 self._recorder.flush_soon()
-        if mark != noted:
+        if mark is not None and mark != noted:
             await self._ledger.note(STREAM, f"{mark.sequence} {mark.created}")
 
 

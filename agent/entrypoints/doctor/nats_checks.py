@@ -100,6 +100,7 @@ def _published(identity: Identity, *, make_stream: bool) -> Iterator[str]:
     yield progress_subject(system)
     yield archive_subject(system, "verified")
     yield f"$JS.API.DIRECT.GET.{STREAM}.{session_subject(system)}"
+    yield f"$JS.API.DIRECT.GET.{STREAM}.{result_subject(system, 'succeeded')}"
     if make_stream:
         yield f"$JS.API.STREAM.CREATE.{STREAM}"
 
