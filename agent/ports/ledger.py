@@ -151,7 +151,7 @@ class Ledger(Protocol):
         ...
 
     async def republish_since(self, since: datetime) -> int:
-        """Put the results and archive events since that time into the outbox again, because the bus has lost them.
+        """Put results and announced events since that time into the outbox again, because the bus has lost them.
 
         Return their number.
         """

@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, timedelta
@@ -27,9 +27,9 @@ from agent.domain.events import Event, IngestCompleted, IngestFailed
 from agent.domain.identity import Identity
 from agent.domain.memories import KINDS, Memory, memory_id
 from agent.domain.retention import KeepRules
-from agent.ports import BusState, Capabilities, PackedMemory, StoreResult
+from agent.ports import BusState, Capabilities, PackedMemory, StoreResult, StreamMark
 from tests.support import values
-from tests.support.clock import ManualClock
+from tests.support.clock import ManualClock, until_idle
 from tests.support.faulty_store import FaultyStore
 from tests.support.ledger import inline_ledger
 from tests.support.memories import memory
@@ -95,13 +95,22 @@ class FakeBus:
     """A DurableBus that accepts no event while `down`; `published` lists the accepted ones."""
 
     def __init__(self, clock: ManualClock) -> None:
-        self.down, self.published = False, list[Event]()
+        self.down, self.published, self.since = False, list[Event](), NOON
         self._bus = MemoryDurableBus(clock)
-        self.consume, self.stream, self.on_change = self._bus.consume, None, self._bus.on_change
+        self.consume, self.stream = self._bus.consume, StreamMark("stream", 1)
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    def replace_stream(self) -> None:
+        self.stream, self.since = StreamMark("another stream", 1), self.since + timedelta(seconds=1)
+        for listener in self._listeners:
+            listener()
 
     @property
     def state(self) -> BusState:
-        return replace(self._bus.state, ready=not self.down)
+        return replace(self._bus.state, ready=not self.down, since=self.since)
 
     async def wait_until_ready(self) -> None:
         pass
@@ -784,6 +793,19 @@ async def test_results_wait_for_the_bus_also_across_a_restart(setup):
     assert isinstance(event, IngestCompleted)
     await setup.once()
     assert len(setup.bus.published) == 1
+
+
+async def test_results_of_the_last_days_are_published_again_to_a_stream_that_replaces_a_lost_one(setup):
+    await setup.laptop.upload(0, [1])
+    await setup.once()
+    await setup.clock.advance(timedelta(days=8).total_seconds())
+    await setup.laptop.upload(1, [1, 2])
+    async with setup.running():
+        await setup.until(lambda: outcomes(setup.bus.published)[1:] == [(setup.laptop.id(1), "completed")])
+        setup.bus.replace_stream()
+        await setup.until(lambda: len(setup.bus.published) == 3)
+        await until_idle()
+    assert outcomes(setup.bus.published)[2:] == [(setup.laptop.id(1), "completed")]
 
 
 async def test_after_a_damaged_cursor_nothing_is_stored_twice(setup):

@@ -14,7 +14,15 @@ import structlog
 from agent.adapters.sqlite_ledger.file import damaged
 from agent.adapters.sqlite_ledger.rows import optional_time_text, time_text
 from agent.domain.errors import StateError, WireError
-from agent.domain.events import Event, SessionEnded, SyncResult, UploadsPruned, UploadVerified
+from agent.domain.events import (
+    Event,
+    IngestCompleted,
+    IngestFailed,
+    SessionEnded,
+    SyncResult,
+    UploadsPruned,
+    UploadVerified,
+)
 from agent.ports import Codec, HistoryEntry
 
 KEPT = timedelta(days=90)
@@ -22,6 +30,9 @@ KEPT = timedelta(days=90)
 
 MOST_ACCEPTED = 100_000
 """How many session ends are recognised when they arrive again: more than a person causes, but anyone can forge some."""
+
+_ANNOUNCED = UploadVerified.type, UploadsPruned.type, IngestCompleted.type, IngestFailed.type
+"""Types of the events in the outbox that are no results."""
 
 _log = structlog.get_logger()
 
@@ -92,11 +103,14 @@ class History:
         return self._result(found[0]) if found else None
 
     def unpublish(self, since: datetime) -> int:
-        """Put results and archive events published since that time into the outbox again; return their number."""
+        """Put results, and events about ingests and the archive, into the outbox again if they were published since.
+
+        Return their number.
+        """
         found = self._connection.execute(
             "UPDATE events SET published_at = NULL"
-            " WHERE (result_of IS NOT NULL OR type IN (?, ?)) AND published_at IS NOT NULL AND time >= ?",
-            (UploadVerified.type, UploadsPruned.type, time_text(since)),
+            " WHERE (result_of IS NOT NULL OR type IN (?, ?, ?, ?)) AND published_at IS NOT NULL AND time >= ?",
+            (*_ANNOUNCED, time_text(since)),
         )
         return found.rowcount
 

@@ -26,14 +26,10 @@ class DatabaseCursor:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """`through` is the last finished upload, ingested or refused. The keys of `databases` are `agent/database`.
-
-    `unpublished` are the IDs of events in the ledger that no bus has confirmed yet.
-    """
+    """`through` is the last finished upload, ingested or refused. The keys of `databases` are `agent/database`."""
 
     through: str | None = None
     databases: Mapping[str, DatabaseCursor] = field(default_factory=dict)
-    unpublished: tuple[str, ...] = ()
 
     def of_database(self, manifest: Manifest, database: str) -> DatabaseCursor | None:
         """Return the cursor of a database of the agent that made the upload."""
@@ -56,7 +52,7 @@ class Cursor:
     def encode(self) -> str:
         """Return the cursor as JSON for the ledger."""
         databases = {key: [cursor.upload, cursor.state] for key, cursor in self.databases.items()}
-        return json.dumps({"through": self.through, "places": databases, "untold": self.unpublished})
+        return json.dumps({"through": self.through, "places": databases})
 
     @classmethod
     def decode(cls, text: str) -> Self:
@@ -67,7 +63,7 @@ class Cursor:
                 str(key): DatabaseCursor(str(upload), str(state)) for key, (upload, state) in document["places"].items()
             }
             through = None if document["through"] is None else str(document["through"])
-            return cls(through, databases, tuple(map(str, document["untold"])))
+            return cls(through, databases)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise WireError(f"not a cursor: {error}") from error
 

@@ -1,34 +1,40 @@
-"""The events about ingested uploads: stored in the ledger, then published until the bus confirms them."""
+"""The cursors of systems, and the events about their uploads: in the ledger, then published by its outbox."""
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 
 import structlog
 
 from agent.application.ingest.cursor import Cursor
-from agent.domain.errors import BusError, WireError
+from agent.application.sync.results import ResultRecorder
+from agent.domain.errors import WireError
 from agent.domain.events import LONGEST_TEXT, MOST_NAMED, IngestCompleted, IngestFailed, ingest_event_id
 from agent.domain.identity import Identity
 from agent.domain.memories import Tally
 from agent.domain.plain_text import shorten
-from agent.ports import Clock, DurableBus, Ledger
+from agent.ports import Clock, Ledger
 
 _log = structlog.get_logger()
 
 
 class IngestJournal:
-    """Stores the cursors of systems and the events about their uploads, and publishes the events. `bus` may be None.
+    """Stores the cursors of systems and the events about their uploads. `recorder`, None without a bus, publishes them.
 
     Cursors belong to a pair of bucket and Akosha (`endpoints`): with another pair, every system starts over. One task
     at a time writes a system's cursor.
     """
 
     def __init__(
-        self, ledger: Ledger, bus: DurableBus | None, identity: Identity, clock: Clock, *, endpoints: tuple[str, str]
+        self,
+        ledger: Ledger,
+        recorder: ResultRecorder | None,
+        identity: Identity,
+        clock: Clock,
+        *,
+        endpoints: tuple[str, str],
     ) -> None:
-        self._ledger, self._bus, self._agent_id, self._clock = ledger, bus, identity.agent_id, clock
+        self._ledger, self._recorder, self._agent_id, self._clock = ledger, recorder, identity.agent_id, clock
         self._notes = f"react:{hashlib.sha256(chr(10).join(endpoints).encode()).hexdigest()[:12]}:"
 
     async def cursor(self, system_id: str) -> Cursor:
@@ -81,34 +87,17 @@ class IngestJournal:
         ids = [ingest_event_id(upload, self._agent_id, outcome) for outcome in ("completed", "failed")]
         return any([await self._ledger.find_event(each) is not None for each in ids])
 
-    async def write(self, cursor: Cursor, event: IngestCompleted | IngestFailed) -> Cursor:
-        """Store an event, then the cursor; return the cursor with the event marked as unpublished.
+    async def write(self, cursor: Cursor, event: IngestCompleted | IngestFailed) -> None:
+        """Store an event, then the cursor.
 
         If the process is killed in between, the upload is ingested again, and the event keeps its ID.
         """
-        await self._ledger.add_to_history(event)
-        if self._bus is not None and event.id not in cursor.unpublished:
-            cursor = replace(cursor, unpublished=(*cursor.unpublished, event.id))
+        if self._recorder is None:
+            await self._ledger.add_to_history(event)
+        else:
+            await self._ledger.announce(event)
+            self._recorder.flush_soon()
         await self.save(event.system_id, cursor)
-        return cursor
-
-    async def publish(self, system_id: str, cursor: Cursor) -> Cursor:
-        """Publish the unpublished events, oldest first; return the cursor without those that the bus confirmed."""
-        left = list(cursor.unpublished)
-        try:
-            while left and self._bus is not None:
-                event = await self._ledger.find_event(left[0])
-                if event is not None:
-                    await self._bus.publish(event)
-                del left[0]
-        except BusError as error:
-            _log.debug("ingest_outbox_blocked", system_id=system_id, count=len(left), error=str(error))
-        except WireError as error:  # drop the event: it would block all others
-            _log.error("result_rejected", id=left.pop(0), reason=str(error))
-        if tuple(left) != cursor.unpublished:
-            cursor = replace(cursor, unpublished=tuple(left))
-            await self.save(system_id, cursor)
-        return cursor
 
 
 def _most_frequent(reasons: Mapping[str, int]) -> dict[str, int]:

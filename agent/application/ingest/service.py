@@ -19,8 +19,10 @@ from agent.application.ingest.system_ingester import Outages, SystemIngester, Sy
 from agent.application.ingest.turns import Share, Turns
 from agent.application.ingest.upload_ingester import UploadIngester
 from agent.application.signal import Signal
+from agent.application.sync.bus_recovery import BusRecovery
+from agent.application.sync.results import ResultRecorder
 from agent.domain import naming
-from agent.domain.errors import AkoshaError, NamingError
+from agent.domain.errors import AkoshaError, BusError, NamingError
 from agent.domain.events import Event, SyncSucceeded
 from agent.domain.identity import Identity
 from agent.ports import Clock, DurableBus, Ledger, ObjectStore, reset_clients
@@ -74,6 +76,7 @@ class IngestService:
     rescan_seconds: float
     share: Share = field(default_factory=Share)
 
+    _recorder: ResultRecorder | None = field(init=False)
     _journal: IngestJournal = field(init=False)
     _signal: Signal = field(init=False)
     _turns: Turns = field(init=False)
@@ -85,14 +88,17 @@ class IngestService:
         self._signal = Signal(self.clock, "react-passes")
         self._turns = Turns(self.clock, share=self.share)
         endpoints = self.ingest.store.location, self.ingest.endpoint
-        self._journal = IngestJournal(self.ledger, self.bus, self.identity, self.clock, endpoints=endpoints)
+        self._recorder = None if self.bus is None else ResultRecorder(self.ledger, self.bus, self.clock)
+        self._journal = IngestJournal(self.ledger, self._recorder, self.identity, self.clock, endpoints=endpoints)
 
     async def run(self) -> None:
         """Run until cancelled. Raises errors that a retry cannot fix."""
         await self.ingest.unpacker.sweep()
         async with self._group:
-            if self.bus is not None:
-                self.bus.on_change(self._notify_all)
+            if self.bus is not None and self._recorder is not None:
+                recovery = self._bus_recovery(self.bus, self._recorder)
+                self._group.create_task(recovery.run(), name="react-bus")
+                self._group.create_task(self._recorder.run(), name="react-outbox")
                 pattern = naming.results_pattern("*", "succeeded")
                 await self.bus.consume(pattern, self._on_result, durable=self.identity.durable(ROLE))
             _log.info(
@@ -131,6 +137,7 @@ class IngestService:
         async def catch_up(system_id: str) -> None:
             try:
                 outcomes[system_id] = await self._ingester(system_id).catch_up(partial(report, system_id))
+                await self._flush()
             except AkoshaError as error:
                 if is_final(error):
                     raise
@@ -143,6 +150,7 @@ class IngestService:
         async with asyncio.TaskGroup() as group:
             for system_id in sorted(known.intersection(self.systems) if self.systems else known):
                 group.create_task(catch_up(system_id), name=f"react-{system_id}")
+        await self._flush()
         return IngestSummary(outcomes, failures)
 
     async def _on_result(self, event: Event) -> None:
@@ -182,7 +190,27 @@ class IngestService:
             return sorted(self.systems)
         return sorted({*await systems_in(self.ingest.store), *await self._journal.systems()})
 
-    def _notify_all(self) -> None:
+    def _bus_recovery(self, bus: DurableBus, recorder: ResultRecorder) -> BusRecovery:
+        """Return what publishes the events of the last days again if the stream has lost them."""
+        return BusRecovery(
+            bus=bus,
+            results_bus=bus,
+            ledger=self.ledger,
+            recorder=recorder,
+            clock=self.clock,
+            max_age=naming.EVENT_MAX_AGE,
+            catch_up=_nothing,
+            switched=self._notify_all,
+        )
+
+    async def _flush(self) -> None:
+        """Publish the outbox if the bus can be reached now; otherwise the next process publishes it."""
+        if self._recorder is not None:
+            with suppress(BusError):
+                await self._recorder.flush()
+
+    async def _notify_all(self) -> None:
+        """Look for uploads of all systems: the bus may have lost results."""
         for ingester in self._ingesters.values():
             ingester.notify_if_idle()
 
@@ -213,6 +241,10 @@ class IngestService:
             turns=self._turns,
             outages=self._outages,
         )
+
+
+async def _nothing() -> None:
+    """Do nothing: the consumer of results continues by itself."""
 
 
 def _upload(event: SyncSucceeded) -> str:

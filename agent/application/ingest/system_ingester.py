@@ -17,6 +17,7 @@ from agent.application.ingest.upload_ingester import UploadIngester
 from agent.application.signal import Signal
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.domain.errors import AkoshaError, SinkError, SnapshotError, StagingFull, StateError, WireError
+from agent.domain.events import IngestCompleted, IngestFailed
 from agent.domain.manifest import Manifest
 from agent.domain.memories import Tally
 from agent.domain.naming import is_in_future
@@ -185,7 +186,6 @@ class SystemIngester:
             on_progress(len(todo), len(todo))
         except AkoshaError as error:
             failure = error
-        self._cursor = await self._journal.publish(self.system_id, self._cursor)
         self._failure, self._failures = failure, self._failures + 1 if failure else 0
         if failure is not None:
             raise failure
@@ -265,7 +265,7 @@ class SystemIngester:
             return await self._refuse(upload, "; ".join(ingestion.faults), ingestion.tally)
         seconds = self._clock.monotonic() - started
         event = self._journal.completed(self.system_id, upload, ingestion.source, ingestion.tally, seconds)
-        self._cursor = await self._journal.write(self._cursor.past(upload), event)
+        await self._write(self._cursor.past(upload), event)
         self._attempts = 0
         self._outages.passed(self.system_id, akosha=True)
         _log.info(
@@ -347,13 +347,13 @@ class SystemIngester:
         if self._reported_upload != upload:
             retry_at = self._clock.now() + target_backoff(self._failures + 1)
             event = self._journal.failed(self.system_id, upload, str(error), retry_at)
-            self._cursor = await self._journal.write(self._cursor, event)
+            await self._write(self._cursor, event)
             self._reported_upload = upload
 
     async def _refuse(self, upload: str, reason: str, tally: Tally) -> SystemOutcome:
         """Move past the upload. What it lacks is read from the databases of a newer upload."""
         event = self._journal.failed(self.system_id, upload, reason, None)
-        self._cursor = await self._journal.write(self._cursor.past(upload), event)
+        await self._write(self._cursor.past(upload), event)
         self._attempts = 0
         _log.error(
             "ingest_failed",
@@ -363,6 +363,10 @@ class SystemIngester:
             next_step="the next upload of the system is ingested instead",
         )
         return SystemOutcome(refused=1, refusal=event.error, tally=tally)
+
+    async def _write(self, cursor: Cursor, event: IngestCompleted | IngestFailed) -> None:
+        self._cursor = cursor
+        await self._journal.write(cursor, event)
 
     async def _save(self, cursor: Cursor) -> None:
         self._cursor = cursor

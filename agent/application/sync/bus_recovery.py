@@ -18,7 +18,7 @@ from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.results import ResultRecorder
 from agent.domain.errors import AkoshaError, BusError
 from agent.domain.status_warning import StatusWarning
-from agent.ports import BusState, Clock, DurableBus, Ledger, StreamMark, VolatileBus
+from agent.ports import Bus, BusState, Clock, DurableBus, Ledger, StreamMark
 
 BUS, BUS_SINCE, STREAM, MISSING, OLD_CONSUMERS = "bus", "bus_since", "stream", "missing_result", "old_consumers"
 
@@ -39,7 +39,7 @@ _log = structlog.get_logger()
 
 
 class BusRecovery:
-    """Reacts to changes of the buses. A new stream gets the results of the last `max_age` again.
+    """Reacts to changes of the buses, which may be one. A new stream gets the results of the last `max_age` again.
 
     `catch_up` is awaited after each new connection of the durable bus, the first included: it reads what the volatile
     bus did not deliver meanwhile. `switched` is awaited after each later change of the volatile bus. `old_consumers`
@@ -49,7 +49,7 @@ class BusRecovery:
     def __init__(
         self,
         *,
-        bus: VolatileBus,
+        bus: Bus,
         results_bus: DurableBus,
         ledger: Ledger,
         recorder: ResultRecorder,
