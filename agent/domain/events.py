@@ -224,7 +224,10 @@ class SyncFailed(SyncResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncProgress(Event):
-    """Progress of a running sync, in uncompressed bytes of the files that are sent. Not persisted; may be lost."""
+    """Progress of a running sync, in uncompressed bytes of the files that are sent. Not persisted; may be lost.
+
+    `kept_bytes` are those of `done_bytes` that an earlier attempt had sent.
+    """
 
     type: ClassVar[str] = "akosha.sync.progress.v1"
 
@@ -233,6 +236,7 @@ class SyncProgress(Event):
     phase: str
     done_bytes: int
     total_bytes: int
+    kept_bytes: int = 0
 
     @property
     def subject(self) -> str:

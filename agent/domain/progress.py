@@ -37,11 +37,17 @@ class Activity:
 class Progress:
     """The progress of one phase of an operation, in bytes or items. Times are monotonic seconds.
 
-    `total` is None if it is unknown.
+    `total` is None if it is unknown. `done` are done, `kept` of them by an earlier operation: these take no time now,
+    so the rate starts over when they grow.
     """
 
-    def __init__(self, phase: str, total: int | None, *, at: float) -> None:
-        self.phase, self.total, self.done = phase, total, 0
+    def __init__(self, phase: str, total: int | None, *, at: float, done: int = 0) -> None:
+        self.phase, self.total, self.kept = phase, total, 0
+        self._start(done, at)
+
+    def _start(self, done: int, at: float) -> None:
+        """Start the rate with what is done by now."""
+        self.done = done
         self._started = self._updated = self._moved = at
         self._weighted, self._weight = 0.0, 0.0  # counts and seconds, both decayed
 
@@ -54,8 +60,12 @@ class Progress:
         """Replace the total, which has become known or has changed."""
         self.total = total
 
-    def update(self, done: int, *, at: float) -> None:
+    def update(self, done: int, *, at: float, kept: int = 0) -> None:
         """Record that `done` is done by now. A smaller number than before means that a part is done again."""
+        if kept != self.kept:
+            self.kept = kept
+            self._start(done, at)
+            return
         seconds = at - self._updated
         if seconds > 0:
             decay = math.exp(-seconds / SMOOTHING_SECONDS)
@@ -70,7 +80,7 @@ class Progress:
 
     def rate(self, *, at: float) -> float | None:
         """Return the smoothed rate per second; None in the first seconds, and before any progress."""
-        if at - self._started < MEANINGFUL_SECONDS or not self.done:
+        if at - self._started < MEANINGFUL_SECONDS or not self._weighted:
             return None
         decay = math.exp(-max(at - self._updated, 0.0) / SMOOTHING_SECONDS)
         weight = self._weight * decay + SMOOTHING_SECONDS * (1 - decay)

@@ -92,7 +92,7 @@ class Narrator:
         with suppress(OSError, ValueError):  # the terminal was closed: the agent continues
             if isinstance(event, SyncProgress):
                 self._progress_at = time.monotonic()
-                self._bar.show(event.phase, event.done_bytes, event.total_bytes)
+                self._bar.show(event.phase, event.done_bytes, event.total_bytes, kept=event.kept_bytes)
                 return
             if isinstance(event, SyncResult):
                 self._progress_at = None

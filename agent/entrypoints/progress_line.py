@@ -31,17 +31,20 @@ class ProgressBar:
 
     def moved(self, count: int) -> None:
         """Advance the current phase."""
-        if self._progress is not None:
-            self.show(self._progress.phase, self._progress.done + count, self._progress.total)
+        self._advance(count, kept=0)
 
-    def show(self, name: str, done: int, total: int | None) -> None:
-        """Show the progress of a phase, and make it the current one."""
+    def kept(self, count: int) -> None:
+        """Advance the current phase by what was done before."""
+        self._advance(count, kept=count)
+
+    def show(self, name: str, done: int, total: int | None, *, kept: int = 0) -> None:
+        """Show the progress of a phase, and make it the current one. `kept`: see `Progress`."""
         now = time.monotonic()
         if self._progress is None or self._progress.phase != name:
-            self._progress = Progress(name, total, at=now)
+            self._progress = Progress(name, total, at=now, done=done)
             self._drawn_at = 0.0
         self._progress.set_total(total)
-        self._progress.update(done, at=now)
+        self._progress.update(done, at=now, kept=kept)
         if now - self._drawn_at >= REDRAW_SECONDS or done == total:
             self.redraw()
 
@@ -72,6 +75,11 @@ class ProgressBar:
         self._progress = None
         if self._visible:
             live_line.show("")
+
+    def _advance(self, count: int, *, kept: int) -> None:
+        if self._progress is not None:
+            now = self._progress
+            self.show(now.phase, now.done + count, now.total, kept=now.kept + kept)
 
     @staticmethod
     def say(text: str) -> None:

@@ -129,8 +129,8 @@ class StatusWatch:
         if isinstance(item, SyncProgress):
             known = self._progress
             if known is None or (known[0].request_id, known[0].phase) != (item.request_id, item.phase):
-                known = item, Progress(item.phase, item.total_bytes, at=now)
-            known[1].update(item.done_bytes, at=now)
+                known = item, Progress(item.phase, item.total_bytes, at=now, done=item.done_bytes)
+            known[1].update(item.done_bytes, at=now, kept=item.kept_bytes)
             self._progress = item, known[1]
             self._wake.set()
             return

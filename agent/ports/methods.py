@@ -21,6 +21,10 @@ class Reporter(Protocol):
         """Report `count` more bytes of the phase as done."""
         ...
 
+    def kept(self, count: int) -> None:
+        """Report `count` more bytes of the phase as done before: they are not part of the rate."""
+        ...
+
 
 class NoReporter:
     """A Reporter that does nothing."""
@@ -28,6 +32,8 @@ class NoReporter:
     def phase(self, name: str, total_bytes: int) -> None: ...
 
     def moved(self, count: int) -> None: ...
+
+    def kept(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,12 +134,14 @@ class ObjectStore(Protocol):
         metadata: Mapping[str, str],
         part_bytes: int,
         progress: Progress,
+        kept: Progress = ignore_progress,
         journal: PutJournal | None = None,
     ) -> StoredObject:
         """Store `body` under `key`, all or nothing. An existing object is replaced.
 
         When it returns, the object is durable and checked. It holds a bounded number of parts of `part_bytes` in
-        memory. `progress` is called with the bytes as they are sent, and with 0 for a part that is not sent again.
+        memory. `progress` is called with the bytes as they are sent, and with 0 for a part that is not sent again;
+        `kept` is called with the size of that part. Both add up to the size of the object.
 
         After a cancellation or failure it removes all that it wrote, as far as it may. With a `journal`, it keeps the
         parts that the store has after a cancellation, a transient failure, or refused credentials; the next put of

@@ -38,6 +38,8 @@ class ByteCounter:
     def moved(self, count: int) -> None:
         self.count += count
 
+    def kept(self, count: int) -> None: ...
+
 
 async def upload(data_dir: Path, state_dir: Path, store: ObjectStore) -> Manifest:
     """Upload all databases in `data_dir`, with an empty ledger. Raises SyncError."""

@@ -68,7 +68,15 @@ FULL: tuple[Event, ...] = (
     replace(skipped(), **RESULT, error="odd"),
     replace(failed(), **RESULT, errors=ERRORS, retry_at=NOON.astimezone(timezone(timedelta(hours=-5)))),
     SyncProgress(
-        id="p", time=NOON, system_id=SYSTEM, request_id="r", method="cloud", phase="upload", done_bytes=0, total_bytes=9
+        id="p",
+        time=NOON,
+        system_id=SYSTEM,
+        request_id="r",
+        method="cloud",
+        phase="upload",
+        done_bytes=5,
+        total_bytes=9,
+        kept_bytes=4,
     ),
     IngestCompleted(
         id="i",

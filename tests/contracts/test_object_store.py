@@ -201,11 +201,18 @@ async def interrupt(store, key, data, journal, *, metadata=METADATA):
 
 
 async def put_again(store, key, data, journal, *, metadata=METADATA, part_bytes=PART):
-    """Return the stored object and the number of bytes sent."""
-    moved = []
+    """Return the stored object and the number of bytes sent. The rest is reported as kept."""
+    moved, kept = [], []
     stored = await store.put(
-        key, pieces_of(data), metadata=metadata, part_bytes=part_bytes, progress=moved.append, journal=journal
+        key,
+        pieces_of(data),
+        metadata=metadata,
+        part_bytes=part_bytes,
+        progress=moved.append,
+        kept=kept.append,
+        journal=journal,
     )
+    assert sum(moved) + sum(kept) == len(data)
     return stored, sum(moved)
 
 

@@ -37,6 +37,8 @@ class Silent:
 
     def moved(self, _count): ...
 
+    def kept(self, _count): ...
+
 
 async def restore(bucket: Path, to: Path) -> None:
     archive = Catalog(DirectoryStore(bucket), "laptop")

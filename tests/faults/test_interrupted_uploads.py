@@ -5,12 +5,14 @@ import gzip
 import threading
 from contextlib import asynccontextmanager, contextmanager
 from hashlib import sha256
+from typing import ClassVar
 
 import pytest
 from structlog.testing import capture_logs
 
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner, spared_by
+from agent.application.sync import subscriber
 from agent.domain import naming
 from agent.domain.events import SyncFailed, SyncSucceeded
 from agent.domain.retention import KeepRules
@@ -26,6 +28,8 @@ from tests.support.session_buddy import REFLECTION, Checker, Writer
 pytest_plugins = ["tests.support.servers.fixtures"]
 
 MIB = 2**20
+MEMBER = 8 * MIB
+"""Uncompressed bytes of a gzip member, in which progress is counted. Two parts have one."""
 PART = 5 * MIB
 CONCURRENT = 3
 """Parts in transit at the same time."""
@@ -132,8 +136,28 @@ def events(logs, *names):
     return [line["event"] for line in logs if line["event"] in names]
 
 
+class CountedProgress(subscriber.ProgressReporter):
+    """Counts the bytes of the last phase: its total, what was moved, and what the store had."""
+
+    last: ClassVar[dict[str, int]] = {}
+
+    def phase(self, name, total_bytes):
+        super().phase(name, total_bytes)
+        self.last.update(total=total_bytes, moved=0, kept=0)
+
+    def moved(self, count):
+        super().moved(count)
+        self.last["moved"] += count
+
+    def kept(self, count):
+        super().kept(count)
+        self.last["kept"] += count
+        assert self.activity().done_bytes == self.last["moved"] + self.last["kept"]
+
+
 @pytest.mark.parametrize("how", ["cut", "stall"])
-async def test_after_a_cut_or_a_stall_the_next_sync_sends_only_what_is_missing(rig, proxy, moto, how):
+async def test_after_a_cut_or_a_stall_the_next_sync_sends_only_what_is_missing(rig, moto, monkeypatch, how):
+    monkeypatch.setattr(subscriber, "ProgressReporter", CountedProgress)
     if how == "stall":
         rig.settings["upload_timeout_seconds"] = 2
     unfinished = await interrupted(rig, stall(threading.Event()) if how == "stall" else None)
@@ -146,6 +170,9 @@ async def test_after_a_cut_or_a_stall_the_next_sync_sends_only_what_is_missing(r
     (manifest,) = await manifests(rig)
     stored = {part.name: part.stored_size for part in manifest.parts}
     assert manifest.bytes_sent <= sum(stored.values()) - 2 * PART
+    progress = CountedProgress.last
+    assert progress["kept"] >= MEMBER
+    assert progress["moved"] + progress["kept"] == progress["total"]
     assert moto.pending_uploads(rig.s3_bucket) == 0
     assert await open_puts(rig) == []
 

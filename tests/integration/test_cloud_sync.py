@@ -1195,6 +1195,9 @@ class NoReport:
     def moved(self, _count):
         pass
 
+    def kept(self, _count):
+        pass
+
 
 @pytest.mark.long
 async def test_a_replacement_machine_uploads_only_the_folded_database(rig):

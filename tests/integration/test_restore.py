@@ -50,6 +50,9 @@ class ByteCounter:
     def moved(self, count):
         self.done += count
 
+    def kept(self, count):
+        self.done += count
+
 
 async def restore(store, to, *, upload=UPLOAD, counter=None, **wanted):
     archive = Catalog(store, SYSTEM)

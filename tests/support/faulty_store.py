@@ -66,13 +66,14 @@ class FaultyStore:
         metadata: Mapping[str, str],
         part_bytes: int,
         progress: Progress,
+        kept: Progress = ignore_progress,
         journal: PutJournal | None = None,
     ) -> StoredObject:
         return await self._do(
             "put",
             key,
             lambda: self._store.put(
-                key, body, metadata=metadata, part_bytes=part_bytes, progress=progress, journal=journal
+                key, body, metadata=metadata, part_bytes=part_bytes, progress=progress, kept=kept, journal=journal
             ),
         )
 

@@ -85,6 +85,9 @@ class Report:
         self.done += count
         assert 0 <= self.done <= self.total
 
+    def kept(self, count: int) -> None:
+        self.moved(count)
+
 
 class Rig:
     def __init__(self, ledger: SqliteLedger, *, standstill_seconds: float = 60.0, **rules) -> None:

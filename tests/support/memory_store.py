@@ -32,6 +32,7 @@ class MemoryStore:
         metadata: Mapping[str, str],
         part_bytes: int,
         progress: Progress,
+        kept: Progress = ignore_progress,
         journal: PutJournal | None = None,
     ) -> StoredObject:
         data = bytearray()

@@ -57,3 +57,19 @@ def test_progress_that_starts_over_or_exceeds_its_total_stays_in_range():
     progress.update(10, at=5.1)
     assert 0 <= progress.rate(at=5.1) <= 100
     assert progress.remaining_seconds(at=5.1) > 0
+
+
+def test_what_an_earlier_operation_did_counts_as_done_but_not_in_the_rate():
+    progress = moved(100, until=2, total=10_000)
+    progress.update(8_000, at=2.1, kept=7_800)
+    assert (progress.fraction, progress.rate(at=3), progress.remaining_seconds(at=3)) == (0.8, None, None)
+    for step in range(1, 51):
+        progress.update(8_000 + 10 * step, at=2.1 + step / 10, kept=7_800)
+    assert progress.rate(at=7.1) == pytest.approx(100, rel=0.05)
+    assert progress.remaining_seconds(at=7.1) == pytest.approx(15, rel=0.05)
+
+
+def test_what_was_done_before_the_progress_was_followed_is_not_in_the_rate():
+    progress = moved(100, until=4, total=10_000, progress=Progress("upload", 10_000, at=0, done=5_000))
+    assert progress.fraction == pytest.approx(0.54)
+    assert progress.rate(at=4) == pytest.approx(100, rel=0.05)

@@ -93,7 +93,8 @@ class DirectoryStore:
         metadata: Mapping[str, str],
         part_bytes: int,
         progress: Progress,
-        journal: PutJournal | None = None,  # noqa: ARG002 - an interrupted put is not continued
+        kept: Progress = ignore_progress,  # noqa: ARG002 - an interrupted put is not continued
+        journal: PutJournal | None = None,  # noqa: ARG002
     ) -> StoredObject:
         layout.check_key(key)
         batch_bytes = min(part_bytes, WRITE_BYTES)

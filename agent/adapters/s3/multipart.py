@@ -168,8 +168,8 @@ class Multipart:
         finally:
             self._active.discard(self._id)
 
-    async def send(self, number: int, part: Part, progress: Progress) -> None:
-        """Send a part unless the store has it; the first has number 1.
+    async def send(self, number: int, part: Part, progress: Progress, kept: Progress) -> None:
+        """Send a part, or report it as kept if the store has it; the first has number 1.
 
         Raises StoreError if it does not arrive intact.
         """
@@ -178,6 +178,7 @@ class Multipart:
             self.etags_are_md5 &= etag_of({"ETag": stored}) == md5.hex()
             self.add(number, {"ETag": stored}, md5)
             progress(0)
+            kept(part.size)
             return
         response = await self._call(
             "upload_part",

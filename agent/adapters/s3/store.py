@@ -93,9 +93,10 @@ class S3Store:
         metadata: Mapping[str, str],
         part_bytes: int,
         progress: Progress,
+        kept: Progress = ignore_progress,
         journal: PutJournal | None = None,
     ) -> StoredObject:
-        size, etag = await self._writer.put(key, body, metadata, part_bytes, progress, journal)
+        size, etag = await self._writer.put(key, body, metadata, part_bytes, progress, kept, journal)
         return StoredObject(key, size, dict(metadata), etag=etag)
 
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:

@@ -69,6 +69,7 @@ class ObjectWriter:
         metadata: Mapping[str, str],
         part_bytes: int,
         progress: Progress,
+        kept: Progress,
         journal: PutJournal | None,
     ) -> tuple[int, str]:
         """Send the body; return its size and the ETag of the stored object."""
@@ -88,7 +89,7 @@ class ObjectWriter:
             ) as upload:
                 waiting = [first, second]
                 del first, second
-                size = await self._send_parts(upload, waiting, stream, progress)
+                size = await self._send_parts(upload, waiting, stream, progress, kept)
                 return size, await self._complete(upload, size, part_bytes)
 
     async def _put_single(
@@ -109,14 +110,19 @@ class ObjectWriter:
         return part.size, etag_of(response)
 
     async def _send_parts(
-        self, upload: Multipart, waiting: list[Part], stream: AsyncGenerator[Part], progress: Progress
+        self,
+        upload: Multipart,
+        waiting: list[Part],
+        stream: AsyncGenerator[Part],
+        progress: Progress,
+        kept: Progress,
     ) -> int:
         room = asyncio.Semaphore(self._concurrency)
         size = number = 0
 
         async def send(number: int, part: Part) -> None:
             try:
-                await upload.send(number, part, progress)
+                await upload.send(number, part, progress, kept)
             finally:
                 room.release()
 

@@ -144,7 +144,7 @@ class Restore:
         item = one.item
         if item.folds and (size := await _blocking(scratch.folded, item.main)) is not None:
             one.folded_size, one.rows = size, item.rows
-            reporter.moved(sum(part.stored_size for part in item.parts))
+            reporter.kept(sum(part.stored_size for part in item.parts))
             return 0
         downloaded = await self._land(item.parts, scratch, reporter)
         if not item.folds:
@@ -182,12 +182,12 @@ class Restore:
         downloaded = 0
         for part in parts:
             if await _has(scratch, part.name, part):
-                reporter.moved(part.stored_size)
+                reporter.kept(part.stored_size)
                 continue
             for item in part.objects:  # layers are kept, so that a restore that was interrupted goes on with them
                 name = _layer_name(item) if part.layers else part.name
                 if part.layers and await _has(scratch, name, item):
-                    reporter.moved(item.stored_size)
+                    reporter.kept(item.stored_size)
                     continue
                 async with _described_errors():
                     await self._downloader.download(item, await _blocking(scratch.incoming), reporter.moved)

@@ -40,7 +40,14 @@ class ProgressReporter:
         self._signal.set()
 
     def moved(self, count: int) -> None:
-        self._progress.update(self._progress.done + count, at=self._clock.monotonic())
+        self._advance(count, kept=0)
+
+    def kept(self, count: int) -> None:
+        self._advance(count, kept=count)
+
+    def _advance(self, count: int, *, kept: int) -> None:
+        progress = self._progress
+        progress.update(progress.done + count, at=self._clock.monotonic(), kept=progress.kept + kept)
         self._signal.set()
 
     def activity(self) -> Activity:
@@ -87,6 +94,7 @@ class ProgressReporter:
             phase=self._progress.phase,
             done_bytes=self._progress.done,
             total_bytes=self._progress.total or 0,
+            kept_bytes=self._progress.kept,
         )
 
 

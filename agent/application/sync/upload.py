@@ -35,9 +35,11 @@ from agent.ports import (
     Reporter,
     Snapshot,
     StoredObject,
+    ignore_progress,
     is_changed,
 )
 from agent.ports.concurrency import gather_all
+from agent.ports.methods import NoReporter
 
 CONFIRM_SECONDS = 10.0
 """How long an object may take to appear before it counts as lost."""
@@ -136,11 +138,11 @@ class SourceObjectMissing(NoSuchObject):
 
 
 class _RawProgress:
-    """Converts the progress of a put, in compressed bytes, to the uncompressed bytes of the file."""
+    """Reports the progress of a put, in compressed bytes, in the uncompressed bytes of the file."""
 
-    def __init__(self, moved: Callable[[int], None]) -> None:
-        self._moved = moved
-        self._read = self._compressed = self._sent = self._reported = 0
+    def __init__(self, report: Reporter) -> None:
+        self._report = report
+        self._read = self._compressed = self._stored = self._reported = 0
         self._marks: deque[tuple[int, int]] = deque()
 
     def read(self, count: int) -> None:
@@ -156,14 +158,24 @@ class _RawProgress:
 
     def sent(self, count: int) -> None:
         """Report the pieces of which the last byte was sent."""
-        self._sent += count
-        while self._marks and self._marks[0][0] <= self._sent:
-            self.reached(self._marks.popleft()[1])
+        self._advance(count, self._report.moved)
 
-    def reached(self, raw_bytes: int) -> None:
-        """Report that so many uncompressed bytes of the file are done."""
+    def kept(self, count: int) -> None:
+        """Report the pieces of which the last byte is in the store from an earlier attempt."""
+        self._advance(count, self._report.kept)
+
+    def complete(self, raw_bytes: int, *, kept: bool) -> None:
+        """Report all uncompressed bytes of the file as done. `kept`: an earlier attempt has sent it."""
+        self._reach(raw_bytes, self._report.kept if kept else self._report.moved)
+
+    def _advance(self, count: int, report: Callable[[int], None]) -> None:
+        self._stored += count
+        while self._marks and self._marks[0][0] <= self._stored:
+            self._reach(self._marks.popleft()[1], report)
+
+    def _reach(self, raw_bytes: int, report: Callable[[int], None]) -> None:
         if raw_bytes > self._reported:
-            self._moved(raw_bytes - self._reported)
+            report(raw_bytes - self._reported)
             self._reported = raw_bytes
 
 
@@ -339,15 +351,15 @@ class Upload:
     ) -> StoredObject:
         """Send a file of a snapshot, unless an earlier attempt has put its object."""
         stored = await self._already_there(new.key, new.metadata)
-        progress = _RawProgress(self.report.moved if counted else lambda _: None)
+        progress, is_there = _RawProgress(self.report if counted else NoReporter()), stored is not None
         if stored is None:
             path = self.staged[database].folder / file.name
             async with (
                 aclosing(compressor.stream(path, checksums=file.checksums, read=progress.read)) as pieces,
                 aclosing(progress.watch(pieces)) as body,
             ):
-                stored = await self._put(new.key, body, new.metadata, raw_size=file.size, sent=progress.sent)
-        progress.reached(file.size)
+                stored = await self._put(new.key, body, new.metadata, raw_size=file.size, watched=progress)
+        progress.complete(file.size, kept=is_there)
         self._placed[new.key] = stored
         return stored
 
@@ -403,16 +415,23 @@ class Upload:
         metadata: Mapping[str, str],
         *,
         raw_size: int,
-        sent: Callable[[int], None] = lambda _: None,
+        watched: _RawProgress | None = None,
     ) -> StoredObject:
         def progress(count: int) -> None:
             self.sent(count)
-            sent(count)
+            if watched is not None:
+                watched.sent(count)
             self.progress()
 
         size = part_bytes(raw_size, self.chunk_bytes)
         stored = await self.store.put(
-            key, body, metadata=metadata, part_bytes=size, progress=progress, journal=self.journal(key)
+            key,
+            body,
+            metadata=metadata,
+            part_bytes=size,
+            progress=progress,
+            kept=ignore_progress if watched is None else watched.kept,
+            journal=self.journal(key),
         )
         self._sent.add(key)
         return stored

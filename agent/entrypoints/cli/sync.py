@@ -74,7 +74,7 @@ async def sync_shown(client: SyncClient, *, as_json: bool = False) -> int:
         bar.phase("looking for changes", None)
 
         def show(event: SyncProgress) -> None:
-            bar.show(event.phase, event.done_bytes, event.total_bytes)
+            bar.show(event.phase, event.done_bytes, event.total_bytes, kept=event.kept_bytes)
 
         def say(text: str) -> None:
             bar.say(f"akosha-agent: {logs.redacted(text)}")
