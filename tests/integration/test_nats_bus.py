@@ -405,6 +405,24 @@ async def test_changed_settings_are_applied_to_an_existing_consumer_which_keeps_
         assert await inbox.wait_for_count(1) == ["e-2"]
 
 
+@pytest.mark.parametrize("ack_wait", [60, 30])
+async def test_a_consumer_that_an_administrator_made_is_used_without_permission_to_create_one(tmp_path, ack_wait):
+    admin = {"user": "admin", "password": PASSWORD}
+    rights = {"publish": {"deny": ["$JS.API.CONSUMER.CREATE.>", "$JS.API.CONSUMER.DURABLE.CREATE.>"]}}
+    users = json.dumps({"users": [admin, {"user": USER, "password": PASSWORD, "permissions": rights}]})
+    inbox = RecordingHandler()
+    with running_nats(tmp_path, config=f"authorization: {users}") as server:
+        async with opened_buses(server.url, login=Login(user="admin", password=PASSWORD)) as buses:
+            await buses.durable.consume("akosha.session.>", RecordingHandler(), durable="d")
+        async with opened_buses(server.url, login=LOGIN, patience={"ack_wait": ack_wait}) as buses:
+            await buses.durable.consume("akosha.session.>", inbox, durable="d")
+            assert buses.durable.state.ready
+            await buses.durable.publish(ended(1))
+            assert await inbox.wait_for_count(1) == ["e-1"]
+            await buses.durable.consume("akosha.sync.>", inbox, durable="other")
+            assert "permissions violation" in buses.durable.state.detail
+
+
 async def test_an_event_published_twice_is_stored_once_for_each_system(fresh_nats):
     async with opened_buses(fresh_nats.url) as buses:
         for event in (ended(1), ended(1), ended(1, "pc"), ended(1, "pc")):

@@ -120,17 +120,19 @@ async def test_a_stream_with_too_many_subjects_is_not_used_and_the_fix_is_report
             assert (await other.jetstream().stream_info("AKOSHA_SYNC")).state.messages == 0
 
 
-async def test_a_stream_of_an_earlier_version_gets_the_new_subjects(fresh_nats):
+async def test_a_stream_of_an_earlier_version_gets_the_new_subjects_and_direct_gets(fresh_nats):
     async with connected(fresh_nats.url) as other:
         async with opened_buses(fresh_nats.url):
             pass
         config = (await other.jetstream().stream_info("AKOSHA_SYNC")).config
         fewer = [subject for subject in STREAM_SUBJECTS if subject != "akosha.archive.>"]
-        await other.jetstream().update_stream(replace(config, subjects=fewer))
-        async with opened_buses(fresh_nats.url) as buses:
-            assert buses.durable.state.ready
-        kept = (await other.jetstream().stream_info("AKOSHA_SYNC")).config
-        assert (sorted(kept.subjects), kept.max_age) == (sorted(STREAM_SUBJECTS), config.max_age)
+        for earlier in (replace(config, subjects=fewer), replace(config, allow_direct=False)):
+            await other.jetstream().update_stream(earlier)
+            async with opened_buses(fresh_nats.url) as buses:
+                assert buses.durable.state.ready
+                assert await buses.durable.newest("akosha.session.mac.ended") is None
+            kept = (await other.jetstream().stream_info("AKOSHA_SYNC")).config
+            assert (sorted(kept.subjects), kept.max_age) == (sorted(STREAM_SUBJECTS), config.max_age)
 
 
 async def test_a_fixed_stream_is_used_and_delivers_progress_and_replies_once(fresh_nats):

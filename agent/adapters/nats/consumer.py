@@ -17,7 +17,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy, 
 
 from agent.adapters.nats.client import Client
 from agent.adapters.nats.connection import NatsConnection
-from agent.adapters.nats.errors import StreamGone, translated
+from agent.adapters.nats.errors import Denied, StreamGone, translated
 from agent.adapters.nats.messages import Refusals, decoded
 from agent.adapters.nats.options import NatsOptions
 from agent.adapters.nats.stream import STREAM
@@ -45,6 +45,9 @@ _REQUEST = json.dumps(
         "idle_heartbeat": int(HEARTBEAT_SECONDS * _NANOSECONDS),
     }
 ).encode()
+
+_ESSENTIAL = frozenset({"filter_subject", "ack_policy", "deliver_subject"})
+"""The settings of a consumer without which it cannot be used."""
 
 _HEARTBEAT, _NOTHING, _EXPIRED, _CONFLICT = "100", "404", "408", "409"
 
@@ -129,12 +132,16 @@ class NatsConsumer:
             await pull.close()
 
     async def _ensure(self, client: Client) -> None:
-        """Create the consumer if necessary, at the oldest event; an existing one keeps its position."""
+        """Create the consumer if necessary, at the oldest event; an existing one keeps its position.
+
+        One with the same filter that acknowledges each event is used as it is if the server does not permit to change
+        it: then an administrator made it.
+        """
         jetstream = client.jetstream(timeout=self._options.patience.connect)
         found: ConsumerInfo | None = None
         with suppress(StreamGone), translated(f"looking for the consumer {self.durable}"):
             found = await jetstream.consumer_info(STREAM, self.durable)
-        config = ConsumerConfig(
+        wanted = ConsumerConfig(
             name=self.durable,
             durable_name=self.durable,
             filter_subject=self._pattern,
@@ -146,8 +153,14 @@ class NatsConsumer:
             max_deliver=-1,
             inactive_threshold=self._options.limits.inactive,
         )
-        with translated(f"creating the consumer {self.durable}"):
-            await jetstream.add_consumer(STREAM, config)
+        if found is not None and not _differences(found.config, wanted):
+            return
+        try:
+            with translated(f"creating the consumer {self.durable}"):
+                await jetstream.add_consumer(STREAM, wanted)
+        except Denied:
+            if found is None or _differences(found.config, wanted) & _ESSENTIAL:
+                raise
 
     async def _hand_over(self, message: Msg) -> None:
         """Run the handler, then ack; after an error, nak. A message that is not a valid event is removed."""
@@ -194,6 +207,12 @@ class NatsConsumer:
         """Send an answer that needs no confirmation: if it is lost, the message is redelivered after the ack wait."""
         with suppress(BusError), translated("answering an event"):
             await self._connection.client().publish(message.reply, answer)
+
+
+def _differences(found: ConsumerConfig, wanted: ConsumerConfig) -> set[str]:
+    """Return the names of the settings in which a consumer differs from the wanted one."""
+    names = (*_ESSENTIAL, "ack_wait", "max_ack_pending", "max_deliver", "inactive_threshold")
+    return {name for name in names if getattr(found, name) != getattr(wanted, name)}
 
 
 class Pull:

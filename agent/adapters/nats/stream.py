@@ -17,7 +17,7 @@ from agent.ports import StreamMark
 STREAM = "AKOSHA_SYNC"
 
 _DESCRIPTION = "What akosha-agent and those around it tell each other"
-"""Marks a stream that an agent created. Do not change it: only a stream with this text gets missing subjects added."""
+"""Marks a stream that an agent created. Do not change it: only a stream with this text gets what it lacks."""
 
 _log = structlog.get_logger()
 
@@ -44,7 +44,7 @@ class Stream:
         except StreamGone:
             info = await self._create(jetstream)
         else:
-            info = await self._with_missing_subjects(jetstream, info)
+            info = await self._updated(jetstream, info)
             self._check_config(info.config)
         self.mark = StreamMark(str(info.created), info.state.last_seq)
         return True
@@ -83,19 +83,19 @@ class Stream:
         )
         return info
 
-    async def _with_missing_subjects(self, jetstream: JetStreamContext, found: StreamInfo) -> StreamInfo:
-        """Add the subjects that are missing from a stream of an earlier version; return its current state."""
-        missing = _missing(found.config)
-        if not missing or found.config.description != _DESCRIPTION:
+    async def _updated(self, jetstream: JetStreamContext, found: StreamInfo) -> StreamInfo:
+        """Add what a stream of an earlier version lacks: subjects and direct gets. Return its current state."""
+        subjects = [*(found.config.subjects or []), *_missing(found.config)]
+        wanted = replace(found.config, subjects=subjects, allow_direct=True)
+        if found.config.description != _DESCRIPTION or wanted == found.config:
             return found
         try:
-            with translated(f"adding {', '.join(missing)} to the stream {STREAM}"):
-                extended = replace(found.config, subjects=[*(found.config.subjects or []), *missing])
-                info = await jetstream.update_stream(extended)
-        except BusError as error:  # `_check_config` raises with the missing subjects and a hint
+            with translated(f"adding subjects or direct gets to the stream {STREAM}"):
+                info = await jetstream.update_stream(wanted)
+        except BusError as error:  # `_check_config` raises with missing subjects and a hint, or warns
             _log.warning("stream_not_updated", stream=STREAM, error=str(error))
             return found
-        _log.info("stream_updated", stream=STREAM, subjects=missing)
+        _log.info("stream_updated", stream=STREAM, subjects=subjects)
         return info
 
     def _config(self) -> StreamConfig:
