@@ -72,9 +72,12 @@ class StreamMark:
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event in the stream. `position` identifies it in this stream and in one that replaces it."""
+    """What the stream stores: an event, None if it is not valid.
 
-    event: Event
+    `position` identifies it in this stream and in one that replaces it.
+    """
+
+    event: Event | None
     position: str
 
 
@@ -147,7 +150,7 @@ class DurableBus(Bus, Protocol):
         ...
 
     async def newest(self, subject: str) -> StoredEvent | None:
-        """Return the newest stored event on a subject; None if there is none, or if it is not a valid event.
+        """Return the newest stored event on a subject, None if there is none.
 
         Raises BusError, not transient if the server does not permit to read it.
         """

@@ -334,6 +334,15 @@ async def test_the_newest_session_end_in_the_stream_is_accepted_once(tmp_path):
         assert w.causes == [("e-8",)], "a stream that replaces another has lower sequences"
 
 
+async def test_a_newest_session_end_that_is_not_valid_is_answered_by_one_sync_for_those_that_it_hides(tmp_path):
+    async with session_ends(tmp_path) as w:
+        w.stream.stored = StoredEvent(None, "12 2025-06-01T12:00:00Z")
+        for _ in range(2):
+            await w.ends.catch_up()
+            await w.pass_time(REQUEST_SECONDS)
+        assert (w.publisher.triggered, w.request_count) == (["session_end"], 0)
+
+
 async def test_a_session_end_that_was_received_is_not_accepted_again_from_the_stream(tmp_path):
     async with session_ends(tmp_path) as w:
         await w.end(1)

@@ -136,15 +136,16 @@ class NatsDurableBus:
             raise
         self._stream_answered()
         headers = answer.headers or {}
-        if not answer.data:  # the status 404: there is none
+        if "Nats-Sequence" not in headers:  # the status 404: there is none
             return None
+        event: Event | None = None
         try:
             event = self._codec.decode(answer.data, subject=subject)
             if event.subject != subject:
                 raise WireError(f"{event.type} belongs on {event.subject!r}")
         except WireError as error:
+            event = None
             _log.debug("newest_event_unreadable", subject=subject, reason=str(error))
-            return None
         return StoredEvent(event, f"{headers.get('Nats-Sequence', '')} {headers.get('Nats-Time-Stamp', '')}")
 
     async def consume(self, pattern: str, handler: Handler, *, durable: str) -> NatsConsumer:

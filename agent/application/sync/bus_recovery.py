@@ -154,7 +154,8 @@ class BusRecovery:
             return
         stored = await self._results_bus.newest(newest.subject)
         known = {newest.id, *(event.id for event in await self._ledger.outbox())}
-        if (stored is not None and stored.event.id in known) or (await self._ledger.notes()).get(MISSING) == newest.id:
+        found = stored is not None and stored.event is not None and stored.event.id in known
+        if found or (await self._ledger.notes()).get(MISSING) == newest.id:
             return
         await self._ledger.note(MISSING, newest.id)
         self._losses += 1

@@ -91,10 +91,17 @@ class SessionEnds:
             self._ended.set()
 
     async def catch_up(self) -> None:
-        """Accept the newest session end in the stream, unless it was read before. Raises BusError, StateError."""
+        """Accept the newest session end in the stream, unless it was read before. Raises BusError, StateError.
+
+        One that is not a valid event may hide others before it: a sync without names answers them.
+        """
         newest = await self._stream.newest(session_subject(self._system_id))
         if newest is not None and newest.position != (await self._ledger.notes()).get(NEWEST):
-            await self._accept_from_bus(newest.event)
+            if newest.event is None:
+                self._unnamed = True
+                self._ended.set()
+            else:
+                await self._accept_from_bus(newest.event)
             await self._ledger.note(NEWEST, newest.position)
 
     def republish(self) -> None:
