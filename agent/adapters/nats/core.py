@@ -166,9 +166,13 @@ class NatsVolatileBus:
     ) -> CoreSubscription:
         subscription = CoreSubscription(subject, receive, queue, self._release)
         self._subscriptions.append(subscription)
-        if self._connection.is_up:
-            with suppress(BusError):  # the connection is lost: the next one gets the subscription
-                await self.restore(self._connection.client())
+        try:
+            if self._connection.is_up:
+                with suppress(BusError):  # the connection is lost: the next one gets the subscription
+                    await self.restore(self._connection.client())
+        except BaseException:
+            await subscription.stop()
+            raise
         return subscription
 
     def _error(self) -> BusError | None:
