@@ -213,6 +213,18 @@ def pending(record: TargetRecord, survey: Survey) -> frozenset[str]:
     return frozenset(name for name, seen in survey.items() if _lacks(record.databases.get(name), seen))
 
 
+def removed_while_owed(record: TargetRecord, survey: Survey) -> dict[str, Fingerprint]:
+    """Return the databases whose files were removed before their last changes were delivered.
+
+    The fingerprints are those of the states that the target keeps.
+    """
+    return {
+        name: known.fingerprint
+        for name, known in record.databases.items()
+        if name not in survey and known.state in (State.OWED, State.INTENT) and known.fingerprint is not None
+    }
+
+
 def due(record: TargetRecord, survey: Survey, now: datetime, *, urgent: bool, at_start: bool = False) -> frozenset[str]:
     """Return the pending databases to try now: one that could not be copied waits for a change or its retry time.
 

@@ -194,7 +194,8 @@ def _no_databases(facts: Facts) -> str:
 def _removed_while_owed(facts: Facts) -> str:
     done = (State.CLEAN, State.DELIVERED)
     found = [one.name for one in facts.databases if one.removed and one.state not in done]
-    return f"Removed before their last changes were uploaded: {_named(found)}" if found else ""
+    text = f"Removed before their last changes were uploaded: {_named(found)}"
+    return f"{text} (akosha-agent sync ends this warning)" if found else ""
 
 
 def _disabled(facts: Facts) -> str:

@@ -30,6 +30,7 @@ from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap, me
 from agent.bootstrap.home import Home
 from agent.bootstrap.restore import open_restore
 from agent.domain import naming
+from agent.domain.delivery_state import removed_while_owed
 from agent.domain.errors import CopyUnsupported, NotPermitted, StateError, StoreError
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded, UploadsPruned
 from agent.domain.identity import Identity
@@ -888,6 +889,30 @@ async def test_the_problem_of_a_removed_database_is_deleted(rig):
     assert (await rig.sync()).why == "nothing has changed since the last sync"
     rig.commit("reflection")
     assert (await rig.sync()).incomplete == {}
+
+
+@pytest.mark.parametrize("how", ["refused", "killed"])
+async def test_a_database_removed_before_its_changes_were_uploaded_is_owed_until_a_person_has_read_it(rig, how):
+    """Whether the upload failed or was interrupted: the target keeps the earlier state, and a new file is uploaded."""
+    await rig.sync()
+    rig.commit("reflection")
+    if how == "refused":
+        rig.store.fail("put", StoreError("403"), key="reflection.duckdb")
+        assert isinstance(await rig.sync(), SyncFailed)
+    else:
+        await cancelled_at(rig, "put", "reflection.duckdb")
+    for file in rig.data.glob("reflection.duckdb*"):
+        file.rename(rig.tmp_path / file.name)
+    assert removed_while_owed(await rig.record(), {}).keys() == {"reflection"}
+    said = "removed before their last changes were uploaded, the target keeps an earlier state: reflection"
+    assert said in (await rig.sync()).why
+    assert removed_while_owed(await rig.record(), {}) == {}
+    assert "removed from this machine, kept in the target: reflection" in (await rig.sync()).why
+    assert len(rig.manifests) == 1
+    for file in rig.tmp_path.glob("reflection.duckdb*"):
+        file.rename(rig.data / file.name)
+    assert isinstance(await rig.sync(), SyncSucceeded)
+    rig.assert_complete()
 
 
 async def test_a_database_that_was_not_requested_is_named_in_the_first_upload(rig):

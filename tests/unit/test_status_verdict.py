@@ -62,7 +62,8 @@ CASES = {
         "The databases are no longer on this machine; the upload 20260301_115700_laptop has them",
     ),
     "_removed_while_owed": (
-        with_target(databases=(REMOVED,)), "Removed before their last changes were uploaded: reflection",
+        with_target(databases=(REMOVED,)),
+        "Removed before their last changes were uploaded: reflection (akosha-agent sync ends this warning)",
     ),
     "_never": (with_target(databases=(), **NEVER), "Nothing has been uploaded yet"),
     "_disabled": (

@@ -18,14 +18,16 @@ from agent.domain.delivery_state import (
     due,
     pending,
     problems,
+    removed_while_owed,
     use_of_copy,
 )
 from agent.domain.errors import DamagedCopy, SnapshotError
 from agent.domain.events import SyncRequested
 from agent.domain.manifest import Rows
-from agent.domain.routing import STARTUP, URGENT, target_backoff
+from agent.domain.routing import ASKED, STARTUP, URGENT, target_backoff
 from agent.ports import Clock, Ledger, Reporter, Snapshot, SnapshotTaker
 
+REMOVED_HINT = "akosha-agent restore gets the state that the target keeps"
 NOT_REQUESTED = "the request does not include it"
 
 _log = structlog.get_logger()
@@ -123,9 +125,13 @@ class Attempt:
         waiting = _reasons(record, self.survey)
         if waiting:
             return "; ".join(f"{name} waits: {reason}" for name, reason in sorted(waiting.items()))
-        kept = {name for name, known in record.databases.items() if known.was_delivered}
-        removed = ", ".join(sorted(kept - self.survey.keys()))
-        return f"{NO_CHANGE}; removed from this machine, kept in the target: {removed}" if removed else NO_CHANGE
+        incomplete = removed_while_owed(record, self.survey)
+        kept = {name for name, known in record.databases.items() if known.was_delivered} - self.survey.keys()
+        texts = (
+            ("removed from this machine, kept in the target", kept - incomplete.keys()),
+            ("removed before their last changes were uploaded, the target keeps an earlier state", incomplete),
+        )
+        return "; ".join([NO_CHANGE, *(f"{text}: {', '.join(sorted(names))}" for text, names in texts if names)])
 
 
 def _reasons(record: TargetRecord, survey: Survey) -> Mapping[str, str]:
@@ -180,6 +186,19 @@ class Staging:
         for database in sorted(to_copy):
             await self._copy(database, attempt, record)
         return True
+
+    async def skip_reason(self, attempt: Attempt, record: TargetRecord) -> str:
+        """Describe why there is nothing to deliver.
+
+        A database that was removed before its last changes were uploaded is owed until a person's request reports it.
+        """
+        removed = removed_while_owed(record, attempt.survey)
+        if attempt.survey and removed and attempt.request.reason in ASKED:
+            _log.warning("changes_lost", names=sorted(removed), hint=REMOVED_HINT)
+            if record.intent is not None:  # of these databases only: all others are delivered
+                await self._ledger.abandon(self._target)
+            await self._ledger.mark_unchanged(self._target, removed)
+        return attempt.skip_reason(record)
 
     async def present(self) -> set[str]:
         """Return the databases whose files are on this machine. Raises SnapshotError."""

@@ -165,12 +165,12 @@ class CloudSync:
 
     async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
         if await self._was_just_confirmed(attempt):
-            return Unchanged(reason=attempt.skip_reason(await self._ledger.record(self.target)))
+            return Unchanged(reason=await self._staging.skip_reason(attempt, await self._ledger.record(self.target)))
         async with self._limit_stalls() as progress:
             await self.ownership.claim(take_over=attempt.request.take_over, new_target=attempt.request.new_target)
             record = await self._recall.record(attempt, progress)
         if not await self._staging.copy(attempt, record):
-            return Unchanged(reason=attempt.skip_reason(record))
+            return Unchanged(reason=await self._staging.skip_reason(attempt, record))
         manifest = None
         while manifest is None:
             await self._continue_or_abandon(attempt, record)

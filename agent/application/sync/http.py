@@ -193,7 +193,8 @@ class HttpSync:
         record = await self._ledger.record(self.target)
         attempt.survey = await self._taker.survey()
         if not attempt.due(record, self._clock.now()) and not await self._server_changed():
-            return Unchanged(reason=attempt.skip_reason(record) + await self._confirm_if_asked(attempt))
+            reason = await self._staging.skip_reason(attempt, record)
+            return Unchanged(reason=reason + await self._confirm_if_asked(attempt))
         async with self._limit_stalls():
             capabilities = await self._sink.connect()
         to_retry = await self._memories.update_version(self.target, f"{capabilities.version}; {self._server_state()}")
@@ -203,7 +204,7 @@ class HttpSync:
             async with self._limit_stalls():
                 await self._offer_probe()
         if not await self._staging.copy(attempt, record, also=to_retry):
-            return Unchanged(reason=attempt.skip_reason(record))
+            return Unchanged(reason=await self._staging.skip_reason(attempt, record))
         await self._write_intent(attempt)
         work = PushAttempt(attempt, self._push_outcome_of(attempt.request.request_id))
         await self._push_all(work, record, capabilities)
