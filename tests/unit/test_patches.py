@@ -91,8 +91,7 @@ def test_any_edits_are_made_exactly(tmp_path_factory, edits):
     for at, removed, added, moved_to in edits:
         taken, new = new[at : at + removed], new[:at] + added + new[at + removed :]
         new = new[:moved_to] + taken[: len(taken) // 2] + new[moved_to:]
-    size = round_trip(tmp_path_factory.mktemp("edits"), OLD, new)
-    assert size <= 300 * (2 + 2 * len(edits)) + sum(len(added) for _, _, added, _ in edits) + len(edits) * 2000
+    round_trip(tmp_path_factory.mktemp("edits"), OLD, new)
 
 
 def test_the_same_files_give_the_same_patch(tmp_path):
