@@ -51,11 +51,16 @@ class StatusDocument(Status):
         """Return the document of `status --json`, with times as datetimes."""
         return asdict(self)
 
-    def judged(self, now: datetime | None = None) -> Self:
-        """Return the document with the verdict as of `now`, by default the present time."""
+    def judged(self, now: datetime | None = None, *, agent_runs: bool | None = None) -> Self:
+        """Return the document with the verdict as of `now`, by default the present time.
+
+        `agent_runs` is assumed if it is given.
+        """
+        if agent_runs is None:
+            agent_runs = self.running is not None and self.running.get("command") == RUN
         facts = Facts(
             status=self,
-            agent_runs=self.running is not None and self.running.get("command") == RUN,
+            agent_runs=agent_runs,
             unresponsive=self.unresponsive_agent,
             problem=self.problem,
             sync_enabled=self.sync_enabled,

@@ -53,6 +53,7 @@ def init(machine, *words, code=0, **environ):
 def test_by_flags_memories_are_delivered_and_every_shell_has_the_settings(machine):
     done = init(machine, "--to", machine.bucket.as_uri(), "--system-id", "laptop")
     assert f"bucket: {machine.bucket.as_uri()}: put, get, list and delete work" in done.out
+    assert "\nEverything is uploaded; akosha-agent service install, or akosha-agent run, keeps it so\n" in done.out
     assert (len(machine.manifests), machine.manifests[0]["system_id"]) == (1, "laptop")
     assert stored(machine) == f"cloud_endpoint: {machine.bucket.as_uri()}\nsystem_id: laptop\n"
     another_shell = {"HOME": machine.environ["HOME"], "PATH": machine.environ["PATH"]}
@@ -172,6 +173,7 @@ def test_a_directory_on_a_terminal_with_wrong_answers_first_and_a_second_run(mac
         terminal.answer("Name of this machine", "laptop")
         terminal.answer("Install the hook", "y")
         assert terminal.end() == 0, terminal.screen
+        assert "\x1b[32mEverything is uploaded; " in terminal.screen
     assert [one["system_id"] for one in machine.manifests] == ["laptop"]
     assert "hook session-end" in (machine.home / ".claude" / "settings.json").read_text()
     before = stored(machine)

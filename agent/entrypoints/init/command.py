@@ -295,15 +295,13 @@ def _apply(accepted: Draft, installations: Sequence[Installation]) -> int:
     if accepted.files and (notice := notice_of_earlier_settings(written_at, settings)):
         typer.echo(notice)
         return FAILED if problems else 0
-    from agent.entrypoints.cli.status import status  # noqa: PLC0415 - the dialogue does not need them
-
     if has_databases(_run(find_databases(accepted))):
         typer.echo("\nSync")
         problems += run_to_end(_sync(settings)) != 0
     else:
         typer.echo("\nThere are no databases yet: the agent syncs when Session-Buddy has created them.")
     typer.echo()
-    run_to_end(status(settings))
+    run_to_end(_show_status(settings))
     return FAILED if problems else 0
 
 
@@ -312,6 +310,24 @@ async def _sync(settings: Settings) -> int:
     from agent.entrypoints.sync_client import SyncClient  # noqa: PLC0415
 
     return await sync_shown(await SyncClient.prepare(settings))
+
+
+async def _show_status(settings: Settings) -> int:
+    """Print the status. If nothing is missing but an agent, its first line says so, and how to start one."""
+    from agent.entrypoints.cli.status import lines_of  # noqa: PLC0415 - the dialogue does not need them
+    from agent.entrypoints.status_verdict import Severity  # noqa: PLC0415
+    from agent.entrypoints.status_view import gather_status  # noqa: PLC0415
+    from agent.entrypoints.text_lines import Line, Style, print_lines  # noqa: PLC0415
+
+    document = await gather_status(settings)
+    lines = lines_of(document, settings)
+    with_agent = document.judged(agent_runs=True).verdict
+    if document.running is None and with_agent is not None and with_agent.severity is Severity.SAFE:
+        lines[0] = Line(
+            "Everything is uploaded; akosha-agent service install, or akosha-agent run, keeps it so", Style.GOOD
+        )
+    print_lines(lines)
+    return 0
 
 
 def _show_present(known: Draft) -> None:
