@@ -8,6 +8,7 @@ import pytest
 
 from agent.application.triggers.session_ends import BURST, NAMED
 from agent.domain.naming import STREAM_SUBJECTS
+from tests.e2e.test_hook import end_session
 from tests.e2e.test_nats import ENDED, publish, results_of, session_end
 from tests.faults.test_nats_rounds import machine_on, upload_ids
 from tests.support.bus_listener import listening
@@ -119,6 +120,33 @@ def test_session_ends_published_while_the_connection_is_down_are_answered_by_one
             listener.wait(lambda: sorted(set(listener.ids())) == sorted(upload_ids(machine)))
             assert len(machine.manifests) == 2
             assert consumers(server) == ["listener"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_session_end_of_the_hook_over_a_dead_connection_has_a_result(server, tmp_path, killed):
+    """The agent has published it into a connection that nobody reads, and has removed the note."""
+    machine = machine_on(server, tmp_path, agent_upload_on_change=False)
+    machine.write(commits=3)
+
+    def wait_for_result() -> None:
+        server.kill()
+        server.start()
+        with listening(server.url) as listener:
+            listener.wait(lambda: [event for event in listener.received if event["data"]["caused_by"]])
+
+    with machine.started("run") as agent:
+        agent.logged("sync_succeeded")
+        agent.logged("bus_in_use", bus="nats")
+        machine.write(commits=5)
+        server.pause()
+        end_session(machine, "1")
+        agent.logged("session_ended", session_id="1")
+        wait_until(lambda: not list((machine.state / "spool").glob("*.json")))
+        if not killed:
+            wait_for_result()
+    if killed:
+        with machine.run():
+            wait_for_result()
 
 
 def test_a_flood_of_forged_session_ends_causes_one_upload_and_few_rows(server, tmp_path):
