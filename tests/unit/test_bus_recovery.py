@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+import pytest
 from structlog.testing import capture_logs
 
 from agent.adapters.sqlite_ledger import SqliteLedger
@@ -118,7 +119,12 @@ class AgentRun:
 
 @asynccontextmanager
 async def agent_run(
-    tmp_path, stream: StreamMark | None = None, *, state: BusState = NATS, results_bus: Bus | None = None
+    tmp_path,
+    stream: StreamMark | None = None,
+    *,
+    state: BusState = NATS,
+    results_bus: Bus | None = None,
+    catch_up_error: BusError | None = None,
 ):
     """A run of the agent. An earlier run has published one result of each age. By default, one bus is both buses."""
     clock = ManualClock(values.NOON)
@@ -131,7 +137,7 @@ async def agent_run(
     bus = Bus(stream)
     bus.state = state
     recorder = ResultRecorder(ledger, bus, clock)
-    w = AgentRun(clock, ledger, bus, recorder)
+    w = AgentRun(clock, ledger, bus, recorder, catch_up_error=catch_up_error)
     watch = BusRecovery(
         bus=bus, results_bus=results_bus or bus, ledger=ledger, recorder=recorder, clock=clock, max_age=KEPT,
         catch_up=w.catch_up, switched=w.switched, old_consumers=["mac-ab-cloud"],
@@ -371,8 +377,9 @@ async def test_a_connection_lost_and_made_again_between_two_looks_counts(tmp_pat
         assert (w.catch_ups, w.switches) == (2, [RECONNECTED])
 
 
-async def test_the_consumers_of_earlier_versions_are_removed_once(tmp_path):
-    async with agent_run(tmp_path, StreamMark("a", 10)) as w:
+@pytest.mark.parametrize("error", [None, BusError("the stream has no allow_direct", transient=True)])
+async def test_the_consumers_of_earlier_versions_are_removed_once(tmp_path, error):
+    async with agent_run(tmp_path, StreamMark("a", 10), catch_up_error=error) as w:
         assert w.bus.removed == ["mac-ab-cloud"]
     async with agent_run(tmp_path, StreamMark("a", 12)) as w:
         assert w.bus.removed == []

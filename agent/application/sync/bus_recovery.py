@@ -134,14 +134,14 @@ class BusRecovery:
     async def _read_stream(self) -> None:
         """Read what the stream got meanwhile, and find out whether it lost results."""
         self._reads += 1
+        unread = False
         for step in (self._catch_up, self._find_loss, self._remove_old_consumers):
             try:
                 await step()
-            except BusError as error:  # does not prevent a rescan
+            except BusError as error:  # prevents neither the other steps nor a rescan
                 _log.debug("stream_unread", reason=str(error))
-                if error.transient and self._reads < READS:
-                    return
-        self._catching_up = not self._results_bus.state.ready
+                unread = unread or (error.transient and self._reads < READS)
+        self._catching_up = unread or not self._results_bus.state.ready
 
     async def _find_loss(self) -> None:
         """Republish the results if the newest one is missing in a stream that cannot be examined.
