@@ -3,7 +3,7 @@
 The result is validated as the service will read it: without this shell's variables, in the home directory.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +12,7 @@ from pathlib import Path
 from agent.adapters import fs
 from agent.bootstrap.home import RUN, Home
 from agent.domain.errors import SettingsError, StateError
+from agent.domain.routing import HTTP
 from agent.entrypoints.installation import check_owner
 from agent.settings import Loaded, Settings, load, variable
 from agent.settings.model import FIELDS, PATHS, S3_KEYS
@@ -23,8 +24,8 @@ from agent.settings.own_files import (
     is_secret,
     read_credentials,
 )
-from agent.settings.sources import SHORT_VARIABLES, key_for_message, nearest
-from agent.settings.validators import PREFIX
+from agent.settings.sources import DATA_DIR, SHORT_VARIABLES, is_agent_variable, key_for_message, nearest
+from agent.settings.validators import AUTO_REGION, PREFIX
 from agent.settings.yaml_edit import Scalar, edited
 
 _HEADERS = {
@@ -32,6 +33,13 @@ _HEADERS = {
     "credentials.yaml": "# The secrets of akosha-agent: akosha-agent config set KEY -\n",
 }
 _DIRECTORY_MODE = 0o700
+
+SESSION_BUDDY_DATA_DIR = f"SESSION_BUDDY_{DATA_DIR.upper()}"
+"""Session-Buddy's variable for the directory of its databases. The agent's own files override it."""
+
+_OF_CREDENTIALS = {"AWS_PROFILE", "AWS_DEFAULT_PROFILE"}
+_OF_ENDPOINT = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
+_OF_REGION = {"AWS_REGION", "AWS_DEFAULT_REGION"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +112,8 @@ def draft(changes: Mapping[str, str | None], environ: Mapping[str, str], home: P
 
 
 def service_like(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without the variables of settings, which a service does not see."""
-    known = {variable(key) for key in FIELDS} | set(SHORT_VARIABLES.values())
-    return {name: value for name, value in environ.items() if name not in known}
+    """Return the environment without its settings and AWS configuration, which a service does not see."""
+    return {name: value for name, value in environ.items() if not is_agent_variable(name)}
 
 
 def variables_of(key: str) -> tuple[str, ...]:
@@ -186,8 +193,23 @@ def set_in_shell_only(
     """Yield key and variable of each setting to which a variable of this shell gives another value."""
     for key in FIELDS:
         name = overriding_variable(key, environ)
+        if key == "agent_data_dir" and not name and environ.get(SESSION_BUDDY_DATA_DIR):
+            name = SESSION_BUDDY_DATA_DIR
         if name and (of_shell is None or getattr(of_shell, key) != getattr(settings, key)):
             yield key, name
+
+
+def not_stored(names: Iterable[str], settings: Settings, *, has_keys: bool) -> list[str]:
+    """Return those variables of a shell that no setting replaces. `has_keys`: `credentials.yaml` has S3 keys."""
+    replaced = {SESSION_BUDDY_DATA_DIR, *(name for key in FIELDS for name in variables_of(key))}
+    if has_keys:
+        replaced |= {name for key in S3_KEYS for name in variables_of(key)} | _OF_CREDENTIALS
+    if settings.cloud_endpoint:
+        replaced |= _OF_ENDPOINT
+    if settings.cloud_region != AUTO_REGION:
+        replaced |= _OF_REGION
+    uses_s3 = settings.directory is None and settings.force_method != HTTP
+    return [name for name in names if name not in replaced and (uses_s3 or not name.startswith("AWS_"))]
 
 
 def notice_of_earlier_settings(at: datetime, settings: Settings) -> str:

@@ -1,6 +1,7 @@
 """The sources of settings: each provides values by key, with their origin."""
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,9 @@ SHORT_VARIABLES = {
 }
 """Short environment variables, which have lower precedence than those with the prefix."""
 
+_AGENT_VARIABLE = re.compile(r"(SESSION_BUDDY_AKOSHA|AKOSHA|AWS)_\w+")
+_SESSION_BUDDYS = {f"SESSION_BUDDY_{key.upper()}" for key in (DATA_DIR, *SESSION_BUDDY)}
+
 _STREAM = "for a stream that the agent creates; `nats stream edit AKOSHA_SYNC` changes an existing one"
 
 REMOVED = {
@@ -49,6 +53,11 @@ REMOVED = {
 def variable(key: str) -> str:
     """Return the environment variable of a key. Keys that begin with `agent_` have a shorter prefix."""
     return ("AKOSHA_" if key.startswith("agent_") else "SESSION_BUDDY_AKOSHA_") + key.upper()
+
+
+def is_agent_variable(name: str) -> bool:
+    """Return whether a variable is a setting, Session-Buddy's or the agent's, or is part of the AWS configuration."""
+    return _AGENT_VARIABLE.fullmatch(name) is not None or name in _SESSION_BUDDYS
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,26 @@ def test_keys_of_this_shell_are_stored_for_the_service_and_a_change_of_target_re
     assert len(machine.manifests) == 1
 
 
+def test_what_only_this_shell_has_is_stored_or_named(machine, moto):
+    bucket = moto.new_bucket()
+    machine.data = machine.data.rename(machine.home / "elsewhere")
+    done = init(
+        machine, "--to", f"s3://{bucket}", "--system-id", "laptop",
+        SESSION_BUDDY_DATA_DIR=str(machine.data), AWS_ENDPOINT_URL_S3=moto.endpoint, AWS_REGION="us-east-1",
+        AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY, AWS_SESSION_TOKEN="temporary",
+    )  # fmt: skip
+    assert stored(machine) == (
+        f"agent_data_dir: {machine.data}\ncloud_endpoint: {moto.endpoint}\ncloud_region: us-east-1\n"
+        f"cloud_bucket: {bucket}\nsystem_id: laptop\n"
+    )
+    assert stored(machine, "credentials.yaml") is None
+    (warning,) = [line for line in done.err.splitlines() if "the service lacks" in line]
+    named, _, advice = warning.partition(". ")
+    assert all(f" {name}" in named for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HTTPS_PROXY"))
+    assert not any(name in named for name in ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "DATA_DIR"))
+    assert advice.startswith("Its keys expire within hours: akosha-agent config set")
+
+
 def test_nothing_is_stored_if_the_test_fails_unless_it_is_forced(machine):
     words = ("--to", "http://127.0.0.1:9", "--bucket", "memories")
     done = init(machine, *words, code=1)

@@ -243,14 +243,17 @@ def test_install_names_the_command_that_stores_what_is_set_in_this_shell_only(sc
     variables = {
         "AWS_ACCESS_KEY_ID": "canary-1", "AWS_SECRET_ACCESS_KEY": "canary-2", "AKOSHA_CLOUD_BUCKET": "my-bucket",
         "SESSION_BUDDY_AKOSHA_HTTP_TOKEN": "canary-3", "HTTPS_PROXY": "http://proxy",
+        "SESSION_BUDDY_DATA_DIR": "/elsewhere",
     }  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    (scratch.home / ".config" / "session-buddy" / "config.yaml").write_text("akosha_max_retries: 3\n")
     done = scratch.call("install", "--no-start")
     assert "canary" not in done.output
     assert done.stderr.splitlines() == [
         "warning: AKOSHA_CLOUD_BUCKET is set in this shell only: akosha-agent config set cloud_bucket my-bucket",
         "warning: SESSION_BUDDY_AKOSHA_HTTP_TOKEN is set in this shell only: akosha-agent config set http_token -",
+        "warning: SESSION_BUDDY_DATA_DIR is set in this shell only: akosha-agent config set agent_data_dir /elsewhere",
         (
             "warning: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are set in this shell only: "
             "akosha-agent config set cloud_access_key_id - cloud_secret_access_key -"
@@ -262,7 +265,7 @@ def test_install_names_the_command_that_stores_what_is_set_in_this_shell_only(sc
     ]
     monkeypatch.delenv("HTTPS_PROXY")
     own = scratch.home / ".config" / "akosha-agent"
-    (own / "config.yaml").write_text("cloud_bucket: my-bucket\n")
+    (own / "config.yaml").write_text("cloud_bucket: my-bucket\nagent_data_dir: /elsewhere\n")
     secrets = own / "credentials.yaml"
     secrets.write_text("http_token: canary-3\ncloud_access_key_id: canary-1\ncloud_secret_access_key: canary-2\n")
     secrets.chmod(0o600)

@@ -18,6 +18,8 @@ from agent.entrypoints.service.launchd import Launchd
 from agent.entrypoints.service.manager import Runner, ServiceSpec
 from agent.entrypoints.service.service_file import FileState
 from agent.entrypoints.service.systemd import Systemd
+from agent.entrypoints.stored_settings import not_stored, service_like
+from agent.settings import Settings
 
 HOME = Path("/home/jo")
 LAUNCHD_KEYS = {
@@ -154,6 +156,25 @@ def test_the_environment_file_is_read_as_systemd_reads_it(tmp_path):
 def test_variables_set_only_in_this_shell_are_named():
     environ = {"AWS_PROFILE": "x", "AKOSHA_CLOUD_BUCKET": "b", "https_proxy": "p", "HOME": "h", "SESSION_BUDDY_X": "y"}
     assert missing_variables(environ, {"AKOSHA_CLOUD_BUCKET"}) == ["AWS_PROFILE", "https_proxy"]
+    environ = {"SESSION_BUDDY_DATA_DIR": "/x", "SESSION_BUDDY_LOG_LEVEL": "DEBUG"}
+    assert missing_variables(environ, ()) == sorted(environ)
+    assert service_like(environ | {"AWS_PROFILE": "x", "HOME": "h"}) == {"HOME": "h"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_keys", "names"),
+    [
+        ({}, False, ["AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_REGION", "AWS_SESSION_TOKEN", "HTTPS_PROXY"]),
+        ({"cloud_endpoint": "https://s3.test", "cloud_bucket": "abc"}, True, ["AWS_REGION", "HTTPS_PROXY"]),
+        ({"cloud_region": "x"}, True, ["AWS_ENDPOINT_URL_S3", "HTTPS_PROXY"]),
+        ({"cloud_endpoint": "file:///x"}, False, ["HTTPS_PROXY"]),
+        ({"force_method": "http"}, False, ["HTTPS_PROXY"]),
+    ],
+)
+def test_variables_that_stored_settings_replace_are_not_missing(settings, has_keys, names):
+    missing = ["AKOSHA_CLOUD_BUCKET", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_REGION", "AWS_SESSION_TOKEN"]
+    missing += ["HTTPS_PROXY", "SESSION_BUDDY_DATA_DIR"]
+    assert not_stored(missing, Settings(**settings), has_keys=has_keys) == names
 
 
 def test_an_environment_file_that_is_not_a_file_is_refused(tmp_path):

@@ -23,11 +23,13 @@ from agent.entrypoints.doctor import output
 from agent.entrypoints.init import dialogue
 from agent.entrypoints.init.check import failed, find_databases, has_databases, try_destination
 from agent.entrypoints.init.destination import ADDRESSES, KEYS, Destination, Kind, from_address
-from agent.entrypoints.init.integrations import Installation, Wishes, wanted_installations
+from agent.entrypoints.init.integrations import Installation, Wishes, install_service, wanted_installations
+from agent.entrypoints.service import environment as env
 from agent.entrypoints.shutdown import run_to_end
 from agent.entrypoints.stored_settings import (
     Draft,
     draft,
+    not_stored,
     notice_of_earlier_settings,
     overriding_variable,
     service_like,
@@ -35,9 +37,10 @@ from agent.entrypoints.stored_settings import (
     shell_settings,
 )
 from agent.settings import Settings, load
+from agent.settings.aws_config import aws_endpoint
 from agent.settings.endpoints import ALL_HOSTS
 from agent.settings.model import FIELDS, S3_KEYS
-from agent.settings.own_files import config_file, credentials_file
+from agent.settings.own_files import config_file, config_home, credentials_file
 
 INTERRUPTED = 130
 """128 + SIGINT, as for other commands."""
@@ -165,6 +168,7 @@ def _answers(flags: _Flags, known: Draft) -> Changes:
     destination = _destination(flags, known.loaded.settings)
     changes: Changes = dict(flags.directories)
     if destination is not None:
+        destination = _with_aws_configuration(destination)
         changes |= _destination_settings(destination)
         changes |= _plaintext(flags, destination, known.loaded.settings)
     changes |= _secrets(flags, destination, known)
@@ -186,6 +190,19 @@ def _destination(flags: _Flags, settings: Settings) -> Destination | None:
     if is_set and not dialogue.confirm("Send memories elsewhere?", default=False):
         return None
     return dialogue.ask_destination(cwd, home)
+
+
+def _with_aws_configuration(destination: Destination) -> Destination:
+    """Return a bucket of AWS with the endpoint and region of this shell's variables, which the service does not see."""
+    if destination.kind is not Kind.BUCKET or "cloud_endpoint" in destination.settings:
+        return destination
+    home, given = Path.home(), dict[str, str]()
+    of_shell, of_service = (aws_endpoint(one, home) for one in (os.environ, service_like(os.environ)))
+    if of_shell is not None and (of_service is None or of_service.url.value != of_shell.url.value):
+        given["cloud_endpoint"] = of_shell.url.value
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        given["cloud_region"] = region
+    return replace(destination, settings={**given, **destination.settings})
 
 
 def _destination_settings(destination: Destination) -> Changes:
@@ -286,6 +303,8 @@ def _apply(accepted: Draft, installations: Sequence[Installation]) -> int:
     settings, problems = accepted.loaded.settings, 0
     for _, name in set_in_shell_only(settings, shell_settings(os.environ, Path.home()), os.environ):
         typer.echo(f"warning: {name} is set in this shell, whose commands use it instead", err=True)
+    if install_service not in installations and (missing := _missing_variables(accepted)):
+        typer.echo(f"warning: {missing}", err=True)
     for install in installations:
         try:
             install()
@@ -303,6 +322,14 @@ def _apply(accepted: Draft, installations: Sequence[Installation]) -> int:
     typer.echo()
     run_to_end(_show_status(settings))
     return FAILED if problems else 0
+
+
+def _missing_variables(accepted: Draft) -> str:
+    """Return a notice of the variables of this shell that the test used and a service lacks; "" if there are none."""
+    file = env.environment_file(config_home(os.environ, Path.home())) if sys.platform != "darwin" else None
+    names = env.missing_variables(os.environ, env.read_environment(file) if file else ())
+    names = not_stored(names, accepted.loaded.settings, has_keys=accepted.s3_credentials is not None)
+    return env.notice_of_missing(names, file) if names else ""
 
 
 async def _sync(settings: Settings) -> int:
@@ -351,6 +378,9 @@ def _is_set(settings: Settings) -> bool:
 
 
 def _directories(data_dir: Path | None, state_dir: Path | None) -> Changes:
+    of_shell, of_service = (shell_settings(one, Path.home()) for one in (os.environ, service_like(os.environ)))
+    if data_dir is None and of_shell and of_service and of_shell.agent_data_dir != of_service.agent_data_dir:
+        data_dir = of_shell.agent_data_dir  # of a variable of this shell, such as Session-Buddy's
     given = {"agent_data_dir": data_dir, "agent_state_dir": state_dir}
     return {key: str(path) for key, path in given.items() if path is not None}
 

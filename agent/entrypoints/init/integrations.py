@@ -51,7 +51,7 @@ def wanted_installations(settings: Settings, *, changed: bool, flags: Wishes) ->
     status, wanted = service_status(Path.home(), os.environ), list[Installation]()
     question = "Run the agent as a service, from now on and at every login?"
     if flags.wants(flags.service, question, lambda: status.reachable and bool(status.manager) and not status.installed):
-        wanted.append(lambda: service_commands.install(Options()))
+        wanted.append(install_service)
     if status.running and changed:
         wanted.append(service_commands.restart)
     question = "Install the hook that starts a sync when a session of Claude Code ends?"
@@ -62,6 +62,11 @@ def wanted_installations(settings: Settings, *, changed: bool, flags: Wishes) ->
     if flags.wants(flags.mcp, question, lambda: _claude_path() is not None and not _knows_mcp()):
         wanted.append(_install_mcp)
     return wanted
+
+
+def install_service() -> None:
+    """Install the service. It warns about what this shell has and the service lacks."""
+    service_commands.install(Options())
 
 
 def _install_mcp() -> None:

@@ -18,9 +18,9 @@ from agent.entrypoints.service import environment as env, install as installer, 
 from agent.entrypoints.service.manager import Runner, ServiceManager, ServiceSpec
 from agent.entrypoints.service.program import program
 from agent.entrypoints.service.status import service_manager, service_status
-from agent.entrypoints.stored_settings import set_in_shell_only, variables_of
+from agent.entrypoints.stored_settings import not_stored, set_in_shell_only, variables_of
 from agent.settings import Settings, load
-from agent.settings.model import FIELDS, S3_KEYS
+from agent.settings.model import S3_KEYS
 from agent.settings.own_files import is_secret, s3_credentials
 
 app = CommandGroup(
@@ -212,19 +212,16 @@ def _missing(
             value = os.environ[name]
             shown = "-" if is_secret(key, value) else shlex.quote(value)
             yield f"{name} is set in this shell only: akosha-agent config set {key} {shown}"
-    of_settings = {name for key in FIELDS for name in variables_of(key)}
-    missing = [name for name in missing if name not in of_settings]
+    missing = not_stored(missing, settings, has_keys=s3_credentials(environ, home) is not None)
     names = [name for name in (variables_of(key)[0] for key in S3_KEYS[:2]) if name in missing]
     if len(names) == len(S3_KEYS[:2]) and "AWS_SESSION_TOKEN" not in missing:
         missing = [name for name in missing if name not in names]
-        if s3_credentials(environ, home) is None:
-            yield (
-                f"{' and '.join(names)} are set in this shell only: akosha-agent config set "
-                f"{' '.join(f'{key} -' for key in S3_KEYS[:2])}"
-            )
+        yield (
+            f"{' and '.join(names)} are set in this shell only: akosha-agent config set "
+            f"{' '.join(f'{key} -' for key in S3_KEYS[:2])}"
+        )
     if missing:
-        hint = f"put them into {file}" if file else "use ~/.aws or --with-environment"
-        yield f"the service lacks variables of this shell: {', '.join(missing)}. To add them, {hint}"
+        yield env.notice_of_missing(missing, file)
 
 
 def _log_file(manager: ServiceManager) -> Path | None:

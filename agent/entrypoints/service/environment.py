@@ -5,10 +5,11 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from agent.domain.errors import AkoshaError
+from agent.settings.sources import is_agent_variable
 
 PRIVATE = 0o600
 
@@ -27,7 +28,6 @@ _EARLIER_TEMPLATES = {
 }
 """SHA-256 of the templates of earlier versions."""
 
-_AGENT_VARIABLE = re.compile(r"(SESSION_BUDDY_AKOSHA|AKOSHA|AWS)_\w+")
 _OTHERS = {
     "XDG_CONFIG_HOME",
     "XDG_STATE_HOME",
@@ -88,15 +88,21 @@ def read_environment(path: Path) -> dict[str, str]:
 def agent_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that the agent and its libraries read."""
     return {
-        name: value
-        for name, value in sorted(environ.items())
-        if _AGENT_VARIABLE.fullmatch(name) or name.upper() in _OTHERS
+        name: value for name, value in sorted(environ.items()) if is_agent_variable(name) or name.upper() in _OTHERS
     }
 
 
 def missing_variables(environ: Mapping[str, str], service: Iterable[str]) -> list[str]:
     """Return the names of the agent's variables in `environ` that the service lacks."""
     return sorted(agent_variables(environ).keys() - set(service))
+
+
+def notice_of_missing(names: Sequence[str], file: Path | None) -> str:
+    """Return what to do about variables that the service lacks. `file`: the environment file, None on macOS."""
+    hint = f"To add them, put them into {file}" if file else "To add them, use ~/.aws or --with-environment"
+    if "AWS_SESSION_TOKEN" in names:
+        hint = "Its keys expire within hours: akosha-agent config set cloud_access_key_id - cloud_secret_access_key -"
+    return f"the service lacks variables of this shell: {', '.join(names)}. {hint}"
 
 
 def _unquoted(value: str) -> str:
