@@ -20,6 +20,7 @@ from agent.adapters.nats import (
     consumer as consumer_module,
 )
 from agent.adapters.nats.bus import NatsBuses
+from agent.adapters.nats.consumer import NatsConsumer
 from agent.domain.errors import BusError, StateError
 from tests.support import values
 from tests.support.nats_bus import (
@@ -170,12 +171,25 @@ def login_with(**permissions) -> dict:
 LOGIN = Login(user=USER, password=PASSWORD)
 
 
-async def test_a_consumer_without_permission_reports_it_at_once(tmp_path):
-    with running_nats(tmp_path, **login_with(publish={"deny": ["$JS.API.CONSUMER.>"]})) as server:
+@pytest.mark.parametrize(("denied", "named"), [(">", "info"), ("MSG.NEXT.>", "msg.next")])
+async def test_a_consumer_without_permission_reports_it_at_once_and_once(tmp_path, monkeypatch, denied, named):
+    monkeypatch.setattr(consumer_module, "FIRST_PAUSE_SECONDS", 0.01)
+    refused, interrupted = [], NatsConsumer._interrupted
+
+    async def counted(consumer, client, error) -> None:
+        refused.append(error)
+        await interrupted(consumer, client, error)
+
+    monkeypatch.setattr(NatsConsumer, "_interrupted", counted)
+    with running_nats(tmp_path, **login_with(publish={"deny": [f"$JS.API.CONSUMER.{denied}"]})) as server:
         async with opened_buses(server.url, login=LOGIN, patience={"connect": 60}) as buses:
+            changes = []
+            buses.durable.on_change(lambda: changes.append(buses.durable.state.ready))
             await buses.durable.consume("akosha.session.>", RecordingHandler(), durable="d")
+            await until(lambda: len(refused) > 3)
+            assert changes == [False]
             detail = buses.durable.state.detail
-            assert "$js.api.consumer.info" in detail
+            assert f"$js.api.consumer.{named}" in detail
             assert "allow it in the server's permissions for this user" in detail
             assert not buses.durable.state.ready
             assert buses.volatile.state.ready

@@ -120,6 +120,20 @@ class Client(NatsPy):
             answer.add_done_callback(lambda _: self._requested.pop(token, None))
         await super().publish(subject, payload, reply, headers)
 
+    def failure_of(self, reply: str) -> "asyncio.Future[None]":
+        """Return a future that fails when the connection is lost, or the server denies the request with this reply.
+
+        Cancel it when the request is answered. `reply` is unique: its last token identifies the request. A request that
+        nats-py makes has such a future of its own.
+        """
+        token = reply.rpartition(".")[2]
+        failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._resp_map[token] = failure
+        failure.add_done_callback(lambda _: self._resp_map.pop(token, None))
+        if self.lost.is_set():
+            self._fail([failure], ConnectionClosedError())
+        return failure
+
     def mark_lost(self, reason: str) -> None:
         """Mark the connection as lost: pending requests and pings fail at once."""
         if self.lost.is_set():

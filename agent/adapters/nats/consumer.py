@@ -51,6 +51,8 @@ _ESSENTIAL = frozenset({"filter_subject", "ack_policy", "deliver_subject"})
 
 _HEARTBEAT, _NOTHING, _EXPIRED, _CONFLICT = "100", "404", "408", "409"
 
+_OPERATION = "requesting the next event"
+
 _log = structlog.get_logger()
 
 
@@ -222,57 +224,78 @@ class Pull:
         self._client, self._subject, self._inbox = client, subject, inbox
         self._answers: asyncio.Queue[Msg | None] = asyncio.Queue()
         self._subscription: Subscription | None = None
-        self._requested = False
+        self._failure: asyncio.Future[None] | None = None
 
     @classmethod
     async def open(cls, client: Client, subject: str) -> Self:
-        """Subscribe to an inbox for the messages. Raises BusError."""
+        """Send the first request, and wait until the server has it. Raises BusError, Denied if it is not permitted."""
         pull = cls(client, subject, client.new_inbox())
         with translated("subscribing to an inbox"):
-            pull._subscription = await client.subscribe(pull._inbox, cb=pull._receive)
-        client.on_lost.append(pull._lost)
+            pull._subscription = await client.subscribe(f"{pull._inbox}.*", cb=pull._receive)
+        try:
+            with translated(_OPERATION):
+                failure = await pull._request()
+                await client.confirm_sent()
+                if failure.done():
+                    failure.result()
+        except BaseException:
+            await pull.close()
+            raise
         return pull
 
     async def close(self) -> None:
         """Unsubscribe if the connection is up, with a time limit."""
-        self._client.on_lost.remove(self._lost)
+        self._answered()
         if self._subscription is not None and not self._client.lost.is_set():
             with suppress(BusError, TimeoutError), translated("unsubscribing from an inbox"):
                 async with asyncio.timeout(CLEANUP_SECONDS):
                     await self._subscription.unsubscribe()
 
     async def next(self) -> Msg:
-        """Wait for the next message, without a limit. Raises StreamGone; BusError if the server does not answer."""
+        """Wait for the next message, without a limit. Raises StreamGone, Denied; BusError if there is no answer."""
         while True:
-            with translated("requesting the next event"):
-                if not self._requested:
-                    await self._client.publish(self._subject, _REQUEST, reply=self._inbox)
-                    self._requested = True
+            with translated(_OPERATION):
+                failure = self._failure or await self._request()
                 try:
                     async with asyncio.timeout(MISSED_SECONDS):
                         message = await self._answers.get()
                 except TimeoutError:
-                    self._requested = False
+                    self._answered()
                     raise
                 if message is None:
-                    raise BusError(f"the connection was lost: {self._client.lost_reason}", transient=True)
+                    failure.result()
+                    continue
                 if message.reply:  # an event, which may have a header `Status`, too
-                    self._requested = False
+                    self._answered()
                     _ = message.metadata  # raises if the reply subject is not one of JetStream
                     return message
             headers = message.headers or {}
             status = headers.get("Status", "")
             if status == _HEARTBEAT:
                 continue
-            self._requested = False
+            self._answered()
             if status not in (_EXPIRED, _NOTHING):
                 self._raise_for_status(status, str(headers.get(Header.DESCRIPTION, "")))
 
+    async def _request(self) -> "asyncio.Future[None]":
+        reply = f"{self._inbox}.{self._client.new_inbox().rpartition('.')[2]}"
+        self._failure = failure = self._client.failure_of(reply)
+        failure.add_done_callback(self._failed)
+        await self._client.publish(self._subject, _REQUEST, reply=reply)
+        return failure
+
+    def _failed(self, failure: "asyncio.Future[None]") -> None:
+        if not failure.cancelled():
+            self._answers.put_nowait(None)
+
+    def _answered(self) -> None:
+        """Forget the request: the next message needs another one."""
+        if self._failure is not None:
+            self._failure.cancel()
+            self._failure = None
+
     async def _receive(self, message: Msg) -> None:
         self._answers.put_nowait(message)
-
-    def _lost(self) -> None:
-        self._answers.put_nowait(None)
 
     @staticmethod
     def _raise_for_status(status: str, description: str) -> None:
