@@ -71,10 +71,8 @@ class StatusDocument(Status):
     @property
     def unresponsive_agent(self) -> str:
         """A sentence about an agent that does not answer; "" if it answers or none is running."""
-        if not self.running or not any(w.code in (AGENT_STOPPED, AGENT_SILENT) for w in self.warnings):
-            return ""
-        holder = f"process {self.running.get('pid')} ({self.running.get('command')})"
-        return f"{holder} does not answer; this status is from its ledger"
+        found = [warning.message for warning in self.warnings if warning.code in (AGENT_STOPPED, AGENT_SILENT)]
+        return f"{found[0]}; this status is from its ledger" if self.running and found else ""
 
 
 def running_process(home: Home) -> dict[str, object] | None:
@@ -83,15 +81,23 @@ def running_process(home: Home) -> dict[str, object] | None:
     return None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
 
 
-def unresponsive_warning(home: Home, pid: int, command: str) -> StatusWarning:
-    """Return the warning about a process that holds the state directory but does not answer. Blocks briefly."""
+def unresponsive_warning(
+    home: Home, pid: int, command: str, *, reason: str = "", started: bool = False
+) -> StatusWarning:
+    """Return the warning about a process that holds the state directory but does not answer. Blocks briefly.
+
+    `reason`: why its status is unknown, "" if it gave no answer at all. `started`: a moment ago.
+    """
     holder = f"process {pid} ({command})"
     if home.is_suspended(pid):
         return StatusWarning(
             code=AGENT_STOPPED, message=f"{holder} does not answer: it is suspended", hint=f"kill -CONT {pid}"
         )
+    message = f"{holder} does not report its status: {reason}" if reason else f"{holder} does not answer"
+    if started:
+        return StatusWarning(code=AGENT_SILENT, message=message, hint="it has just started: try again in a few seconds")
     return StatusWarning(
         code=AGENT_SILENT,
-        message=f"{holder} does not answer",
+        message=message,
         hint="akosha-agent service restart, or kill that process and start akosha-agent run",
     )

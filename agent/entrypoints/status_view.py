@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 
 import structlog
 
@@ -19,31 +20,38 @@ from agent.entrypoints.status_document import StatusDocument, running_process, u
 from agent.ports import MemoryCounts
 from agent.settings import Settings
 
+STARTING = timedelta(seconds=30)
+"""An agent that does not answer so soon after its start is probably still starting."""
+
 _log = structlog.get_logger()
 
 
 async def gather_status(settings: Settings) -> StatusDocument:
     """Return the running agent's status, or the status from the ledger and the files if no agent answers.
 
-    Waits up to three seconds for an agent that does not answer. Raises StateError.
+    Waits up to three seconds for an agent that does not answer; the status then has a warning about it. Raises
+    StateError.
     """
     home = Home.of(settings)
     await asyncio.to_thread(home.prepare)
     holder = await asyncio.to_thread(home.holder)
     if holder is None or holder.command != RUN:
         return await _from_ledger(home)
-    unresponsive = False
+    reason = "it has no control socket"
     try:
         if client := await Endpoint(home).client():
             async with client:
                 return await client.status()
     except AgentUnavailable as error:
-        unresponsive = error.unresponsive
+        reason = "" if error.unresponsive else error.message
         _log.debug("agent_unavailable", error=str(error))
     document = await _from_ledger(home)
-    if not unresponsive:
-        return document
-    warning = await asyncio.to_thread(unresponsive_warning, home, holder.pid, holder.command)
+    if document.running is None or document.running["pid"] != holder.pid:
+        return document  # it has ended meanwhile
+    started = holder.since is not None and home.clock.now() - holder.since < STARTING
+    warning = await asyncio.to_thread(
+        unresponsive_warning, home, holder.pid, holder.command, reason=reason, started=started
+    )
     return replace(document, warnings=(warning, *document.warnings)).judged()
 
 

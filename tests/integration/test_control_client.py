@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +21,7 @@ from agent.application.monitoring.status import BusStatus, DatabaseStatus, Statu
 from agent.bootstrap.home import Home
 from agent.domain.errors import StateError
 from agent.domain.events import SyncAsked, SyncProgress, SyncRequested, SyncSkipped
-from agent.entrypoints import sync_client
+from agent.entrypoints import status_view, sync_client
 from agent.entrypoints.cli import status
 from agent.entrypoints.control_client import client as control, endpoint, follow_history
 from agent.entrypoints.formatting import json_value
@@ -307,7 +307,8 @@ async def test_status_reads_the_ledger_if_the_agent_does_not_return_it(agent, ho
     assert document.keys() == document_of(home).keys()
     assert (document["running"]["pid"], document["results_waiting"]) == (os.getpid(), 1)
     assert ("does not answer" in printed.err) == (name in SILENT)
-    assert len(printed.err.splitlines()) == (name in SILENT)
+    assert len(printed.err.splitlines()) == 1
+    assert document["verdict"]["text"].startswith(f"Unknown: process {os.getpid()} (run) does not ")
     assert {line["log_level"] for line in logged} == {"debug"}
 
 
@@ -334,12 +335,18 @@ NO_SOCKET = {
 
 
 @pytest.mark.parametrize("name", NO_SOCKET)
-async def test_a_file_that_is_not_a_listening_socket_is_ignored(home, name, capsys):
+async def test_an_agent_without_a_listening_socket_makes_the_verdict_unknown(home, name, monkeypatch):
     NO_SOCKET[name](home.state.path / CONTROL_SOCKET)
     with home.lock("run"):
-        assert await status.status(home.settings, as_json=True) == 0
-    printed = capsys.readouterr()
-    assert (json.loads(printed.out)["running"]["command"], printed.err) == ("run", "")
+        starting = await gather_status(home.settings)
+        monkeypatch.setattr(status_view, "STARTING", timedelta(0))
+        found = await gather_status(home.settings)
+    assert found.verdict.text.startswith(f"Unknown: process {os.getpid()} (run) does not report its status: ")
+    assert (found.running["command"], found.verdict.severity, found.warnings[0].code) == (
+        "run", "unknown", "agent_silent",
+    )  # fmt: skip
+    assert "service restart" in found.warnings[0].hint
+    assert "has just started" in starting.warnings[0].hint
 
 
 async def test_a_socket_of_another_user_is_not_used(agent, home, monkeypatch):

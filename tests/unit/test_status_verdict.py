@@ -55,7 +55,7 @@ CASES = {
     ),
     "_memories_waiting": (with_target(AKOSHA, memories=MemoryCounts(waiting={"odd": 1})), "1 memory wait: odd"),
     "_agent_unresponsive": (
-        warned(AGENT_STOPPED), "Unknown: process 4711 (run) does not answer; this status is from its ledger",
+        warned(AGENT_STOPPED), "Unknown: it is so; this status is from its ledger",
     ),
     "_no_databases": (
         replace(SAFE, problem=NO_DATABASES),
