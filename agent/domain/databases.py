@@ -6,6 +6,7 @@ database is its main file *and* its sidecars; the main file alone may lack an en
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 SIDECAR_SUFFIXES = (".wal", ".wal.checkpoint", ".wal.recovery", ".checkpoint.wal", ".recovery.wal")
 """Suffixes that DuckDB appends to the main file's name. DuckDB 1.5 and 2.0 write the first three (commits made during a
@@ -104,6 +105,14 @@ class Fingerprint:
     def size(self) -> int:
         """Total size of all files in bytes."""
         return sum(file.size for file in self.files)
+
+    @property
+    def changed_at(self) -> datetime | None:
+        """The latest modification time of the files; None if it is outside the range of a datetime."""
+        try:
+            return datetime.fromtimestamp(max(file.mtime_ns for file in self.files) / 1e9, UTC)
+        except (ValueError, OverflowError, OSError):
+            return None
 
 
 Survey = dict[str, Fingerprint]

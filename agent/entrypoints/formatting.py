@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.events import (
@@ -29,6 +29,9 @@ PHASES = {
     "download": "downloading",
 }
 """Phases of a sync or a restore, as texts show them."""
+
+CLOCK_TOLERANCE = timedelta(minutes=1)
+"""A time so little in the future is no sign of a wrong clock."""
 
 BAR = 20
 """Width of a progress bar in characters."""
@@ -204,16 +207,33 @@ def phase_name(phase: str) -> str:
 
 
 def age(at: datetime, now: datetime | None = None) -> str:
-    """Return how long ago a time was; a time in the future counts as now.
+    """Return how long ago a time was, rounded down. A time that is less than a minute in the future counts as now.
 
-    >>> age(datetime(2026, 3, 1, 12, 0, tzinfo=UTC), datetime(2026, 3, 1, 12, 3, tzinfo=UTC))
-    '3 min ago'
+    >>> noon = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+    >>> age(noon, datetime(2026, 3, 1, 12, 3, tzinfo=UTC)), age(noon, datetime(2026, 3, 1, 13, 29, tzinfo=UTC))
+    ('3 min ago', '1 h 29 min ago')
+    >>> age(datetime(2026, 3, 4, 14, 0, tzinfo=UTC), noon)
+    '3 d 2 h in the future'
     """
-    seconds = max(((now or datetime.now(UTC)) - at).total_seconds(), 0)
-    for name, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {name} ago"
-    return f"{seconds:.0f} s ago"
+    now = now or datetime.now(UTC)
+    seconds = math.floor((now - at).total_seconds())
+    if is_ahead(at, now):
+        return f"{_in_two_units(-seconds)} in the future"
+    return f"{_in_two_units(max(seconds, 0))} ago"
+
+
+def is_ahead(at: datetime, now: datetime) -> bool:
+    """Return whether a time is so far in the future that a clock is wrong or was set back."""
+    return at - now > CLOCK_TOLERANCE
+
+
+def _in_two_units(seconds: int) -> str:
+    """Return a number of seconds in its largest unit, and the rest of days and hours in the next unit."""
+    if seconds < 3600:  # noqa: PLR2004 - seconds of an hour
+        return f"{seconds // 60} min" if seconds >= 60 else f"{seconds} s"  # noqa: PLR2004 - seconds of a minute
+    large, small, names = (86_400, 3600, ("d", "h")) if seconds >= 86_400 else (3600, 60, ("h", "min"))  # noqa: PLR2004
+    rest = seconds % large // small
+    return f"{seconds // large} {names[0]}" + (f" {rest} {names[1]}" if rest else "")
 
 
 def duration(seconds: float) -> str:

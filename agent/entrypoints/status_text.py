@@ -139,9 +139,13 @@ def _facts(status: StatusDocument, other_id: str, now: datetime, *, over_nats: b
         yield _fact("bus", status.bus.text + (f"  (since {local_time(since)}, {age(since, now)})" if since else ""))
     if over_nats and status.results_waiting:
         yield _fact("results", f"{status.results_waiting} wait to be published")
+    newest = next((one.newest_upload_id for one in status.targets if one.method == CLOUD), None)
     if status.verified:
         style = Style.PLAIN if status.verified.whole else Style.BAD
-        yield _fact("verified", _verified(status.verified, now), style)
+        later = f"; {newest} is not verified yet" if newest and newest != status.verified.upload_id else ""
+        yield _fact("verified", _verified(status.verified, now) + later, style)
+    elif newest:
+        yield _fact("verified", "no upload yet")
 
 
 def _fact(label: str, text: str, style: Style = Style.PLAIN) -> Line:

@@ -5,18 +5,19 @@ The rows of `ROWS` are tried in order, so that the most severe condition is repo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from agent.application.monitoring.status import STATE_DISK_FULL, DatabaseStatus, Status, TargetStatus
+from agent.application.sync.bucket_uploads import FOREIGN
 from agent.application.sync.lost_databases import DATABASE_LOST
 from agent.application.sync.ownership import NOT_MOUNTED, WARNING as NOT_OURS
-from agent.domain.databases import NO_DATABASES
+from agent.domain.databases import KNOWLEDGE_GRAPH, NO_DATABASES, REFLECTIONS
 from agent.domain.delivery_state import State
 from agent.domain.memories import EMBEDDING_HINT, NO_EMBEDDING
 from agent.domain.plain_text import problem_list
 from agent.domain.routing import CLOUD, HTTP
-from agent.entrypoints.formatting import age, duration, error_message, human_bytes, percent, phase_name
+from agent.entrypoints.formatting import age, duration, error_message, human_bytes, is_ahead, percent, phase_name
 
 
 class Severity(StrEnum):
@@ -72,8 +73,7 @@ HARMLESS_CODES = frozenset(
         "agent_stopped",  # these two have a row of their own
         "agent_silent",
         "notes_waiting",  # an agent is not running, which has a row
-        "foreign_uploads",
-        "upload_id_ahead",
+        "upload_id_ahead",  # the memories are uploaded; retention and restore use the times of the objects
         "pruning_held",
         "deep_verify_limited",
         "ledger_replaced",
@@ -81,7 +81,11 @@ HARMLESS_CODES = frozenset(
         "stream_unavailable",
     }
 )
+UNKNOWN_CODES = frozenset({FOREIGN})  # another program writes uploads of this system
 """Codes of status warnings, by what they say about the memories. A code in none of them makes the verdict unknown."""
+
+LONG_PENDING = timedelta(minutes=10)
+"""Changes that have waited longer are shown with their age: twice the default of akosha_agent_min_interval_seconds."""
 
 
 def verdict_of(facts: Facts) -> Verdict:
@@ -89,7 +93,10 @@ def verdict_of(facts: Facts) -> Verdict:
     for severity, describe in ROWS:
         if text := describe(facts):
             return Verdict(severity=severity, text=text)
-    return Verdict(severity=Severity.SAFE, text=f"All memories are safe: {_last_upload(facts)}")
+    text = f"All memories are safe: {_last_upload(facts)}"
+    if removed := [one.name for one in facts.databases if one.removed]:
+        text += f"; no longer on this machine: {_named(removed)}"
+    return Verdict(severity=Severity.SAFE, text=text)
 
 
 def _newest_upload_damaged(facts: Facts) -> str:
@@ -155,7 +162,7 @@ def _pending(facts: Facts) -> str:
     lacking = facts.status.pending
     if not lacking:
         return ""
-    text = f"Not uploaded yet: {_named(lacking)}"
+    text = f"Not uploaded yet: {_named([_with_age(facts, name) for name in lacking])}"
     if not facts.sync_enabled:
         return f"{text}; sync is disabled"
     if facts.unresponsive:
@@ -185,10 +192,8 @@ def _agent_unresponsive(facts: Facts) -> str:
 def _no_databases(facts: Facts) -> str:
     if not facts.problem:
         return ""
-    upload = facts.first and facts.first.newest_upload_id
-    if not upload:
-        return "There is nothing to back up yet"
-    return f"The databases are no longer on this machine; the upload {upload} has them"
+    removed = [one.name for one in facts.databases if one.removed]
+    return _removed_text(facts, removed) if removed else "There is nothing to back up yet"
 
 
 def _removed_while_owed(facts: Facts) -> str:
@@ -196,6 +201,18 @@ def _removed_while_owed(facts: Facts) -> str:
     found = [one.name for one in facts.databases if one.removed and one.state not in done]
     text = f"Removed before their last changes were uploaded: {_named(found)}"
     return f"{text} (akosha-agent sync ends this warning)" if found else ""
+
+
+def _removed(facts: Facts) -> str:
+    """Session-Buddy keeps these two; a graph with a name of its own may have been deleted on purpose."""
+    found = [one.name for one in facts.databases if one.removed and one.name in (REFLECTIONS, KNOWLEDGE_GRAPH)]
+    return _removed_text(facts, found) if found else ""
+
+
+def _clock_wrong(facts: Facts) -> str:
+    last = facts.first.last_success if facts.first else None
+    wrong = last is not None and is_ahead(last, facts.now)
+    return f"The clock of this machine is or was wrong: {_last_upload(facts)}" if wrong else ""
 
 
 def _disabled(facts: Facts) -> str:
@@ -243,9 +260,11 @@ ROWS: Sequence[tuple[Severity, Callable[[Facts], str]]] = (
     (Severity.OWED, _pending),
     (Severity.OWED, _memories_waiting),
     (Severity.UNKNOWN, _agent_unresponsive),
-    (Severity.UNKNOWN, _no_databases),
     (Severity.UNKNOWN, _removed_while_owed),
+    (Severity.UNKNOWN, _no_databases),
     (Severity.UNKNOWN, _never),
+    (Severity.UNKNOWN, _removed),
+    (Severity.UNKNOWN, _clock_wrong),
     (Severity.UNKNOWN, _disabled),
     (Severity.UNKNOWN, _unknown_warning),
     (Severity.UNKNOWN, _no_agent),
@@ -266,6 +285,21 @@ def _last_upload(facts: Facts) -> str:
     what = "push" if first.method == HTTP else "upload"
     size = "" if first.last_bytes is None else f", {human_bytes(first.last_bytes)}"
     return f"last {what} {age(first.last_success, facts.now)}{size}"
+
+
+def _removed_text(facts: Facts, names: Sequence[str]) -> str:
+    upload = facts.first and facts.first.newest_upload_id
+    if not upload:
+        return f"Removed from this machine after delivery: {_named(names)}"
+    return f"Removed from this machine, kept in the upload {upload}: {_named(names)} (akosha-agent restore --to DIR)"
+
+
+def _with_age(facts: Facts, name: str) -> str:
+    """Return the name of a pending database, with the age of its last change if that has waited for long."""
+    changed = next((one.changed_at for one in facts.databases if one.name == name), None)
+    if changed is None or facts.now - changed < LONG_PENDING:
+        return name
+    return f"{name} (changed {age(changed, facts.now)})"
 
 
 def _named(names: Sequence[str]) -> str:

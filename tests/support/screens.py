@@ -109,6 +109,13 @@ STATUSES: Mapping[str, StatusDocument] = {
     "a database was removed": replace(
         SAFE, targets=(replace(CLOUD, databases=(replace(GRAPH, removed=True, size=0), REFLECTION)),)
     ),
+    "a change has waited for days, and its last verified upload is an earlier one": replace(
+        OWED, verified=replace(SAFE.verified, upload_id="20260220_080000_laptop", at=NOON - timedelta(days=9, hours=4)),
+        targets=(
+            replace(CLOUD, databases=(GRAPH, replace(CHANGED, changed_at=NOON - timedelta(days=9, minutes=70)))),
+        ),
+    ),
+    "the clock was set back": replace(SAFE, targets=(replace(CLOUD, last_success=NOON + timedelta(days=3)),)),
     "an Akosha server is the target": replace(
         SAFE, route=("http",), verified=None,
         targets=(replace(AKOSHA, memories=MemoryCounts(delivered=1_305, waiting={NO_EMBEDDING: 13})),),

@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def with_target(target=CLOUD, **fields):
 
 OTHER_DAMAGE = VerifyStatus(upload_id="u", at=NOON, problems={"a.duckdb": "is missing"}, whole=False)
 REMOVED = replace(screens.CHANGED, removed=True, pending=False)
+GONE = replace(screens.REFLECTION, removed=True, size=0)
 NEVER = {"last_success": None, "newest_upload_id": None, "last_bytes": None}
 
 CASES = {
@@ -58,12 +60,23 @@ CASES = {
         warned(AGENT_STOPPED), "Unknown: it is so; this status is from its ledger",
     ),
     "_no_databases": (
-        replace(SAFE, problem=NO_DATABASES),
-        "The databases are no longer on this machine; the upload 20260301_115700_laptop has them",
+        replace(with_target(databases=(GONE,)), problem=NO_DATABASES),
+        (
+            "Removed from this machine, kept in the upload 20260301_115700_laptop: reflection "
+            "(akosha-agent restore --to DIR)"
+        ),
     ),
     "_removed_while_owed": (
         with_target(databases=(REMOVED,)),
         "Removed before their last changes were uploaded: reflection (akosha-agent sync ends this warning)",
+    ),
+    "_removed": (
+        with_target(AKOSHA, newest_upload_id=None, databases=(screens.GRAPH, GONE)),
+        "Removed from this machine after delivery: reflection",
+    ),
+    "_clock_wrong": (
+        with_target(last_success=NOON + timedelta(days=3, hours=2)),
+        "The clock of this machine is or was wrong: last upload 3 d 2 h in the future, 210.0 kB",
     ),
     "_never": (with_target(databases=(), **NEVER), "Nothing has been uploaded yet"),
     "_disabled": (
@@ -106,6 +119,29 @@ def test_all_is_safe_only_if_no_row_applies():
     )
     for code in status_verdict.HARMLESS_CODES - {"agent_stopped", "agent_silent"}:
         assert judged(warned(code)).severity is Severity.SAFE, code
+
+
+def test_databases_removed_while_owed_are_reported_before_those_that_the_upload_has():
+    document = replace(with_target(databases=(GONE, replace(REMOVED, name="knowledge_graph"))), problem=NO_DATABASES)
+    assert judged(document).text.startswith("Removed before their last changes were uploaded: knowledge_graph")
+
+
+def test_a_removed_graph_with_a_name_of_its_own_is_named_in_a_safe_verdict():
+    graph = replace(GONE, name="knowledge_graph_old")
+    verdict = judged(with_target(databases=(screens.REFLECTION, graph)))
+    assert (verdict.severity, verdict.text.partition("; ")[2]) == (
+        Severity.SAFE, "no longer on this machine: knowledge_graph_old",
+    )  # fmt: skip
+
+
+def test_uploads_of_another_program_are_not_called_safe():
+    assert judged(warned("foreign_uploads")).severity is Severity.UNKNOWN
+
+
+@pytest.mark.parametrize(("age", "shown"), [(timedelta(seconds=9), ""), (timedelta(days=9), " (changed 9 d ago)")])
+def test_a_change_that_has_waited_for_long_has_its_age(age, shown):
+    document = replace(OWED, targets=(replace(CLOUD, databases=(replace(screens.CHANGED, changed_at=NOON - age),)),))
+    assert judged(document).text == f"Not uploaded yet: reflection{shown}"
 
 
 def test_refused_credentials_of_a_fallback_that_is_not_needed_do_no_harm():
@@ -155,7 +191,10 @@ def codes_in_the_source():
 
 
 def test_every_code_of_a_warning_has_a_severity():
-    known = status_verdict.DAMAGE_CODES | status_verdict.FAILURE_CODES | status_verdict.HARMLESS_CODES
+    known = frozenset().union(
+        status_verdict.DAMAGE_CODES, status_verdict.FAILURE_CODES, status_verdict.UNKNOWN_CODES,
+        status_verdict.HARMLESS_CODES,
+    )  # fmt: skip
     found = {*codes_in_the_source()}
     assert "target_not_mounted" in found
     assert found <= known

@@ -37,9 +37,10 @@ STATE_DISK_FULL = "state_disk_full"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseStatus:
-    """One database at one target. `size` is the present size of its files in bytes.
+    """One database at one target. `size` is the present size of its files in bytes, `changed_at` their latest change.
 
-    `removed`: the target has the database, but its file is no longer on this machine; then `size` is 0.
+    `removed`: the target has the database, but its file is no longer on this machine; then `size` is 0 and `changed_at`
+    is null.
     """
 
     name: str
@@ -48,6 +49,7 @@ class DatabaseStatus:
     size: int
     problem: str = ""
     removed: bool = False
+    changed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +279,7 @@ def _target(
                 size=survey[name].size if name in survey else 0,
                 problem=_described(waiting.get(name)),
                 removed=name not in survey,
+                changed_at=survey[name].changed_at if name in survey else None,
             )
         )
     return TargetStatus(
