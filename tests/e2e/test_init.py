@@ -53,7 +53,9 @@ def init(machine, *words, code=0, **environ):
 def test_by_flags_memories_are_delivered_and_every_shell_has_the_settings(machine):
     done = init(machine, "--to", machine.bucket.as_uri(), "--system-id", "laptop")
     assert f"bucket: {machine.bucket.as_uri()}: put, get, list and delete work" in done.out
-    assert "\nEverything is uploaded; akosha-agent service install, or akosha-agent run, keeps it so\n" in done.out
+    assert (
+        "\nEverything is uploaded; for later changes: akosha-agent service install, or akosha-agent run\n" in done.out
+    )
     assert (len(machine.manifests), machine.manifests[0]["system_id"]) == (1, "laptop")
     assert stored(machine) == f"cloud_endpoint: {machine.bucket.as_uri()}\nsystem_id: laptop\n"
     another_shell = {"HOME": machine.environ["HOME"], "PATH": machine.environ["PATH"]}

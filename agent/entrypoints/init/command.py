@@ -42,6 +42,8 @@ from agent.settings.endpoints import ALL_HOSTS
 from agent.settings.model import FIELDS, S3_KEYS
 from agent.settings.own_files import config_file, config_home, credentials_file
 
+KEEP_UPLOADING = "Everything is uploaded; for later changes: akosha-agent service install, or akosha-agent run"
+
 INTERRUPTED = 130
 """128 + SIGINT, as for other commands."""
 
@@ -350,9 +352,7 @@ async def _show_status(settings: Settings) -> int:
     lines = lines_of(document, settings)
     with_agent = document.judged(agent_runs=True).verdict
     if document.running is None and with_agent is not None and with_agent.severity is Severity.SAFE:
-        lines[0] = Line(
-            "Everything is uploaded; akosha-agent service install, or akosha-agent run, keeps it so", Style.GOOD
-        )
+        lines[0] = Line(KEEP_UPLOADING, Style.GOOD)
     print_lines(lines)
     return 0
 
