@@ -220,10 +220,18 @@ def running_nats(folder: Path, **how: object) -> Iterator[NatsServer]:
 
 @contextlib.asynccontextmanager
 async def connected(url: str, **options: object) -> AsyncIterator["NATS"]:
-    """Connect with plain nats-py, once and without reconnecting. `options` are for its `connect`."""
+    """Connect with plain nats-py, once and without reconnecting. `options` are for its `connect`.
+
+    The client's `flush` returns when the server has received everything that was sent.
+    """
     import nats
 
-    client = nats.NATS()
+    class Client(nats.NATS):
+        async def flush(self, timeout: int = 10) -> None:
+            for _ in range(2):  # nats-py sends a ping before the contents of its buffer
+                await super().flush(timeout)
+
+    client = Client()
     try:
         await client.connect(url, **{"allow_reconnect": False, "max_reconnect_attempts": 1, **options})
     except Exception:
