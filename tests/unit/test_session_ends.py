@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+import pytest
 from structlog.testing import capture_logs
 
 from agent.adapters.sqlite_ledger import SqliteLedger
@@ -293,6 +294,27 @@ async def test_session_ends_that_continue_add_one_result_a_minute(tmp_path):
         assert (len(w.causes[-1]), await w.ledger.open_session_ends()) == (NAMED - BURST, [])
         await w.pass_time(BURST * REQUEST_SECONDS)
         assert w.request_count == BURST + 1
+
+
+@pytest.mark.parametrize("event_id", ["e-1", "x" * CAUSED_BY_BYTES], ids=["duplicate", "too long"])
+async def test_a_flood_of_session_ends_that_are_not_accepted_causes_few_writes_and_warnings(
+    tmp_path, monkeypatch, event_id
+):
+    async with session_ends(tmp_path) as w:
+        writes, accept = [], w.ledger.accept
+
+        async def counted(event: SessionEnded) -> bool:
+            writes.append(event)
+            return await accept(event)
+
+        monkeypatch.setattr(w.ledger, "accept", counted)
+        with capture_logs() as logs:
+            for _ in range(2000):
+                await w.ends.handle(SessionEnded(id=event_id, time=values.NOON, system_id=values.SYSTEM))
+            await w.pass_time(REQUEST_SECONDS)
+            await w.ends.handle(session_end(1))
+        assert len(writes) <= NAMED
+        assert len([line for line in logs if line["log_level"] == "warning"]) <= NAMED + 1
 
 
 async def test_a_session_end_is_accepted_when_the_ledger_can_be_written_again(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from agent.ports import Clock, DurableBus, Ledger
 
 NAMED = 300
 NAMED_SECONDS = 3600.0
-"""How many session ends of the bus are recorded one by one in this time."""
+"""How many session ends of the bus are recorded one by one in this time. Duplicates and refused ones count too."""
 
 BURST = 20
 REQUEST_SECONDS = 60.0
@@ -62,7 +62,7 @@ class SessionEnds:
         self._stream, self._clock = stream, clock
         self._ended, self.sync_finished = Signal(clock, "session-end"), Signal(clock, "session-sync")
         self._republish_due = self._unnamed = False
-        self._named, self._named_since = 0, clock.monotonic()
+        self._received, self._received_since = 0, clock.monotonic()
         self._not_recorded: deque[Event] = deque(maxlen=NAMED)
         self._next_request = clock.monotonic() - BURST * REQUEST_SECONDS
 
@@ -134,27 +134,24 @@ class SessionEnds:
                 await self._wait_for_outcome(request)
 
     async def _accept_from_bus(self, event: Event) -> None:
-        """Accept a session end of this system, unless very many were accepted in this period. Raises StateError."""
+        """Accept a session end of this system, unless very many arrived in this period. Raises StateError."""
         if not isinstance(event, SessionEnded) or event.system_id != self._system_id:
             _log.warning("event_refused", id=event.id, type=event.type, reason="it is not a session end of this system")
             return
         now = self._clock.monotonic()
-        if now - self._named_since >= NAMED_SECONDS:
-            self._named, self._named_since = 0, now
-        if self._named >= NAMED:
-            if not self._unnamed:
+        if now - self._received_since >= NAMED_SECONDS:
+            self._received, self._received_since = 0, now
+        self._received += 1
+        if self._received > NAMED:
+            if self._received == NAMED + 1:
                 _log.warning("session_ends_not_named", limit=NAMED)
             self._unnamed = True
             self._ended.set()
             return
-        self._named += 1  # first: `handle`, `catch_up` and `run` may accept at the same time
-        accepted = False
         try:
-            accepted = await self.accept(event)
+            await self.accept(event)
         except WireError as error:
             _log.warning("event_refused", id=event.id[:80], type=event.type, reason=error.message)
-        finally:
-            self._named -= not accepted
 
     async def _limit_rate(self) -> None:
         """Wait for the time of the next request: at once for the first `BURST`, then one each `REQUEST_SECONDS`."""
