@@ -68,13 +68,20 @@ class Draft:
         return tuple(change.file.name for change in self.changes)
 
     def write(self) -> None:
-        """Replace the files. Raises StateError if one cannot be written, or was changed since it was read.
+        """Replace the files: all, or after an error or Ctrl-C none, so that no target has the keys of another.
 
-        Raises AkoshaError under sudo: the files would belong to root, and then be refused.
+        Raises StateError if one cannot be written, or was changed since it was read. Raises AkoshaError under sudo: the
+        files would belong to root, and then be refused.
         """
         check_owner(Path.home())
-        for change in self.changes:
-            _write(change)
+        try:
+            for change in self.changes:
+                _write(change)
+        except BaseException:
+            for change in reversed(self.changes):
+                with suppress(OSError, StateError):  # it is not written yet
+                    _undo(change)
+            raise
 
 
 def own_key(written: str) -> str:
@@ -172,6 +179,14 @@ def _write(change: _Change) -> None:
             f"{change.file.name} cannot be written: {error.strerror or error}",
             hint=f"check the owner and mode of {path.parent}, and the free space on its disk",
         ) from error
+
+
+def _undo(change: _Change) -> None:
+    path = change.file.path.resolve()
+    if change.old is not None:
+        _write(_Change(change.file, old=change.new, new=change.old))
+    elif path.read_bytes() == change.new:
+        path.unlink()
 
 
 def overriding_variable(key: str, environ: Mapping[str, str]) -> str:

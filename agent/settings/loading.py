@@ -15,6 +15,7 @@ the AWS configuration: if a bucket is set and no source above sets an endpoint
 defaults
 """
 
+import os
 import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,6 +52,8 @@ DEFAULT = "default"
 
 MOST_NAMED_KEYS = 10
 """Maximum number of ignored keys that a warning names."""
+
+_ROOT = 0
 
 _BUCKET_ONLY = ("cloud_sse", "cloud_sse_kms_key_id", "cloud_storage_class")
 """Settings of objects in a bucket, which have no effect for a directory."""
@@ -219,8 +222,7 @@ def _read_files(
         seen.add(file.identity)
         sources.files.append(candidate.name)
         if candidate.trusted:
-            if file.mode & stat.S_IWOTH:
-                sources.warnings.append(_writable_warning(candidate, file.mode))
+            sources.warnings += _writers_warnings(candidate, file)
             sources.warnings += unknown_keys(file.values, candidate.name)
             trusted_keys.append((candidate.name, file.values))
         sources.layers.append(_values(sources, candidate, file, context))
@@ -283,12 +285,17 @@ def _values(sources: _Sources, candidate: _Candidate, file: SettingsFile, contex
     return values
 
 
-def _writable_warning(candidate: _Candidate, mode: int) -> str:
-    # Not an error: on file systems without modes, and on some mounts in containers, all files have mode 0777.
-    return (
-        f"every user can write {candidate.name} (mode {mode:04o}), and with it decide where your memories are sent: "
-        f"chmod o-w {shlex.quote(str(candidate.path))}"
-    )
+def _writers_warnings(candidate: _Candidate, file: SettingsFile) -> Iterator[str]:
+    """Yield a warning for each kind of other users who can write a file; root can do so anyway."""
+    # No errors: in containers, mounted files often belong to another user or have mode 0777, as on FAT.
+    path, consequence = shlex.quote(str(candidate.path)), "and with it decide where your memories are sent"
+    if file.owner not in (os.geteuid(), _ROOT):
+        yield (
+            f"{candidate.name} belongs to user {file.owner}, who can change it, {consequence}: "
+            f"chown {os.geteuid()} {path}"
+        )
+    if file.mode & stat.S_IWOTH:
+        yield f"every user can write {candidate.name} (mode {file.mode:04o}), {consequence}: chmod o-w {path}"
 
 
 def _take_data_dir(sources: _Sources, value: object, candidate: _Candidate, context: SettingsContext) -> None:

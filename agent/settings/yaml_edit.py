@@ -46,17 +46,30 @@ def _changed(text: str, key: str, value: Scalar | None) -> str:
     if value is None:
         for name, found in reversed(nodes):
             start = text.rfind("\n", 0, name.start_mark.index) + 1
-            end = text.find("\n", max(found.end_mark.index - 1, name.end_mark.index))
+            end = text.find("\n", max(_end(text, found), name.end_mark.index))
             text = text[:start] + ("" if end < 0 else text[end + 1 :])
         return text
     written = yaml.safe_dump({"key": value}, allow_unicode=True, width=float("inf"))[len("key: ") :].removesuffix("\n")
     if nodes:
-        _, found = nodes[-1]
-        start, end = found.start_mark.index, found.end_mark.index
+        name, found = nodes[-1]
+        start, end = found.start_mark.index, _end(text, found)
+        if found.start_mark.line > name.end_mark.line:  # the new value is written on the key's line, before a comment
+            start = text.index(":", name.end_mark.index) + 1
+            comment = text[start : text.index("\n", start)].rstrip()
+            return f"{text[:start]} {written}{comment}{text[end:]}"
         separator = "" if text[start - 1 : start].isspace() else " "
         return f"{text[:start]}{separator}{written}{text[end:]}"
     line_end = "" if not text or text.endswith("\n") else "\n"
     return f"{text}{line_end}{key}: {written}\n"
+
+
+def _end(text: str, node: yaml.Node) -> int:
+    """Return the position after a value. PyYAML's mark of a block is after the comments and blank lines behind it."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(text, last[1] if isinstance(last, tuple) else last)
+    start, end = node.start_mark.index, node.end_mark.index
+    return start + len(text[start:end].rstrip())
 
 
 def _nodes(text: str, key: str) -> list[tuple[yaml.Node, yaml.Node]]:

@@ -1,14 +1,16 @@
 """The agent's own files: config.yaml, and credentials.yaml, which only this user may open."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent.domain.errors import SettingsError
-from agent.settings import load
+from agent.settings import load, loading, own_files
 from agent.settings.model import S3_KEYS, SECRET
 from agent.settings.own_files import config_home, s3_credentials
+from agent.settings.yaml_file import read_settings_file
 
 FOLDER = ".config/akosha-agent"
 CONFIG, CREDENTIALS = f"~/{FOLDER}/config.yaml", f"~/{FOLDER}/credentials.yaml"
@@ -35,6 +37,16 @@ def refused(home: Path) -> SettingsError:
     with pytest.raises(SettingsError) as caught:
         loaded(home)
     return caught.value
+
+
+def owned_by(owner: int):
+    """Return the reader of settings files, which finds another owner."""
+
+    def read(path, **options):
+        file = read_settings_file(path, **options)
+        return file and replace(file, owner=owner)
+
+    return read
 
 
 def test_the_prefix_is_optional_and_both_files_are_named(home):
@@ -114,6 +126,24 @@ def test_a_file_of_secrets_of_another_user_is_refused(home, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     error = refused(home)
     assert error.message == f"{CREDENTIALS} is refused: it belongs to user {owner}, who can change it"
+
+
+@pytest.mark.parametrize("name", [CONFIG, "~/.claude/settings/local.yaml"])
+def test_another_user_who_owns_a_settings_file_is_named(home, monkeypatch, name):
+    (home / ".claude" / "settings").mkdir(parents=True)
+    path = write(home, name, "akosha_max_retries: 5\n", 0o664)
+    owner = 4321
+    monkeypatch.setattr(loading, "read_settings_file", owned_by(owner))
+    monkeypatch.setattr(own_files, "read_settings_file", owned_by(owner))
+    (warning,) = loaded(home).warnings
+    assert warning == (
+        f"{name} belongs to user {owner}, who can change it, and with it decide where your memories are sent: "
+        f"chown {os.geteuid()} {path}"
+    )
+    for trusted in (0, os.geteuid()):
+        monkeypatch.setattr(loading, "read_settings_file", owned_by(trusted))
+        monkeypatch.setattr(own_files, "read_settings_file", owned_by(trusted))
+        assert loaded(home).warnings == ()
 
 
 @pytest.mark.parametrize(

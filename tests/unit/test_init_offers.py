@@ -27,7 +27,7 @@ def offers(monkeypatch, tmp_path):
         monkeypatch.setenv("CLAUDE_CONFIG_DIR", str(tmp_path))
         monkeypatch.setattr(integrations, "service_status", lambda *_: found)
         monkeypatch.setattr(integrations, "_claude_path", lambda: claude)
-        monkeypatch.setattr(integrations, "_knows_mcp", lambda: False)
+        monkeypatch.setattr(integrations, "_lacks_mcp", lambda: True)
         monkeypatch.setattr(integrations, "confirm", lambda text, **_: bool(asked.append(text)) or True)
         wishes = Wishes(**{"service": None, "hook": None, "mcp": None, "ask": True} | flags)
         wanted = wanted_installations(Settings(), changed=changed, flags=wishes)
@@ -58,6 +58,27 @@ def test_flags_answer_the_questions_and_without_a_dialogue_nothing_else_is_insta
     assert offers(status(), claude="/bin/claude", ask=False) == ([], [])
     asked, wanted = offers(status(), service=True, hook=True, mcp=True, ask=False)
     assert (asked, len(wanted)) == ([], 3)
+
+
+@pytest.mark.parametrize(
+    ("claude", "reason"),
+    [("#!/no/such/program\n", "No such file"), ("#!/bin/sh\nexec sleep 60\n", "did not end within 0.2 s")],
+    ids=["broken", "hangs"],
+)
+def test_a_claude_code_that_does_not_work_is_reported_and_costs_nothing_else(
+    monkeypatch, tmp_path, capsys, claude, reason
+):
+    program = tmp_path / "claude"
+    program.write_text(claude)
+    program.chmod(0o755)
+    monkeypatch.setattr(integrations, "_claude_path", lambda: str(program))
+    monkeypatch.setattr(integrations, "MCP_GET_SECONDS", 0.2)
+    monkeypatch.setattr(integrations, "service_status", lambda *_: status(installed=True))
+    wishes = Wishes(service=None, hook=False, mcp=None, ask=True)
+    assert wanted_installations(Settings(), changed=True, flags=wishes) == []
+    error = capsys.readouterr().err
+    assert "Claude Code cannot be run" in error
+    assert reason in error
 
 
 def test_a_running_service_is_restarted_if_settings_have_changed(offers):

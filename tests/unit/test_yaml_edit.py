@@ -27,6 +27,11 @@ from agent.settings.yaml_edit import edited
         ("x: &A {a: 1}\n<<: *A\n", {"a": 2}, "x: &A {a: 1}\n<<: *A\na: 2\n"),
         ("a: 1\n", {"b": "é", "c": "", "d": 1.5, "e": "l\nb"}, "a: 1\nb: é\nc: ''\nd: 1.5\ne: 'l\n\n  b'\n"),
         ("b: 1\n", {"a": None}, "b: 1\n"),
+        ("a:\n- x\n- y\n\n# note\n", {"a": None}, "\n# note\n"),
+        ("a: # one\n  - x\n  # two\n  - y\n# three\nb: 1\n", {"a": "z"}, "a: z # one\n# three\nb: 1\n"),
+        ("a:\n  k:\n  - v\n  # note\nb: 1\n", {"a": None}, "  # note\nb: 1\n"),
+        ("a: |\n  x\n  y\n# note\nb: 1\n", {"a": "z"}, "a: z\n# note\nb: 1\n"),
+        ("a:\r\n- x\r\n# note\r\n", {"a": 2}, "a: 2\r\n# note\r\n"),
     ],
 )
 def test_only_the_changed_keys_change(before, changes, after):
@@ -38,7 +43,7 @@ def test_only_the_changed_keys_change(before, changes, after):
     [
         ("{a: 1, b: 2}\n", {"c": 2}),
         ("{a: 1, b: 2}\n", {"a": None}),
-        ("a: |\n  x\n  y\nb: 1\n", {"a": "z"}),
+        ("? a\n: x\nb: 1\n", {"a": "z"}),
         ("a: &x 1\nb: *x\n", {"a": 2}),
         ("x: &A {a: 1}\n<<: *A\n", {"a": None}),
         ("---\na: 1\n...\n", {"b": 2}),

@@ -144,6 +144,8 @@ def _accepted(flags: _Flags, undo: ExitStack) -> Draft | None:
     `undo` removes what the test has created for them.
     """
     known = _draft(flags.directories)
+    if flags.system_id is not None:
+        _draft({**flags.directories, "system_id": flags.system_id})  # a wrong one could not be answered again
     output.show([("databases", finding) for finding in _run(find_databases(known))], conclusion=False)
     _show_present(known)
     while True:
@@ -162,7 +164,8 @@ def _accepted(flags: _Flags, undo: ExitStack) -> Draft | None:
             typer.echo("akosha-agent: the test failed; nothing was stored (--force stores it anyway)", err=True)
         if flags.yes or not dialogue.confirm("Answer the questions again?", default=True):
             return None
-        flags = replace(flags, to=None, bucket="", region="", keys_from_stdin=False)  # these were wrong
+        # These were wrong, or are for the earlier address.
+        flags = replace(flags, to=None, bucket="", region="", keys_from_stdin=False, allow_plaintext=False)
 
 
 def _answers(flags: _Flags, known: Draft) -> Changes:

@@ -21,8 +21,11 @@ from agent.entrypoints.service.program import NAME, program
 from agent.entrypoints.service.status import service_status
 from agent.settings import Settings
 
-MCP_SECONDS = 60.0
-"""Limit for a command of Claude Code."""
+MCP_ADD_SECONDS = 60.0
+"""Limit for `claude mcp add`."""
+
+MCP_GET_SECONDS = 15.0
+"""Limit for `claude mcp get`, for which the dialogue waits. It starts the server that it finds."""
 
 MCP_ADD = f"claude mcp add --scope user {NAME} -- {NAME} mcp"
 
@@ -59,7 +62,7 @@ def wanted_installations(settings: Settings, *, changed: bool, flags: Wishes) ->
     if flags.wants(flags.hook, question, lambda: not installed_hook(file).commands):
         wanted.append(lambda: hook_commands.install(settings))
     question = "Add the agent's MCP server to Claude Code?"
-    if flags.wants(flags.mcp, question, lambda: _claude_path() is not None and not _knows_mcp()):
+    if flags.wants(flags.mcp, question, lambda: _claude_path() is not None and _lacks_mcp()):
         wanted.append(_install_mcp)
     return wanted
 
@@ -80,7 +83,7 @@ def _install_mcp() -> None:
         document = {"mcpServers": {NAME: {"command": command, "args": arguments}}}
         typer.echo(f"Claude Code is not installed. Add this to the settings of your assistant:\n{json.dumps(document)}")
         return
-    done = _claude("mcp", "add", "--scope", "user", NAME, "--", *words)
+    done = _claude("mcp", "add", "--scope", "user", NAME, "--", *words, seconds=MCP_ADD_SECONDS)
     if done.returncode:
         reason = (done.stderr or done.stdout).strip()
         raise AkoshaError(
@@ -90,16 +93,20 @@ def _install_mcp() -> None:
     typer.echo(f"added the MCP server {NAME} to Claude Code, for all projects")
 
 
-def _knows_mcp() -> bool:
-    """Return whether Claude Code knows the MCP server. Starts Claude Code."""
-    return _claude("mcp", "get", NAME).returncode == 0
+def _lacks_mcp() -> bool:
+    """Return whether Claude Code does not know the MCP server. Starts Claude Code; if that fails, prints the reason."""
+    try:
+        return _claude("mcp", "get", NAME, seconds=MCP_GET_SECONDS).returncode != 0
+    except AkoshaError as error:
+        typer.echo(f"akosha-agent: {error}", err=True)
+        return False
 
 
 def _claude_path() -> str | None:
     return shutil.which("claude")
 
 
-def _claude(*words: str) -> "subprocess.CompletedProcess[str]":
+def _claude(*words: str, seconds: float) -> "subprocess.CompletedProcess[str]":
     program_path = _claude_path()
     assert program_path is not None
     try:
@@ -109,8 +116,9 @@ def _claude(*words: str) -> "subprocess.CompletedProcess[str]":
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=MCP_SECONDS,
+            timeout=seconds,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise AkoshaError(f"Claude Code cannot be run: {error}", hint="try again, or init --no-mcp") from error
+        reason = error.strerror if isinstance(error, OSError) else f"it did not end within {seconds:g} s"
+        raise AkoshaError(f"Claude Code cannot be run: {reason}", hint=f"later: {MCP_ADD}") from error
