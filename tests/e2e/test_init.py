@@ -1,7 +1,14 @@
 """`init`, by flags and on a terminal: every kind of destination, wrong answers, Ctrl-C, and a second run."""
 
-import pytest
+import asyncio
+import os
+import signal
 
+import pytest
+from typer.testing import CliRunner
+
+from agent.entrypoints.cli.app import app
+from agent.entrypoints.init import command
 from tests.support.machine import Machine
 from tests.support.servers.akosha import Akosha
 from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY
@@ -170,6 +177,22 @@ def test_hook_and_mcp_server_are_installed_if_a_flag_says_so(machine):
 def test_a_wrong_flag_is_explained_and_nothing_is_stored(machine, words, problem):
     assert problem in init(machine, *words, code=2).err
     assert not (machine.home / ".config").exists()
+
+
+def test_ctrl_c_in_the_first_sync_leaves_the_settings_and_names_the_command_that_goes_on(machine, monkeypatch):
+    async def stopped(_settings: object) -> int:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    for name in os.environ:
+        monkeypatch.delenv(name)
+    for name, value in machine.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(command, "_sync", stopped)
+    done = CliRunner().invoke(app, ["init", "--yes", "--to", str(machine.bucket)])
+    assert (done.exit_code, stored(machine)) == (130, f"cloud_endpoint: {machine.bucket.as_uri()}\n")
+    assert "stopped; the settings are stored. The rest is done by: akosha-agent init" in done.stderr
 
 
 def test_without_a_terminal_the_flags_are_named(machine):

@@ -131,11 +131,17 @@ def init(
                 changed=bool(accepted.files),
                 flags=Wishes(service=service, hook=hook, mcp=mcp, ask=not yes),
             )
+            accepted.write()
             undo.pop_all()
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("\nakosha-agent: stopped; nothing was stored", err=True)
         return INTERRUPTED
-    return _apply(accepted, installations)
+    try:
+        return _apply(accepted, installations)
+    except (typer.Abort, KeyboardInterrupt):
+        done = "stopped; the settings are stored. The rest is done by: akosha-agent init"
+        typer.echo(f"\nakosha-agent: {done}", err=True)
+        return INTERRUPTED
 
 
 def _accepted(flags: _Flags, undo: ExitStack) -> Draft | None:
@@ -298,8 +304,7 @@ def _system_id(flags: _Flags, settings: Settings) -> Changes:
 
 
 def _apply(accepted: Draft, installations: Sequence[Installation]) -> int:
-    """Store the settings, install what is wanted, sync, and show the status."""
-    accepted.write()
+    """Install what is wanted, sync, and show the status. Raises typer.Abort if Ctrl-C stops the sync."""
     written_at = Home.of(accepted.loaded.settings).clock.now()
     for name in accepted.files:
         typer.echo(f"stored in {name}")
@@ -321,7 +326,10 @@ def _apply(accepted: Draft, installations: Sequence[Installation]) -> int:
         return FAILED if problems else 0
     if has_databases(_run(find_databases(accepted))):
         typer.echo("\nSync")
-        problems += run_to_end(_sync(settings)) != 0
+        code = run_to_end(_sync(settings))
+        if code > FAILED:
+            raise typer.Abort
+        problems += code
     else:
         typer.echo("\nThere are no databases yet: the agent syncs when Session-Buddy has created them.")
     typer.echo()
