@@ -98,9 +98,7 @@ def check_nats_options(options: NatsOptions) -> NatsOptions:
     """
     from agent.adapters.nats import credentials  # noqa: PLC0415 - as above
 
-    options.check()
-    options.tls.context()
-    credentials.read(options.login)
+    credentials.load(options)
     return options
 
 

@@ -251,7 +251,7 @@ class NatsConnection:
     async def _connect(self) -> Client:
         """Return a prepared connection. Raises the BusError of the last server that was tried."""
         try:
-            context, secrets = await asyncio.to_thread(self._read_files)
+            context, secrets = await asyncio.to_thread(credentials.load, self._options)
         except SettingsError as error:
             raise BusError(error.message, hint=error.hint, transient=True) from error
         last_error: BusError | None = None
@@ -272,10 +272,6 @@ class NatsConnection:
             else:
                 return client
         raise last_error or BusError("no NATS server is configured", transient=True)
-
-    def _read_files(self) -> tuple[ssl.SSLContext, LoginSecrets]:
-        self._options.check()
-        return self._options.tls.context(), credentials.read(self._options.login)
 
     async def _use(self, client: Client) -> None:
         """Use the connection until it is lost or does not answer a ping."""

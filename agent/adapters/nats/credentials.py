@@ -4,6 +4,7 @@ nats-py hangs on some invalid files: in a credentials file without a JWT, it sea
 """
 
 import re
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import nkeys
 from nats.aio.client import RawCredentials
 
 from agent.adapters.nats.errors import guarded
-from agent.adapters.nats.options import Login
+from agent.adapters.nats.options import Login, NatsOptions
 from agent.domain.errors import SettingsError
 
 MAX_BYTES = 64 * 1024
@@ -26,6 +27,12 @@ class LoginSecrets:
 
     credentials: RawCredentials | None = field(default=None, repr=False)
     seed: str | None = field(default=None, repr=False)
+
+
+def load(options: NatsOptions) -> tuple[ssl.SSLContext, LoginSecrets]:
+    """Check and read all files of the options. Blocks on files: call it in a thread. Raises SettingsError."""
+    options.check()
+    return options.tls.context(), read(options.login)
 
 
 def read(login: Login) -> LoginSecrets:

@@ -65,13 +65,8 @@ async def examine(options: NatsOptions, subject: str) -> list[NatsFacts]:
 
     Raises SettingsError if a file is invalid.
     """
-    context, secrets = await asyncio.to_thread(_read_files, options)
+    context, secrets = await asyncio.to_thread(credentials.load, options)
     return await asyncio.gather(*(_examine_server(url, options, context, secrets, subject) for url in options.servers))
-
-
-def _read_files(options: NatsOptions) -> tuple[ssl.SSLContext, LoginSecrets]:
-    options.check()
-    return options.tls.context(), credentials.read(options.login)
 
 
 async def _examine_server(
