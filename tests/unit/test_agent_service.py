@@ -254,6 +254,15 @@ async def test_after_a_bus_change_only_requests_that_no_subscriber_has_are_publi
         assert (w.reasons, len(w.method.asked)) == (["manual"], 1)
 
 
+async def test_after_a_bus_change_databases_that_changed_are_synced_at_once():
+    """The bus may have lost the request for them."""
+    async with simulated_agent([1]) as w:
+        w.files.change(1, notified=False)
+        await w.agent.bus_recovery._switched()
+        await w.settle()
+        assert (w.reasons, len(w.method.asked)) == (["retry"], 1)
+
+
 async def test_the_status_combines_the_ledger_the_files_and_the_settings():
     async with simulated_agent([1]) as w:
         w.files.change(1)
