@@ -12,6 +12,7 @@ from pathlib import Path
 from agent.adapters import fs
 from agent.bootstrap.home import RUN, Home
 from agent.domain.errors import SettingsError, StateError
+from agent.domain.plain_text import printable
 from agent.domain.routing import HTTP
 from agent.entrypoints.installation import check_owner
 from agent.settings import Loaded, Settings, load, variable
@@ -142,8 +143,10 @@ def _change(file: OwnFile, values: Mapping[str, Scalar | None]) -> _Change:
 
 
 def _scalar(key: str, text: str, cwd: Path) -> Scalar:
-    """Return the value as YAML has it: numbers and booleans in their own types, paths absolute."""
+    """Return the value as YAML has it: numbers and booleans in their own types, paths absolute. Raises SettingsError."""
     text = text.strip()
+    if printable(text) != text:
+        raise SettingsError(f"the value of {key} contains control characters", hint="type it again without them")
     if key in S3_KEYS:
         if not text:
             raise SettingsError(f"{key} is empty", hint=f"akosha-agent config unset {key}")

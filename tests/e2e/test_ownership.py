@@ -43,7 +43,7 @@ def test_every_command_reports_an_unmounted_disk_and_writes_nothing(machines, tm
     (warning,) = machine.status()["warnings"]
     assert warning["code"] == "target_not_mounted"
     assert "is the disk mounted?" in machine.call("status").out
-    check = found(machine, "bucket")
+    check = found(machine, "directory")
     assert (check["level"], "is the disk mounted?" in check["found"]) == ("error", True)
     with machine.run():
         assert [warning["code"] for warning in machine.status()["warnings"]] == ["target_not_mounted"]
@@ -53,7 +53,7 @@ def test_every_command_reports_an_unmounted_disk_and_writes_nothing(machines, tm
     assert machine.status()["warnings"] == []
     assert machine.sync()["success"]
     assert machine.call("verify").code == 0
-    assert found(machine, "bucket")["level"] == "ok"
+    assert found(machine, "directory")["level"] == "ok"
 
 
 def test_verify_works_with_a_damaged_ledger(machines):
@@ -76,7 +76,7 @@ def test_a_running_agent_takes_over_a_system_id(machines):
         (warning,) = two.status(until=lambda status: status["warnings"])["warnings"]
         assert warning["code"] == "target_not_ours"
         assert "belongs to" in warning["message"]
-        assert found(two, "bucket")["level"] == "error"
+        assert found(two, "directory")["level"] == "error"
         assert two.call("prune").code == 1
         assert files(one.bucket) == before
         taken = two.call("sync", "--take-over")

@@ -18,6 +18,7 @@ import structlog
 import typer
 
 from agent.domain.errors import AkoshaError, SettingsError
+from agent.domain.plain_text import printable
 from agent.entrypoints import logs
 from agent.entrypoints.cli.options import HELP_OPTIONS, DataDir, SettingsFile, StateDir, Verbose
 from agent.entrypoints.cli.streams import OutputError
@@ -94,7 +95,7 @@ class Options:
         loaded = self.read(mode, to_file=to_file, on_terminal=on_terminal)
         for warning in loaded.warnings:
             if mode is LogMode.NOTHING:
-                typer.echo(f"warning: {logs.redacted(warning)}", err=True)
+                typer.echo(f"warning: {printable(logs.redacted(warning))}", err=True)
             else:
                 structlog.get_logger().warning("settings", warning=warning)
         return loaded

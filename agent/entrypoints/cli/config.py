@@ -12,7 +12,7 @@ from rich.table import Table
 
 from agent.bootstrap.home import Home
 from agent.domain.errors import SettingsError
-from agent.domain.plain_text import MASK
+from agent.domain.plain_text import MASK, printable
 from agent.entrypoints.cli.command import CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import print_table
@@ -108,7 +108,7 @@ def _show(loaded: Loaded, rows: list[Row], *, hidden: int) -> None:
     own = config_file(os.environ, Path.home()).name
     files = loaded.files or (f"none (akosha-agent config set KEY VALUE creates {own})",)
     for label, name in zip(("files", *("" for _ in files[1:])), files, strict=True):
-        typer.echo(f"{label:<5}  {name}")
+        typer.echo(printable(f"{label:<5}  {name}"))
     if rows:
         typer.echo()
         table = Table(box=None, pad_edge=False)
@@ -135,13 +135,13 @@ def _read(key: str) -> str:
 def _store(given: Mapping[str, str | None]) -> None:
     found = draft(given, os.environ, Path.home(), Path.cwd())
     for warning in found.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(printable(f"warning: {warning}"), err=True)
     found.write()
     rows = {row.key: row for row in [*settings_table(found.loaded), *_s3_keys()]}
     for key in given:
         row = rows.get(PREFIX + key)
         value = f"{row.value or EMPTY} ({row.origin})" if row else "not set"
-        typer.echo(f"{PREFIX}{key}: {value}")
+        typer.echo(printable(f"{PREFIX}{key}: {value}"))
         if name := overriding_variable(key, os.environ):
             typer.echo(f"warning: {name} is set in this shell and is used instead here", err=True)
     settings = found.loaded.settings

@@ -15,6 +15,7 @@ from agent.bootstrap.home import Home
 from agent.bootstrap.stores import location_of
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.naming import sanitise_system_id
+from agent.domain.plain_text import printable
 from agent.domain.routing import CLOUD, HTTP
 from agent.entrypoints import logs
 from agent.entrypoints.cli.command import FAILED, CommandGroup
@@ -309,7 +310,7 @@ def _apply(accepted: Draft, installations: Sequence[Installation]) -> int:
     for name in accepted.files:
         typer.echo(f"stored in {name}")
     for warning in accepted.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(printable(f"warning: {warning}"), err=True)
     settings, problems = accepted.loaded.settings, 0
     for _, name in set_in_shell_only(settings, shell_settings(os.environ, Path.home()), os.environ):
         typer.echo(f"warning: {name} is set in this shell, whose commands use it instead", err=True)
@@ -374,12 +375,11 @@ def _show_present(known: Draft) -> None:
     own = {file(os.environ, Path.home()).name for file in (config_file, credentials_file)}
     for name in known.loaded.files:
         if name not in own:
-            typer.echo(f"settings are also read from {name}")
+            typer.echo(printable(f"settings are also read from {name}"))
     if settings.cloud_configured:
         location = location_of(CLOUD, settings.cloud_endpoint, settings.cloud_bucket, settings.cloud_region)
-        typer.echo(
-            f"memories go to {location} ({origins['cloud_bucket' if settings.cloud_bucket else 'cloud_endpoint']})"
-        )
+        origin = origins["cloud_bucket" if settings.cloud_bucket else "cloud_endpoint"]
+        typer.echo(printable(f"memories go to {location} ({origin})"))
     elif _is_set(settings):
         typer.echo(f"memories go to {settings.http_endpoint} ({origins['http_endpoint']})")
 
