@@ -143,7 +143,10 @@ def _change(file: OwnFile, values: Mapping[str, Scalar | None]) -> _Change:
 
 
 def _scalar(key: str, text: str, cwd: Path) -> Scalar:
-    """Return the value as YAML has it: numbers and booleans in their own types, paths absolute. Raises SettingsError."""
+    """Return the value as YAML has it: numbers and booleans in their own types, paths absolute.
+
+    Raises SettingsError.
+    """
     text = text.strip()
     if printable(text) != text:
         raise SettingsError(f"the value of {key} contains control characters", hint="type it again without them")

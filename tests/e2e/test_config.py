@@ -98,7 +98,10 @@ def test_on_a_terminal_a_secret_is_asked_for_without_echo(machine):
         (("force_method", "cloud"), f"akosha_force_method is 'cloud' ({CONFIG}): cloud needs akosha_cloud_bucket"),
         (("cloud_buckt", "x"), "cloud_buckt is not a setting: did you mean cloud_bucket?"),
         (("cloud_bucket",), "cloud_bucket has no value"),
-        (("system_id", "a\x1b[31mb"), "the value of system_id contains control characters (type it again without them)"),
+        (
+            ("system_id", "a\x1b[31mb"),
+            "the value of system_id contains control characters (type it again without them)",
+        ),
         (("cloud_access_key_id", "-"), "standard input has no value for cloud_access_key_id"),
     ],
 )

@@ -25,7 +25,7 @@ def test_doctor_checks_everything_while_an_agent_runs_and_changes_nothing(machin
         assert {path: path.stat().st_mtime_ns for path in machine.data.iterdir()} == before
     assert done.err == ""
     found = {check["name"]: check for check in done.json["checks"]}
-    expected_ok = {"settings", "data directory", "state directory", "free space", "ledger", "bucket", "leftovers"}
+    expected_ok = {"settings", "data directory", "state directory", "free space", "ledger", "directory", "leftovers"}
     expected_ok |= {"versions", "database reflection", "agent", "Session-Buddy's own sync"}
     assert {name: found[name] for name in expected_ok if found[name]["level"] != "ok"} == {}
     assert f"process {agent.pid} (run)" in found["agent"]["found"]

@@ -59,7 +59,8 @@ def init(machine, *words, code=0, **environ):
 
 def test_by_flags_memories_are_delivered_and_every_shell_has_the_settings(machine):
     done = init(machine, "--to", machine.bucket.as_uri(), "--system-id", "laptop")
-    assert f"bucket: {machine.bucket.as_uri()}: put, get, list and delete work" in done.out
+    assert f"directory: {machine.bucket.as_uri()}: put, get, list and delete work" in done.out
+    assert f"target disk: {machine.bucket} is on the same disk as the databases" in done.out
     assert (
         "\nEverything is uploaded; for later changes: akosha-agent service install, or akosha-agent run\n" in done.out
     )
@@ -168,6 +169,7 @@ def test_hook_and_mcp_server_are_installed_if_a_flag_says_so(machine):
         ((), "--yes needs --to"),
         (("--to", "nonsense"), "--to nonsense is not an address"),
         (("--to", "/no/such/place"), "/no/such does not exist"),
+        (("--to", "~/.claude/data/sub"), "is in the data directory, "),
         (("--to", "s3://UP"), "the bucket UP must be 3 to 63 lower-case letters"),
         (("--to", "http://nas.lan:9000", "--bucket", "memories"), "http:// to nas.lan is not allowed"),
         (("--bucket", "memories"), "--bucket and --region need --to"),

@@ -363,6 +363,7 @@ async def test_credentials_are_reported_with_their_file_and_missing_ones_are_an_
         monkeypatch.delenv(name)
     found = one(await run(delivery_checks.credentials, **s3), ERROR)
     assert "AWS_ACCESS_KEY_ID" in found.hint
+    one(await run(delivery_checks.bucket, **s3), SKIPPED)  # one fault, one error
     text = f"[default]\naws_access_key_id = short\naws_secret_access_key = {SECRET_KEY}\n"
     (tmp_path / "credentials").write_text(text)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
@@ -456,6 +457,19 @@ async def test_a_directory_used_as_the_bucket_is_probed_like_a_bucket(run, tmp_p
     one(await run(delivery_checks.leftovers, **cloud), OK)
     found = one(await run(delivery_checks.bucket, cloud_endpoint=(tmp_path / "gone" / "bucket").as_uri()), ERROR)
     assert str(tmp_path / "gone") in found.hint
+
+
+async def test_a_target_on_the_disk_of_the_databases_is_a_warning_and_in_their_directory_an_error(
+    run, directories, tmp_path, monkeypatch
+):
+    data = directories["agent_data_dir"]
+    found = one(await run(delivery_checks.target_disk, cloud_endpoint=(tmp_path / "new" / "bucket").as_uri()), WARNING)
+    assert "on the same disk as the databases" in found.found
+    (tmp_path / "link").symlink_to(data)
+    found = one(await run(delivery_checks.target_disk, cloud_endpoint=(tmp_path / "link" / "x").as_uri()), ERROR)
+    assert found.found.endswith(f"is in the data directory, {data}")
+    monkeypatch.setattr(delivery_checks, "_device", hash)
+    one(await run(delivery_checks.target_disk, cloud_endpoint=(tmp_path / "bucket").as_uri()), OK)
 
 
 async def test_leftovers_of_a_killed_upload_in_a_directory_are_a_warning_and_stay(run, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from datetime import UTC, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.directory_store import DirectoryStore
@@ -24,6 +25,7 @@ from agent.entrypoints.doctor.findings import Finding, Level, error, from_error,
 from agent.entrypoints.formatting import local_time
 
 CREDENTIALS, BUCKET, LEFTOVERS, CLOCK, AKOSHA = "credentials", "bucket", "leftovers", "clock", "Akosha"
+DIRECTORY, DISK = "directory", "target disk"
 AKOSHA_MEMORIES = "memories in Akosha"
 
 NO_CLOUD = "no bucket is configured"
@@ -33,6 +35,7 @@ SET_KEYS = (
     "akosha-agent config set cloud_access_key_id - cloud_secret_access_key -, or set AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY, or run aws configure"
 )
+OTHER_DISK = "mount the other disk or the NAS first, or choose a directory there: akosha-agent init"
 START_AKOSHA = "start Akosha, or set akosha_http_endpoint"
 LIFECYCLE = (
     "the next upload continues or removes them; a lifecycle rule that aborts incomplete uploads removes them, too"
@@ -75,30 +78,61 @@ async def credentials(context: DoctorContext) -> list[Finding]:
 
 
 async def bucket(context: DoctorContext) -> list[Finding]:
-    """Put, read, list and delete a small object. Delete permission is optional."""
+    """Put, read, list and delete a small object. Delete permission is optional.
+
+    The finding is named `directory` for a directory.
+    """
     if not context.settings.cloud_configured:
         return [skipped(BUCKET, SET_UP)]
     s = context.settings
     directory = s.directory / s.cloud_bucket if s.directory is not None else None
-    location = context.store().location
+    store = context.store()
+    location, name = store.location, DIRECTORY if directory is not None else BUCKET
     try:
         key = await _probe_key(context)
         if directory is not None and await in_thread(
             lambda: not directory.exists() and os.access(directory.parent, os.W_OK | os.X_OK)
         ):
-            return [ok(BUCKET, f"{location} does not exist yet: the first upload creates it")]
+            return [ok(name, f"{location} does not exist yet: the first upload creates it")]
         if not await _round_trips(context, key):
             hint = "check for proxies that change responses, and that no other program writes to that key"
-            return [error(BUCKET, f"{location}: the object read differs from the object written", hint=hint)]
+            return [error(name, f"{location}: the object read differs from the object written", hint=hint)]
     except StoreError as problem:
-        return [from_error(BUCKET, problem, hint=CHECK_ADDRESS)]
+        if not problem.transient and isinstance(store, S3Store) and await store.credentials() is None:
+            return [skipped(name, "there are no credentials")]  # that check reports the error
+        return [from_error(name, problem, hint=CHECK_ADDRESS)]
     try:
         await context.store().delete([key])
     except NotPermitted:
-        return [ok(BUCKET, f"{location}: put, get and list work; delete is not permitted, and not needed")]
+        return [ok(name, f"{location}: put, get and list work; delete is not permitted, and not needed")]
     except StoreError as problem:
-        return [from_error(BUCKET, problem, hint=CHECK_ADDRESS)]
-    return [ok(BUCKET, f"{location}: put, get, list and delete work")]
+        return [from_error(name, problem, hint=CHECK_ADDRESS)]
+    return [ok(name, f"{location}: put, get, list and delete work")]
+
+
+async def target_disk(context: DoctorContext) -> list[Finding]:
+    """Warn if a directory target is on the disk of the databases: that disk would lose both."""
+    settings = context.settings
+    if settings.directory is None:
+        return [skipped(DISK, "the target is not a directory")]
+    directory, data = settings.directory / settings.cloud_bucket, settings.agent_data_dir
+    if await in_thread(lambda: is_below(directory, data)):
+        return [error(DISK, f"{directory} is in the data directory, {data}", hint=OTHER_DISK)]
+    if await in_thread(lambda: _device(directory) == _device(data)):
+        text = f"{directory} is on the same disk as the databases: if it fails, both are lost"
+        return [warning(DISK, text, hint=OTHER_DISK)]
+    return [ok(DISK, "not that of the databases")]
+
+
+def is_below(directory: Path, data: Path) -> bool:
+    """Return whether a directory is the data directory or in it. Follows symbolic links. Blocks."""
+    return directory.resolve().is_relative_to(data.resolve())
+
+
+def _device(path: Path) -> int | None:
+    """Return the device of a path, or of its nearest parent that exists."""
+    existing = next((one for one in (path, *path.parents) if one.exists()), None)
+    return None if existing is None else existing.stat().st_dev
 
 
 async def leftovers(context: DoctorContext) -> list[Finding]:

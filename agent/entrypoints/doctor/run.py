@@ -41,6 +41,7 @@ CHECKS = (  # in output order
     Check(MACHINE, machine_checks.INOTIFY, machine_checks.inotify, _MOUNT),
     Check(DELIVERY, delivery_checks.CREDENTIALS, delivery_checks.credentials, _NETWORK, needs_settings=True),
     Check(DELIVERY, delivery_checks.BUCKET, delivery_checks.bucket, _NETWORK, needs_settings=True),
+    Check(DELIVERY, delivery_checks.DISK, delivery_checks.target_disk, _MOUNT, needs_settings=True),
     Check(DELIVERY, delivery_checks.LEFTOVERS, delivery_checks.leftovers, _NETWORK, needs_settings=True),
     Check(DELIVERY, delivery_checks.AKOSHA, delivery_checks.akosha, _NETWORK, needs_settings=True),
     Check(DELIVERY, delivery_checks.CLOCK, delivery_checks.clock, _NETWORK, needs_settings=True),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from agent.domain.errors import SettingsError
 from agent.entrypoints.doctor import delivery_checks, machine_checks, settings_checks
 from agent.entrypoints.doctor.context import DoctorContext
 from agent.entrypoints.doctor.findings import Check, Finding, Level
@@ -12,7 +13,7 @@ from agent.entrypoints.doctor.run import CHECKS, examine
 from agent.entrypoints.stored_settings import Draft
 
 _DATABASES = {machine_checks.DATA, machine_checks.DATABASES, settings_checks.BUILT_IN}
-_BUCKET = {delivery_checks.CREDENTIALS, delivery_checks.BUCKET, delivery_checks.CLOCK}
+_BUCKET = {delivery_checks.CREDENTIALS, delivery_checks.BUCKET, delivery_checks.DISK, delivery_checks.CLOCK}
 _AKOSHA = {delivery_checks.AKOSHA, delivery_checks.CLOCK}
 
 
@@ -25,13 +26,19 @@ async def find_databases(draft: Draft) -> list[Finding]:
 async def try_destination(draft: Draft, undo: ExitStack) -> list[Finding]:
     """Put, read, list and delete an object, or connect to the server; compare the clocks.
 
-    A directory that does not exist is created; `undo` then removes it, unless there is a file in it.
+    A directory that does not exist is created; `undo` then removes it, unless there is a file in it. Raises
+    SettingsError for the data directory, or a directory in it.
     """
     settings = draft.loaded.settings
     if not settings.cloud_configured:
         return await _run(draft, _AKOSHA)
     if settings.directory is not None:
         directory = settings.directory / settings.cloud_bucket
+        if delivery_checks.is_below(directory, settings.agent_data_dir):
+            raise SettingsError(
+                f"{directory} is in the data directory, {settings.agent_data_dir}, and would be lost with it",
+                hint="choose a directory on another disk",
+            )
         with suppress(OSError):  # it exists; another error is reported by the check
             directory.mkdir()
             undo.callback(_remove_empty, directory)
