@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +15,7 @@ from agent.entrypoints.init import command
 from tests.support.machine import Machine
 from tests.support.servers.akosha import Akosha
 from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY
+from tests.support.service_commands import OTHER_COMMAND, SYSTEMCTL, UNIT
 from tests.support.terminal import on_terminal
 
 pytest_plugins = ["tests.support.servers.fixtures"]
@@ -21,6 +25,12 @@ CLAUDE = """#!/bin/sh
 echo "$*" >> "$HOME/claude.log"
 [ "$2" = get ] && exit 1
 exit 0
+"""
+
+
+BROKEN_CLAUDE = """#!/bin/sh
+[ "$2" = add ] && echo no >&2
+exit 1
 """
 
 
@@ -85,6 +95,7 @@ def test_keys_of_this_shell_are_stored_for_the_service_and_a_change_of_target_re
         AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY,
     )  # fmt: skip
     assert SECRET_KEY not in done.out + done.err
+    assert "ok       clock: within " in done.out
     assert stored(machine) == f"cloud_endpoint: {moto.endpoint}\ncloud_bucket: {bucket}\n"
     assert stored(machine, "credentials.yaml") == (
         f"cloud_access_key_id: {ACCESS_KEY}\ncloud_secret_access_key: {SECRET_KEY}\n"
@@ -137,7 +148,8 @@ def test_a_stored_token_is_not_sent_to_another_server(machine):
     assert stored(machine, "credentials.yaml") == "http_token: canary\n"
     init(machine, *words)
     assert stored(machine, "credentials.yaml") == "http_token: canary\n"
-    init(machine, "--to", "akosha+http://127.0.0.1:10/mcp", "--force")
+    done = init(machine, "--to", "akosha+http://127.0.0.1:10/mcp", "--force")
+    assert "An Akosha server stores only memories that have an embedding" in done.out
     assert stored(machine, "credentials.yaml") == ""
 
 
@@ -173,6 +185,7 @@ def test_hook_and_mcp_server_are_installed_if_a_flag_says_so(machine):
         (("--to", "s3://UP"), "the bucket UP must be 3 to 63 lower-case letters"),
         (("--to", "http://nas.lan:9000", "--bucket", "memories"), "http:// to nas.lan is not allowed"),
         (("--bucket", "memories"), "--bucket and --region need --to"),
+        (("--to", "/no/such/place", "--system-id", "///"), "akosha_system_id"),
         (("--to", "s3://memories", "--keys-from-stdin"), "standard input has no line for cloud_access_key_id"),
     ],
 )
@@ -255,7 +268,12 @@ def test_a_store_on_a_terminal_whose_secret_is_not_shown_and_is_asked_again_if_i
 
 def test_r2_aws_and_an_akosha_server_on_a_terminal_and_ctrl_c_leaves_everything_as_it_was(machine):
     before = sorted(machine.home.rglob("*"))
-    with on_terminal(machine, "init", *OFFERS, "--no-hook") as terminal:
+    words = ("--to", "http://127.0.0.1:9", "--bucket", "memories", "--allow-plaintext")
+    with on_terminal(machine, "init", *OFFERS, "--no-hook", *words) as terminal:
+        terminal.answer("Access key ID", "")
+        terminal.answer("Name of this machine", "")
+        terminal.expect("127.0.0.1:9 cannot be reached")
+        terminal.answer("Answer the questions again?", "y")
         terminal.answer("Choice [1]", "2")
         terminal.answer("Account ID", "mine")
         assert "mine is not an account ID" in terminal.expect("Account ID")
@@ -289,6 +307,69 @@ def test_r2_aws_and_an_akosha_server_on_a_terminal_and_ctrl_c_leaves_everything_
         assert terminal.interrupt() == 130
         assert "stopped; nothing was stored" in terminal.screen
     assert sorted(machine.home.rglob("*")) == before
+
+
+def test_http_keys_of_the_shell_and_a_change_of_target_on_a_terminal(machine, rclone):
+    bucket = rclone.new_bucket()
+    words = ("init", *OFFERS, "--no-hook", "--system-id", "laptop")
+    machine.environ |= {
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_SESSION_TOKEN": "temporary",
+    }  # fmt: skip
+    with on_terminal(machine, *words) as terminal:
+        terminal.answer("Choice [1]", "4")
+        terminal.answer("URL of the store", "http://nas.invalid:9000")
+        terminal.answer("Bucket", "memories")
+        terminal.answer("unencrypted to nas.invalid", "y")
+        terminal.answer("Access key ID", "")  # keys with a session token are not offered to be stored
+        terminal.expect("nas.invalid")
+        terminal.answer("Answer the questions again?", "n")
+        assert terminal.end() == 1, terminal.screen
+    assert stored(machine) is None
+    del machine.environ["AWS_SESSION_TOKEN"]
+    with on_terminal(machine, *words) as terminal:
+        terminal.answer("Choice [1]", "4")
+        terminal.answer("URL of the store", rclone.endpoint)
+        terminal.answer("Bucket", bucket)
+        terminal.answer("Store the value of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "")
+        assert terminal.end() == 0, terminal.screen
+    assert f"cloud_secret_access_key: {SECRET_KEY}" in stored(machine, "credentials.yaml")
+    with on_terminal(machine, *words) as terminal:
+        terminal.expect(f"memories go to s3://{bucket}")
+        terminal.answer("Send memories elsewhere? [y/N]", "y")
+        terminal.answer("Choice [1]", "")
+        terminal.answer("Directory", str(machine.bucket))
+        assert terminal.end() == 0, terminal.screen
+    assert stored(machine) == f"cloud_endpoint: {machine.bucket.as_uri()}\nsystem_id: laptop\n"
+    assert len(machine.manifests) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="for systemd")
+def test_the_service_and_a_claude_code_that_adds_no_server_on_a_terminal(machine):
+    folder = machine.home / "bin"
+    folder.mkdir()
+    for name, text in {"systemctl": SYSTEMCTL, "loginctl": OTHER_COMMAND, "claude": BROKEN_CLAUDE}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    machine.environ |= {"PATH": f"{folder}:{machine.environ['PATH']}", "FAKE": str(machine.home)}
+    with on_terminal(machine, "init", "--to", str(machine.bucket), "--system-id", "laptop") as terminal:
+        terminal.answer("Run the agent as a service", "y")
+        terminal.answer("Install the hook", "n")
+        terminal.answer("Add the agent's MCP server", "y")
+        terminal.expect("Claude Code did not add the MCP server: no (claude mcp add --scope user")
+        assert terminal.end() == 1, terminal.screen
+    assert (len(machine.manifests), (machine.home / "running").exists()) == (1, True)
+    unit = machine.home / ".config" / "systemd" / "user" / UNIT
+    assert "Environment=" not in unit.read_text()
+    if analyze := shutil.which("systemd-analyze"):
+        environ = machine.environ | {"XDG_RUNTIME_DIR": str(machine.home)}
+        done = subprocess.run(
+            [analyze, "--user", "--man=no", "verify", str(unit)],
+            env=environ,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_an_akosha_server_on_a_terminal(machine):

@@ -71,6 +71,7 @@ def test_the_wheel_works_in_a_new_environment(wheel, tmp_path):
     call(*pip, wheel, folder=tmp_path)
     (target / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
+    call(sys.executable, "-m", "pip", "--python", python, "check", folder=tmp_path)  # as pip install would resolve them
     where = call(python, "-c", "import agent; print(agent.__file__)", folder=tmp_path)
     assert Path(where.strip()).is_relative_to(own)
     command = own / "bin" / "akosha-agent"

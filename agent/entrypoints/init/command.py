@@ -191,7 +191,10 @@ def _destination(flags: _Flags, settings: Settings) -> Destination | None:
     """Return the destination that is asked for; None to keep the present one."""
     cwd, home = Path.cwd(), Path.home()
     if flags.to is not None:
-        return from_address(flags.to, flags.bucket, flags.region, cwd, home)
+        destination = from_address(flags.to, flags.bucket, flags.region, cwd, home)
+        if destination.kind is Kind.AKOSHA:
+            typer.echo(dialogue.AKOSHA_NEEDS)
+        return destination
     if flags.bucket or flags.region:
         raise SettingsError("--bucket and --region need --to", hint=f"--to {ADDRESSES}")
     is_set = _is_set(settings)
