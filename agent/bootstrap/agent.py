@@ -247,6 +247,8 @@ def assemble(
         from agent.application.archive.command_results import CommandResults  # noqa: PLC0415
 
         await CommandResults(cloud_target, ledger, clock).record(event)
+        if verify_loop is not None:  # it uploads again what the command has found damaged
+            verify_loop.signal.set()
 
     inbox = Inbox(
         publisher=publisher,

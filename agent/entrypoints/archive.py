@@ -1,13 +1,15 @@
 """Shared by the commands and the MCP tool that read or change uploads."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 
 from agent.application.archive.catalog import Catalog, CatalogEntry
 from agent.application.archive.command_results import CommandResults
+from agent.application.archive.deep_schedule import DeepSchedule
+from agent.application.archive.verify import missing_upload
 from agent.bootstrap.home import Home
-from agent.domain.errors import AlreadyRunning, NamingError, NoSuchObject, SettingsError
+from agent.domain.errors import AlreadyRunning, LedgerDamaged, NamingError, NoSuchObject, SettingsError, StoreError
 from agent.domain.events import UploadsPruned, UploadVerified
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
@@ -53,11 +55,72 @@ async def check_mounted(settings: Settings, archive: Catalog, system: str | None
             await ownership.check_mounted()
 
 
+@asynccontextmanager
+async def absence_recorded(settings: Settings, archive: Catalog, system: str | None) -> AsyncIterator[None]:
+    """If the block raises a StoreError that is not transient, record which uploads of the ledger are missing.
+
+    For example, the bucket does not exist any more.
+    """
+    try:
+        yield
+    except StoreError as error:
+        if not error.transient:
+            with suppress(StoreError):  # the block's error is the one to report
+                await record_missing(settings, archive, system)
+        raise
+
+
+async def record_missing(
+    settings: Settings, archive: Catalog, system: str | None, present: Collection[str] = ()
+) -> str | None:
+    """Record which uploads of the ledger are missing in the target: the newest one, and those known to be damaged.
+
+    Return the ID of the newest one if it is missing, so that the next sync uploads its databases again; else None.
+    `present` are uploads that are known to exist. Does nothing if `--system` names another system. Raises StoreError,
+    NotOwner if the disk of the target directory is not mounted, StateError.
+    """
+    home = Home.of(settings)
+    identity = await asyncio.to_thread(home.prepare)
+    if archive.system_id != identity.system_id:
+        return None
+    newest, damaged = None, set[str]()
+    with suppress(LedgerDamaged):  # then it is not known which upload is the newest
+        newest, damaged = await _recorded_uploads(home, identity)
+    suspects = ({newest} if newest else set[str]()) | damaged
+    missing = []
+    if suspects := suspects - {*present}:
+        await check_mounted(settings, archive, system)
+        async with archive.stall_limit():
+            missing = [upload for upload in sorted(suspects) if not await archive.uploads.exists(upload)]
+    await record_events(home, identity, *(missing_upload(upload).event(identity, home.clock) for upload in missing))
+    return newest if newest in missing else None
+
+
+def missing_text(upload: str) -> str:
+    """Return a sentence about the newest upload in the ledger, which is missing."""
+    return f"this machine's newest upload, {upload}, is missing (akosha-agent sync uploads its databases again)"
+
+
+async def _recorded_uploads(home: Home, identity: Identity) -> tuple[str | None, set[str]]:
+    """Return the newest upload in the ledger, and those that are known to be damaged."""
+    target = home.targets(identity).get(CLOUD)
+    if target is None or not await home.has_ledger():
+        return None, set()
+    ledger = await home.read_ledger()
+    try:
+        damaged = DeepSchedule.from_notes(await ledger.notes()).damaged
+        return (await ledger.record(target)).newest_upload_id, {*damaged}
+    finally:
+        await ledger.aclose()
+
+
 async def record_events(home: Home, identity: Identity, *events: UploadVerified | UploadsPruned) -> None:
     """Write events of this system to the ledger's history and outbox, and to the status; an agent publishes them.
 
     If another process holds the ledger lock, leave the events as notes in the spool. Raises StateError.
     """
+    if not events:
+        return
     try:
         with home.lock("announce", retry=False):
             ledger = await home.open_ledger()

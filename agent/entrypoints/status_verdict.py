@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from agent.application.archive.catalog import MISSING
 from agent.application.monitoring.status import STATE_DISK_FULL, DatabaseStatus, Status, TargetStatus
 from agent.application.sync.bucket_uploads import FOREIGN
 from agent.application.sync.lost_databases import DATABASE_LOST
@@ -15,6 +16,7 @@ from agent.application.sync.ownership import NOT_MOUNTED, WARNING as NOT_OURS
 from agent.domain.databases import KNOWLEDGE_GRAPH, NO_DATABASES, REFLECTIONS
 from agent.domain.delivery_state import State
 from agent.domain.memories import EMBEDDING_HINT, NO_EMBEDDING
+from agent.domain.naming import MANIFEST_NAME
 from agent.domain.plain_text import problem_list
 from agent.domain.routing import CLOUD, HTTP
 from agent.entrypoints.formatting import age, duration, error_message, human_bytes, is_ahead, percent, phase_name
@@ -59,6 +61,11 @@ class Facts:
         return self.status.targets[0] if self.status.targets else None
 
     @property
+    def newest_upload(self) -> str | None:
+        """The newest upload to the bucket or directory."""
+        return next((one.newest_upload_id for one in self.status.targets if one.method == CLOUD), None)
+
+    @property
     def databases(self) -> Sequence[DatabaseStatus]:
         return self.first.databases if self.first else ()
 
@@ -100,9 +107,11 @@ def verdict_of(facts: Facts) -> Verdict:
 
 
 def _newest_upload_damaged(facts: Facts) -> str:
-    last = facts.status.verified
-    if last is None or last.whole:
+    last, newest = facts.status.verified, facts.newest_upload
+    if last is None or last.whole or last.upload_id != newest:
         return ""
+    if last.problems.get(MANIFEST_NAME) == MISSING:
+        return f"The newest upload, {newest}, is missing: akosha-agent sync uploads its databases again"
     return f"The upload {last.upload_id} is damaged: {problem_list(last.problems)}"
 
 

@@ -1,6 +1,7 @@
 """`uploads` and `verify` on the command line, with and without a running agent."""
 
 import json
+import shutil
 from contextlib import nullcontext
 
 import pytest
@@ -179,3 +180,32 @@ def test_a_sync_that_repairs_the_newest_upload_names_it(machine, agent_runs):
         later = machine.manifests[-1]["upload_id"]
         assert f"akosha-agent verify examines the upload after it, {later}" in machine.call("doctor").out
         assert machine.call("verify").code == 0
+
+
+@pytest.mark.parametrize(
+    "words", [("verify",), ("uploads",), ("restore", "--to", "restored")], ids=lambda words: words[0]
+)
+def test_a_missing_newest_upload_is_reported_and_sent_again(machine, words):
+    machine.write(commits=9)
+    newest = machine.sync()["upload_id"]
+    shutil.rmtree(machine.bucket / "systems" / "laptop" / "uploads" / newest)
+    done = machine.call(*(str(machine.home / word) if word == "restored" else word for word in words))
+    assert done.code == (1 if words == ("verify",) else 0)
+    assert f"this machine's newest upload, {newest}, is missing" in done.err
+    status = machine.status()
+    assert status["verdict"]["text"].startswith(f"The newest upload, {newest}, is missing")
+    assert status["pending"] == ["knowledge_graph", "reflection"]
+    again = machine.sync()["upload_id"]
+    assert again > newest
+    assert machine.call("verify").code == 0
+    assert machine.status()["verdict"]["severity"] == "unknown", "no agent is running"
+
+
+def test_verify_fails_if_all_uploads_are_missing_and_the_next_sync_sends_everything(machine):
+    newest = machine.manifests[-1]["upload_id"]
+    shutil.rmtree(machine.bucket / "systems" / "laptop" / "uploads")
+    done = machine.call("verify", "--json")
+    assert (done.code, json.loads(done.out)["uploads"][0]["upload_id"]) == (1, newest)
+    assert machine.status()["verdict"]["severity"] == "damaged"
+    assert machine.sync()["upload_id"] > newest
+    assert machine.status()["verdict"]["severity"] == "unknown", "no agent is running"

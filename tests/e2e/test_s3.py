@@ -45,6 +45,24 @@ def proxy(moto, bucket, machine):
         yield proxy
 
 
+@pytest.mark.parametrize("what", ["newest", "bucket"])
+def test_a_newest_upload_that_another_program_deleted_is_noticed_by_uploads_and_the_next_sync(machine, bucket, what):
+    machine.set(cloud_endpoint=bucket.server.endpoint, cloud_bucket=bucket.name)
+    machine.write(commits=4)
+    machine.sync()
+    machine.write(commits=5)
+    newest = machine.sync()["upload_id"]
+    bucket.delete(key for key in bucket.all_keys if what == "bucket" or newest in key)
+    if what == "bucket":
+        bucket.delete_bucket()
+    assert machine.call("uploads").code == (1 if what == "bucket" else 0)
+    assert machine.status()["verdict"]["text"].startswith(f"The newest upload, {newest}, is missing")
+    if what == "bucket":
+        assert "does not exist" in machine.sync(code=1)["error"]
+    else:
+        assert machine.sync()["upload_id"] > newest
+
+
 def large(machine) -> None:
     """Create a database of several parts of 5 MiB after compression."""
     import duckdb

@@ -11,7 +11,7 @@ from agent.adapters.memory_bus import MemoryDurableBus
 from agent.application.archive import verify_loop
 from agent.application.archive.command_results import CommandResults
 from agent.application.archive.deep_schedule import EVERY, DeepSchedule
-from agent.application.archive.verify import VerifyResult
+from agent.application.archive.verify import VerifyResult, missing_upload
 from agent.application.archive.verify_loop import (
     AGAIN_SECONDS,
     FIRST_SECONDS,
@@ -21,7 +21,9 @@ from agent.application.archive.verify_loop import (
 )
 from agent.application.signal import Signal
 from agent.application.status_warnings import warnings_in
+from agent.application.sync.confirmed_upload import ConfirmedUpload
 from agent.application.sync.results import ResultRecorder
+from agent.domain.delivery_state import State
 from agent.domain.errors import StagingFull, StoreError
 from agent.domain.events import UploadsPruned, UploadVerified
 from agent.domain.identity import Identity
@@ -56,6 +58,14 @@ class ScriptedVerifier:
         manifest = values.manifest(IDS.index(upload), reflection=1, knowledge_graph=1)
         problems = {"reflection.duckdb": self.problems[upload]} if deep and upload in self.problems else {}
         return VerifyResult(upload_id=upload, deep=deep, objects=3, manifest=manifest, problems=problems)
+
+
+class FailingCall:
+    def __init__(self, error) -> None:
+        self.error = error
+
+    async def __call__(self, *arguments):
+        raise self.error
 
 
 class Setup:
@@ -184,6 +194,24 @@ async def test_the_commands_prune_and_verify_end_the_warning_of_a_damaged_upload
     assert "upload_damaged" in await setup.warnings()
     await results.record(events[event])
     assert "upload_damaged" not in await setup.warnings()
+
+
+@pytest.mark.parametrize(("transient", "is_confirmed"), [(True, True), (False, False)])
+async def test_a_target_that_is_gone_ends_the_confirmation_of_the_newest_upload(setup, transient, is_confirmed):
+    confirmed = ConfirmedUpload(values.TARGET, setup.ledger, setup.clock)
+    await confirmed.record(NEWEST)
+    setup.verifier.shallow = setup.verifier.uploads = FailingCall(StoreError("no bucket", transient=transient))
+    await setup.pass_time(FIRST_SECONDS + 1)
+    assert await confirmed.is_recent(await setup.ledger.record(values.TARGET)) is is_confirmed
+
+
+async def test_a_missing_newest_upload_is_owed_completely(setup):
+    await setup.pass_time(FIRST_SECONDS + 1)
+    event = missing_upload(NEWEST).event(IDENTITY, setup.clock)
+    await CommandResults(values.TARGET, setup.ledger, setup.clock).record(event)
+    record = await setup.ledger.record(values.TARGET)
+    assert {known.state for known in record.databases.values()} == {State.OWED}
+    assert not any(known.parts for known in record.databases.values())
 
 
 @pytest.mark.parametrize("error", [StoreError("no answer", transient=True), StagingFull("no room")])

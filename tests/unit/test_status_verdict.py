@@ -30,13 +30,14 @@ def with_target(target=CLOUD, **fields):
     return replace(SAFE, targets=(replace(target, **fields),))
 
 
-OTHER_DAMAGE = VerifyStatus(upload_id="u", at=NOON, problems={"a.duckdb": "is missing"}, whole=False)
+NEWEST = CLOUD.newest_upload_id
+DAMAGE = VerifyStatus(upload_id=NEWEST, at=NOON, problems={"a.duckdb": "is missing"}, whole=False)
 REMOVED = replace(screens.CHANGED, removed=True, pending=False)
 GONE = replace(screens.REFLECTION, removed=True, size=0)
 NEVER = {"last_success": None, "newest_upload_id": None, "last_bytes": None}
 
 CASES = {
-    "_newest_upload_damaged": (replace(SAFE, verified=OTHER_DAMAGE), "The upload u is damaged: a.duckdb: is missing"),
+    "_newest_upload_damaged": (replace(SAFE, verified=DAMAGE), f"The upload {NEWEST} is damaged: a.duckdb: is missing"),
     "_stored_damage": (warned(DAMAGED), "Memories are damaged: it is so"),
     "_no_target": (replace(SAFE, targets=()), "Nothing is backed up: no target is set"),
     "_target_refuses": (warned("credentials_refused_cloud"), "Uploads fail: it is so"),
@@ -144,13 +145,24 @@ def test_a_change_that_has_waited_for_long_has_its_age(age, shown):
     assert judged(document).text == f"Not uploaded yet: reflection{shown}"
 
 
+def test_a_damaged_upload_before_the_newest_is_no_verdict():
+    assert judged(replace(SAFE, verified=replace(DAMAGE, upload_id="u"))).severity is Severity.SAFE
+
+
+def test_a_missing_newest_upload_is_called_missing():
+    missing = replace(DAMAGE, problems={"manifest.json": "is missing"})
+    assert judged(replace(SAFE, verified=missing)).text == (
+        f"The newest upload, {NEWEST}, is missing: akosha-agent sync uploads its databases again"
+    )
+
+
 def test_refused_credentials_of_a_fallback_that_is_not_needed_do_no_harm():
     assert judged(warned("credentials_refused_http")).severity is Severity.SAFE
     assert judged(warned("credentials_refused_cloud")).severity is Severity.FAILING
 
 
 def test_the_worst_of_several_conditions_is_reported():
-    document = replace(screens.failing(), verified=OTHER_DAMAGE, activity=screens.UPLOADING)
+    document = replace(screens.failing(), verified=DAMAGE, activity=screens.UPLOADING)
     assert judged(document).severity is Severity.DAMAGED
     assert judged(replace(document, verified=None)).severity is Severity.FAILING
     assert judged(replace(screens.stopped(OWED), sync_enabled=False)).severity is Severity.OWED

@@ -219,6 +219,13 @@ class VerifyResult:
         )
 
 
+def missing_upload(upload: str) -> VerifyResult:
+    """Return the result for an upload that does not exist."""
+    return VerifyResult(
+        upload_id=upload, deep=False, objects=1, manifest=None, problems={naming.MANIFEST_NAME: MISSING}
+    )
+
+
 class Verifier:
     """Verifies uploads of one catalog. Raises StoreError if the store cannot be read, which is not damage."""
 

@@ -225,6 +225,8 @@ class VerifyLoop:
             log = _log.debug if error.message == self._unreached else _log.info
             log("upload_not_verified", upload_id=upload, reason=error.message, hint=error.hint)
             self._unreached = error.message
+            if not error.transient:  # for example, the bucket does not exist any more: the next sync has to ask
+                await forget_confirmation(self.target, self.ledger)
             return False
         self._unreached = ""
         if self.sync_lock.locked() or (await self.ledger.record(self.target)).newest_upload_id != upload:
@@ -257,7 +259,8 @@ class VerifyLoop:
 async def record_verified(event: UploadVerified, target: Target, ledger: Ledger, clock: Clock) -> None:
     """Update the status from the event of the command `verify`. Raises StateError.
 
-    Only the newest upload of the target is shown. A deep verification also updates the list of damaged uploads.
+    Only the newest upload of the target is shown. If it is missing, all databases are owed. A deep verification also
+    updates the list of damaged uploads.
     """
     is_missing = event.problems.get(naming.MANIFEST_NAME) == MISSING
     if event.deep or is_missing:
@@ -268,7 +271,10 @@ async def record_verified(event: UploadVerified, target: Target, ledger: Ledger,
         await forget_confirmation(target, ledger)
     last = VerifyStatus.from_notes(notes, target)
     is_old = last is not None and event.time < last.at <= clock.now()
-    if not is_old and event.upload_id == (await ledger.record(target)).newest_upload_id:
+    record = await ledger.record(target)
+    if not is_old and event.upload_id == record.newest_upload_id:
+        if is_missing and record.intent is None:
+            await ledger.forget(target, list(record.databases))
         await ledger.note(VERIFIED, replace(_status(event, event.time), manual=True).note(target))
 
 

@@ -18,7 +18,14 @@ from agent.domain.errors import NoSuchObject, SettingsError
 from agent.domain.manifest import Manifest
 from agent.domain.plain_text import printable
 from agent.domain.restore_plan import Restored, RestoredDatabase, restorable
-from agent.entrypoints.archive import check_mounted, system_of, systems_as_hint
+from agent.entrypoints.archive import (
+    absence_recorded,
+    check_mounted,
+    missing_text,
+    record_missing,
+    system_of,
+    systems_as_hint,
+)
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.formatting import human_bytes, local_time
@@ -83,7 +90,11 @@ async def restore(
     moment = time_of(at, datetime.now(UTC)) if at is not None else None
     request = RestoreRequest(only=tuple(only or ()), raw=raw, force=force)
     await asyncio.to_thread(check_destination, settings, to)
-    async with open_archive(settings, await system_of(settings, system)) as archive, systems_as_hint(archive, system):
+    async with (
+        open_archive(settings, await system_of(settings, system)) as archive,
+        systems_as_hint(archive, system),
+        absence_recorded(settings, archive, system),
+    ):
         restored = await _restored(settings, archive, to, upload, moment, at, request, system)
     if as_json:
         typer.echo(json.dumps(restored.to_document(), indent=2))
@@ -110,6 +121,8 @@ async def _restored(
             found = await archive.resolve_at(moment, at or "")
         else:
             found = await archive.resolve(LATEST if upload is None else upload)
+            if upload in (None, LATEST) and (missing := await record_missing(settings, archive, system, [found])):
+                typer.echo(f"{missing_text(missing)}: restoring the one before it", err=True)
         if found in finished and _satisfies(finished[found], await archive.manifest(found), request):
             return finished.pop(found)
     except NoSuchObject:

@@ -12,7 +12,16 @@ from agent.application.archive.catalog import MANIFESTS, CatalogEntry, CatalogLi
 from agent.bootstrap.archive import open_archive
 from agent.domain.errors import NoSuchObject
 from agent.domain.manifest import Manifest
-from agent.entrypoints.archive import carried_databases, check_mounted, system_of, systems_as_hint, upload_document
+from agent.entrypoints.archive import (
+    absence_recorded,
+    carried_databases,
+    check_mounted,
+    missing_text,
+    record_missing,
+    system_of,
+    systems_as_hint,
+    upload_document,
+)
 from agent.entrypoints.cli.command import CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.cli.terminal import print_table, table_console
@@ -49,15 +58,18 @@ async def list_uploads(
 ) -> int:
     """List the uploads in the bucket, newest first."""
     system_id = await system_of(settings, system)
-    async with open_archive(settings, system_id) as archive:
+    async with open_archive(settings, system_id) as archive, absence_recorded(settings, archive, system):
         listing = await archive.listing(manifests=None if everything else MANIFESTS)
         if not listing.uploads:
             await check_mounted(settings, archive, system)
+        missing = await record_missing(settings, archive, system, {entry.upload_id for entry in listing.uploads})
         location = archive.store.location
     if as_json:
         typer.echo(json.dumps(listing_document(listing, system_id, location), indent=2))
     else:
         _print_list(listing, system_id, location)
+    if missing:
+        typer.echo(missing_text(missing), err=True)
     return 0
 
 

@@ -11,12 +11,19 @@ from typing import Annotated
 import typer
 
 from agent.application.archive.catalog import LATEST, Catalog
-from agent.application.archive.verify import Verifier, VerifyResult
+from agent.application.archive.verify import Verifier, VerifyResult, missing_upload
 from agent.bootstrap.archive import open_archive, open_deep_verifier
 from agent.bootstrap.home import Home
-from agent.domain.errors import LedgerDamaged, SettingsError
+from agent.domain.errors import LedgerDamaged, NoSuchObject, SettingsError
 from agent.domain.plain_text import printable
-from agent.entrypoints.archive import record_events, system_of, systems_as_hint
+from agent.entrypoints.archive import (
+    absence_recorded,
+    missing_text,
+    record_events,
+    record_missing,
+    system_of,
+    systems_as_hint,
+)
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.progress_line import progress_bar
@@ -42,24 +49,29 @@ async def verify(
     """Verify that an upload in the bucket is complete and undamaged.
 
     Without --deep, only the manifest is downloaded from S3, and compared with the metadata that the store reports; in a
-    directory, every object is read. Exits with 0 (intact), 1 (damaged, not found, or
-    the store cannot be read) or 2 (usage error).
+    directory, every object is read. Without an ID, this machine's newest upload must exist, too. Exits with 0 (intact),
+    1 (damaged, not found, or the store cannot be read) or 2 (usage error).
     """
     if everything and upload is not None:
         raise SettingsError(f"both --all and {upload} were given", hint="give only one of them")
     home = Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
     system_id = await system_of(settings, system)
-    async with open_archive(settings, system_id) as archive, systems_as_hint(archive, system):
+    async with (
+        open_archive(settings, system_id) as archive,
+        systems_as_hint(archive, system),
+        absence_recorded(settings, archive, system),
+    ):
         if system_id == identity.system_id:
             with suppress(LedgerDamaged):  # verifying needs only the target, not the ledger
                 async with home.ownership(identity, archive.store) as ownership, archive.stall_limit():
                     await ownership.check_mounted()
-        uploads = await archive.ids() if everything else []
-        uploads = uploads or [await archive.resolve(LATEST if upload is None else upload)]
+        uploads, missing = await _uploads(settings, archive, system, upload, everything=everything)
         async with _verifier(home, archive, deep=deep) as verifier:
             found = await _verify(verifier, uploads, deep=deep)
     found = [one for one in found if not (one.is_missing and everything)]  # deleted meanwhile: not damage
+    events = [one.event(identity, home.clock) for one in found]
+    found = [*([missing_upload(missing)] if missing else []), *found]
     whole = all(one.whole for one in found)
     if as_json:
         document = {"system_id": system_id, "whole": whole, "uploads": [_document(one) for one in found]}
@@ -68,9 +80,28 @@ async def verify(
         for one in found:
             for line in _lines(one, settings.directory):
                 typer.echo(printable(line), err=not one.whole)
+        if missing:
+            typer.echo(missing_text(missing), err=True)
     if system_id == identity.system_id:
-        await record_events(home, identity, *(one.event(identity, home.clock) for one in found))
+        await record_events(home, identity, *events)
     return 0 if whole else 1
+
+
+async def _uploads(
+    settings: Settings, archive: Catalog, system: str | None, upload: str | None, *, everything: bool
+) -> tuple[Sequence[str], str | None]:
+    """Return the uploads to verify, and the newest upload in the ledger if it is missing."""
+    missing = None
+    try:
+        uploads = await archive.ids() if everything else []
+        uploads = uploads or [await archive.resolve(LATEST if upload is None else upload)]
+    except NoSuchObject:
+        if upload is not None or (missing := await record_missing(settings, archive, system)) is None:
+            raise
+        return [], missing
+    if upload is None:
+        missing = await record_missing(settings, archive, system, uploads)
+    return uploads, missing
 
 
 @asynccontextmanager
@@ -102,6 +133,9 @@ def _lines(found: VerifyResult, directory: Path | None) -> Iterator[str]:
     checked = "downloaded and read" if found.deep else compared
     if found.whole:
         yield f"{found.upload_id}: intact, {found.objects} objects {checked}, {found.duration_seconds:.1f} s"
+    elif found.is_missing:
+        yield f"{found.upload_id}: MISSING"
+        return
     else:
         yield f"{found.upload_id}: DAMAGED"
     for name, reason in sorted(found.problems.items()):

@@ -42,6 +42,10 @@ class Bucket:
         for key in keys:
             self.server._ask("DELETE", self._path(key))
 
+    def delete_bucket(self) -> None:
+        """Delete the bucket, which is empty."""
+        self.server._ask("DELETE", f"/{self.name}")
+
     def _path(self, key: str) -> str:
         return f"/{self.name}/{quote(key)}"
 
