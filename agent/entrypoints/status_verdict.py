@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from agent.application.archive.catalog import MISSING
+from agent.application.archive.deep_schedule import DeepSchedule
 from agent.application.monitoring.status import STATE_DISK_FULL, DatabaseStatus, Status, TargetStatus
 from agent.application.sync.bucket_uploads import FOREIGN
 from agent.application.sync.lost_databases import DATABASE_LOST
@@ -70,7 +71,7 @@ class Facts:
         return self.first.databases if self.first else ()
 
 
-DAMAGE_CODES = frozenset({"upload_damaged", DATABASE_LOST})
+DAMAGE_CODES = frozenset({DATABASE_LOST})
 FAILURE_CODES = frozenset({NOT_OURS, NOT_MOUNTED, STATE_DISK_FULL})
 FAILURE_PREFIXES = ("credentials_refused_", "unexpected_error_")
 """Beginnings of codes that end with a method."""
@@ -81,14 +82,19 @@ HARMLESS_CODES = frozenset(
         "agent_silent",
         "notes_waiting",  # an agent is not running, which has a row
         "upload_id_ahead",  # the memories are uploaded; retention and restore use the times of the objects
-        "pruning_held",
+        "upload_damaged",  # of the newest upload, damage has a row of its own
         "deep_verify_limited",
         "ledger_replaced",
         "bus_unexpected_error",
         "stream_unavailable",
     }
 )
-UNKNOWN_CODES = frozenset({FOREIGN})  # another program writes uploads of this system
+UNKNOWN_CODES = frozenset(
+    {
+        FOREIGN,  # another program writes uploads of this system
+        "pruning_held",  # the newest upload was damaged when an upload was to be deleted
+    }
+)
 """Codes of status warnings, by what they say about the memories. A code in none of them makes the verdict unknown."""
 
 LONG_PENDING = timedelta(minutes=10)
@@ -108,6 +114,8 @@ def verdict_of(facts: Facts) -> Verdict:
 
 def _newest_upload_damaged(facts: Facts) -> str:
     last, newest = facts.status.verified, facts.newest_upload
+    if newest and (damage := DeepSchedule.from_notes(facts.status.notes).damaged.get(newest)):
+        return f"The upload {newest} is damaged: {damage}"
     if last is None or last.whole or last.upload_id != newest:
         return ""
     if last.problems.get(MANIFEST_NAME) == MISSING:

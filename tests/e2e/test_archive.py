@@ -209,3 +209,16 @@ def test_verify_fails_if_all_uploads_are_missing_and_the_next_sync_sends_everyth
     assert machine.status()["verdict"]["severity"] == "damaged"
     assert machine.sync()["upload_id"] > newest
     assert machine.status()["verdict"]["severity"] == "unknown", "no agent is running"
+
+
+@pytest.mark.parametrize("words", [("verify",), ("uploads", "show"), ("uploads",)], ids=["verify", "show", "uploads"])
+def test_the_warning_of_a_damaged_upload_ends_when_a_command_finds_it_gone(machine, words):
+    damaged = machine.manifests[-1]["upload_id"]
+    damage(machine)
+    assert machine.call("verify", "--deep").code == 1
+    machine.sync()
+    assert [warning["code"] for warning in machine.status()["warnings"]] == ["upload_damaged"]
+    assert machine.status()["verdict"]["severity"] == "unknown", "no agent is running"
+    shutil.rmtree(machine.bucket / "systems" / "laptop" / "uploads" / damaged)
+    machine.call(*words, *((damaged,) if words != ("uploads",) else ()))
+    assert machine.status()["warnings"] == []

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.application.archive.deep_schedule import DAMAGED
+from agent.application.archive.deep_schedule import DAMAGED, NOTE, DeepSchedule
 from agent.application.monitoring.status import VerifyStatus
+from agent.application.sync.lost_databases import DATABASE_LOST
 from agent.domain.databases import NO_DATABASES
 from agent.domain.status_warning import StatusWarning
 from agent.entrypoints import status_verdict
@@ -38,7 +39,7 @@ NEVER = {"last_success": None, "newest_upload_id": None, "last_bytes": None}
 
 CASES = {
     "_newest_upload_damaged": (replace(SAFE, verified=DAMAGE), f"The upload {NEWEST} is damaged: a.duckdb: is missing"),
-    "_stored_damage": (warned(DAMAGED), "Memories are damaged: it is so"),
+    "_stored_damage": (warned(DATABASE_LOST), "Memories are damaged: it is so"),
     "_no_target": (replace(SAFE, targets=()), "Nothing is backed up: no target is set"),
     "_target_refuses": (warned("credentials_refused_cloud"), "Uploads fail: it is so"),
     "_databases_unreadable": (replace(SAFE, problem="no access"), "The databases cannot be read: no access"),
@@ -147,6 +148,15 @@ def test_a_change_that_has_waited_for_long_has_its_age(age, shown):
 
 def test_a_damaged_upload_before_the_newest_is_no_verdict():
     assert judged(replace(SAFE, verified=replace(DAMAGE, upload_id="u"))).severity is Severity.SAFE
+
+
+@pytest.mark.parametrize(
+    ("upload", "severity"), [(NEWEST, Severity.DAMAGED), ("20260101_000000_laptop", Severity.FAILING)]
+)
+def test_damage_that_a_deep_check_found_is_the_verdict_only_if_the_newest_upload_has_it(upload, severity):
+    damaged = DeepSchedule(damaged={upload: "reflection.duckdb: is cut"})
+    failing = replace(screens.failing(), warnings=warned(DAMAGED).warnings, notes={NOTE: damaged.note()})
+    assert judged(failing).severity is severity
 
 
 def test_a_missing_newest_upload_is_called_missing():

@@ -81,7 +81,11 @@ async def show(
     as_json: AsJson = False,
 ) -> int:
     """Show one upload: its files, its memories, and what it lacks."""
-    async with open_archive(settings, await system_of(settings, system)) as archive, systems_as_hint(archive, system):
+    async with (
+        open_archive(settings, await system_of(settings, system)) as archive,
+        systems_as_hint(archive, system),
+        absence_recorded(settings, archive, system),
+    ):
         try:
             entry = await archive.show(await archive.resolve(upload))
         except NoSuchObject:
