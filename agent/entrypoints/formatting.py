@@ -19,6 +19,7 @@ from agent.domain.events import (
     UploadVerified,
 )
 from agent.domain.plain_text import problem_list
+from agent.entrypoints.text_lines import text_width
 
 PHASES = {
     "": "syncing",
@@ -171,22 +172,27 @@ def percent(fraction: float) -> str:
 
 def progress_parts(
     done: int, total: int | None, rate: float | None, remaining_seconds: float | None, *, of_bytes: bool = True
-) -> list[str]:
-    """Return percent, counts, rate and remaining time, as far as they are known.
+) -> dict[str, str]:
+    """Return `percent`, `count`, `rate` and `remaining` time, as far as they are known.
 
-    >>> progress_parts(5_000_000, 20_000_000, 1e6, 15.0)
+    >>> list(progress_parts(5_000_000, 20_000_000, 1e6, 15.0).values())
     ['25 %', '5.0 MB of 20.0 MB', '1.0 MB/s', '15 s left']
     >>> progress_parts(3, 4, None, None, of_bytes=False)
-    ['75 %', '3 of 4']
+    {'percent': '75 %', 'count': '3 of 4'}
     """
 
     def count(number: float) -> str:
         return human_bytes(number) if of_bytes else f"{number:,.0f}"
 
-    parts = [percent(min(done / total, 1.0)), f"{count(done)} of {count(total)}"] if total else []
-    parts += [count(done)] if done and not total else []
-    parts += [f"{human_bytes(rate)}/s"] if rate is not None and of_bytes else []
-    parts += [f"{duration(remaining_seconds)} left"] if remaining_seconds is not None else []
+    parts: dict[str, str] = {}
+    if total:
+        parts |= {"percent": percent(min(done / total, 1.0)), "count": f"{count(done)} of {count(total)}"}
+    elif done:
+        parts["count"] = count(done)
+    if rate is not None and of_bytes:
+        parts["rate"] = f"{human_bytes(rate)}/s"
+    if remaining_seconds is not None:
+        parts["remaining"] = f"{duration(remaining_seconds)} left"
     return parts
 
 
@@ -256,8 +262,12 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     >>> columns([("name", "size"), ("reflection.duckdb", "1 MB")])
     ['name               size', 'reflection.duckdb  1 MB']
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    widths = [max(map(text_width, column)) for column in zip(*rows, strict=True)]
+
+    def padded(cell: str, width: int) -> str:
+        return cell + " " * (width - text_width(cell))
+
+    return ["  ".join(map(padded, row, widths)).rstrip() for row in rows]
 
 
 def local_time(at: datetime, form: str = "%Y-%m-%d %H:%M:%S") -> str:

@@ -4,10 +4,11 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from agent.domain.plain_text import printable
+from agent.entrypoints.text_lines import cut_to_width, text_width
 
 CLEAR = "\r\x1b[K"
 
@@ -23,16 +24,22 @@ def is_possible() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def show(text: str) -> None:
-    """Show this line instead of the previous one, cut to the terminal's width; "" removes it.
+def fitted(texts: Sequence[str], columns: int) -> str:
+    """Return the first of these texts that a line of a terminal can show, else the last one, cut."""
+    room = max(columns - 1, 1)  # the last column is left to the cursor
+    return next((text for text in texts if text_width(text) <= room), cut_to_width(texts[-1], room))
 
-    Raises OSError or ValueError if the terminal was closed.
+
+def show(*texts: str) -> None:
+    """Show the first of these texts that fits into the terminal's width, instead of the previous line; "" removes it.
+
+    If none fits, the last one is cut. Raises OSError or ValueError if the terminal was closed.
     """
     global _shown  # noqa: PLW0603 - a process has one standard error
-    columns = shutil.get_terminal_size().columns
+    text = fitted([printable(text) for text in texts], shutil.get_terminal_size().columns)
     with _lock:
         if text or _shown:
-            _shown = printable(text)[: max(columns - 1, 1)]
+            _shown = text
             sys.stderr.write(CLEAR + _shown)
             sys.stderr.flush()
 

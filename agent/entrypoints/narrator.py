@@ -124,7 +124,7 @@ class Narrator:
                     self._bar.redraw()
                 elif logs.is_rendered_by(log_text):
                     self._progress_at = None
-                    live_line.show(waiting_text(upcoming(), datetime.now(UTC)))
+                    live_line.show(*waiting_texts(upcoming(), datetime.now(UTC)))
             await asyncio.sleep(TICK_SECONDS)
 
 
@@ -147,9 +147,10 @@ def _print(lines: Iterable[Line], at: datetime) -> None:
         live_line.write_above("".join(f"{line}\n" for line in text))
 
 
-def waiting_text(upcoming: NextSync | None, now: datetime) -> str:
-    """Return the live line about the next sync; "" if none is due later."""
+def waiting_texts(upcoming: NextSync | None, now: datetime) -> list[str]:
+    """Return the live line about the next sync, and shorter ones for narrower terminals; "" if none is due later."""
     if upcoming is None or upcoming.at is None or upcoming.at <= now:
-        return ""
-    wait = duration((upcoming.at - now).total_seconds())
-    return f"databases have changed; next sync in {wait}: {REASONS[upcoming.reason]} ({SYNC_NOW})"
+        return [""]
+    wait = f"next sync in {duration((upcoming.at - now).total_seconds())}"
+    reason = f"{wait}, {REASONS[upcoming.reason]}"
+    return [f"databases have changed; {reason}; {SYNC_NOW}", f"{reason}; {SYNC_NOW}", reason, wait]

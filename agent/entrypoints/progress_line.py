@@ -53,22 +53,7 @@ class ProgressBar:
         if not self._visible or self._progress is None:
             return
         self._drawn_at = now = time.monotonic()
-        progress = self._progress
-        live_line.show(
-            "  ".join(
-                [
-                    phase_name(progress.phase),
-                    *([bar(progress.fraction, sys.stderr.encoding)] if progress.fraction is not None else []),
-                    *progress_parts(
-                        progress.done,
-                        progress.total,
-                        progress.rate(at=now),
-                        progress.remaining_seconds(at=now),
-                        of_bytes=self._of_bytes,
-                    ),
-                ]
-            )
-        )
+        live_line.show(*progress_texts(self._progress, at=now, of_bytes=self._of_bytes, encoding=sys.stderr.encoding))
 
     def clear(self) -> None:
         """Remove the line."""
@@ -85,6 +70,27 @@ class ProgressBar:
     def say(text: str) -> None:
         """Print a message on a line of its own, above the progress."""
         live_line.write_above(f"{text}\n")
+
+
+def progress_texts(progress: Progress, *, at: float, of_bytes: bool = True, encoding: str | None) -> list[str]:
+    """Return the progress in a line, and shorter lines for narrower terminals.
+
+    They lack the bar, then the counts, then the rate, then all but the first word of the phase. Percent and remaining
+    time are in all of them.
+    """
+    name, fraction = phase_name(progress.phase), progress.fraction
+    parts = {
+        "phase": name,
+        "bar": "" if fraction is None else bar(fraction, encoding),
+        **progress_parts(
+            progress.done, progress.total, progress.rate(at=at), progress.remaining_seconds(at=at), of_bytes=of_bytes
+        ),
+    }
+    texts = []
+    for less in ({}, {"bar": ""}, {"count": ""}, {"rate": ""}, {"phase": name.split()[0]}):
+        parts |= less
+        texts.append("  ".join(filter(None, parts.values())))
+    return texts
 
 
 @asynccontextmanager

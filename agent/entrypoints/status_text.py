@@ -35,10 +35,10 @@ STYLES = {
 }
 
 REASONS = {
-    "quiet": "the files are still changing",
-    "deadline": "the files keep changing",
-    "min_interval": "minimum interval",
-    "retry": "the last attempt failed",
+    "quiet": "because the files are still changing",
+    "deadline": "because the files keep changing",
+    "min_interval": "because of the minimum interval",
+    "retry": "because the last attempt failed",
 }
 SYNC_NOW = "akosha-agent sync does it now"
 
@@ -89,7 +89,7 @@ def activity_text(activity: Activity) -> str:
         activity.done_bytes, activity.total_bytes, activity.bytes_per_second, activity.remaining_seconds
     )
     phase = phase_name(activity.phase)
-    return f"{phase}: {', '.join(parts)}" if parts else phase
+    return f"{phase}: {', '.join(parts.values())}" if parts else phase
 
 
 def _now_and_next(status: StatusDocument, now: datetime) -> Iterator[Line]:
@@ -112,6 +112,8 @@ def _next_sync(status: StatusDocument, now: datetime) -> str:
         return "none: sync is disabled (akosha_sync_enabled is false)"
     if not _agent_runs(status):
         return "none, because no agent is running (akosha-agent sync does it now)" if status.pending else ""
+    if status.unresponsive_agent:
+        return "unknown, because the agent does not report its status" if status.pending else ""
     upcoming = status.next_sync
     if not status.pending or status.problem:
         return "when a database changes or a session ends" if not status.problem else ""
@@ -121,7 +123,7 @@ def _next_sync(status: StatusDocument, now: datetime) -> str:
         return f"when a session ends, because akosha_agent_upload_on_change is false ({SYNC_NOW})"
     seconds = (upcoming.at - now).total_seconds()
     when = f"in {duration(seconds)}" if seconds >= 1 else "now"
-    return f"{when}: {REASONS.get(upcoming.reason, upcoming.reason)} ({SYNC_NOW})" if seconds >= 1 else when
+    return f"{when}, {REASONS.get(upcoming.reason, upcoming.reason)}; {SYNC_NOW}" if seconds >= 1 else when
 
 
 def _facts(status: StatusDocument, other_id: str, now: datetime, *, over_nats: bool) -> Iterator[Line]:

@@ -1,16 +1,19 @@
 """Lines of text for a terminal or a pipe: wrapped below a label, and coloured on a terminal."""
 
 import os
+import re
 import shutil
 import sys
-import textwrap
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TextIO
 
 NARROWEST = 16
 """Columns of text that are left beside a label; on a narrower terminal, lines are longer than it."""
+
+_WORD = re.compile(r"\s+|\S+")
 
 RESET = "\x1b[0m"
 
@@ -70,22 +73,64 @@ def print_lines(lines: Iterable[Line]) -> None:
         sys.stdout.write(f"{text}\n")
 
 
+def text_width(text: str) -> int:
+    """Return how many columns a terminal needs for a text without control characters.
+
+    >>> text_width("abc"), text_width("記憶")
+    (3, 4)
+    """
+    return len(text) if text.isascii() else sum(map(_columns_of, text))
+
+
+def cut_to_width(text: str, width: int) -> str:
+    """Return the beginning of a text that fits into so many columns.
+
+    >>> cut_to_width("記憶 1", 3)
+    '記'
+    """
+    used = 0
+    for at, character in enumerate(text):
+        used += _columns_of(character)
+        if used > width:
+            return text[:at]
+    return text
+
+
+def _columns_of(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
 def _wrapped(line: Line, width: int | None) -> list[str]:
-    if width is None or len(line.text) <= width:
+    if width is None or text_width(line.text) <= width:
         return [line.text.rstrip()]
     head, text = line.text[: line.indent], line.text[line.indent :]
-    indent = " " * line.indent
-    if width - line.indent < NARROWEST:
-        width = line.indent + NARROWEST
-    pieces = textwrap.wrap(
-        text,
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return [head + pieces[0][line.indent :], *pieces[1:]] if pieces else [head.rstrip()]
+    room = max(width - line.indent, NARROWEST)
+    pieces, spaces = [""], ""
+    for word in _words(text):
+        if word.isspace():
+            spaces = word
+            continue
+        if pieces[-1] and text_width(pieces[-1] + spaces + word) > room:
+            pieces.append(word)
+        else:
+            pieces[-1] += (spaces if pieces[-1] or len(pieces) == 1 else "") + word
+        spaces = ""
+    return [(head + pieces[0]).rstrip(), *[" " * line.indent + piece for piece in pieces[1:]]]
+
+
+def _words(text: str) -> Iterator[str]:
+    """Yield the words of a text and the spaces between them. A line may also end after each wide character."""
+    for found in _WORD.findall(text):
+        word = ""
+        for character in found:
+            word += character
+            if _columns_of(character) > 1:
+                yield word
+                word = ""
+        if word:
+            yield word
 
 
 def _coloured(line: Line, piece: str, *, colours: bool) -> str:

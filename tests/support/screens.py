@@ -22,11 +22,12 @@ from agent.application.status_warnings import notes_waiting
 from agent.domain.databases import NO_DATABASES
 from agent.domain.events import MethodError, UploadsPruned, UploadVerified
 from agent.domain.memories import NO_EMBEDDING, Kind, RowState
-from agent.domain.progress import Activity
+from agent.domain.progress import Activity, Progress
 from agent.domain.status_warning import StatusWarning
 from agent.domain.sync_preview import DatabasePreview, DatabaseStep, FilePreview, FileStep
-from agent.entrypoints import narrator
+from agent.entrypoints import live_line, narrator
 from agent.entrypoints.memories_text import Account, account_lines
+from agent.entrypoints.progress_line import progress_texts
 from agent.entrypoints.sentences import event_lines, log_lines
 from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.status_text import status_lines
@@ -221,6 +222,26 @@ ACCOUNTS: Mapping[str, tuple[Account, bool]] = {
 }
 
 
+def advanced(phase: str, per_second: float, total: int, seconds: int = 14) -> Progress:
+    """Return the progress of a phase that has advanced steadily until second `seconds`."""
+    progress = Progress(phase, total, at=0)
+    for second in range(1, seconds + 1):
+        progress.update(round(per_second * second), at=second)
+    return progress
+
+
+PROGRESS: Mapping[str, list[str]] = {
+    about: progress_texts(advanced(phase, per_second, total), at=14, of_bytes=of_bytes, encoding="utf-8")
+    for about, phase, per_second, total, of_bytes in (
+        ("sync", "upload", 3.1e6, 100_000_000, True),
+        ("sync, memories of a first push", "memories", 104.6e6, 123_456_000_000, True),
+        ("restore", "download", 3.1e6, 100_000_000, True),
+        ("verify --all --deep", "verifying 20260301_115700_laptop (3 of 12)", 3.1e6, 100_000_000, True),
+        ("react --once", "ingesting", 6, 200, False),
+    )
+} | {"run, a change waits": narrator.waiting_texts(later(252, "min_interval"), NOON)}
+
+
 def screens() -> Mapping[str, Mapping[str, list[Line]]]:
     """Return name of the command -> what it is about -> its lines."""
     return {
@@ -256,6 +277,10 @@ def files() -> Mapping[str, str]:
                 for about, lines in shown.items()
             ]
             found[f"{name}_{suffix}.txt"] = "\n".join(parts)
+    for suffix, width in WIDTHS.items():
+        if width is not None:  # elsewhere there is no progress
+            parts = [f"---- {about}\n{live_line.fitted(texts, width)}\n" for about, texts in PROGRESS.items()]
+            found[f"progress_{suffix}.txt"] = "\n".join(parts)
     return found
 
 

@@ -1,11 +1,14 @@
 """What commands print on terminals of 40, 80 and 200 columns and in a pipe: the files in `screens`."""
 
+import re
 import time
 
 import pytest
 
 from agent.domain.plain_text import printable
-from agent.entrypoints.text_lines import Line, Style, has_colours, labelled, rendered
+from agent.entrypoints.formatting import columns
+from agent.entrypoints.live_line import fitted
+from agent.entrypoints.text_lines import Line, Style, has_colours, labelled, rendered, text_width
 from tests.support import screens
 
 
@@ -30,6 +33,22 @@ def test_only_a_single_word_exceeds_the_width(files, width):
     for name, text in files.items():
         for line in text.splitlines() if name.endswith(f"_{width}.txt") else ():
             assert len(line) <= width or len(line.split()) == 1 or line.startswith("----"), line
+
+
+@pytest.mark.parametrize("about", [about for about in screens.PROGRESS if not about.startswith("run")])
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_narrow_progress_line_has_percent_and_remaining_time(about, width):
+    line = fitted(screens.PROGRESS[about], width)
+    assert len(line) < width
+    assert re.search(r"\d %  .*\S left$", line), line
+
+
+def test_wide_characters_are_wrapped_at_the_width_of_the_terminal():
+    text = "記憶のデータベースが読めません reflection (確認してください) " * 3
+    shown = rendered([labelled("warning", text, 11)], width=40, colours=False)
+    assert max(map(text_width, shown)) <= 40
+    assert "".join("".join(shown).split()).removeprefix("warning") == "".join(text.split())
+    assert [text_width(row) for row in columns([("記憶", "1"), ("reflection", "2")])] == [13, 13]
 
 
 def test_lines_keep_their_indent_and_their_words():

@@ -8,7 +8,8 @@ import structlog
 
 from agent.domain.events import SessionEnded
 from agent.entrypoints import logs
-from agent.entrypoints.narrator import log_text, timed, waiting_text
+from agent.entrypoints.live_line import fitted
+from agent.entrypoints.narrator import log_text, timed, waiting_texts
 from agent.entrypoints.sentences import SENTENCES, event_lines, log_lines
 from agent.entrypoints.text_lines import Line, Style
 from tests.support import screens, values
@@ -55,10 +56,13 @@ def test_control_characters_of_others_are_escaped():
 
 
 def test_the_live_line_says_when_the_next_sync_comes_and_why_not_now():
-    assert waiting_text(None, NOON) == waiting_text(screens.later(-1, "quiet"), NOON) == ""
-    assert waiting_text(screens.later(252, "min_interval"), NOON) == (
-        "databases have changed; next sync in 4:12: minimum interval (akosha-agent sync does it now)"
+    assert waiting_texts(None, NOON) == waiting_texts(screens.later(-1, "quiet"), NOON) == [""]
+    texts = waiting_texts(screens.later(252, "min_interval"), NOON)
+    assert fitted(texts, 120) == (
+        "databases have changed; next sync in 4:12, because of the minimum interval; akosha-agent sync does it now"
     )
+    assert fitted(texts, 80) == "next sync in 4:12, because of the minimum interval"
+    assert fitted(texts, 40) == "next sync in 4:12"
 
 
 def test_log_entries_are_rendered_as_sentences_only_by_auto_on_a_terminal(capsys, monkeypatch):
