@@ -270,6 +270,15 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(padded, row, widths)).rstrip() for row in rows]
 
 
+def waits(count: int) -> str:
+    """Return the verb for a number of things that wait.
+
+    >>> f"1 memory {waits(1)}, 2 memories {waits(2)}"
+    '1 memory waits, 2 memories wait'
+    """
+    return "waits" if count == 1 else "wait"
+
+
 def local_time(at: datetime, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     """Return a time in the local time zone, or unconverted if the system cannot convert it."""
     with suppress(OverflowError, OSError, ValueError):

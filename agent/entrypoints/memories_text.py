@@ -10,7 +10,7 @@ from agent.domain.delivery_state import Target
 from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
 from agent.domain.plain_text import printable, shorten
 from agent.domain.routing import CLOUD, HTTP
-from agent.entrypoints.formatting import columns, local_time
+from agent.entrypoints.formatting import columns, local_time, waits
 from agent.entrypoints.text_lines import Line, Style
 from agent.ports import HeldMemory, MemoryCounts
 
@@ -52,7 +52,10 @@ class Account:
 
 
 def account_lines(account: Account, location: str, texts: Texts, *, failed: bool, everything: bool) -> list[Line]:
-    """Return the text about one target. `failed`: without what waits; `everything`: a list instead of examples."""
+    """Return the text about one target.
+
+    `failed`: without what waits; `everything`: all memories of a group instead of examples.
+    """
     counts, target = account.counts, account.target
     if target.method == CLOUD:
         rows = f"{account.rows:,} rows in the last upload, which has the whole databases"
@@ -61,31 +64,36 @@ def account_lines(account: Account, location: str, texts: Texts, *, failed: bool
         ]
     refused, waiting = sum(counts.refused.values()), sum(counts.waiting.values())
     summary = (
-        f"{counts.delivered:,} delivered, {waiting:,} wait, {refused:,} {'was' if refused == 1 else 'were'} refused"
+        f"{counts.delivered:,} delivered, {waiting:,} {waits(waiting)}, "
+        f"{refused:,} {'was' if refused == 1 else 'were'} refused"
     )
     lines = [Line(f"{target.method}  {location}: {summary}", indent=2, bold=len(target.method))]
     if target.method == HTTP and counts.delivered:
         lines.append(Line(f"  {DELIVERED_TO_AKOSHA}", indent=2))
     if account.confirmed_at:
         lines.append(Line(f"  {CONFIRMED}: checked at {local_time(account.confirmed_at)}", indent=2))
-    if everything:
-        lines += _list(account)
-    else:
-        lines += _groups(account, texts, failed=failed)
+    lines += _groups(account, texts, failed=failed, everything=everything)
     return [line.map(printable) for line in lines]
 
 
-def _groups(account: Account, texts: Texts, *, failed: bool) -> Iterator[Line]:
-    counts = account.counts
-    groups = [("refused", reason, count) for reason, count in _most_first(counts.refused)]
-    groups += [] if failed else [("waiting", reason, count) for reason, count in _most_first(counts.waiting)]
+def _groups(account: Account, texts: Texts, *, failed: bool, everything: bool) -> Iterator[Line]:
+    refused, waiting = account.counts.refused, account.counts.waiting
+    if everything:
+        refused, waiting = (
+            Counter(one.reason for one in account.held if one.state == state) for state in ("refused", "waiting")
+        )
+    groups = [("refused", reason, count) for reason, count in _most_first(refused)]
+    groups += [] if failed else [("waiting", reason, count) for reason, count in _most_first(waiting)]
     for state, reason, count in groups:
         verb = "was refused" if count == 1 else "were refused"
-        text = f"{count:,} {verb if state == 'refused' else 'wait'}: {shorten(reason, LONGEST_SHOWN)}"
+        text = f"{count:,} {verb if state == 'refused' else waits(count)}: {shorten(reason, LONGEST_SHOWN)}"
         yield Line("")
         yield Line(f"  {text}", Style.BAD if state == "refused" else Style.WARNING, indent=2)
         if reason == NO_EMBEDDING:
             yield Line(f"  {EMBEDDING_HINT}", indent=2)
+        if everything:
+            yield from _list([one for one in account.held if (one.state, one.reason) == (state, reason)])
+            continue
         shown = [one for one in account.examples() if (one.state, one.reason) == (state, reason)]
         for one in shown:
             text = _excerpt(texts.get(one.row.key)) or shorten(one.row.id, LONGEST_EXCERPT)
@@ -94,23 +102,11 @@ def _groups(account: Account, texts: Texts, *, failed: bool) -> Iterator[Line]:
             yield Line(f"    and {count - len(shown):,} more: {LIST_ALL}", Style.DIM, indent=6)
 
 
-def _list(account: Account) -> Iterator[Line]:
-    if not account.held:
-        return
-    rows = [("database", "kind", "id", "state", "reason")]
-    rows += [
-        (
-            one.row.database,
-            one.row.kind,
-            shorten(one.row.id, LONGEST_SHOWN),
-            one.state,
-            shorten(one.reason, LONGEST_SHOWN),
-        )
-        for one in account.held
-    ]
-    yield Line("")
-    for row in columns([tuple(map(printable, row)) for row in rows]):
-        yield Line(f"  {row}", indent=4)
+def _list(held: Sequence[HeldMemory]) -> Iterator[Line]:
+    """Yield a line for each memory: on a narrow terminal, its ID is in the next one."""
+    rows = [(one.row.database, one.row.kind, shorten(one.row.id, LONGEST_SHOWN)) for one in held]
+    for row in columns([tuple(map(printable, row)) for row in rows]) if rows else ():
+        yield Line(f"    {row}", indent=6)
 
 
 def _excerpt(text: str | None) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,10 +14,10 @@ import structlog
 from structlog.typing import EventDict
 
 from agent.application.monitoring.agent_service import AgentService
-from agent.application.monitoring.status import NextSync
+from agent.application.monitoring.status import DatabaseStatus, NextSync
 from agent.bootstrap.home import RUN
 from agent.bootstrap.stores import location_of
-from agent.domain.events import Event, SyncProgress, SyncResult
+from agent.domain.events import Event, SyncProgress, SyncRequested, SyncResult
 from agent.domain.plain_text import printable
 from agent.domain.progress import STALLED_SECONDS
 from agent.entrypoints import live_line, logs
@@ -80,13 +80,14 @@ class Narrator:
         try:
             async with aclosing(service.events(after=after)) as events:
                 async for item in events:
-                    self.show(item.event if isinstance(item, HistoryEntry) else item)
+                    event = item.event if isinstance(item, HistoryEntry) else item
+                    self.show(event, await _pending(service, event))
         finally:
             counting.cancel()
             await asyncio.wait({counting})
 
-    def show(self, event: Event) -> None:
-        """Print an event; a SyncProgress changes the live line."""
+    def show(self, event: Event, pending: Sequence[DatabaseStatus] = ()) -> None:
+        """Print an event; a SyncProgress changes the live line. `pending`: see `event_lines`."""
         if not logs.is_rendered_by(log_text):
             return
         with suppress(OSError, ValueError):  # the terminal was closed: the agent continues
@@ -97,7 +98,7 @@ class Narrator:
             if isinstance(event, SyncResult):
                 self._progress_at = None
                 self._bar.clear()
-            _print(event_lines(event), event.time)
+            _print(event_lines(event, pending), event.time)
 
     async def _introduce(self, service: AgentService) -> None:
         """Print what is watched, where memories go, and the verdict."""
@@ -126,6 +127,14 @@ class Narrator:
                     self._progress_at = None
                     live_line.show(*waiting_texts(upcoming(), datetime.now(UTC)))
             await asyncio.sleep(TICK_SECONDS)
+
+
+async def _pending(service: AgentService, event: Event) -> Sequence[DatabaseStatus]:
+    """Return the databases that a new request is about; none if its sync has already ended. Raises StateError."""
+    if not isinstance(event, SyncRequested):
+        return ()
+    targets = (await service.brief_status()).targets
+    return [one for one in targets[0].databases if one.pending] if targets else ()
 
 
 def timed(lines: Iterable[Line], at: datetime) -> list[Line]:

@@ -1,8 +1,9 @@
 """Sentences for people about events and log entries, as `run` on a terminal, `sync` and the demo print them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
+from agent.application.monitoring.status import DatabaseStatus
 from agent.domain.events import (
     Event,
     IngestCompleted,
@@ -19,6 +20,7 @@ from agent.domain.routing import CLOUD, FILE_CHANGE, MANUAL, REMOTE, RETRY, SESS
 from agent.entrypoints.formatting import (
     error_lines,
     error_message,
+    human_bytes,
     ingest_summary,
     local_time,
     prune_summary,
@@ -38,13 +40,16 @@ CAUSES: Mapping[str, str] = {
 """Reasons of requests."""
 
 
-def event_lines(event: Event) -> list[Line]:
+def event_lines(event: Event, pending: Sequence[DatabaseStatus] = ()) -> list[Line]:
     """Return what happened, one line a fact; nothing for an event of another kind. Control characters are not escaped.
 
-    A retry is not reported when it begins: an unavailable target is retried for hours.
+    `pending` are the databases that the target lacks, as far as that is known: a request's line names them. A retry is
+    not reported when it begins: an unavailable target is retried for hours.
     """
     if isinstance(event, SyncRequested):
-        begins = f"{CAUSES.get(event.reason, event.reason)}: {'uploading' if event.route[0] == CLOUD else 'sending'}"
+        verb = "uploading" if event.route[0] == CLOUD else "sending"
+        what = ", ".join(f"{one.name} ({human_bytes(one.size)})" for one in pending)
+        begins = f"{CAUSES.get(event.reason, event.reason)}: {verb} {what}".rstrip()
         return [] if event.reason == RETRY else [Line(begins)]
     if isinstance(event, SyncSucceeded):
         first, *others = sync_lines(event)

@@ -20,6 +20,7 @@ from agent.entrypoints.formatting import (
     local_time,
     phase_name,
     progress_parts,
+    waits,
 )
 from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.status_verdict import Severity
@@ -140,7 +141,7 @@ def _facts(status: StatusDocument, other_id: str, now: datetime, *, over_nats: b
         since = status.bus.since
         yield _fact("bus", status.bus.text + (f"  (since {local_time(since)}, {age(since, now)})" if since else ""))
     if over_nats and status.results_waiting:
-        yield _fact("results", f"{status.results_waiting} wait to be published")
+        yield _fact("results", f"{status.results_waiting} {waits(status.results_waiting)} to be published")
     newest = next((one.newest_upload_id for one in status.targets if one.method == CLOUD), None)
     if status.verified:
         style = Style.PLAIN if status.verified.whole else Style.BAD
@@ -230,7 +231,7 @@ def counted_memories(memories: MemoryCounts) -> str:
     """Return how many memories the target has, and how many it lacks; "" if there are none."""
     counts = [f"{memories.delivered:,} delivered"] if memories.delivered else []
     counts += [
-        f"{count:,} wait: {reason}" + (f" ({EMBEDDING_HINT})" if reason == NO_EMBEDDING else "")
+        f"{count:,} {waits(count)}: {reason}" + (f" ({EMBEDDING_HINT})" if reason == NO_EMBEDDING else "")
         for reason, count in sorted(memories.waiting.items())
     ]
     if memories.refused:

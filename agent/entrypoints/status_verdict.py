@@ -20,7 +20,7 @@ from agent.domain.memories import EMBEDDING_HINT, NO_EMBEDDING
 from agent.domain.naming import MANIFEST_NAME
 from agent.domain.plain_text import problem_list
 from agent.domain.routing import CLOUD, HTTP
-from agent.entrypoints.formatting import age, duration, error_message, human_bytes, is_ahead, percent, phase_name
+from agent.entrypoints.formatting import age, duration, error_message, human_bytes, is_ahead, percent, phase_name, waits
 
 
 class Severity(StrEnum):
@@ -198,8 +198,9 @@ def _memories_waiting(facts: Facts) -> str:
     if first is None or first.method != HTTP or not first.memories.waiting:
         return ""
     waiting = first.memories.waiting
+    count = sum(waiting.values())
     hint = f" ({EMBEDDING_HINT})" if NO_EMBEDDING in waiting else ""
-    return f"{_counted(sum(waiting.values()))} wait: {', '.join(sorted(waiting))}{hint}"
+    return f"{_counted(count)} {waits(count)}: {', '.join(sorted(waiting))}{hint}"
 
 
 def _agent_unresponsive(facts: Facts) -> str:

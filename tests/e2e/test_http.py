@@ -225,5 +225,5 @@ def test_waiting_memories_are_shown_with_the_first_words_of_a_copy(machine, akos
     assert re.search(r'\n  8 wait: no embedding\n.*\n    \w+  "[^"]', done.out), done.out
     assert "and 5 more: akosha-agent memories --all lists them" in done.out
     assert done.out.count("\n    ") == 4
-    assert machine.call("memories", "--all").out.count("waiting  no embedding") == 8
+    assert machine.call("memories", "--all").out.count("\n    reflection  ") == 8
     assert not (machine.state / "reading").exists()

@@ -135,7 +135,7 @@ UPLOADED = replace(
 REQUESTED = values.request()
 NARRATION: Mapping[str, Sequence[tuple[Sequence[Line], float]]] = {
     "a change is uploaded": [
-        (event_lines(replace(REQUESTED, reason="file_change")), 0),
+        (event_lines(replace(REQUESTED, reason="file_change"), [CHANGED]), 0),
         (event_lines(UPLOADED), 1),
     ],
     "a database cannot be copied": [

@@ -24,9 +24,10 @@ def test_failed_leaves_out_what_waits():
     assert "wait: " not in text_of(failed=True)
 
 
-def test_a_list_has_every_memory_and_no_groups():
+def test_a_list_has_every_memory_below_the_reason():
     text = text_of(everything=True)
-    assert text.count("\n  reflection  conversation  ") == len(screens.HELD)
+    assert text.count("\n    reflection  conversation  ") == len(screens.HELD)
+    assert text.count("13 wait: no embedding") == 1
     assert "more: " not in text
 
 

@@ -21,6 +21,8 @@ def test_requests_and_results_have_a_line_and_other_events_none():
     assert [line.text for line in event_lines(values.request(reason="session_end"))] == [
         "a session has ended: uploading"
     ]
+    (begins,) = event_lines(values.request(reason="file_change"), [screens.CHANGED, screens.GRAPH])
+    assert begins.text == "the databases have changed: uploading reflection (5.4 MB), knowledge_graph (2.6 MB)"
     assert event_lines(values.request(reason="retry")) == []
     assert event_lines(SessionEnded(id="s", time=NOON, system_id="laptop")) == []
     (done,) = event_lines(screens.UPLOADED)

@@ -1,6 +1,7 @@
 """The verdict of `status`: one case for each row of its table, and none that is safe although something is wrong."""
 
 import ast
+import re
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from agent.application.sync.lost_databases import DATABASE_LOST
 from agent.domain.databases import NO_DATABASES
 from agent.domain.status_warning import StatusWarning
 from agent.entrypoints import status_verdict
+from agent.entrypoints.formatting import PHASES, phase_name
 from agent.entrypoints.status_document import AGENT_STOPPED
 from agent.entrypoints.status_verdict import ROWS, Severity, verdict_of
 from agent.ports import MemoryCounts
@@ -57,7 +59,7 @@ CASES = {
         replace(OWED, next_sync=screens.later(252, "min_interval")),
         "Not uploaded yet: reflection; the next sync is in 4:12",
     ),
-    "_memories_waiting": (with_target(AKOSHA, memories=MemoryCounts(waiting={"odd": 1})), "1 memory wait: odd"),
+    "_memories_waiting": (with_target(AKOSHA, memories=MemoryCounts(waiting={"odd": 1})), "1 memory waits: odd"),
     "_agent_unresponsive": (
         warned(AGENT_STOPPED), "Unknown: it is so; this status is from its ledger",
     ),
@@ -221,6 +223,17 @@ def test_every_code_of_a_warning_has_a_severity():
     assert "target_not_mounted" in found
     assert found <= known
     assert known <= found
+
+
+def test_the_quick_start_lists_the_beginning_of_every_verdict():
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    table = page.partition("| it begins with | meaning |")[2].partition("\n\n")[0]
+    cells = " ".join(line.split("|")[1] for line in table.strip().splitlines())
+    patterns = [re.escape(text).replace(re.escape("..."), ".*") for text in re.findall("`([^`]+)`", cells)]
+    texts = [text for _, text in CASES.values()] + [judged(SAFE).text]
+    texts += [phase_name(phase).capitalize() for phase in PHASES if phase != "download"]
+    texts += [judged(with_target(AKOSHA, error="403", failures=1)).text]
+    assert [text for text in texts if not any(re.match(pattern, text) for pattern in patterns)] == []
 
 
 def test_the_verdict_of_an_earlier_agent_is_made_by_the_command():
