@@ -193,7 +193,9 @@ def _check_http(url: str, allowed: str, *, plaintext: bool) -> None:
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"must be {allowed}")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("must not contain a user or password: use akosha_http_token or the AWS_ variables")
+        raise ValueError(
+            "must not contain a user or password: write it without them (keys and tokens are settings of their own)"
+        )
     if parts.query or parts.fragment:
         raise ValueError("must not contain ? or #")
     _check_host(parts, allowed)

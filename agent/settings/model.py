@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from agent.domain.routing import DEFAULT_HTTP_ENDPOINT, plan_route
+from agent.domain.routing import DEFAULT_HTTP_ENDPOINT, HTTP, plan_route
 from agent.settings import endpoints
 from agent.settings.validators import (
     AUTO_REGION,
@@ -395,6 +395,11 @@ class Settings(BaseModel):
     def cloud_configured(self) -> bool:
         """Whether the cloud method has a bucket or a directory."""
         return bool(self.cloud_bucket) or self.directory is not None
+
+    @property
+    def target_chosen(self) -> bool:
+        """Whether a setting says where memories go. If none does, they go to an Akosha server on this machine."""
+        return self.cloud_configured or self.force_method == HTTP or self.http_endpoint != DEFAULT_HTTP_ENDPOINT
 
     @property
     def route(self) -> tuple[str, ...]:

@@ -61,7 +61,9 @@ class OwnFile:
         for written, value in file.values.items():
             key = written if written.startswith(PREFIX) else PREFIX + written
             if key in values:
-                raise SettingsError(f"{self.name} has {key_for_message(key)} twice, with and without {PREFIX}")
+                raise SettingsError(
+                    f"{self.name} has {key_for_message(key)} twice, with and without {PREFIX}", hint="delete one"
+                )
             values[key] = value
         return SettingsFile(file.identity, file.mode, file.owner, values)
 
@@ -104,9 +106,11 @@ def check_no_secrets(name: str, values: Mapping[str, object], credentials: OwnFi
     keys = {key.removeprefix(PREFIX): value for key, value in values.items()}
     found = [key for key, value in keys.items() if value not in (None, "") and is_secret(key, value)]
     if found:
+        moved = S3_KEYS[:2] if found[0] in S3_KEYS else found[:1]  # one S3 key without the other is an error
+        words = " ".join(f"{key} -" for key in moved)
         raise SettingsError(
             f"{name} contains {' and '.join(found)}: secrets belong in {credentials.name}",
-            hint=f"akosha-agent config set {found[0]} - moves it there",
+            hint=f"akosha-agent config set {words} moves {'it' if len(moved) == 1 else 'them'} there",
         )
 
 

@@ -99,7 +99,10 @@ def test_an_installed_hook_runs_in_any_environment_and_uninstall_removes_it(mach
     assert hook("install").exit_code == 0
     again = hook("install").stdout
     assert again.startswith("already installed")
-    assert "agent    not running: the notes of ended sessions wait in the spool. To start it: akosha-agent" in again
+    assert (
+        "agent    not running: sessions that end are noted, and uploaded when it starts. To start it: akosha-agent"
+        in again
+    )
     status = hook("status", "--json")
     assert (status.exit_code, json.loads(status.stdout)["state"]) == (0, "installed")
     ((entry,),) = [group["hooks"] for group in json.loads(settings.read_bytes())["hooks"]["SessionEnd"]]

@@ -38,6 +38,7 @@ MOST_UNPACKED = 1040
 """Maximum number of bytes that one byte of gzip decompresses to, with a small margin."""
 
 _MINUTE = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _AGO = re.compile(r"(?P<number>an?|\d{1,4}) (?P<unit>minute|hour|day|week)s? ago")
 _DAY = re.compile(r"(?P<day>yesterday|today)(?: (?:at )?(?P<clock>\d{1,2}:\d{2}))?")
 _SPARE = 2**16
@@ -325,8 +326,8 @@ def time_of(text: str, now: datetime) -> datetime:
     """Parse a time: RFC 3339, `2026-11-20 18:00` in local time, or a time before `now`.
 
     A time without seconds means the end of that minute: uploads are listed by the minute, and the user means the
-    upload listed with it. `yesterday` is the end of that day, `yesterday 18:00` a time of it; `2 hours ago` counts from
-    `now`. Raises SettingsError for anything else: a date alone could mean its start or its end.
+    upload listed with it. A day (`2026-11-20`, `yesterday`) is its end, `yesterday 18:00` a time of it;
+    `2 hours ago` counts from `now`. Raises SettingsError for anything else.
     """
     words = " ".join(text.lower().split())
     if ago := _AGO.fullmatch(words):
@@ -338,6 +339,8 @@ def time_of(text: str, now: datetime) -> datetime:
         date = now.astimezone().date() - timedelta(days=day["day"] == "yesterday")
         text = f"{date} {clock:0>5}"
     try:
+        if _DATE.fullmatch(text.strip()):
+            text = f"{text.strip()} 23:59"
         time = datetime.fromisoformat(text.strip())
         if ":" in text:
             if _MINUTE.fullmatch(text.strip()):
@@ -347,7 +350,7 @@ def time_of(text: str, now: datetime) -> datetime:
         pass
     raise SettingsError(
         f"{text!r:.60} is not a time",
-        hint="write 2026-11-20 18:00, 2026-11-20T18:00:00+01:00, yesterday, yesterday 18:00, or 2 hours ago",
+        hint="write 2026-11-20, 2026-11-20 18:00, 2026-11-20T18:00:00+01:00, yesterday 18:00, or 2 hours ago",
     )
 
 

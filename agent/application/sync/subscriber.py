@@ -339,6 +339,8 @@ def _unreachable(target: Target, policy: SyncPolicy) -> tuple[str, str]:
     is_default = target.endpoint == DEFAULT_HTTP_ENDPOINT
     message = f"no Akosha server at {target.endpoint}" if is_default else message
     if not policy.cloud_configured:
+        if is_default:  # perhaps nobody has chosen a target
+            return message, "akosha-agent init chooses where memories go; or start Akosha there"
         return message, f"{_START_AKOSHA}, akosha_cloud_bucket or akosha_cloud_endpoint"
     hints = [] if is_default and HTTP in policy.route[1:] else [_START_AKOSHA]
     if HTTP in policy.route[1:]:

@@ -4,13 +4,14 @@ import asyncio
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated
 
 import typer
 
-from agent.bootstrap.home import Home
-from agent.bootstrap.stores import location_of
+from agent.bootstrap.home import RUN, Home
+from agent.bootstrap.stores import location_of, targets_of
 from agent.domain.errors import SettingsError
 from agent.domain.identity import suffixed
 from agent.domain.plain_text import printable
@@ -18,9 +19,9 @@ from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.formatting import json_value, local_time
 from agent.entrypoints.status_document import StatusDocument
-from agent.entrypoints.status_text import status_lines
+from agent.entrypoints.status_text import LABEL, status_lines
 from agent.entrypoints.status_view import gather_status
-from agent.entrypoints.text_lines import Line, Style, has_colours, print_lines, rendered
+from agent.entrypoints.text_lines import Line, Style, has_colours, labelled, print_lines, rendered
 from agent.settings import Settings
 
 app = CommandGroup()
@@ -95,4 +96,22 @@ def lines_of(document: StatusDocument, settings: Settings, now: datetime | None 
     }
     undecided = document.system_id_undecided
     other = suffixed(document.system_id, Home.of(settings).machine()) if undecided else None
-    return status_lines(document, locations=locations, over_nats=settings.over_nats, other_id=other or "", now=now)
+    lines = status_lines(document, locations=locations, over_nats=settings.over_nats, other_id=other or "", now=now)
+    notices = [labelled("settings", text, LABEL, Style.WARNING).map(printable) for text in _notices(document, settings)]
+    return [*lines[:2], *notices, *lines[2:]]
+
+
+def _notices(document: StatusDocument, settings: Settings) -> Iterator[str]:
+    """Yield that no target was chosen, or how the settings of the running agent differ from those of this command."""
+    target = document.targets[0] if document.targets else None
+    if not settings.target_chosen and not (target and target.last_success):
+        yield "no target is chosen: akosha-agent init asks where memories go"
+    running = document.running
+    if running is None or running.get("command") != RUN or target is None:
+        return
+    expected = targets_of(settings, document.system_id)[settings.route[0]]
+    if (target.method, target.endpoint, target.bucket) == (expected.method, expected.endpoint, expected.bucket):
+        return
+    here = location_of(expected.method, expected.endpoint, expected.bucket, settings.cloud_region)
+    reload = f"kill -HUP {running.get('pid')}"
+    yield f"the running agent has another target than these settings, {here}; it reads them after {reload}"

@@ -124,33 +124,47 @@ def _print_list(listing: CatalogListing, system_id: str, location: str) -> None:
     if not listing.uploads:
         console.print(f"there are no uploads of {system_id} in {location}")
     else:
-        print_table(_table(listing))
+        print_table(_table(listing, console.width))
     if unread := sum(1 for entry in listing.uploads if entry.manifest is None and not entry.problems):
         console.print(f"the manifests of {unread} older uploads were not read (--all reads them)")
     if listing.unfinished:
         console.print(f"{len(listing.unfinished)} unfinished; the newest is {max(listing.unfinished)}")
 
 
-def _table(listing: CatalogListing) -> Table:
-    """Return the table of uploads. Columns that would be empty in every row are left out."""
+def _table(listing: CatalogListing, width: int) -> Table:
+    """Return the table of uploads. Columns that would be empty in every row are left out.
+
+    So are, on a terminal that is too narrow, numbers and times: the ID, which `restore` needs, stays in one line.
+    """
     carried = {
         entry.upload_id: carried_databases(entry.manifest) if entry.manifest else [] for entry in listing.uploads
     }
     damaged = any(entry.problems for entry in listing.uploads)
     table = Table(box=None, pad_edge=False)
-    table.add_column("upload", overflow="fold")
-    table.add_column("time", no_wrap=True)
-    for title in ("stored", "raw", "rows"):
+    longest = max(len(entry.upload_id) for entry in listing.uploads)
+    table.add_column("upload", no_wrap=longest <= width, overflow="fold")
+    left = width - longest - len("  copy checked")
+    optional = []
+    for title, columns in (("time", 18), ("stored", 10), ("rows", 10), ("raw", 10)):
+        left -= columns
+        if left >= 0:
+            optional.append(title)
+    if "time" in optional:
+        table.add_column("time", no_wrap=True)
+    for title in (one for one in ("stored", "raw", "rows") if one in optional):
         table.add_column(title, justify="right", no_wrap=True)
     for title in ("copy checked", *(("carried over",) if any(carried.values()) else ()), *(("",) if damaged else ())):
         table.add_column(title, overflow="fold")
     for entry in listing.uploads:
+        cells = {
+            "time": local_time(entry.at)[: len("2026-11-21 18:00")],
+            "stored": human_bytes(entry.stored_bytes),
+            "raw": "" if entry.raw_bytes is None else human_bytes(entry.raw_bytes),
+            "rows": "" if entry.rows is None else f"{entry.rows:,}",
+        }
         table.add_row(
             entry.upload_id,
-            local_time(entry.at)[: len("2026-11-21 18:00")],
-            human_bytes(entry.stored_bytes),
-            "" if entry.raw_bytes is None else human_bytes(entry.raw_bytes),
-            "" if entry.rows is None else f"{entry.rows:,}",
+            *(cell for title, cell in cells.items() if title in optional),
             _copy_checked(entry.manifest),
             *((", ".join(carried[entry.upload_id]),) if any(carried.values()) else ()),
             *((damage_summary(entry.problems),) if damaged else ()),

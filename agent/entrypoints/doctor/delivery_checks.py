@@ -29,7 +29,7 @@ DIRECTORY, DISK = "directory", "target disk"
 AKOSHA_MEMORIES = "memories in Akosha"
 
 NO_CLOUD = "no bucket is configured"
-SET_UP = f"{NO_CLOUD} (set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory)"
+SET_UP = f"{NO_CLOUD} (akosha-agent init sets one up)"
 CHECK_ADDRESS = "check akosha_cloud_bucket and akosha_cloud_endpoint"
 SET_KEYS = (
     "akosha-agent config set cloud_access_key_id - cloud_secret_access_key -, or set AWS_ACCESS_KEY_ID and "
@@ -190,6 +190,8 @@ async def akosha(context: DoctorContext) -> list[Finding]:
         hint = (
             START_AKOSHA if first else f"{START_AKOSHA}; without an Akosha server, set akosha_enable_fallback to false"
         )
+        if not settings.target_chosen:
+            hint = "akosha-agent init chooses where memories go; or start Akosha there"
         finding = from_error(AKOSHA, problem, hint=hint, level=Level.ERROR if first else Level.WARNING)
     else:
         version = sink.health_version if healthy else ""

@@ -64,8 +64,8 @@ def install(settings: Settings, claude_settings: ClaudeSettings = None) -> None:
         typer.echo(f"backup   {change.backup}")
     if holder is None or holder.command != RUN:
         typer.echo(
-            "agent    not running: the notes of ended sessions wait in the spool. To start it: akosha-agent service "
-            "install, or akosha-agent run"
+            "agent    not running: sessions that end are noted, and uploaded when it starts. To start it: akosha-agent "
+            "service install, or akosha-agent run"
         )
 
 

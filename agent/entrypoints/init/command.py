@@ -300,11 +300,21 @@ def _system_id(flags: _Flags, settings: Settings) -> Changes:
     if flags.system_id is not None:
         return {"system_id": flags.system_id}
     is_new = not settings.system_id and not (settings.agent_state_dir / "identity.json").exists()
-    if flags.yes or not is_new:
+    if flags.yes:
+        return {}
+    if not is_new:
+        typer.echo("this machine has a name already (akosha-agent status); --system-id NAME changes it")
         return {}
     default = sanitise_system_id(socket.gethostname())
-    chosen = dialogue.ask("Name of this machine", sanitise_system_id, default=default)
+    chosen = dialogue.ask("Name of this machine", _system_id_of, default=default)
     return {} if chosen == default else {"system_id": chosen}
+
+
+def _system_id_of(answer: str) -> str:
+    """Return the answer if it is a system ID. Raises ValueError, AkoshaError."""
+    if (possible := sanitise_system_id(answer)) != answer:
+        raise ValueError(f"may have letters, digits, - and _ only; for example {possible}")
+    return answer
 
 
 def _apply(accepted: Draft, installations: Sequence[Installation]) -> int:

@@ -60,10 +60,17 @@ def from_address(address: str, bucket: str, region: str, cwd: Path, home: Path) 
         return akosha(address.removeprefix("akosha+"))
     if address.startswith("s3://"):
         parts = urlsplit(address)
+        if not parts.netloc:
+            raise SettingsError(f"--to {address} has no bucket", hint="s3://BUCKET")
         if parts.path.strip("/") or (bucket and bucket != parts.netloc):
             raise SettingsError(f"--to {address} must name a bucket only", hint="s3://BUCKET")
         return bucket_at("", parts.netloc, region)
     if is_directory(address) or address.startswith(("/", "~", ".")):
+        if bucket or region:
+            raise SettingsError(
+                "--bucket and --region belong to an S3 store, not to a directory",
+                hint="name the whole directory in --to",
+            )
         return directory(address, cwd, home)
     if address.startswith(("https://", "http://")):
         if not bucket and is_akosha_address(address):
@@ -82,6 +89,10 @@ def directory(written: str, cwd: Path, home: Path) -> Destination:
     else:
         path = Path(written)
         path = home.joinpath(*path.parts[1:]) if path.parts[:1] == ("~",) else cwd / path
+    if ".." in path.parts:
+        path = path.parent.resolve() / path.name if path.name != ".." else path.resolve()
+    if path.parent.exists() and not path.parent.is_dir():
+        raise SettingsError(f"{path.parent} is a file, not a directory", hint="choose another directory")
     if not path.parent.is_dir():
         raise SettingsError(
             f"{path.parent} does not exist", hint="mount the disk, or create the directory, then try again"

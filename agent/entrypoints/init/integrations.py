@@ -55,6 +55,8 @@ def wanted_installations(settings: Settings, *, changed: bool, flags: Wishes) ->
     question = "Run the agent as a service, from now on and at every login?"
     if flags.wants(flags.service, question, lambda: status.reachable and bool(status.manager) and not status.installed):
         wanted.append(install_service)
+    elif flags.service is None and flags.ask and status.manager and not status.reachable:
+        typer.echo(f"the service is not offered: {status.manager} cannot be reached (akosha-agent service status)")
     if status.running and changed:
         wanted.append(service_commands.restart)
     question = "Install the hook that starts a sync when a session of Claude Code ends?"
@@ -74,10 +76,7 @@ def install_service() -> None:
 
 def _install_mcp() -> None:
     """Add the MCP server to Claude Code for all projects; without Claude Code, print what other assistants need."""
-    try:
-        words = (*program(Path.home(), os.environ), "mcp")
-    except AkoshaError:
-        words = (NAME, "mcp")
+    words = (*program(Path.home(), os.environ), "mcp")
     if _claude_path() is None:
         command, *arguments = words
         document = {"mcpServers": {NAME: {"command": command, "args": arguments}}}

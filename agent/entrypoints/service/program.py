@@ -65,9 +65,7 @@ def _check_permanent(path: Path, home: Path, environ: Mapping[str, str]) -> None
     for kind, folders in (("a cache that is cleared", caches), ("a directory for temporary files", temporary)):
         for folder in folders:
             if any(path_.is_relative_to(real) for path_ in directories for real in (folder, folder.resolve())):
-                raise AkoshaError(
-                    f"{path} is in {kind} ({folder}), so the service would stop working", hint=_INSTALL_HINT
-                )
+                raise AkoshaError(f"{path} is in {kind} ({folder}), so it would stop working", hint=_INSTALL_HINT)
 
 
 def _check_installed(python: str) -> None:
