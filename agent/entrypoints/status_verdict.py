@@ -14,6 +14,7 @@ from agent.application.monitoring.status import STATE_DISK_FULL, DatabaseStatus,
 from agent.application.sync.bucket_uploads import FOREIGN
 from agent.application.sync.lost_databases import DATABASE_LOST
 from agent.application.sync.ownership import NOT_MOUNTED, WARNING as NOT_OURS
+from agent.application.sync.unreadable_copies import COPY_UNREADABLE
 from agent.domain.databases import KNOWLEDGE_GRAPH, NO_DATABASES, REFLECTIONS
 from agent.domain.delivery_state import State
 from agent.domain.memories import EMBEDDING_HINT, NO_EMBEDDING
@@ -71,7 +72,7 @@ class Facts:
         return self.first.databases if self.first else ()
 
 
-DAMAGE_CODES = frozenset({DATABASE_LOST})
+DAMAGE_CODES = frozenset({DATABASE_LOST, COPY_UNREADABLE})
 FAILURE_CODES = frozenset({NOT_OURS, NOT_MOUNTED, STATE_DISK_FULL})
 FAILURE_PREFIXES = ("credentials_refused_", "unexpected_error_")
 """Beginnings of codes that end with a method."""

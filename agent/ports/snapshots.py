@@ -22,7 +22,8 @@ class Snapshot:
     has ended. `verified`: DuckDB opened the copy and read all of it, or replayed the WAL and counted the rows if it had
     read all of a copy with the same main file within a day before; `rows` counts the rows per table. If DuckDB could
     read only a part, `rows` counts that part, and the copy is not verified. `inconclusive`: the verification failed,
-    not the copy; it may succeed later. `storage_version` of the main file tells which DuckDB reads it.
+    not the copy; it may succeed later. `unreadable`: DuckDB cannot read it, or not all of it, and
+    its format is not the reason. `storage_version` of the main file tells which DuckDB reads it.
     """
 
     database: str
@@ -34,6 +35,7 @@ class Snapshot:
     verified: bool = False
     unverified_reason: str = ""
     inconclusive: bool = False
+    unreadable: bool = False
     rows: Mapping[str, int] = field(default_factory=dict)
     storage_version: int | None = None
 

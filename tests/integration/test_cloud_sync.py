@@ -713,6 +713,27 @@ async def test_row_counts_of_an_unverified_database_are_not_taken_from_the_last_
     assert isinstance(await rig.sync(), SyncSkipped), "the next verification would find the same"
 
 
+async def test_an_unreadable_database_is_a_warning_with_its_last_readable_upload_until_a_verified_copy_follows(rig):
+    rig.verify = True
+    readable = (await rig.sync()).upload_id
+    main = rig.data / "knowledge_graph.duckdb"
+    intact = main.read_bytes()
+    for byte in (b"\x55", b"\x66"):
+        main.write_bytes(intact[:12_288] + byte * (len(intact) - 12_288))
+        assert isinstance(await rig.sync(), SyncSucceeded)
+        (warning,) = await rig.warnings()
+        assert (warning.code, warning.message.split(" (")[0]) == (
+            "copy_unreadable",
+            f"knowledge_graph is unreadable; its last readable copy is in {readable}",
+        )
+    rig.commit("reflection")
+    await rig.sync()
+    assert "knowledge_graph is unreadable" in (await rig.warnings())[0].message
+    main.write_bytes(intact)
+    await rig.sync()
+    assert await rig.warnings() == ()
+
+
 async def files_in_bucket(rig) -> None:
     """Wait until the bucket has both main files."""
     await until(lambda: len(rig.objects) == 2)

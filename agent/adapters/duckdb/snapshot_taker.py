@@ -166,6 +166,7 @@ class DuckdbSnapshotTaker:
             verified=verdict.verified,
             unverified_reason=verdict.reason,
             inconclusive=verdict.inconclusive,
+            unreadable=verdict.unreadable,
             rows=verdict.rows,
         )
 

@@ -19,8 +19,9 @@ class Verdict:
     """The result of a verification.
 
     `damaged`: the copy itself is damaged; another copy may be intact. `inconclusive`: the child failed, not the copy,
-    so a later verification may succeed; `interrupted`: at once, because another process killed the child. `rows` is
-    the number of rows per table; if the copy is not `verified`, of the tables that could be read.
+    so a later verification may succeed; `interrupted`: at once, because another process killed the child.
+    `unreadable`: DuckDB cannot read the copy, or not all of it, and its format is not the reason. `rows` is the number
+    of rows per table; if the copy is not `verified`, of the tables that could be read.
     """
 
     verified: bool
@@ -28,6 +29,7 @@ class Verdict:
     damaged: bool = False
     inconclusive: bool = False
     interrupted: bool = False
+    unreadable: bool = False
     rows: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -60,7 +62,9 @@ async def verify(
             kept = True
     except NoAnswer as error:
         if error.crashed:
-            return Verdict(verified=False, reason=f"DuckDB crashed on it ({error.reason})", damaged=True)
+            return Verdict(
+                verified=False, reason=f"DuckDB crashed on it ({error.reason})", damaged=True, unreadable=True
+            )
         reason = f"the verification {error.reason}"
         # A database that is too large for the time limit would be too large each time.
         return Verdict(verified=False, reason=reason, inconclusive=not error.too_slow, interrupted=error.killed)
@@ -76,10 +80,13 @@ def _read(answer: Json) -> Verdict:
     found = checked(answer, dict)
     if "error" in found:
         reason = f"DuckDB cannot read it: {checked(found['error'], str)}"
-        return Verdict(verified=False, reason=reason, damaged=checked(found["damaged"], bool))
+        damaged = checked(found["damaged"], bool)
+        return Verdict(verified=False, reason=reason, damaged=damaged, unreadable=damaged)
     rows = counts(found["rows"])
     if unread := {name: checked(reason, str) for name, reason in checked(found["unread"], dict).items()}:
-        return Verdict(verified=False, reason=f"DuckDB cannot read all of it: {listed(unread)}", rows=rows)
+        return Verdict(
+            verified=False, reason=f"DuckDB cannot read all of it: {listed(unread)}", unreadable=True, rows=rows
+        )
     return Verdict(verified=True, rows=rows)
 
 

@@ -35,6 +35,7 @@ from agent.application.sync.patching import Patching
 from agent.application.sync.recall import Recall
 from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
+from agent.application.sync.unreadable_copies import UnreadableCopies
 from agent.application.sync.upload import ChangedObjectError, SourceObjectMissing, Upload
 from agent.domain.delivery_state import Intent, Target, TargetRecord
 from agent.domain.errors import (
@@ -105,6 +106,7 @@ class CloudSync:
         self._uploads = BucketUploads(store, target.system_id)
         self._ids = UploadIds(self._uploads, target.system_id, store.location, ledger, clock)
         self._lost = LostDatabases(ledger, clock)
+        self._unreadable = UnreadableCopies(target, ledger, clock)
         self._confirmed, self._sent_manifest = ConfirmedUpload(target, ledger, clock), SentManifest(target, ledger)
         self.ownership = Ownership(
             store=store,
@@ -296,6 +298,7 @@ class CloudSync:
         resumes it.
         """
         await self._staging.verify(attempt)
+        await self._unreadable.update(attempt.changed.values(), record)
         without_base = await self._not_ingested(attempt)
         delta = await draft.enter_async_context(
             self._delta.of(attempt.changed, intent.upload_id, without_base=without_base)
