@@ -87,7 +87,9 @@ class Draft:
 
 def own_key(written: str) -> str:
     """Return a key without its prefix. Raises SettingsError if it is not a setting."""
-    key = written.removeprefix(PREFIX)
+    key = {variable(one): one for one in FIELDS}.get(written, written).removeprefix(PREFIX)
+    if key != written.removeprefix(PREFIX):
+        raise SettingsError(f"{written} is the variable of a setting: did you mean {key}?")
     if key not in FIELDS and key not in S3_KEYS:
         known = [*FIELDS, *S3_KEYS]
         raise SettingsError(f"{key_for_message(written)} is not a setting{nearest(key, known)}")

@@ -171,5 +171,5 @@ def _check_private(file: OwnFile, found: SettingsFile) -> None:
     if found.mode & _OTHERS:
         raise SettingsError(
             f"{file.name} is refused: other users can open it (mode {stat.S_IMODE(found.mode):04o})",
-            hint=f"chmod 600 {shlex.quote(str(file.path))}",
+            hint=f"chmod 600 {shlex.quote(str(file.path))}; if this machine has other users, replace the keys, too",
         )

@@ -129,12 +129,13 @@ def unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
 
 def unknown_keys(keys: Iterable[str], origin: str) -> Iterable[str]:
     """Yield a warning for each `akosha_` key of a file that is not a setting, and for a setting without the prefix."""
-    known = [PREFIX + key for key in FIELDS]
+    known = {key: PREFIX + key for key in FIELDS}
     for key in keys:
         if key.removeprefix(PREFIX) in S3_KEYS:
             yield f"{key} in {origin} is not read: akosha-agent config set {key.removeprefix(PREFIX)} - stores it"
-        elif key in FIELDS or (key.startswith(PREFIX) and key not in known and key.removeprefix(PREFIX) not in REMOVED):
-            yield f"{key_for_message(key)} in {origin} is not a setting{nearest(key[:LONGEST_KEY], known)}"
+        elif key in FIELDS or (key.startswith(PREFIX) and key.removeprefix(PREFIX) not in {*known, *REMOVED}):
+            bare = key.removeprefix(PREFIX)[:LONGEST_KEY]  # the prefix would make any two names similar
+            yield f"{key_for_message(key)} in {origin} is not a setting{nearest(bare, known)}"
 
 
 def removed_settings(environ: Mapping[str, str], files: Collection[tuple[str, Iterable[str]]]) -> Iterable[str]:

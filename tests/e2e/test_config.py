@@ -97,6 +97,7 @@ def test_on_a_terminal_a_secret_is_asked_for_without_echo(machine):
         (("chunk_size_mb", "500"), f"akosha_chunk_size_mb is 500 ({CONFIG}): must be a whole number from 1 to 100"),
         (("force_method", "cloud"), f"akosha_force_method is 'cloud' ({CONFIG}): cloud needs akosha_cloud_bucket"),
         (("cloud_buckt", "x"), "cloud_buckt is not a setting: did you mean cloud_bucket?"),
+        (("AKOSHA_AGENT_KEEP_DAILY", "7"), "is the variable of a setting: did you mean agent_keep_daily?"),
         (("cloud_bucket",), "cloud_bucket has no value"),
         (
             ("system_id", "a\x1b[31mb"),

@@ -74,12 +74,13 @@ def test_on_macos_the_files_are_in_application_support():
 
 
 def test_unknown_keys_warn_with_the_nearest_known_one(home):
-    write(home, CONFIG, "cloud_buckt: x\ndata_dir: /x\n")
+    write(home, CONFIG, "cloud_buckt: x\ndata_dir: /x\nfoo: x\n")
     write(home, CREDENTIALS, "cloud_access_key: x\n")
     assert loaded(home).warnings == (
         f"cloud_access_key in {CREDENTIALS} is not a secret: did you mean cloud_access_key_id?",
         f"akosha_cloud_buckt in {CONFIG} is not a setting: did you mean akosha_cloud_bucket?",
         f"akosha_data_dir in {CONFIG} is not a setting: did you mean akosha_agent_data_dir?",
+        f"akosha_foo in {CONFIG} is not a setting; akosha-agent config --all lists them",
     )
 
 
@@ -118,7 +119,7 @@ def test_a_file_of_secrets_that_others_can_open_is_refused_with_the_command_that
     path = write(home, CREDENTIALS, "http_token: hush\n", mode)
     error = refused(home)
     assert error.message == f"{CREDENTIALS} is refused: other users can open it (mode {mode:04o})"
-    assert error.hint == f"chmod 600 {path}"
+    assert error.hint == f"chmod 600 {path}; if this machine has other users, replace the keys, too"
 
 
 def test_a_file_of_secrets_of_another_user_is_refused(home, monkeypatch):
