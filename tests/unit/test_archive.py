@@ -148,9 +148,9 @@ async def test_a_time_resolves_to_the_newest_upload_not_after_it():
     for minutes, second in ((0, 0), (59, 0), (60, HOUR), (10**5, HOUR)):
         assert await archive.resolve_at(noon + timedelta(minutes=minutes)) == values.upload_id(second)
     earlier = (noon - timedelta(seconds=1)).isoformat(" ", "seconds")
-    with pytest.raises(NoSuchObject, match=re.escape(f"from {earlier} or before: the oldest is {values.upload_id(0)}")):
+    with pytest.raises(NoSuchObject, match=re.escape(f"at this time, {earlier}: the oldest is {values.upload_id(0)}")):
         await archive.resolve_at(noon - timedelta(microseconds=10))
-    with pytest.raises(NoSuchObject, match="from 2026-11-20 01:00 or before"):
+    with pytest.raises(NoSuchObject, match="had no upload yet at this time, 2026-11-20 01:00"):
         await archive.resolve_at(noon - timedelta(days=9), "2026-11-20 01:00")
 
 

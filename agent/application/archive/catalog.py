@@ -199,7 +199,7 @@ class Catalog:
         oldest = f"the oldest is {known[-1].upload_id}" if known else "it has no uploads"
         limit = written or time.isoformat(" ", "seconds")
         raise NoSuchObject(
-            f"there is no upload of {self.system_id} from {limit} or before: {oldest}",
+            f"{self.system_id} had no upload yet at this time, {limit}: {oldest}",
             hint=_LIST,
         )
 
