@@ -45,6 +45,8 @@ class SyncResult(TypedDict):
     """Number of memories that the target has now and lacked before."""
     repairs: NotRequired[str]
     """The upload before this one, if it was damaged and its databases were sent again; else ""."""
+    unreadable: NotRequired[list[str]]
+    """Databases that were uploaded as they are, although DuckDB cannot read them."""
     errors: NotRequired[list[dict[str, str]]]
     """`method` and `error` of each method that failed before this one delivered."""
 

@@ -160,6 +160,7 @@ class SyncSucceeded(SyncResult):
     `incomplete` maps databases that stay owed, and memories that the target did not accept, to the reason. `memories`
     counts those that the target has now and lacked before. `errors` are those of the methods that were tried before.
     `repairs` is the upload before, if it was damaged and its databases were therefore sent again; else "".
+    `unreadable` are databases that it has as they are, although DuckDB cannot read them.
     """
 
     type: ClassVar[str] = "akosha.sync.succeeded.v1"
@@ -170,13 +171,18 @@ class SyncSucceeded(SyncResult):
     memories: int = 0
     errors: tuple[MethodError, ...] = ()
     repairs: str = ""
+    unreadable: tuple[str, ...] = ()
 
     def abridged(self) -> Self:
         first = sorted(self.incomplete)[:MOST_NAMED]
         incomplete = {shorten(name, LONGEST_TEXT): shorten(self.incomplete[name], LONGEST_TEXT) for name in first}
-        errors = _abridged(self.errors)
         return replace(
-            self, files_uploaded=(), incomplete=incomplete, location=shorten(self.location, LONGEST_TEXT), errors=errors
+            self,
+            files_uploaded=(),
+            incomplete=incomplete,
+            location=shorten(self.location, LONGEST_TEXT),
+            errors=_abridged(self.errors),
+            unreadable=tuple(shorten(name, LONGEST_TEXT) for name in self.unreadable[:MOST_NAMED]),
         )
 
     @property

@@ -111,7 +111,8 @@ def sync_summary(result: SyncResult) -> str:
         text = f"{result.upload_id}: {len(result.files_uploaded)} objects, {sent}"
         missing = "".join(f"; {name} is still pending: {reason}" for name, reason in sorted(result.incomplete.items()))
         repaired = f"; {result.repairs} was damaged: its damaged databases were sent again" if result.repairs else ""
-        return f"{text}{repaired}{missing}{failed}"
+        unreadable = "".join(f"; {name} could not be read by DuckDB" for name in result.unreadable)
+        return f"{text}{unreadable}{repaired}{missing}{failed}"
     if isinstance(result, SyncSkipped):
         return result.why
     return result.error or "failed"

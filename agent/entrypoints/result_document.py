@@ -51,6 +51,9 @@ class ResultDocument(BaseModel):
     repairs: str = Field(
         default="", description="The upload before this one, if it was damaged and its databases were sent again."
     )
+    unreadable: list[str] = Field(
+        default_factory=list, description="Databases that were uploaded as they are, although DuckDB cannot read them."
+    )
     why: str = Field(default="", description="If skipped: why there was nothing to deliver.")
     errors: list[MethodErrorDocument] = Field(
         default_factory=list, description="Errors of the methods that failed, also before another one succeeded."
@@ -83,6 +86,7 @@ class ResultDocument(BaseModel):
                 "incomplete": dict(result.incomplete),
                 "memories": result.memories,
                 "repairs": result.repairs,
+                "unreadable": list(result.unreadable),
                 "errors": _errors(result.errors),
             }
         elif isinstance(result, SyncSkipped):

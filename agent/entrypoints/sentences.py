@@ -53,7 +53,7 @@ def event_lines(event: Event, pending: Sequence[DatabaseStatus] = ()) -> list[Li
         return [] if event.reason == RETRY else [Line(begins)]
     if isinstance(event, SyncSucceeded):
         first, *others = sync_lines(event)
-        lacks = event.incomplete or event.repairs
+        lacks = event.incomplete or event.repairs or event.unreadable
         return [Line(_delivered(event, first), Style.WARNING if lacks else Style.GOOD), *_all(others, Style.WARNING)]
     if isinstance(event, SyncSkipped):
         return [Line(event.why)]

@@ -64,6 +64,7 @@ FULL: tuple[Event, ...] = (
         errors=ERRORS[:1],
         memories=7,
         repairs=upload_id(),
+        unreadable=("knowledge_graph",),
     ),
     replace(skipped(), **RESULT, error="odd"),
     replace(failed(), **RESULT, errors=ERRORS, retry_at=NOON.astimezone(timezone(timedelta(hours=-5)))),

@@ -191,7 +191,11 @@ class CloudSync:
             manifest=manifest,
             fingerprints={name: snapshot.fingerprint for name, snapshot in attempt.changed.items()},
             problems=attempt.problems | attempt.unchecked,
-            result=replace(succeeded(manifest, method=CLOUD, location=self._store.location), repairs=attempt.repairs),
+            result=replace(
+                succeeded(manifest, method=CLOUD, location=self._store.location),
+                repairs=attempt.repairs,
+                unreadable=tuple(sorted(name for name, copy in attempt.changed.items() if copy.unreadable)),
+            ),
         )
 
     async def _was_just_confirmed(self, attempt: Attempt) -> bool:
