@@ -31,9 +31,9 @@ def block_with(page: str, text: str, language: str = "console") -> str:
 
 @pytest.fixture
 def machine(tmp_path):
-    """A home with databases in Session-Buddy's directory, and without the settings of other tests."""
+    """A home with databases in Session-Buddy's directory, and without variables that init reports."""
     made = Machine(tmp_path)
-    for name in [name for name in made.environ if name.startswith(("AKOSHA_", "SESSION_BUDDY_"))]:
+    for name in [name for name in made.environ if name.startswith(("AKOSHA_", "SESSION_BUDDY_", "AWS_", "SSL_"))]:
         del made.environ[name]
     create(made.home / ".claude" / "data", commits=5, entities=2)
     return made
