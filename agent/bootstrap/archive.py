@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agent.adapters.state_directory import StateDirectory
 from agent.application.archive.catalog import Catalog
-from agent.application.archive.prune import Pruner, spared_by
+from agent.application.archive.prune import Pruner, spared_now
 from agent.application.archive.prune_loop import PruneLoop
 from agent.application.sync.results import ResultRecorder
 from agent.bootstrap.methods import cloud_of
@@ -171,7 +171,7 @@ class PruneJob:
 
     async def spared(self) -> Mapping[str, str]:
         """Return the uploads to spare, as the ledger is now: read it again after a plan. Raises StateError."""
-        return spared_by(await self._ledger.record(self._target)) if self._ledger is not None else {}
+        return await spared_now(self._ledger, self._target) if self._ledger is not None else {}
 
     async def open_puts(self) -> frozenset[str]:
         """Return the IDs of the open puts, as the ledger is now. Raises StateError."""

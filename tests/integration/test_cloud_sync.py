@@ -21,7 +21,7 @@ from agent.adapters.duckdb.verification import Verdict
 from agent.adapters.system_clock import SystemClock
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.command_results import CommandResults
-from agent.application.archive.prune import Pruner, spared_by
+from agent.application.archive.prune import Pruner, spared_by, spared_now
 from agent.application.archive.restore import RestoreRequest
 from agent.application.archive.verify import Verifier
 from agent.application.status_warnings import warnings_in
@@ -95,6 +95,13 @@ class Rig:
         ledger = await self.home().open_ledger()
         try:
             return warnings_in(await ledger.notes())
+        finally:
+            await ledger.aclose()
+
+    async def spared(self):
+        ledger = await self.home().open_ledger()
+        try:
+            return await spared_now(ledger, (await self.record()).target)
         finally:
             await ledger.aclose()
 
@@ -730,6 +737,9 @@ async def test_an_unreadable_database_is_a_warning_with_its_last_readable_upload
     rig.commit("reflection")
     await rig.sync()
     assert "knowledge_graph is unreadable" in (await rig.warnings())[0].message
+    pruning = Pruner(Catalog(rig.bucket, "laptop"), KeepRules(last=1, daily=0, weekly=0, monthly=0), rig.home().clock)
+    plan = await pruning.plan(await rig.spared())
+    assert plan.kept[readable] == ("last readable copy of knowledge_graph",)
     main.write_bytes(intact)
     await rig.sync()
     assert await rig.warnings() == ()

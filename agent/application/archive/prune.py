@@ -14,13 +14,14 @@ from typing import TypeVar
 from agent.application.archive.catalog import READ_AT_ONCE, Catalog, wrong_sizes
 from agent.application.archive.verify import Verifier, changed_tags
 from agent.application.sync.bucket_uploads import LEFT_OVER_AFTER, NotAManifest
+from agent.application.sync.unreadable_copies import last_readable
 from agent.domain import naming
-from agent.domain.delivery_state import TargetRecord
+from agent.domain.delivery_state import Target, TargetRecord
 from agent.domain.errors import NamingError, NotPermitted, StoreError
 from agent.domain.events import UploadsPruned, archive_event_id
 from agent.domain.naming import is_in_future, made_at, needs_manifest
 from agent.domain.retention import KeepRules, bases_needed, keep
-from agent.ports import Clock, StoredObject
+from agent.ports import Clock, Ledger, StoredObject
 from agent.ports.concurrency import gather_all
 
 T = TypeVar("T")
@@ -390,6 +391,16 @@ class Pruner:
         uploads = {u for u in deleted if contents.manifest_key(u) not in left}
         leftovers = sum(item.key not in left for objects in plan.leftovers.values() for item in objects)
         return replace(_deleted(deleted, uploads), leftovers=leftovers)
+
+
+async def spared_now(ledger: Ledger, target: Target) -> dict[str, str]:
+    """Return the uploads that must not be deleted as the ledger is now, with the reasons. Raises StateError.
+
+    The last readable copy of a database that DuckDB cannot read is one of them: later uploads have none.
+    """
+    readable = await last_readable(ledger, target)
+    spared = {upload: f"last readable copy of {name}" for name, upload in readable.items() if upload}
+    return spared | spared_by(await ledger.record(target))
 
 
 def spared_by(record: TargetRecord) -> dict[str, str]:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from agent.application.archive.deep_schedule import forget_deleted
-from agent.application.archive.prune import Pruner, spared_by
+from agent.application.archive.prune import Pruner, spared_now
 from agent.application.signal import Signal
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.confirmed_upload import forget_confirmation
@@ -80,13 +80,13 @@ class PruneLoop:
         return False
 
     async def _prune(self) -> bool:
-        spared = spared_by(await self._ledger.record(self._target))
+        spared = await spared_now(self._ledger, self._target)
         plan = await self._pruning.plan(spared)
         await update_held_warning(plan.blocked, self._target, self._ledger, self._clock)
         if plan.is_empty:
             return False
         # An upload that began after the ledger was read may have objects in the listing: linked ones look old.
-        spared = spared_by(await self._ledger.record(self._target))
+        spared = await spared_now(self._ledger, self._target)
         open_puts = {put.put_id for put in await self._ledger.open_puts(self._target)}
         pruned = await self._pruning.carry_out(plan, spared, open_puts=open_puts)
         if not pruned.is_empty:

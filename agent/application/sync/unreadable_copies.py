@@ -34,7 +34,7 @@ class UnreadableCopies:
 
     async def update(self, copies: Collection[Snapshot], record: TargetRecord) -> None:
         """Record which of these copies are unreadable. `record` is that before their upload. Raises StateError."""
-        known = await self._known()
+        known = await last_readable(self._ledger, self._target)
         found = dict(known)
         for copy in copies:
             if copy.unreadable:
@@ -54,15 +54,16 @@ class UnreadableCopies:
             if await set_warning(self._ledger, warning, self._clock):
                 _log.error("copy_unreadable", names=sorted(found), reason=message, hint=_HINT)
 
-    async def _known(self) -> Mapping[str, str]:
-        """Return database -> its last upload with a readable copy, "" if that is unknown."""
-        try:
-            note = parse_json((await self._ledger.notes())[NOTE])
-            if note["target"] != self._target.id:
-                return {}
-            return {str(name): str(upload) for name, upload in note["databases"].items()}
-        except (KeyError, ValueError, TypeError, AttributeError):
+
+async def last_readable(ledger: Ledger, target: Target) -> Mapping[str, str]:
+    """Return unreadable database -> its last upload with a readable copy, "" if that is unknown. Raises StateError."""
+    try:
+        note = parse_json((await ledger.notes())[NOTE])
+        if note["target"] != target.id:
             return {}
+        return {str(name): str(upload) for name, upload in note["databases"].items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _readable_upload(record: TargetRecord, database: str) -> str:
