@@ -30,7 +30,11 @@ def run_to_end(work: Coroutine[None, None, int], *, stopped: int | None = None) 
     was in progress.
     """
     _watch_children_without_threads()
-    return asyncio.run(_run(work, stopped))
+    try:
+        return asyncio.run(_run(work, stopped))
+    finally:
+        if sys.version_info < (3, 12):
+            asyncio.set_child_watcher(None)  # it belongs to the loop that was closed
 
 
 def _watch_children_without_threads() -> None:

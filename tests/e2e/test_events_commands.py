@@ -75,7 +75,7 @@ def test_status_shows_the_bus_and_the_unpublished_results(machine, fresh_nats):
         assert machine.status(lambda status: status["results_waiting"])["results_waiting"] == 1
         text = machine.call("status").out
         assert f"\nbus        in this process: NATS at {fresh_nats.url} cannot be reached" in text
-        assert "\nresults    1 wait to be published\n" in text
+        assert "\nresults    1 waits to be published\n" in text
         fresh_nats.start()
         status = machine.status(lambda status: status["bus"]["text"] == fresh_nats.url)
         assert status["bus"]["since"] > status["running"]["since"][:10]

@@ -248,10 +248,11 @@ class Machine:
         deadline = time.monotonic() + TIMEOUT
         while True:
             done = self.call("status", "--json")
-            assert (done.code, done.err) == (0, ""), done.err
-            if until(done.json):
+            if (done.code, done.err) == (0, "") and until(done.json):
                 return done.json
-            assert time.monotonic() < deadline, done.out
+            # An agent that has just started has no control socket yet: status says so on stderr.
+            assert done.code == 0, done.err
+            assert time.monotonic() < deadline, done.out + done.err
 
     def events(self) -> list[dict]:
         done = self.call("events", "--json")
