@@ -147,11 +147,11 @@ PATIENT = {"ping": 600, "ping_timeout": 600, "reconnect": 600, "reconnect_max": 
 async def test_a_dead_nats_connection_is_replaced_after_a_network_change(fresh_nats, short_ping_timeout):
     async with (
         open_link(fresh_nats.url) as link,
-        opened_buses(f"nats://127.0.0.1:{link.port}", patience=PATIENT) as buses,
+        opened_buses(f"nats://127.0.0.1:{link.port}", patience=PATIENT | {"ack_wait": 1}) as buses,
     ):
         inbox = RecordingHandler()
         await buses.durable.consume("akosha.session.>", inbox, durable="d")
-        link.lose()
+        link.lose()  # the server sends the event to the lost connection first, and again after the ack wait
         buses.durable.check_connection()
         async with asyncio.timeout(SECONDS):
             await until(lambda: not buses.durable.state.ready)

@@ -155,8 +155,7 @@ class NatsConsumer:
             max_deliver=-1,
             inactive_threshold=self._options.limits.inactive,
         )
-        # An update also ends requests for events that wait on a dead connection: they would take the next event.
-        if found is not None and not found.num_waiting and not _differences(found.config, wanted):
+        if found is not None and not _differences(found.config, wanted):
             return
         try:
             with translated(f"creating the consumer {self.durable}"):
