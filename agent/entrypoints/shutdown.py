@@ -34,7 +34,8 @@ def run_to_end(work: Coroutine[None, None, int], *, stopped: int | None = None) 
         return asyncio.run(_run(work, stopped))
     finally:
         if sys.version_info < (3, 12):
-            asyncio.set_child_watcher(None)  # it belongs to the loop that was closed
+            # The watcher belongs to the closed loop. None: the next loop gets a new one.
+            asyncio.set_child_watcher(None)  # type: ignore[arg-type]
 
 
 def _watch_children_without_threads() -> None:
