@@ -133,7 +133,7 @@ def listing() -> Iterator[Read]:
             await uploads.newest_manifest()
             ledger = inline_ledger(CLOCK)
             started, complete = await uploads.ids_after(None)
-            ids_of_uploads = UploadIds(uploads, SYSTEM, "memory://", ledger, CLOCK)
+            ids_of_uploads = UploadIds(uploads, SYSTEM, "a" * 32, "memory://", ledger, CLOCK)
             chosen = await ids_of_uploads.next(started, complete, None, None)
             assert chosen not in started
             await ids_of_uploads.compare_with_clock(chosen, None)

@@ -10,6 +10,7 @@ import structlog
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
+from agent.domain.events import upload_event_id
 from agent.domain.manifest import Manifest, manifest_metadata
 from agent.domain.naming import is_in_future
 from agent.domain.status_warning import StatusWarning
@@ -271,12 +272,13 @@ class UploadIds:
     """Chooses the ID of a system's next upload, and warns of IDs ahead of the clock. `location` names the store.
 
     IDs order uploads: the next one comes after the newest upload of this system that has a valid manifest. An object
-    that another program puts under an ID far in the future neither stops uploads nor affects later IDs. An ID under
-    which any object is stored is not used again.
+    which any object is stored is not used again, nor one of which the ledger has a result, also in another target.
+    any object is stored is not used again, nor one that the ledger has a result of, for example in another target.
     """
 
     uploads: BucketUploads
     system_id: str
+    agent_id: str
     location: str
     ledger: Ledger
     clock: Clock
@@ -294,7 +296,7 @@ class UploadIds:
         last = max(known, key=naming.upload_time, default=None)
         now, taken = self.clock.now(), {*started}
         chosen = naming.next_upload_id(now, last, self.system_id)
-        while chosen in taken:
+        while chosen in taken or await self.ledger.find_event(upload_event_id(chosen, self.agent_id)) is not None:
             chosen = naming.next_upload_id(now, chosen, self.system_id)
         await self._warn_of_foreign([upload for upload in started if upload > chosen and is_in_future(upload, now)])
         return chosen

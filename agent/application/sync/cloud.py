@@ -104,7 +104,7 @@ class CloudSync:
             target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=deduplicate, verify_later=True
         )
         self._uploads = BucketUploads(store, target.system_id)
-        self._ids = UploadIds(self._uploads, target.system_id, store.location, ledger, clock)
+        self._ids = UploadIds(self._uploads, target.system_id, identity.agent_id, store.location, ledger, clock)
         self._lost = LostDatabases(ledger, clock)
         self._unreadable = UnreadableCopies(target, ledger, clock)
         self._confirmed, self._sent_manifest = ConfirmedUpload(target, ledger, clock), SentManifest(target, ledger)
