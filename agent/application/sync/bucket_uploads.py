@@ -273,7 +273,6 @@ class UploadIds:
 
     IDs order uploads: the next one comes after the newest upload of this system that has a valid manifest. An object
     which any object is stored is not used again, nor one of which the ledger has a result, also in another target.
-    any object is stored is not used again, nor one that the ledger has a result of, for example in another target.
     """
 
     uploads: BucketUploads
