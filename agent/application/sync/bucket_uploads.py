@@ -272,6 +272,7 @@ class UploadIds:
     """Chooses the ID of a system's next upload, and warns of IDs ahead of the clock. `location` names the store.
 
     IDs order uploads: the next one comes after the newest upload of this system that has a valid manifest. An object
+    that another program puts under an ID far in the future neither stops uploads nor affects later IDs. An ID under
     which any object is stored is not used again, nor one of which the ledger has a result, also in another target.
     """
 
