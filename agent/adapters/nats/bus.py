@@ -8,7 +8,7 @@ from typing import Self
 
 from agent.adapters.nats.client import Client
 from agent.adapters.nats.connection import NatsConnection
-from agent.adapters.nats.core import NatsVolatileBus
+from agent.adapters.nats.core import NatsVolatileBus, Shared
 from agent.adapters.nats.durable import NatsDurableBus
 from agent.adapters.nats.errors import translated
 from agent.adapters.nats.messages import HEADER_BYTES, Refusals
@@ -31,9 +31,15 @@ class NatsBuses:
 
     def __init__(self, options: NatsOptions, codec: Codec, clock: Clock, *, wait_for_connection: bool = False) -> None:
         self._connection = NatsConnection(options, clock, prepare=self._prepare, changed=self._changed)
-        shared = (options, codec, clock, self._connection, Refusals())
-        self.volatile = NatsVolatileBus(*shared, wait_for_connection=wait_for_connection)
-        self.durable = NatsDurableBus(*shared, wait_for_connection=wait_for_connection)
+        shared = Shared(
+            options=options,
+            codec=codec,
+            clock=clock,
+            connection=self._connection,
+            refusals=Refusals(),
+            wait_for_connection=wait_for_connection,
+        )
+        self.volatile, self.durable = NatsVolatileBus(shared), NatsDurableBus(shared)
 
     @classmethod
     async def open(cls, options: NatsOptions, codec: Codec, *, clock: Clock, wait_for_connection: bool = False) -> Self:

@@ -1,8 +1,10 @@
 """Core NATS: the volatile bus, and replies to requests. Each new connection subscribes again."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -58,45 +60,79 @@ class CoreSubscription:
         self._on_message(message)
 
 
-class NatsVolatileBus:
-    """`agent.ports.VolatileBus` and `agent.ports.Responder` over core NATS.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What the two buses of a connection share.
 
-    It is ready while there is a connection and the server permits its subjects. `wait_for_connection`: `publish` waits
-    for a connection; otherwise it raises BusError at once if there is none.
+    `wait_for_connection`: `publish` waits for a connection; otherwise it raises BusError at once if there is none.
     """
 
-    def __init__(
-        self,
-        options: NatsOptions,
-        codec: Codec,
-        clock: Clock,
-        connection: NatsConnection,
-        refusals: Refusals,
-        *,
-        wait_for_connection: bool,
-    ) -> None:
-        self._location, self._codec, self._clock, self._connection = options.location, codec, clock, connection
-        self._refusals, self._wait_for_connection = refusals, wait_for_connection
-        self._subscriptions: list[CoreSubscription] = []
-        self._published: set[str] = set()
-        self._denied: dict[tuple[str, str], str] = {}
+    options: NatsOptions
+    codec: Codec
+    clock: Clock
+    connection: NatsConnection
+    refusals: Refusals
+    wait_for_connection: bool
+
+
+class ConnectedBus(ABC):
+    """What both buses do alike."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._options, self._codec, self._clock = shared.options, shared.codec, shared.clock
+        self._connection, self._refusals = shared.connection, shared.refusals
+        self._wait_for_connection = shared.wait_for_connection
         self._listeners: list[Callable[[], None]] = []
-        self._since, self._closed = clock.now(), False
+        self._since, self._closed = shared.clock.now(), False
 
     @property
     def state(self) -> BusState:
-        """Implement the port. `since` is the time of the last change of the connection."""
+        """Implement the port. `since` is the time of the last change that was reported."""
         error = self._error()
-        return BusState("nats", ready=error is None, detail=str(error or self._location), since=self._since)
+        return BusState("nats", ready=error is None, detail=str(error or self._options.location), since=self._since)
 
     def on_change(self, listener: Callable[[], None]) -> None:
+        """Implement the port."""
         self._listeners.append(listener)
 
-    def changed(self) -> None:
-        """Notify the listeners: the connection is made or lost, or the server does not permit a subject of the bus."""
+    @abstractmethod
+    def _error(self) -> BusError | None:
+        """Return the reason why the bus is not ready."""
+
+    def _notify(self) -> None:
+        """Report a change to the listeners."""
         self._since = self._clock.now()
         for listener in self._listeners:
             listener()
+
+    async def _client_to_publish(self, event: Event, *, may_wait: bool = True) -> Client:
+        """Return the connection. Raises BusError; StateError if the bus is closed or the event is local only."""
+        self._check_open()
+        if isinstance(event, SyncAsked):
+            raise StateError(f"{event.type} is a local event: it is not published on the bus")
+        return await self._connection.wait() if self._wait_for_connection and may_wait else self._connection.client()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError("the event bus is closed")
+
+
+class NatsVolatileBus(ConnectedBus):
+    """`agent.ports.VolatileBus` and `agent.ports.Responder` over core NATS.
+
+    It is ready while there is a connection and the server permits its subjects. `state.since` is the time of the last
+    change of the connection.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
+        self._subscriptions: list[CoreSubscription] = []
+        self._published: set[str] = set()
+        self._denied: dict[tuple[str, str], str] = {}
+
+    def changed(self) -> None:
+        """Notify the listeners: the connection is made or lost, or the server does not permit a subject of the bus."""
+        self._notify()
 
     async def restore(self, client: Client) -> None:
         """Make every subscription on a connection, and wait until the server has them. Raises BusError."""
@@ -113,12 +149,8 @@ class NatsVolatileBus:
 
         A ping follows, so that a dead connection is noticed soon.
         """
-        self._check_open()
-        if isinstance(event, SyncAsked):
-            raise StateError(f"{event.type} is a local event: it is not published on the bus")
         disposable = isinstance(event, SyncProgress)
-        wait = self._wait_for_connection and not disposable
-        client = await self._connection.wait() if wait else self._connection.client()
+        client = await self._client_to_publish(event, may_wait=not disposable)
         with translated(f"publishing {event.id}"):
             data = encoded(event, self._codec, max_bytes=client.max_payload - HEADER_BYTES)
             if not disposable:
@@ -201,7 +233,3 @@ class NatsVolatileBus:
 
     def _release(self, subscription: CoreSubscription) -> None:
         self._subscriptions = [one for one in self._subscriptions if one is not subscription]
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StateError("the event bus is closed")

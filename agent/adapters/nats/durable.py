@@ -1,68 +1,44 @@
 """The durable bus: the stream AKOSHA_SYNC stores events, confirms each, and keeps the positions of consumers."""
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
 
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.consumer import NatsConsumer
+from agent.adapters.nats.core import ConnectedBus, Shared
 from agent.adapters.nats.errors import Denied, NoJetStream, StreamGone, translated
-from agent.adapters.nats.messages import HEADER_BYTES, Refusals, encoded, message_id
-from agent.adapters.nats.options import NatsOptions
+from agent.adapters.nats.messages import HEADER_BYTES, encoded, message_id
 from agent.adapters.nats.stream import STREAM, Stream
 from agent.domain.errors import BusError, StateError, WireError
-from agent.domain.events import Event, SyncAsked
-from agent.ports import BusState, Clock, Codec, Handler, StoredEvent, StreamMark
+from agent.domain.events import Event
+from agent.ports import Handler, StoredEvent, StreamMark
 
 _log = structlog.get_logger()
 
 
-class NatsDurableBus:
+class NatsDurableBus(ConnectedBus):
     """`agent.ports.DurableBus` on JetStream. It owns the connection and closes it.
 
     It is ready while there is a connection, and nothing is known that prevents the stream from storing events or a
     consumer from receiving them.
-
-    `wait_for_connection`: `publish` waits for a connection; otherwise it raises BusError at once if there is none.
     """
 
-    def __init__(
-        self,
-        options: NatsOptions,
-        codec: Codec,
-        clock: Clock,
-        connection: NatsConnection,
-        refusals: Refusals,
-        *,
-        wait_for_connection: bool,
-    ) -> None:
-        self._options, self._codec, self._clock, self._connection = options, codec, clock, connection
-        self._refusals, self._wait_for_connection = refusals, wait_for_connection
-        self._seconds = options.patience.connect
-        self._stream = Stream(options.limits)
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
+        self._seconds = shared.options.patience.connect
+        self._stream = Stream(shared.options.limits)
         self._stream_error: BusError | None = None
         self._refusal: BusError | None = None
         self._reported = ""
         self._check: asyncio.Task[None] | None = None
         self._consumers: list[NatsConsumer] = []
-        self._listeners: list[Callable[[], None]] = []
         self._changed = asyncio.Event()
-        self._since, self._closed = clock.now(), False
-
-    @property
-    def state(self) -> BusState:
-        error = self._error()
-        return BusState("nats", ready=error is None, detail=str(error or self._options.location), since=self._since)
 
     @property
     def stream(self) -> StreamMark | None:
         return self._stream.mark
-
-    def on_change(self, listener: Callable[[], None]) -> None:
-        self._listeners.append(listener)
 
     async def wait_until_ready(self) -> None:
         await self._stream_examined()
@@ -93,10 +69,7 @@ class NatsDurableBus:
         A stream that was deleted is created again after the error. Raises StateError if the bus is closed or the event
         is local only.
         """
-        self._check_open()
-        if isinstance(event, SyncAsked):
-            raise StateError(f"{event.type} is a local event: it is not published on the bus")
-        client = await self._connection.wait() if self._wait_for_connection else self._connection.client()
+        client = await self._client_to_publish(event)
         await self._stream_examined()
         if self._stream_error is not None:
             self._start_check(client)
@@ -269,17 +242,12 @@ class NatsDurableBus:
             self._notify()
 
     def _notify(self) -> None:
-        self._since, self._reported = self._clock.now(), str(self._error() or "")
+        self._reported = str(self._error() or "")
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        for listener in self._listeners:
-            listener()
+        super()._notify()
 
     def _release(self, consumer: NatsConsumer) -> None:
         if consumer in self._consumers:
             self._consumers.remove(consumer)
             self._report()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StateError("the event bus is closed")
