@@ -12,7 +12,9 @@ from tests.bench.databases import Databases
 from tests.bench.report import MEBIBYTE, Line, mebibytes
 from tests.support.machine import Machine, Running
 
-CHILD = b"agent.adapters.duckdb.child"
+CHILDREN = {"DuckDB": b"agent.adapters.duckdb.child", "patches": b"agent.adapters.patches.child"}
+"""The children that have a memory limit of their own: their module by what they do."""
+
 GROWTH_BAR = 50 * MEBIBYTE
 CHILD_BAR = 128 * MEBIBYTE
 SAME_WITHIN = 10 * MEBIBYTE
@@ -47,34 +49,37 @@ class Watch:
 
 
 class PssWatch(Watch):
-    """Samples of the memory of the agent and of DuckDB, in bytes.
+    """Samples of the memory of the agent and of its children that have a limit, in bytes.
 
-    `agent` is the total PSS of a process and its children, except the child that runs DuckDB. `engine` is the anonymous
-    memory of that child: DuckDB's library, a mapped file of 50 MiB, is not counted, because the kernel may drop it.
+    `agent` is the total PSS of a process and its other children. `children` has the anonymous memory of the children
+    with a limit, by their names in CHILDREN: DuckDB's library, a mapped file of 50 MiB, is not counted, because the
+    kernel may drop it.
     """
 
     def __init__(self, pid: int) -> None:
         self.agent: list[int] = []
-        self.engine: list[int] = []
-        self._engines: set[int] = set()
+        self.children: dict[str, list[int]] = {name: [] for name in CHILDREN}
+        self._names: dict[int, str] = {}
         super().__init__(pid, _STEP_SECONDS)
 
     def sample(self) -> None:
-        agent = engine = 0
+        agent, children = 0, dict.fromkeys(CHILDREN, 0)
         for pid in family(self._pid):
             try:
                 memory = rollup(pid)
                 # Read after the memory, and remembered: a child has this name from its exec until it starts to end.
-                if CHILD in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    self._engines.add(pid)
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if name := next((name for name, module in CHILDREN.items() if module in command), None):
+                    self._names[pid] = name
             except OSError:
                 continue  # it has ended
-            if pid in self._engines:
-                engine += memory["Pss_Anon"]
+            if pid in self._names:
+                children[self._names[pid]] += memory["Pss_Anon"]
             else:
                 agent += memory["Pss"]
         self.agent.append(agent)
-        self.engine.append(engine)
+        for name, anonymous in children.items():
+            self.children[name].append(anonymous)
 
 
 def family(pid: int) -> Iterator[int]:
@@ -151,14 +156,15 @@ def lines(target: str, measured: dict[int, tuple[float, PssWatch]]) -> list[Line
             abs(grown[large] - grown[small]) <= SAME_WITHIN,
         )
     )
-    peak = max(max(watch.engine) for _, watch in measured.values())
-    table.append(
-        Line(
-            f"memory: allocated by the child that runs DuckDB, {target}",
-            mebibytes(peak),
-            peak / CHILD_BAR,
-            f"limited to {mebibytes(CHILD_BAR)}",
-            peak <= CHILD_BAR,
+    for name in CHILDREN:
+        peak = max(max(watch.children[name]) for _, watch in measured.values())
+        table.append(
+            Line(
+                f"memory: allocated by the child for {name}, {target}",
+                mebibytes(peak),
+                peak / CHILD_BAR,
+                f"limited to {mebibytes(CHILD_BAR)}",
+                peak <= CHILD_BAR,
+            )
         )
-    )
     return table

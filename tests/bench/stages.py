@@ -1,6 +1,7 @@
 """The stages of an upload, each alone, with the agent's adapters: copy, hash, compress, put."""
 
 import asyncio
+import hashlib
 import os
 import shutil
 import threading
@@ -44,8 +45,7 @@ class Stages:
 
     async def hash(self) -> None:
         """Read the file and compute its SHA-256."""
-        with self._copier() as copy:
-            await asyncio.to_thread(_hash_original, copy)
+        await asyncio.to_thread(_hash, self._main)
 
     async def compress(self) -> None:
         """Compress the file and discard the output."""
@@ -74,9 +74,9 @@ class Stages:
         return FileCopy(self._source.files()[0], staging, halt=threading.Event())
 
 
-def _hash_original(copy: FileCopy) -> None:
-    copy.copy, copy.original = copy.original, copy.copy  # sha256 hashes the copy: swap them to hash the original
-    copy.sha256()
+def _hash(path: Path) -> None:
+    with path.open("rb") as file:
+        hashlib.file_digest(file, "sha256")
 
 
 async def timed(stage: Stage) -> float:
