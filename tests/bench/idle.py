@@ -24,7 +24,9 @@ from tests.support.servers.s3 import S3Server, aws_environment
 CPU_BAR = 0.1
 SWITCHES_BAR = 2.0
 PSS_BARS = {"before": 90_000_000, "after": 130_000_000}
-START_SECONDS = 5.0
+START_SECONDS = 75.0
+"""The agent probes its target once, 60 s after its start, and then every hour."""
+
 SCRAPE_SECONDS = 60.0
 WATCHDOG_SECONDS = 90
 """As in deploy: prometheus/scrape.yml, and the unit's WatchdogSec."""
