@@ -50,12 +50,9 @@ class SyncingAgent:
     program: tuple[str, ...] = AGENT
 
     def sync(self) -> Sync:
-        """Wait until the files are quiet, as `run` does, then run `sync`. Raises RuntimeError if it fails.
-
-        A main file that was written less than 2 s before its copy has to be compared at the next sync.
-        """
+        """Run `sync` once the files are quiet. Raises RuntimeError if it fails."""
         proxy = self.proxy
-        time.sleep(max(0.0, self.file.stat().st_mtime + QUIET_SECONDS - time.time()))
+        self.wait_until_quiet()
         before = proxy.sent, proxy.copying_seconds, proxy.connections
         done = self.command("sync", "--json")
         result = json.loads(done.output)
@@ -68,6 +65,10 @@ class SyncingAgent:
             result["outcome"],
             result.get("upload_id") or "",
         )
+
+    def wait_until_quiet(self) -> None:
+        """Wait as `run` does. A main file that is written less than 2 s before its copy is compared at the next sync."""
+        time.sleep(max(0.0, self.file.stat().st_mtime + QUIET_SECONDS - time.time()))
 
     def session(self, number: int, *, checkpoint: bool) -> None:
         Databases.session(self.file, number, checkpoint=checkpoint)

@@ -19,6 +19,7 @@ def lines(folder: Path, databases: Databases, size: int) -> list[Line]:
     with syncing(folder, databases, size) as agent:
         agent.sync()
         agent.session(0, checkpoint=True)
+        agent.wait_until_quiet()
         agent.proxy.bytes_per_second = BITS_PER_SECOND / 8
         with _ManifestWatch(agent) as watch:
             sync = agent.sync()
