@@ -67,7 +67,7 @@ class SyncingAgent:
         )
 
     def wait_until_quiet(self) -> None:
-        """Wait as `run` does. A main file that is written less than 2 s before its copy is compared at the next sync."""
+        """Wait as `run` does: a main file that changed less than 2 s ago is compared again at the next sync."""
         time.sleep(max(0.0, self.file.stat().st_mtime + QUIET_SECONDS - time.time()))
 
     def session(self, number: int, *, checkpoint: bool) -> None:
