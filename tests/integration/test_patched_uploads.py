@@ -20,6 +20,7 @@ from agent.application.ingest.turns import Turns
 from agent.application.ingest.upload_ingester import UploadIngester
 from agent.application.memories.push import MemoryPush
 from agent.application.sync import patching
+from agent.application.sync.bucket_uploads import BucketUploads
 from agent.bootstrap.archive import open_deep_verifier
 from agent.bootstrap.restore import open_restore
 from agent.domain import upload_plan
@@ -167,6 +168,16 @@ async def test_a_store_that_does_not_copy_gets_the_whole_file(rig, layers):
     assert rig.names(manifest) == [MAIN]
     stored = {key for key in rig.objects if key.startswith(f"{PREFIX}{manifest.upload_id}/{MAIN}")}
     assert stored == {f"{PREFIX}{manifest.upload_id}/{MAIN}"}, "layers are left"
+
+
+@pytest.mark.parametrize("copies", [True, False])
+async def test_a_patch_is_sent_only_after_its_copy_to_a_store_that_refused_the_last_copy(rig, monkeypatch, copies):
+    monkeypatch.setattr(BucketUploads, "copies", copies)
+    await rig.upload()
+    rig.store.fail("copy", CopyUnsupported("not here"), key=".base")
+    assert rig.names(await rig.synced()) == [MAIN]
+    assert any(".patch-" in key for key in rig.store.keys("put")) is copies
+    assert rig.names(await rig.synced()) == [f"{MAIN}.base", f"{MAIN}.patch-01"]
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

@@ -40,7 +40,12 @@ class NotAManifest(StoreError):  # noqa: N818 - named for the condition
 
 
 class BucketUploads:
-    """Reads and cleans up `systems/{system_id}/uploads/`."""
+    """Reads and cleans up `systems/{system_id}/uploads/`.
+
+    `copies` is false after the store refused a copy, until it makes one: nothing is then sent that needs a copy first.
+    """
+
+    copies = True
 
     def __init__(self, store: ObjectStore, system_id: str) -> None:
         self._store, self._system_id = store, system_id

@@ -306,11 +306,19 @@ class Upload:
         return replace(part, stored_size=stored.size)
 
     async def _send_patch(self, step: Patch) -> Part:
-        """Copy the layers and send the patch; if the store does not copy a layer as it was, send the whole file."""
+        """Send the patch while the store copies the layers; if it does not copy one as it was, send the whole file."""
         layers = patched_layers(step, system_id=self.system_id, upload_id=self.upload_id)
-        if not await self._copy_all(step.layers, layers[:-1]):
+        copy = self._copy_all(step.layers, layers[:-1])
+        send = self._send_file(step.database, step.patch, layers[-1], self.uncompressed)
+        if self.uploads.copies:
+            copied, _ = await gather_all([copy, send], "patched-part")
+        elif copied := await copy:
+            await send
+        else:
+            send.close()
+        if not copied:
+            self._placed.pop(layers[-1].key, None)
             return await self._send(Send(step.database, step.file), counted=False)
-        await self._send_file(step.database, step.patch, layers[-1], self.uncompressed)
         return self._sent_part(
             step.database,
             step.file,
@@ -372,7 +380,9 @@ class Upload:
             for each in copies:
                 self._placed.pop(each.key, None)
             self._sent_instead = True  # `confirm` removes the copies, also those that the store finishes later
+            self.uploads.copies = False
             return False
+        self.uploads.copies = True
         return True
 
     async def _copy(self, source: ObjectRecord, new: ObjectRecord) -> None:
