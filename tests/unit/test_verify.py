@@ -19,6 +19,7 @@ from agent.domain.delivery_state import State
 from agent.domain.errors import SnapshotError, StoreError
 from agent.domain.events import UploadVerified
 from agent.domain.identity import Identity
+from agent.entrypoints.cli.verify import _lines
 from tests.support import values
 from tests.support.clock import ManualClock
 from tests.support.faulty_store import FaultyStore
@@ -229,6 +230,25 @@ def test_for_damaged_memories_the_databases_of_their_rows_are_damaged():
         problems={"memories.json.gz": "is missing"},
     )
     assert found.damaged == {"reflection"}
+
+
+@pytest.mark.parametrize(
+    ("deep", "notes", "unverified"),
+    [(False, {}, {"reflection": "odd"}), (True, {"reflection": "odd"}, {"reflection": "odd"}), (True, {}, {})],
+    ids=["shallow", "deep, still unreadable", "deep, readable now"],
+)
+def test_a_copy_that_could_not_be_verified_at_the_upload_is_not_called_intact_alone(deep, notes, unverified):
+    manifest = values.manifest(reflection=1, knowledge_graph=1)
+    parts = [replace(part, verified=part.database != "reflection", unverified_reason="odd") for part in manifest.parts]
+    manifest = replace(manifest, parts=tuple(parts))
+    found = VerifyResult(
+        upload_id=manifest.upload_id, deep=deep, objects=3, manifest=manifest, problems={}, notes=notes
+    )
+    assert found.unverified == unverified
+    first, *others = _lines(found, None)
+    assert ("intact as uploaded," in first) is bool(unverified)
+    expected = "  reflection: the copy could not be verified when it was uploaded: odd"
+    assert (expected in others) is bool(unverified)
 
 
 @pytest.mark.parametrize("note", ["", "{}", "[]", "null", '{"upload_id": 1, "at": "yesterday", "problems": {}}'])

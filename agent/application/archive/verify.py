@@ -182,6 +182,17 @@ class VerifyResult:
         return not self.problems
 
     @property
+    def unverified(self) -> Mapping[str, str]:
+        """Databases whose copies DuckDB had not read completely at the upload, with the reason in the manifest.
+
+        After a deep verification, only those that it did not read either.
+        """
+        parts = self.manifest.parts if self.manifest else ()
+        found = {part.database: part.unverified_reason or "unknown" for part in parts if not part.verified}
+        read_now = found.keys() - self.notes.keys() - {*self.left_out} if self.deep and self.whole else set[str]()
+        return {name: reason for name, reason in sorted(found.items()) if name not in read_now}
+
+    @property
     def is_missing(self) -> bool:
         """Whether the upload does not exist: it has no manifest."""
         return self.manifest is None and self.problems.get(naming.MANIFEST_NAME) == MISSING

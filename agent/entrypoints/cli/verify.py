@@ -132,7 +132,8 @@ def _lines(found: VerifyResult, directory: Path | None) -> Iterator[str]:
     compared = f"compared with the manifest {how}"
     checked = "downloaded and read" if found.deep else compared
     if found.whole:
-        yield f"{found.upload_id}: intact, {found.objects} objects {checked}, {found.duration_seconds:.1f} s"
+        state = "intact as uploaded" if found.unverified else "intact"
+        yield f"{found.upload_id}: {state}, {found.objects} objects {checked}, {found.duration_seconds:.1f} s"
     elif found.is_missing:
         yield f"{found.upload_id}: MISSING"
         return
@@ -140,6 +141,8 @@ def _lines(found: VerifyResult, directory: Path | None) -> Iterator[str]:
         yield f"{found.upload_id}: DAMAGED"
     for name, reason in sorted(found.problems.items()):
         yield f"  {name}: {reason}"
+    for database, reason in found.unverified.items():
+        yield f"  {database}: the copy could not be verified when it was uploaded: {reason}"
     for database, reason in sorted(found.notes.items()):
         yield f"  {database}: its checksum matches, but it was not read: {reason}"
     for database, note in (found.manifest.storage_notes() if found.manifest else {}).items():
@@ -154,5 +157,6 @@ def _document(found: VerifyResult) -> dict[str, object]:
         "objects": found.objects,
         "problems": dict(found.problems),
         "notes": dict(found.notes),
+        "unverified": dict(found.unverified),
         "duration_seconds": found.duration_seconds,
     }
