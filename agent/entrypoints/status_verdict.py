@@ -223,7 +223,9 @@ def _removed_while_owed(facts: Facts) -> str:
 
 
 def _removed(facts: Facts) -> str:
-    """Session-Buddy keeps these two; a graph with a name of its own may have been deleted on purpose."""
+    """Session-Buddy keeps these two. Changes after the last upload, if there were any, are lost, so this is not `safe`.
+    A graph with a name of its own may have been deleted on purpose.
+    """
     found = [one.name for one in facts.databases if one.removed and one.name in (REFLECTIONS, KNOWLEDGE_GRAPH)]
     return _removed_text(facts, found) if found else ""
 
@@ -307,10 +309,11 @@ def _last_upload(facts: Facts) -> str:
 
 
 def _removed_text(facts: Facts, names: Sequence[str]) -> str:
+    text = f"No longer on this machine: {_named(names)}"
     upload = facts.first and facts.first.newest_upload_id
     if not upload:
-        return f"Removed from this machine after delivery: {_named(names)}"
-    return f"Removed from this machine, kept in the upload {upload}: {_named(names)} (akosha-agent restore --to DIR)"
+        return f"{text}; the memories were delivered before"
+    return f"{text}; the upload {upload} has the last state (akosha-agent restore --to DIR gets it back)"
 
 
 def _with_age(facts: Facts, name: str) -> str:

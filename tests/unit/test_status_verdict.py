@@ -66,8 +66,8 @@ CASES = {
     "_no_databases": (
         replace(with_target(databases=(GONE,)), problem=NO_DATABASES),
         (
-            "Removed from this machine, kept in the upload 20260301_115700_laptop: reflection "
-            "(akosha-agent restore --to DIR)"
+            "No longer on this machine: reflection; the upload 20260301_115700_laptop has the last state "
+            "(akosha-agent restore --to DIR gets it back)"
         ),
     ),
     "_removed_while_owed": (
@@ -76,7 +76,7 @@ CASES = {
     ),
     "_removed": (
         with_target(AKOSHA, newest_upload_id=None, databases=(screens.GRAPH, GONE)),
-        "Removed from this machine after delivery: reflection",
+        "No longer on this machine: reflection; the memories were delivered before",
     ),
     "_clock_wrong": (
         with_target(last_success=NOON + timedelta(days=3, hours=2)),
