@@ -30,7 +30,7 @@ from agent.application.sync.bus_recovery import BUS
 from agent.entrypoints.control_api import Limits, serve
 from agent.entrypoints.doctor import agent_checks, delivery_checks, machine_checks, nats_checks
 from agent.entrypoints.doctor.context import DoctorContext
-from agent.entrypoints.doctor.findings import Level
+from agent.entrypoints.doctor.findings import Level, exit_code
 from agent.entrypoints.doctor.run import examine
 from agent.entrypoints.hook.claude_settings import ClaudeSettings
 from agent.entrypoints.hook.hook_command import HookCommand
@@ -49,7 +49,7 @@ pytest_plugins = ["tests.support.servers.fixtures"]
 
 TOKEN = "canary-token-that-never-appears"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-OK, SKIPPED, WARNING, ERROR = Level.OK, Level.SKIPPED, Level.WARNING, Level.ERROR
+OK, SKIPPED, NOTE, WARNING, ERROR = Level.OK, Level.SKIPPED, Level.NOTE, Level.WARNING, Level.ERROR
 
 
 @pytest.fixture(autouse=True)
@@ -114,10 +114,10 @@ def levels(found):
 
 
 def one(found, level):
-    """Return the only finding. Assert its level, and that it has a hint exactly if it is a warning or an error."""
+    """Return the only finding. Assert its level, and that it has a hint unless it is ok or skipped."""
     (only,) = found
     assert only.level is level, only
-    assert bool(only.hint) is (level in (WARNING, ERROR))
+    assert bool(only.hint) is (level in (NOTE, WARNING, ERROR))
     return only
 
 
@@ -459,12 +459,13 @@ async def test_a_directory_used_as_the_bucket_is_probed_like_a_bucket(run, tmp_p
     assert str(tmp_path / "gone") in found.hint
 
 
-async def test_a_target_on_the_disk_of_the_databases_is_a_warning_and_in_their_directory_an_error(
+async def test_a_target_on_the_disk_of_the_databases_is_a_note_and_in_their_directory_an_error(
     run, directories, tmp_path, monkeypatch
 ):
     data = directories["agent_data_dir"]
-    found = one(await run(delivery_checks.target_disk, cloud_endpoint=(tmp_path / "new" / "bucket").as_uri()), WARNING)
+    found = one(await run(delivery_checks.target_disk, cloud_endpoint=(tmp_path / "new" / "bucket").as_uri()), NOTE)
     assert "on the same disk as the databases" in found.found
+    assert exit_code([found]) == 0
     (tmp_path / "link").symlink_to(data)
     found = one(await run(delivery_checks.target_disk, cloud_endpoint=(tmp_path / "link" / "x").as_uri()), ERROR)
     assert found.found.endswith(f"is in the data directory, {data}")

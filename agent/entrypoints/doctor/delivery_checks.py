@@ -21,7 +21,7 @@ from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
 from agent.domain.naming import uploads_prefix
 from agent.domain.routing import HTTP
 from agent.entrypoints.doctor.context import CONNECT_SECONDS, DoctorContext, in_thread
-from agent.entrypoints.doctor.findings import Finding, Level, error, from_error, ok, skipped, warning
+from agent.entrypoints.doctor.findings import Finding, Level, error, from_error, note, ok, skipped, warning
 from agent.entrypoints.formatting import local_time
 
 CREDENTIALS, BUCKET, LEFTOVERS, CLOCK, AKOSHA = "credentials", "bucket", "leftovers", "clock", "Akosha"
@@ -111,7 +111,7 @@ async def bucket(context: DoctorContext) -> list[Finding]:
 
 
 async def target_disk(context: DoctorContext) -> list[Finding]:
-    """Warn if a directory target is on the disk of the databases: that disk would lose both."""
+    """Note if a directory target is on the disk of the databases, which would lose both. It may be the only disk."""
     settings = context.settings
     if settings.directory is None:
         return [skipped(DISK, "the target is not a directory")]
@@ -120,7 +120,7 @@ async def target_disk(context: DoctorContext) -> list[Finding]:
         return [error(DISK, f"{directory} is in the data directory, {data}", hint=OTHER_DISK)]
     if await in_thread(lambda: _device(directory) == _device(data)):
         text = f"{directory} is on the same disk as the databases: if it fails, both are lost"
-        return [warning(DISK, text, hint=OTHER_DISK)]
+        return [note(DISK, text, hint=OTHER_DISK)]
     return [ok(DISK, "not that of the databases")]
 
 

@@ -15,17 +15,18 @@ REPORT = "this is a bug in akosha-agent: report it with the output of akosha-age
 
 
 class Level(StrEnum):
-    """The level of a finding, the worst last. A skipped check does not count."""
+    """The level of a finding, the worst last. A skipped check and a note, on a choice that has a risk, do not count."""
 
     OK = "ok"
     SKIPPED = "skipped"
+    NOTE = "note"
     WARNING = "warning"
     ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """The result of a check. A warning or an error has a hint: a command or a setting. No text contains a secret."""
+    """The result of a check. All but ok and skipped ones have a hint, a command or a setting. No text has a secret."""
 
     name: str
     level: Level
@@ -34,7 +35,7 @@ class Finding:
     detail: str = ""
 
     def __post_init__(self) -> None:
-        if self.level in (Level.WARNING, Level.ERROR) and not self.hint:
+        if self.level in (Level.NOTE, Level.WARNING, Level.ERROR) and not self.hint:
             raise ValueError(f"{self.name}: a {self.level} must have a hint")
 
 
@@ -44,6 +45,10 @@ def ok(name: str, found: str, *, detail: str = "") -> Finding:
 
 def skipped(name: str, reason: str) -> Finding:
     return Finding(name=name, level=Level.SKIPPED, found=reason)
+
+
+def note(name: str, found: str, *, hint: str) -> Finding:
+    return Finding(name=name, level=Level.NOTE, found=found, hint=hint)
 
 
 def warning(name: str, found: str, *, hint: str, detail: str = "") -> Finding:
@@ -114,6 +119,6 @@ async def _run(check: Check, context: DoctorContext) -> Sequence[Finding]:
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """Return 0 without problems, 1 for warnings, 2 for errors."""
+    """Return 0 without problems, 1 for warnings, 2 for errors. Notes are no problems."""
     levels = {finding.level for finding in findings}
     return 2 if Level.ERROR in levels else int(Level.WARNING in levels)

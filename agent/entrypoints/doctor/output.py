@@ -15,6 +15,7 @@ from agent.entrypoints.doctor.findings import Finding, Level, exit_code
 MARKS = {
     Level.OK: ("✓", "green"),
     Level.SKIPPED: ("-", "dim"),
+    Level.NOTE: ("!", "dim"),
     Level.WARNING: ("!", "yellow"),
     Level.ERROR: ("✗", "red"),
 }

@@ -61,7 +61,7 @@ app = CommandGroup()
 async def doctor(options: Options, as_json: AsJson = False) -> int:
     """Check settings, directories, servers and services, and show how to fix each problem.
 
-    Exits with 0 (no problems), 1 (warnings) or 2 (errors).
+    Exits with 0 (no problems; notes do not count), 1 (warnings) or 2 (errors).
     """
     return await diagnose(read_context(options), as_json=as_json)
 
