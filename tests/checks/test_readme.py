@@ -1,4 +1,4 @@
-"""The commands, settings, messages and links in README and the guides exist."""
+"""The commands, settings, messages and links in README, the guides and the plugin's skill exist."""
 
 import ast
 import re
@@ -20,6 +20,7 @@ PAGES = [
     DOCS / "quickstart.md",
     DOCS / "troubleshooting.md",
     *sorted((DOCS / "guides").glob("*.md")),
+    *sorted((ROOT / "plugins").rglob("*.md")),
 ]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 ROOT_OPTIONS = {"--version", "--help", "--install-completion"}

@@ -182,6 +182,28 @@ def test_claude_config_dir_sets_the_location_of_the_settings(machine, hook, monk
     assert not moved.exists()
 
 
+def test_with_the_plugin_the_hook_is_not_installed_a_second_time(machine, hook):
+    settings, program = machine.home / ".claude" / "settings.json", machine.home / ".local" / "bin" / "akosha-agent"
+    program.parent.mkdir(parents=True)
+    program.symlink_to(COMMAND)
+    assert hook("install").exit_code == 0
+    document = json.loads(settings.read_bytes()) | {"enabledPlugins": {"akosha-agent@akosha": True}}
+    settings.write_text(json.dumps(document))
+    twice = hook("status")
+    assert (twice.exit_code, "which is harmless\n" in twice.stdout) == (0, True)
+    done = hook("install").stdout
+    assert done.startswith("not needed: the plugin akosha-agent@akosha of Claude Code has this hook\n")
+    assert "akosha-agent hook uninstall" in done
+    assert json.loads(settings.read_bytes()) == document
+    assert "the plugin of Claude Code has the hook, too" in hook("uninstall").stdout
+    before = settings.read_bytes()
+    assert hook("install").stdout.count("\n") == 1
+    assert settings.read_bytes() == before
+    alone = hook("status")
+    assert alone.exit_code == 0
+    assert alone.stdout.startswith("hook     installed: by the plugin akosha-agent@akosha\n")
+
+
 def test_a_settings_file_that_cannot_be_edited_exits_2_with_the_reason(machine, hook):
     settings = machine.home / "other.json"
     settings.write_text('{\n  "hooks": 1\n}')

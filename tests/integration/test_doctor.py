@@ -823,6 +823,27 @@ async def test_a_hook_is_ok_if_its_program_exists_and_uses_the_state_directory_o
     assert "disableAllHooks" in one(await run(agent_checks.hook), WARNING).found
 
 
+async def test_the_hook_of_the_plugin_is_ok_if_it_reaches_the_agent_and_a_second_hook_is_named(
+    run, directories, tmp_path
+):
+    file, state = tmp_path / ".claude" / "settings.json", directories["agent_state_dir"]
+    program = tmp_path / ".local" / "bin" / "akosha-agent"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    file.parent.mkdir()
+    file.write_text('{"enabledPlugins": {"akosha-agent@akosha": true}}')
+    assert f"but the agent reads {state}" in one(await run(agent_checks.hook), ERROR).found
+    config = tmp_path / ".config" / "akosha-agent" / "config.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f"agent_state_dir: {state}\n")
+    found = one(await run(agent_checks.hook), OK)
+    assert found.found == "installed by the plugin akosha-agent@akosha"
+    settings = ClaudeSettings.read(file)
+    settings.insert(HookCommand(("/gone/akosha-agent",), {"--state-dir": "/elsewhere"}))
+    file.write_bytes(settings.render())
+    assert one(await run(agent_checks.hook), OK).detail == "akosha-agent hook uninstall removes it from there"
+
+
 RUNS = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "UnitFileState": "enabled"}
 
 

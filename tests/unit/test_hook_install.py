@@ -10,7 +10,7 @@ from agent.domain.errors import SettingsError, StateError
 from agent.entrypoints.hook import install as installing
 from agent.entrypoints.hook.hook_command import HookCommand
 from agent.entrypoints.hook.install import Outcome, install, uninstall
-from agent.entrypoints.hook.status import State, hook_status, installed_hook
+from agent.entrypoints.hook.status import InstalledHook, State, hook_status, installed_hook
 
 ORIGINAL = '{\r\n\t"model": "x",\r\n\t"hooks": {}\r\n}'
 
@@ -42,6 +42,10 @@ def names(folder):
     return sorted(one.name for one in folder.iterdir())
 
 
+def found_in(path: Path) -> InstalledHook:
+    return installed_hook(path, {}, path.parent)
+
+
 def test_install_backs_up_the_file_and_uninstall_restores_it_and_deletes_the_backup(path, hook_command, state):
     inode = path.stat().st_ino
     done = install(path, hook_command, state)
@@ -49,7 +53,7 @@ def test_install_backs_up_the_file_and_uninstall_restores_it_and_deletes_the_bac
     assert done.backup.read_bytes() == ORIGINAL.encode()
     assert {path.stat().st_mode & 0o777, done.backup.stat().st_mode & 0o777} == {0o640}
     assert path.stat().st_ino != inode
-    assert hook_status(installed_hook(path), hook_command).state is State.INSTALLED
+    assert hook_status(found_in(path), hook_command).state is State.INSTALLED
     assert install(path, hook_command, state) == installing.Change(Outcome.UNCHANGED)
     assert uninstall(path, state) == installing.Change(Outcome.REMOVED)
     assert path.read_bytes() == ORIGINAL.encode()
@@ -110,7 +114,7 @@ def test_a_symlink_is_kept_and_its_target_changed(tmp_path, path, hook_command, 
     link.symlink_to(path)
     install(link, hook_command, state)
     assert link.is_symlink()
-    assert installed_hook(path).commands
+    assert found_in(path).commands
     assert names(path.parent)[0].startswith("settings.json")
     uninstall(link, state)
     assert path.read_bytes() == ORIGINAL.encode()
@@ -123,9 +127,9 @@ def test_another_state_directory_updates_the_command_and_uninstall_still_reverts
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     newer = HookCommand(hook_command.program, {"--state-dir": str(elsewhere)})
-    assert hook_status(installed_hook(path), newer).state is State.OUTDATED
+    assert hook_status(found_in(path), newer).state is State.OUTDATED
     assert install(path, newer, elsewhere).outcome is Outcome.UPDATED
-    assert [str(one) for one in installed_hook(path).commands] == [str(newer)]
+    assert [str(one) for one in found_in(path).commands] == [str(newer)]
     assert names(state) == []
     uninstall(path, state)
     assert path.read_bytes() == ORIGINAL.encode()
@@ -135,9 +139,9 @@ def test_another_state_directory_updates_the_command_and_uninstall_still_reverts
 def test_a_missing_program_and_disabled_hooks_are_reported(path, hook_command, state):
     install(path, hook_command, state)
     Path(hook_command.program[0]).unlink()
-    assert hook_status(installed_hook(path), hook_command).state is State.BROKEN
+    assert hook_status(found_in(path), hook_command).state is State.BROKEN
     path.write_text(path.read_text().replace('"model"', '"disableAllHooks": true, "model"'))
-    assert "disableAllHooks" in hook_status(installed_hook(path), hook_command).reason
+    assert "disableAllHooks" in hook_status(found_in(path), hook_command).reason
 
 
 def test_an_unparsable_file_is_not_changed(path, hook_command, state):
@@ -146,9 +150,9 @@ def test_an_unparsable_file_is_not_changed(path, hook_command, state):
         with pytest.raises(SettingsError, match="line 1, column 2"):
             change()
     assert (path.read_text(), names(path.parent), names(state)) == ("{,}", ["settings.json"], [])
-    assert hook_status(installed_hook(path), hook_command).state is State.UNKNOWN
+    assert hook_status(found_in(path), hook_command).state is State.UNKNOWN
     path.write_bytes(b'{\n"a": "\xff"}')
-    assert "not UTF-8: byte 8, line 2" in installed_hook(path).error
+    assert "not UTF-8: byte 8, line 2" in found_in(path).error
 
 
 def test_a_concurrent_change_by_another_program_is_not_lost(path, hook_command, state, monkeypatch):

@@ -60,6 +60,15 @@ def test_flags_answer_the_questions_and_without_a_dialogue_nothing_else_is_insta
     assert (asked, len(wanted)) == ([], 3)
 
 
+def test_what_the_plugin_of_claude_code_has_is_neither_offered_nor_installed(offers, tmp_path, capsys):
+    (tmp_path / "settings.json").write_text('{"enabledPlugins": {"akosha-agent@akosha": true}}')
+    (question,) = offers(status(), claude="/bin/claude")[0]
+    assert question.startswith(SERVICE)
+    _, (add_server,) = offers(status(installed=True), claude="/bin/claude", mcp=True)
+    add_server()
+    assert "the MCP server is not added: the plugin akosha-agent@akosha" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("claude", "reason"),
     [("#!/no/such/program\n", "No such file"), ("#!/bin/sh\nexec sleep 60\n", "did not end within 0.2 s")],

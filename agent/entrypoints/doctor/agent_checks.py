@@ -17,7 +17,7 @@ from agent.entrypoints.doctor.context import DoctorContext, in_thread
 from agent.entrypoints.doctor.findings import Finding, Level, error, ok, skipped, warning
 from agent.entrypoints.hook.claude_settings import settings_file
 from agent.entrypoints.hook.hook_command import HookCommand
-from agent.entrypoints.hook.status import TOO_OLD, installed_hook, runs_args
+from agent.entrypoints.hook.status import TOO_OLD, UNINSTALL, installed_hook, runs_args
 from agent.entrypoints.installation import REINSTALL
 from agent.entrypoints.service.status import service_status
 from agent.settings.sources import COMMAND_LINE
@@ -105,15 +105,25 @@ async def service(context: DoctorContext) -> list[Finding]:
 
 
 async def hook(context: DoctorContext) -> list[Finding]:
-    installed = await in_thread(lambda: installed_hook(settings_file(context.environ, context.user_home)))
+    """Check that the hook or the plugin notifies the agent of this state directory."""
+    file = settings_file(context.environ, context.user_home)
+    installed = await in_thread(lambda: installed_hook(file, context.environ, context.user_home))
     if installed.error:
         return [error(HOOK, installed.error, hint=f"correct {installed.path}, then {_install_hook(context)}")]
-    if not installed.commands:
+    plugin = installed.plugin
+    if not installed.commands and plugin is None:
         text = f"not installed in {installed.path}: the agent is not notified when a session ends"
         return [warning(HOOK, text, hint=_install_hook(context))]
     if installed.hooks_disabled:
         text = f"hooks are disabled in {installed.path} (disableAllHooks)"
         return [warning(HOOK, text, hint="remove disableAllHooks from that file")]
+    if plugin is not None:
+        problem = await in_thread(lambda: plugin.problem(context.settings.agent_state_dir))
+        if problem is None:
+            detail = f"{UNINSTALL} removes it from there" if installed.commands else ""
+            return [ok(HOOK, f"installed by the plugin {plugin.id}{installed.twice}", detail=detail)]
+        if not installed.commands:
+            return [error(HOOK, problem[0], hint=problem[1])]
     return await in_thread(lambda: [_hook_command(command, context) for command in installed.commands])
 
 

@@ -14,7 +14,7 @@ from agent.entrypoints.hook import install as installer
 from agent.entrypoints.hook.claude_settings import settings_file
 from agent.entrypoints.hook.hook_command import hook_command
 from agent.entrypoints.hook.session_end import main
-from agent.entrypoints.hook.status import State, hook_status, installed_hook, runs_args
+from agent.entrypoints.hook.status import UNINSTALL, InstalledHook, State, hook_status, installed_hook, runs_args
 from agent.settings import Settings
 
 app = CommandGroup(help="Manage the session-end hook of Claude Code, which notifies the agent.", no_args_is_help=True)
@@ -48,13 +48,19 @@ def session_end(
 
 @app.command()
 def install(settings: Settings, claude_settings: ClaudeSettings = None) -> None:
-    """Add the hook to Claude Code's settings. It notifies the agent when a session ends."""
+    """Add the hook to Claude Code's settings, unless its plugin has it. It notifies the agent when a session ends."""
     path = _path(claude_settings)
+    found = _installed(path)
+    if found.plugin and found.plugin.problem(settings.agent_state_dir) is None:
+        typer.echo(f"not needed: the plugin {found.plugin.id} of Claude Code has this hook")
+        if found.commands:
+            typer.echo(f"hint     {path} has it, too: {UNINSTALL}")
+        return
     home = Home.of(settings)
     home.prepare()  # the hook may run before the agent's first start, and its notes contain the system ID
     with_args = runs_args(os.environ)
     if with_args is None:  # the version is unknown: keep the installed form
-        with_args = any(one.with_args for one in installed_hook(path).commands)
+        with_args = any(one.with_args for one in found.commands)
     command = hook_command(settings, with_args=with_args)
     change = installer.install(path, command, settings.agent_state_dir)
     holder = home.holder()
@@ -79,6 +85,8 @@ def uninstall(settings: Settings, claude_settings: ClaudeSettings = None) -> Non
         typer.echo("file     deleted: hook install had created it, and it has no other settings")
     if change.backup:
         typer.echo(f"backup   {change.backup}")
+    if plugin := _installed(path).plugin:
+        typer.echo(f"hint     the plugin of Claude Code has the hook, too: claude plugin uninstall {plugin.id}")
 
 
 @app.command()
@@ -87,7 +95,7 @@ def status(settings: Settings, claude_settings: ClaudeSettings = None, as_json: 
 
     Exits with 0 if it does, 1 if it does not, 2 if Claude Code's settings file cannot be read.
     """
-    installed = installed_hook(_path(claude_settings))
+    installed = _installed(_path(claude_settings))
     known = runs_args(os.environ) if any(one.with_args for one in installed.commands) else None
     current = hook_status(installed, hook_command(settings), runs_args=known)
     if as_json:
@@ -104,3 +112,7 @@ def status(settings: Settings, claude_settings: ClaudeSettings = None, as_json: 
 
 def _path(given: Path | None) -> Path:
     return settings_file(os.environ, Path.home()) if given is None else given.expanduser().absolute()
+
+
+def _installed(path: Path) -> InstalledHook:
+    return installed_hook(path, os.environ, Path.home())

@@ -65,11 +65,16 @@ class HookCommand:
 
 
 def hook_command(settings: Settings, *, with_args: bool = False) -> HookCommand:
-    """Return the command for these settings. It passes them as options, because the hook reads no settings files."""
+    """Return the command for these settings. Their options save the hook from reading settings files."""
+    return HookCommand(_program(), hook_options(settings), with_args)
+
+
+def hook_options(settings: Settings) -> dict[str, str]:
+    """Return the hook's options for these settings."""
     options = {"--state-dir": os.path.abspath(settings.agent_state_dir)}  # noqa: PTH100 - symlinks are not resolved
     if settings.system_id:
         options["--system-id"] = sanitise_system_id(settings.system_id)
-    return HookCommand(_program(), options, with_args)
+    return options
 
 
 def parsed(command: object, arguments: object = None) -> HookCommand | None:

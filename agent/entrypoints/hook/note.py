@@ -1,7 +1,7 @@
 """The spool note of a session's end: state directory, system ID, text, and file.
 
-Without slow imports; `session_end` explains why. The state directory, system IDs, and the format of events and notes
-are implemented a second time here; tests compare them with the originals.
+Without slow imports; `session_end` explains why. The names of settings files, the state directory, system IDs, and the
+format of events and notes are implemented a second time here; tests compare them with the originals.
 """
 # ruff: noqa: PTH103, PTH104, PTH108, PTH109, PTH111 - pathlib costs more than all of this
 
@@ -16,10 +16,60 @@ TEXT_CHARACTERS = 200
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _LONGEST_ID = 100
 _IDENTITY_BYTES = 4096
+_SETTINGS_BYTES = 256 * 1024
+
+SESSION_BUDDY_FILES = (
+    ".claude/settings/local.yaml",
+    ".claude/settings/session-buddy.yaml",
+    ".config/session-buddy/local.yaml",
+    ".config/session-buddy/config.yaml",
+)
+OPTION_KEYS = (b"agent_state_dir", b"system_id")
+"""The settings that the hook's options replace."""
 
 
-def state_directory(given: str, environ: "os._Environ[str] | dict[str, str]") -> str:
-    """Return the agent's state directory: the option, else the variable, else the default. Reads no settings file."""
+def options_of_settings(environ: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
+    """Return the hook's options as the settings files of the user set them; {} if no file names one of them.
+
+    For a command without options, as that of the plugin. Importing the settings takes longer than the hook may, so they
+    are loaded only if a file contains the key of an option. Raises SettingsError if they are invalid.
+    """
+    home = home_directory(environ)
+    own = f"{_config_home(home, environ)}/akosha-agent/config.yaml"
+    if not any(_names_an_option(path) for path in (own, *(f"{home}/{name}" for name in SESSION_BUDDY_FILES))):
+        return {}
+    from pathlib import Path  # noqa: PLC0415 - slow imports, rarely needed
+
+    from agent.entrypoints.hook.hook_command import hook_options  # noqa: PLC0415
+    from agent.settings import load  # noqa: PLC0415
+
+    # In the home directory, because the working directory is that of any project.
+    path = Path(home or "/")
+    return hook_options(load(environ=environ, cwd=path, home=path).settings)
+
+
+def _names_an_option(path: str) -> bool:
+    """Return whether a settings file contains a key of an option. False if it cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, _SETTINGS_BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
+    return any(key in text for key in OPTION_KEYS)
+
+
+def _config_home(home: str, environ: "os._Environ[str] | dict[str, str]") -> str:
+    chosen = environ.get("XDG_CONFIG_HOME", "")
+    if chosen.startswith("/"):
+        return chosen.rstrip("/")
+    return home + ("/Library/Application Support" if sys.platform == "darwin" else "/.config")
+
+
+def home_directory(environ: "os._Environ[str] | dict[str, str]") -> str:
+    """Return the home directory without a slash at its end: "" for `/`."""
     home = environ.get("HOME", "")
     if not home.startswith("/"):
         import pwd  # noqa: PLC0415 - rarely needed
@@ -28,7 +78,12 @@ def state_directory(given: str, environ: "os._Environ[str] | dict[str, str]") ->
             home = pwd.getpwuid(os.getuid()).pw_dir
         except KeyError:
             home = "/"
-    home = home.rstrip("/")
+    return home.rstrip("/")
+
+
+def state_directory(given: str, environ: "os._Environ[str] | dict[str, str]") -> str:
+    """Return the agent's state directory: the option, else the variable, else the default. Reads no settings file."""
+    home = home_directory(environ)
     given = given or environ.get("AKOSHA_AGENT_STATE_DIR", "").strip()
     if given == "~" or given.startswith("~/"):
         return home + given[1:]

@@ -78,6 +78,8 @@ def _record_and_notify(arguments: list[str], writing: int) -> None:
     """Read the input, then write the note and notify the agent; `writing` receives a `+`, or the error."""
     try:
         given, options = read_input(_STDIN), read_options(arguments)
+        if "--state-dir" not in options:
+            options = note.options_of_settings(os.environ) | options
         state = note.state_directory(options.get("--state-dir", ""), os.environ)
         system = note.system_id(state, options.get("--system-id", ""), os.environ)
         name, event = note.session_ended(system, given.get("session_id"), given.get("reason"))

@@ -1,4 +1,4 @@
-"""Compare the hook in Claude Code's settings with the command that matches the agent's settings."""
+"""Compare the hook and the plugin in Claude Code's settings with the command that matches the agent's settings."""
 
 import re
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 from agent.domain.errors import SettingsError
 from agent.entrypoints.hook.claude_settings import ClaudeSettings
 from agent.entrypoints.hook.hook_command import HookCommand
+from agent.entrypoints.hook.plugin import Plugin, enabled_plugin
 
 FIRST_WITH_ARGS = (2, 1, 139)
 """First version of Claude Code that starts a hook with `args` without a shell: `command` is the program, and each of
@@ -18,6 +19,7 @@ FIRST_WITH_ARGS = (2, 1, 139)
 program without arguments."""
 TOO_OLD = "this Claude Code is older than 2.1.139 and does not support hooks with args"
 INSTALL = "akosha-agent hook install"
+UNINSTALL = "akosha-agent hook uninstall"
 VERSION_SECONDS = 10.0
 """Limit for `claude --version`, which takes about a second."""
 
@@ -48,21 +50,30 @@ def runs_args(environ: Mapping[str, str]) -> bool | None:
 
 @dataclass(frozen=True, slots=True)
 class InstalledHook:
-    """The agent's commands in a settings file. `error`: why the file cannot be used; "" if it can."""
+    """The agent's commands and plugin in a settings file. `error`: why the file cannot be used; "" if it can."""
 
     path: Path
     commands: Sequence[HookCommand] = ()
     error: str = ""
     hooks_disabled: bool = False
+    plugin: Plugin | None = None
+
+    @property
+    def twice(self) -> str:
+        """A sentence on the command in the file, for a plugin that has the hook; "" if there is none."""
+        if not self.commands:
+            return ""
+        return f"; {self.path} has the hook, too, so each session's end is reported twice, which is harmless"
 
 
-def installed_hook(path: Path) -> InstalledHook:
-    """Read the agent's commands from a settings file. An error is returned in the result, not raised."""
+def installed_hook(path: Path, environ: Mapping[str, str], home: Path) -> InstalledHook:
+    """Read the agent's commands and plugin from a settings file. An error is returned in the result, not raised."""
     try:
         settings = ClaudeSettings.read(path)
     except SettingsError as error:
         return InstalledHook(path, error=str(error))
-    return InstalledHook(path, settings.commands, hooks_disabled=settings.hooks_disabled)
+    plugin = enabled_plugin(settings.document, environ, home)
+    return InstalledHook(path, settings.commands, hooks_disabled=settings.hooks_disabled, plugin=plugin)
 
 
 class State(StrEnum):
@@ -89,6 +100,7 @@ class HookStatus:
         return {
             "state": self.state.value,
             "file": str(self.installed.path),
+            "plugin": self.installed.plugin.id if self.installed.plugin else None,
             "commands": [
                 {
                     "command": str(command),
@@ -103,16 +115,23 @@ class HookStatus:
 
 
 def hook_status(installed: InstalledHook, wanted: HookCommand, *, runs_args: bool | None = None) -> HookStatus:
-    """Compare the installed commands with the wanted one.
+    """Compare the installed commands with the wanted one, which are not needed if the plugin has the hook.
 
     `runs_args`: whether Claude Code supports hooks with `args`; None if that is unknown.
     """
     if installed.error:
         return HookStatus(installed, State.UNKNOWN, installed.error)
-    if not installed.commands:
+    if not installed.commands and installed.plugin is None:
         return HookStatus(installed, State.ABSENT, "the agent is not notified when a session ends", INSTALL)
     if installed.hooks_disabled:
         return HookStatus(installed, State.BROKEN, "disableAllHooks is true", f'remove it from "{installed.path}"')
+    if installed.plugin is not None:
+        problem = installed.plugin.problem(wanted.state_dir) if wanted.state_dir else None
+        if problem is None:
+            reason = f"by the plugin {installed.plugin.id}{installed.twice}"
+            return HookStatus(installed, State.INSTALLED, reason, UNINSTALL if installed.commands else "")
+        if not installed.commands:
+            return HookStatus(installed, State.BROKEN, *problem)
     missing = next((command.missing for command in installed.commands if command.missing), "")
     if missing:
         return HookStatus(installed, State.BROKEN, f"{missing} does not exist or cannot be executed", INSTALL)

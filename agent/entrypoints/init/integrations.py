@@ -14,6 +14,7 @@ from agent.domain.errors import AkoshaError
 from agent.entrypoints.cli.command import Options
 from agent.entrypoints.hook import commands as hook_commands
 from agent.entrypoints.hook.claude_settings import settings_file
+from agent.entrypoints.hook.plugin import Plugin
 from agent.entrypoints.hook.status import installed_hook
 from agent.entrypoints.init.dialogue import confirm
 from agent.entrypoints.service import commands as service_commands
@@ -49,7 +50,7 @@ class Wishes:
 def wanted_installations(settings: Settings, *, changed: bool, flags: Wishes) -> list[Installation]:
     """Ask what to install, and return it as functions, which raise AkoshaError. Nothing is installed yet.
 
-    A service that runs is restarted if settings have changed.
+    A service that runs is restarted if settings have changed. A plugin of Claude Code has the hook and the MCP server.
     """
     status, wanted = service_status(Path.home(), os.environ), list[Installation]()
     question = "Run the agent as a service, from now on and at every login?"
@@ -60,13 +61,18 @@ def wanted_installations(settings: Settings, *, changed: bool, flags: Wishes) ->
     if status.running and changed:
         wanted.append(service_commands.restart)
     question = "Install the hook that starts a sync when a session of Claude Code ends?"
-    file = settings_file(os.environ, Path.home())
-    if flags.wants(flags.hook, question, lambda: not installed_hook(file).commands):
+    found = installed_hook(settings_file(os.environ, Path.home()), os.environ, Path.home())
+    plugin = found.plugin
+    if flags.wants(flags.hook, question, lambda: not found.commands and plugin is None):
         wanted.append(lambda: hook_commands.install(settings))
     question = "Add the agent's MCP server to Claude Code?"
-    if flags.wants(flags.mcp, question, lambda: _claude_path() is not None and _lacks_mcp()):
-        wanted.append(_install_mcp)
+    if flags.wants(flags.mcp, question, lambda: plugin is None and _claude_path() is not None and _lacks_mcp()):
+        wanted.append(_install_mcp if plugin is None else lambda: _name_plugin(plugin))
     return wanted
+
+
+def _name_plugin(plugin: Plugin) -> None:
+    typer.echo(f"the MCP server is not added: the plugin {plugin.id} of Claude Code has it")
 
 
 def install_service() -> None:
