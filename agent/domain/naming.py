@@ -16,6 +16,9 @@ MANIFEST_NAME = "manifest.json"
 MEMORIES_NAME = "memories.json"
 GZIPPED_MEMORIES_NAME = f"{MEMORIES_NAME}.gz"
 OWNER_NAME = "owner.json"
+SYSTEMS_PREFIX = "systems/"
+"""Prefix of the objects of all systems."""
+
 MAX_GENERATED_ID = 84
 """Maximum length of a generated system ID: Akosha accepts upload IDs of 100 characters, including the time."""
 
@@ -60,9 +63,14 @@ def sanitise_system_id(text: str) -> str:
 
 def check_system_id(text: str) -> str:
     """Return `text` if it is a system ID, else raise NamingError."""
-    if not _SYSTEM_ID.fullmatch(text):
+    if not is_system_id(text):
         raise NamingError(f"{text!r} is not a system ID", hint="1 to 100 letters, digits, - or _")
     return text
+
+
+def is_system_id(text: str) -> bool:
+    """Return whether `text` is a system ID."""
+    return _SYSTEM_ID.fullmatch(text) is not None
 
 
 def session_system(subject: str) -> str:
@@ -84,6 +92,14 @@ def check_method(text: str) -> str:
 def upload_id(at: datetime, system_id: str) -> str:
     """Return `YYYYMMDD_HHMMSS_{system_id}` of the aware time `at`, in UTC."""
     return f"{at.astimezone(UTC):{_STAMP}}_{check_system_id(system_id)}"
+
+
+def is_upload_id(text: str, system_id: str) -> bool:
+    """Return whether `text` is an upload ID of this system."""
+    try:
+        return text == upload_id(upload_time(text), system_id)
+    except NamingError:
+        return False
 
 
 def upload_time(upload: str) -> datetime:
@@ -125,12 +141,12 @@ def object_name(file_name: str) -> str:
 
 def uploads_prefix(system_id: str) -> str:
     """Return the prefix of all uploads of a system, with a trailing slash."""
-    return f"systems/{check_system_id(system_id)}/uploads/"
+    return f"{SYSTEMS_PREFIX}{check_system_id(system_id)}/uploads/"
 
 
 def owner_key(system_id: str) -> str:
     """Return the key of a system's owner.json."""
-    return f"systems/{check_system_id(system_id)}/{OWNER_NAME}"
+    return f"{SYSTEMS_PREFIX}{check_system_id(system_id)}/{OWNER_NAME}"
 
 
 def object_key(system_id: str, upload: str, name: str) -> str:

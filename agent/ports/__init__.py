@@ -12,6 +12,7 @@ from agent.ports.bus import (
     Subscription,
     VolatileBus,
 )
+from agent.ports.event_reader import EventReader, StreamEntry
 from agent.ports.ledger import HistoryEntry, Ledger
 from agent.ports.memories import (
     Capabilities,
@@ -61,6 +62,7 @@ __all__ = [
     "DatabaseSource",
     "Delivered",
     "DurableBus",
+    "EventReader",
     "Handler",
     "HeldMemory",
     "HistoryEntry",
@@ -95,6 +97,7 @@ __all__ = [
     "StoreResult",
     "StoredEvent",
     "StoredObject",
+    "StreamEntry",
     "StreamMark",
     "Subscription",
     "Supervisor",

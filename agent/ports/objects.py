@@ -191,6 +191,14 @@ class ObjectStore(Protocol):
         """List the objects under `prefix` in key order, only keys after `start_after`."""
         ...
 
+    def folders(self, prefix: str, *, start: str = "") -> AsyncGenerator[str, None]:
+        """List the names of the folders directly below `prefix`, which ends with `/`, in the order of their keys.
+
+        A folder's name is the part of a key between `prefix` and the next `/`. With `start`: only that name and later
+        ones. A directory also lists folders without objects. A store answers a thousand folders per request.
+        """
+        ...
+
     async def delete(self, keys: Collection[str]) -> None:
         """Delete objects, many per request. Missing objects are not an error. Raises NotPermitted.
 

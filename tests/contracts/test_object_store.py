@@ -319,6 +319,21 @@ async def test_a_listing_is_in_key_order_within_its_prefix_and_after_its_start(s
     assert [item async for item in store.list("systems/b/")] == [StoredObject("systems/b/x", 11)]
 
 
+async def test_folders_are_the_names_between_the_prefix_and_the_next_slash(store):
+    for key in ("top", "systems/b/x", "systems/a/uploads/2/m", "systems/a/uploads/1/m", "systems/a-1/x", "systems/x"):
+        await put(store, key, key.encode())
+
+    async def folders(*prefix, **start):
+        return [name async for name in store.folders(*prefix, **start)]
+
+    assert await folders("systems/") == ["a-1", "a", "b"]  # in the order of their keys: - is before /
+    assert await folders("systems/a/uploads/") == ["1", "2"]
+    assert await folders("systems/a/uploads/", start="2") == ["2"]
+    assert await folders("systems/", start="b0") == []
+    assert await folders("systems/c/") == await folders("systems/b/") == []
+    assert await folders("") == ["systems"]
+
+
 async def test_delete_removes_objects_and_ignores_missing_ones(store):
     for key in ("a/1", "a/2", "b"):
         await put(store, key, b"x")

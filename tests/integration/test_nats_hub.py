@@ -14,12 +14,14 @@ from nats.js.errors import NoStreamResponseError
 from structlog.testing import capture_logs
 
 from agent.adapters.nats import Limits, Login
+from agent.adapters.nats.event_reader import NatsEventReader
 from agent.adapters.nats.stream import STREAM
+from agent.application.fleet.events import KINDS, FleetEvents
 from agent.domain.errors import BusError
-from agent.domain.events import IngestCompleted
+from agent.domain.events import IngestCompleted, SyncSucceeded
 from agent.domain.naming import STREAM_SUBJECTS, results_pattern, session_subject
 from agent.events_client import results
-from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_buses, options, until
+from tests.support.nats_bus import CLOCK, CODEC, SECONDS, RecordingHandler, ended, opened_buses, options, until
 from tests.support.servers.nats import connected
 from tests.support.servers.nats_hub import KEYS, PAGE, configuration, configuration_for, running_hub, running_site
 from tests.support.values import NOON, manifest, request, succeeded
@@ -232,6 +234,36 @@ async def test_consumers_have_exactly_the_permissions_that_they_need(hub):
         for event in (ended(1, "laptop"), replace(RESULT, system_id="laptop")):
             with pytest.raises(BusError, match=r"(?i)permissions violation"):
                 await react.durable.publish(event)
+
+
+async def test_the_fleets_user_reads_and_follows_all_systems_and_changes_nothing(hub):
+    login = options(hub.url, login=Login(nkey_seed=KEYS["FLEET"].seed))
+    reader = await NatsEventReader.open(login, CODEC, clock=CLOCK)
+    try:
+        for user in ("LAPTOP", "DESKTOP"):
+            async with buses_of(hub.url, user) as buses:
+                await buses.durable.publish(replace(RESULT, system_id=user.lower()))
+        found, _ = await FleetEvents(reader).read()
+        assert {name: facts.of(SyncSucceeded).system_id for name, facts in found.items()} == {
+            "laptop": "laptop", "desktop": "desktop",
+        }  # fmt: skip
+        handler = RecordingHandler()
+        await reader.follow(tuple(KINDS), handler, lambda: None)
+        await until(lambda: reader.problem == "")
+        async with buses_of(hub.url, "LAPTOP") as laptop, buses_of(hub.url, "REACT") as react:
+            failed = replace(RESULT, system_id="laptop", id="another")
+            await laptop.durable.publish(failed)
+            await react.durable.publish(INGESTED)
+        assert sorted(await handler.wait_for_count(2)) == sorted([failed.id, INGESTED.id])
+    finally:
+        await reader.aclose()
+    async with connected(hub.url, **key_of("FLEET")) as client:
+        for subject in ("akosha.sync.laptop.succeeded", f"$JS.API.STREAM.PURGE.{STREAM}", f"{DIRECT_GET}.akosha.x"):
+            with pytest.raises((NatsTimeout, NoRespondersError)):
+                await client.request(subject, b"", timeout=0.1)
+    async with connected(hub.url, **key_of("ADMIN")) as admin:
+        assert await admin.jsm().consumers_info(STREAM) == []
+        assert sum((await stored(admin)).values()) == 4
 
 
 async def test_without_a_key_nobody_connects(server):

@@ -101,6 +101,11 @@ class FaultyStore:
         async for item in self._store.list(prefix, start_after=start_after):
             yield item
 
+    async def folders(self, prefix: str, *, start: str = "") -> AsyncGenerator[str, None]:
+        await self._do("list", prefix, _nothing)
+        async for name in self._store.folders(prefix, start=start):
+            yield name
+
     async def delete(self, keys: Collection[str]) -> None:
         await self._do("delete", " ".join(keys), lambda: self._store.delete(keys))
 

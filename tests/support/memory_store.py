@@ -79,6 +79,12 @@ class MemoryStore:
                 data = self.objects[key][0]
                 yield StoredObject(key, len(data), etag=_etag(data))
 
+    async def folders(self, prefix: str, *, start: str = "") -> AsyncGenerator[str, None]:
+        rests = (key.removeprefix(prefix) for key in self.objects if key.startswith(prefix))
+        for name in sorted({f"{rest.partition('/')[0]}/" for rest in rests if "/" in rest}):
+            if name != "/" and name > start:
+                yield name.removesuffix("/")
+
     async def delete(self, keys: Collection[str]) -> None:
         for key in keys:
             self.objects.pop(key, None)

@@ -10,6 +10,10 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+from agent.application.fleet.bucket import BucketFacts, NewestUpload
+from agent.application.fleet.events import SystemEvents
+from agent.application.fleet.fleet import FleetReport, Source
+from agent.application.fleet.merge import FleetSystem, by_severity, merged
 from agent.application.monitoring.status import (
     DELIVERED_TO_AKOSHA,
     BusStatus,
@@ -20,12 +24,13 @@ from agent.application.monitoring.status import (
 )
 from agent.application.status_warnings import notes_waiting
 from agent.domain.databases import NO_DATABASES
-from agent.domain.events import MethodError, UploadsPruned, UploadVerified
+from agent.domain.events import Event, MethodError, UploadsPruned, UploadVerified
 from agent.domain.memories import NO_EMBEDDING, Kind, RowState
 from agent.domain.progress import Activity, Progress
 from agent.domain.status_warning import StatusWarning
 from agent.domain.sync_preview import DatabasePreview, DatabaseStep, FilePreview, FileStep
 from agent.entrypoints import live_line, narrator
+from agent.entrypoints.fleet_text import fleet_lines
 from agent.entrypoints.memories_text import Account, account_lines
 from agent.entrypoints.progress_line import progress_texts
 from agent.entrypoints.sentences import event_lines, log_lines
@@ -33,8 +38,8 @@ from agent.entrypoints.status_document import StatusDocument
 from agent.entrypoints.status_text import status_lines
 from agent.entrypoints.sync_preview import SyncPreview, preview_lines
 from agent.entrypoints.text_lines import Line, rendered
-from agent.ports import HeldMemory, MemoryCounts
-from tests.support import values
+from agent.ports import HeldMemory, MemoryCounts, StreamEntry
+from tests.support import fleet, values
 from tests.support.values import NOON
 
 DIRECTORY = Path(__file__).parents[1] / "unit" / "screens"
@@ -242,6 +247,59 @@ PROGRESS: Mapping[str, list[str]] = {
 } | {"run, a change waits": narrator.waiting_texts(later(252, "min_interval"), NOON)}
 
 
+def fleet_system(number: int, bucket: BucketFacts | None, *events: Event, failures: int = 0) -> FleetSystem:
+    """Return a system as NATS and the bucket show it."""
+    newest = {
+        type(event): StreamEntry(subject=event.subject, sequence=1, stored_at=event.time, event=event)
+        for event in events
+    }
+    since = NOON - timedelta(hours=29) if failures else None
+    return merged(
+        f"laptop-{number}", bucket, SystemEvents(newest=newest, failures=failures, failing_since=since),
+        now=NOON, overdue=timedelta(days=1),
+    )  # fmt: skip
+
+
+def uploaded(number: int, hours: float, **facts: object) -> BucketFacts:
+    manifest = fleet.upload(f"laptop-{number}", NOON - timedelta(hours=hours))
+    newest = replace(NewestUpload.of(manifest), stored_bytes=42_000_000)
+    return BucketFacts(newest=newest, host=f"studio-{number}", **facts)
+
+
+REFUSED = "s3.example.com refused the key: InvalidAccessKeyId (renew the credentials)"
+FLEET_SOURCES = (
+    Source(name="bucket", location="s3.example.com/memories", systems=5),
+    Source(name="nats", location="tls://nats.example.org", systems=4),
+)
+FINE = [
+    fleet_system(n, uploaded(n, n / 7), fleet.ingested(fleet.upload(f"laptop-{n}", NOON - timedelta(hours=n / 7))))
+    for n in (1, 2)
+]
+NOT_FINE = [
+    fleet_system(3, uploaded(3, 30), fleet.failed("laptop-3", NOON - timedelta(minutes=3), error=REFUSED), failures=58),
+    fleet_system(4, uploaded(4, 29), fleet.ingested(fleet.upload("laptop-4", NOON - timedelta(hours=31)))),
+    fleet_system(5, BucketFacts(problems=("systems/laptop-5/owner.json: owner.json is damaged: KeyError",))),
+    replace(fleet_system(6, uploaded(6, 1)), system_id="x" * 100),
+]
+FLEETS: Mapping[str, FleetReport] = {
+    "all systems are fine": FleetReport(time=NOON, sources=FLEET_SOURCES, systems=tuple(FINE)),
+    "some are not, and one has a very long name": FleetReport(
+        time=NOON, sources=FLEET_SOURCES, systems=tuple(by_severity([*FINE, *NOT_FINE]))
+    ),
+    "NATS cannot be reached, and a folder is no system": FleetReport(
+        time=NOON, systems=tuple(FINE),
+        sources=(
+            replace(FLEET_SOURCES[0], notes=("folders that name no system were ignored: \x1b[2J",)),
+            replace(FLEET_SOURCES[1], systems=0, error="NATS at tls://nats.example.org cannot be reached"),
+        ),
+    ),
+    "only a bucket is configured, and it is empty": FleetReport(
+        time=NOON, systems=(),
+        sources=(replace(FLEET_SOURCES[0], systems=0), Source(name="nats", hint="akosha_agent_nats_url")),
+    ),
+}  # fmt: skip
+
+
 def screens() -> Mapping[str, Mapping[str, list[Line]]]:
     """Return name of the command -> what it is about -> its lines."""
     return {
@@ -278,6 +336,11 @@ def files() -> Mapping[str, str]:
             ]
             found[f"{name}_{suffix}.txt"] = "\n".join(parts)
     for suffix, width in WIDTHS.items():
+        parts = [
+            "\n".join([f"---- {about}", *rendered(fleet_lines(report, width=width), width=width, colours=False), ""])
+            for about, report in FLEETS.items()
+        ]
+        found[f"fleet_{suffix}.txt"] = "\n".join(parts)
         if width is not None:  # elsewhere there is no progress
             parts = [f"---- {about}\n{live_line.fitted(texts, width)}\n" for about, texts in PROGRESS.items()]
             found[f"progress_{suffix}.txt"] = "\n".join(parts)

@@ -143,6 +143,19 @@ def walk(root: Path, prefix: str, start_after: str) -> Iterator[tuple[str, int, 
     yield from _walk(root, "", prefix, start_after)
 
 
+def folders(root: Path, prefix: str, start: str) -> list[str]:
+    """Return the names of the folders directly below `prefix` in key order, from the name `start` on.
+
+    Symlinks are not folders. Raises OSError, and StoreError if the path of `prefix` has a symlink.
+    """
+    try:
+        entries = list(os.scandir(inside(root, root / prefix)))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    named = sorted(f"{e.name}/" for e in entries if is_unicode(e.name) and e.is_dir(follow_symlinks=False))
+    return [name.removesuffix("/") for name in named if name > start and (prefix or name != f"{HIDDEN}/")]
+
+
 def _walk(folder: Path, above: str, prefix: str, start_after: str) -> Iterator[tuple[str, int, float]]:
     try:
         entries = list(os.scandir(folder))

@@ -206,6 +206,10 @@ class DirectoryStore:
             for item in batch:
                 yield item
 
+    async def folders(self, prefix: str, *, start: str = "") -> AsyncGenerator[str, None]:
+        for name in await self._run("list", "", lambda: layout.folders(self._root, prefix, start)):
+            yield name
+
     async def delete(self, keys: Collection[str]) -> None:
         rest = iter(keys)
         while batch := [*itertools.islice(rest, DELETE_BATCH)]:

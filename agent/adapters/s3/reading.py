@@ -14,6 +14,7 @@ from agent.adapters.s3.responses import (
     PageParameters,
     Paging,
     Response,
+    folders_in,
     next_objects,
     next_parts,
     next_uploads,
@@ -50,6 +51,18 @@ async def list_objects(connection: Connection, prefix: str, start_after: str) ->
                 # Some S3-compatible stores ignore StartAfter.
                 if item.key > start_after and item.key.startswith(prefix):
                     yield item
+
+
+async def list_folders(connection: Connection, prefix: str, start: str) -> AsyncGenerator[str, None]:
+    """Yield the names of the folders directly below `prefix`, from the name `start` on. Raises as `list_objects`."""
+    first: PageParameters = {"StartAfter": f"{prefix}{start}"} if start else {}
+    pages = _pages(connection, "list_objects_v2", folders_in, next_objects, first, Prefix=prefix, Delimiter="/")
+    async with aclosing(pages):
+        async for page in pages:
+            for folder in page:
+                name = folder.removeprefix(prefix).removesuffix("/")
+                if folder.startswith(prefix) and name and f"{name}/" > start:
+                    yield name
 
 
 async def list_uploads(connection: Connection, prefix: str) -> AsyncGenerator[ListedUpload, None]:

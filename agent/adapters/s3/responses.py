@@ -185,6 +185,11 @@ def objects_in(response: Response) -> list[StoredObject]:
     ]
 
 
+def folders_in(response: Response) -> list[str]:
+    """Return the prefixes in one page of a listing with a delimiter, each with its final delimiter."""
+    return [text(item, "Prefix") for item in response.get("CommonPrefixes") or ()]
+
+
 def uploads_in(response: Response) -> list[ListedUpload]:
     """Return the multipart uploads in one page of a listing."""
     return [

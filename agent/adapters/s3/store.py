@@ -123,6 +123,11 @@ class S3Store:
         async for item in reading.list_objects(self._connection, prefix, start_after):
             yield item
 
+    async def folders(self, prefix: str, *, start: str = "") -> AsyncGenerator[str, None]:
+        async with contextlib.aclosing(reading.list_folders(self._connection, prefix, start)) as names:
+            async for name in names:
+                yield name
+
     async def delete(self, keys: Collection[str]) -> None:
         await self._deleter.delete(keys)
 

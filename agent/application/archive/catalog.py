@@ -15,7 +15,7 @@ from typing import TypeVar
 from agent.application.sync.bucket_uploads import BucketUploads, NotAManifest
 from agent.application.sync.stall import limit_stalls
 from agent.domain import naming
-from agent.domain.errors import NamingError, NoSuchObject, SettingsError, StoreError
+from agent.domain.errors import NoSuchObject, SettingsError, StoreError
 from agent.domain.manifest import Manifest
 from agent.domain.naming import is_in_future, made_at, needs_manifest
 from agent.ports import ObjectStore
@@ -248,7 +248,8 @@ class Catalog:
             folder, _, name = item.key.removeprefix(uploads).partition("/")
             if folder != previous:  # one check for all keys of an upload
                 record_progress()
-                previous, sizes = folder, found.setdefault(folder, {}) if self._is_upload(folder) else None
+                ours = naming.is_upload_id(folder, self.system_id)  # other folders were not made by the agent
+                previous, sizes = folder, found.setdefault(folder, {}) if ours else None
             if sizes is not None and name:  # without a name: the marker that Akosha looks for
                 sizes[name] = item.size
                 if name == naming.MANIFEST_NAME:
@@ -256,13 +257,6 @@ class Catalog:
         complete = {each: objects for each, objects in found.items() if naming.MANIFEST_NAME in objects}
         unfinished = [each for each, objects in found.items() if objects and each not in complete]
         return _ObjectListing(complete, times, unfinished)
-
-    def _is_upload(self, name: str) -> bool:
-        """Return whether a folder's name is an upload ID of this system. Other folders were not made by the agent."""
-        try:
-            return name == naming.upload_id(naming.upload_time(name), self.system_id)
-        except NamingError:
-            return False
 
     async def _read_entry(self, upload: str, objects: _ObjectListing) -> CatalogEntry:
         entry = objects.entry(upload)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 
 import structlog
@@ -35,7 +36,7 @@ class IngestJournal:
         endpoints: tuple[str, str],
     ) -> None:
         self._ledger, self._recorder, self._agent_id, self._clock = ledger, recorder, identity.agent_id, clock
-        self._notes = f"react:{hashlib.sha256(chr(10).join(endpoints).encode()).hexdigest()[:12]}:"
+        self._notes = note_prefix(endpoints)
 
     async def cursor(self, system_id: str) -> Cursor:
         """Return the cursor of a system; an empty one if it is unreadable, so that the system starts over."""
@@ -98,6 +99,23 @@ class IngestJournal:
             await self._ledger.announce(event)
             self._recorder.flush_soon()
         await self.save(event.system_id, cursor)
+
+
+def finished_uploads(notes: Mapping[str, str], endpoints: tuple[str, str]) -> dict[str, str]:
+    """Return system ID -> the newest upload that was ingested or refused, by the notes of a ledger."""
+    prefix = note_prefix(endpoints)
+    found: dict[str, str] = {}
+    for key, note in notes.items():
+        if key.startswith(prefix):
+            with suppress(WireError):  # the system starts over
+                if through := Cursor.decode(note).through:
+                    found[key.removeprefix(prefix)] = through
+    return found
+
+
+def note_prefix(endpoints: tuple[str, str]) -> str:
+    """Return the prefix of the keys of cursors' notes, for a pair of bucket and Akosha."""
+    return f"react:{hashlib.sha256(chr(10).join(endpoints).encode()).hexdigest()[:12]}:"
 
 
 def _most_frequent(reasons: Mapping[str, int]) -> dict[str, int]:

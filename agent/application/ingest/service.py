@@ -7,7 +7,7 @@ so a missed result only causes a delay. Each system has its own task, and fails 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,8 +37,6 @@ READY_SECONDS = 5.0
 """Maximum time that `once` waits for the bus."""
 
 _ALL = "all systems"
-
-PREFIX = "systems/"
 
 _log = structlog.get_logger()
 
@@ -257,33 +255,8 @@ def _upload(event: SyncSucceeded) -> str:
 
 
 async def systems_in(store: ObjectStore) -> list[str]:
-    """Return the IDs of the systems that have any object, in the order of their keys.
+    """Return the IDs of the systems that have any object, in the order of their keys. Raises StoreError.
 
-    Makes one short listing per system, and one more. Skips folders whose name is not a system ID. Raises StoreError.
+    Skips folders whose name is not a system ID.
     """
-    found: list[str] = []
-    start = PREFIX
-    while key := await _first_key(store, start):
-        folder, slash, _ = key.removeprefix(PREFIX).partition("/")
-        if not slash:
-            start = key
-            continue
-        # Keys in the folder start with "folder/", and "0" is the character after "/".
-        start = f"{PREFIX}{folder}0"
-        try:
-            found.append(naming.check_system_id(folder))
-        except NamingError:
-            continue
-    return found
-
-
-async def _first_key(store: ObjectStore, start: str) -> str:
-    """Return the first key under the prefix after `start`, "" if there is none."""
-    listing = store.list(PREFIX, start_after=start)
-    try:
-        async for item in listing:
-            return item.key
-    finally:
-        if isinstance(listing, AsyncGenerator):
-            await listing.aclose()
-    return ""
+    return [name async for name in store.folders(naming.SYSTEMS_PREFIX) if naming.is_system_id(name)]

@@ -443,20 +443,8 @@ class Ownership:
         return self.store.location.startswith("file:")
 
     async def _read(self) -> Owner | None:
-        """Return the owner, None if there is no owner.json. Raises WireError if it is not valid, StoreError."""
-        data = bytearray()
-        try:
-            async with aclosing(self.store.get(self._key)) as pieces:
-                async for piece in pieces:
-                    data += piece
-                    if len(data) > MAX_BYTES:
-                        raise WireError(f"{self._key} is larger than any owner.json")
-        except NoSuchObject:
-            return None
-        owner = Owner.decode(bytes(data))
-        if owner.system_id != self.target.system_id:
-            raise WireError(f"{self._key} belongs to the system {owner.system_id}")
-        return owner
+        """Return the owner as `read_owner` does."""
+        return await read_owner(self.store, self.target.system_id)
 
     async def _record(self) -> TargetRecord:
         return TargetRecord(self.target) if self.ledger is None else await self.ledger.record(self.target)
@@ -475,6 +463,23 @@ class Ownership:
     async def _store_claim(self, claim: Claim) -> None:
         assert self.ledger is not None
         await self.ledger.note(note_key(self.target), claim.note())
+
+
+async def read_owner(store: ObjectStore, system_id: str) -> Owner | None:
+    """Return the owner of a system, None if there is no owner.json. Raises WireError if it is not valid, StoreError."""
+    key, data = naming.owner_key(system_id), bytearray()
+    try:
+        async with aclosing(store.get(key)) as pieces:
+            async for piece in pieces:
+                data += piece
+                if len(data) > MAX_BYTES:
+                    raise WireError(f"{key} is larger than any owner.json")
+    except NoSuchObject:
+        return None
+    owner = Owner.decode(bytes(data))
+    if owner.system_id != system_id:
+        raise WireError(f"{key} belongs to the system {owner.system_id}")
+    return owner
 
 
 def _time(upload: str) -> tuple[object, str]:

@@ -19,6 +19,10 @@ COMMANDS = {
     "sync": ("cli.sync", "Sync once, now. If an agent is running, it does the sync, with its own settings."),
     "status": ("cli.status", "Show whether all memories are safe, what is under way, and what blocks the next sync."),
     "events": ("cli.events", "Show sync requests and results, oldest first; or follow results from any machine."),
+    "fleet": (
+        "cli.fleet",
+        "Show every system in the bucket and on NATS: its last result, failures, version, and how far ingestion is.",
+    ),
     "memories": ("cli.memories", "Show how many memories each target has received, and which are waiting or refused."),
     "config": (
         "cli.config",

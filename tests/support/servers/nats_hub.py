@@ -13,7 +13,9 @@ from tests.support.servers.nats_credentials import NKey
 
 PAGE = Path(__file__).parents[3] / "docs" / "scale.md"
 
-KEYS = {name: NKey() for name in ("ADMIN", "DASHBOARD", "REACT", "LAPTOP", "DESKTOP", "BERLIN", "BERLIN_AGENTS")}
+KEYS = {
+    name: NKey() for name in ("ADMIN", "DASHBOARD", "FLEET", "REACT", "LAPTOP", "DESKTOP", "BERLIN", "BERLIN_AGENTS")
+}
 """The keys of the users, by the name of the variable that the page uses."""
 
 

@@ -1,0 +1,140 @@
+"""The text of `fleet`: how many systems are fine, what could not be read, and a table, the worst systems first.
+
+A terminal that is too narrow gets fewer columns; below a system that is not fine is the reason.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+
+from agent.application.fleet.fleet import FleetReport, Source
+from agent.application.fleet.merge import Condition, FleetSystem
+from agent.domain.plain_text import printable, shorten
+from agent.entrypoints.formatting import age, columns, duration, human_bytes
+from agent.entrypoints.text_lines import Line, Style, labelled, text_width
+
+STYLES = {
+    Condition.DAMAGED: Style.BAD,
+    Condition.FAILING: Style.BAD,
+    Condition.OVERDUE: Style.WARNING,
+    Condition.UNKNOWN: Style.WARNING,
+    Condition.FINE: Style.PLAIN,
+}
+
+LABEL = 8
+INDENT = 2
+NAME_PART = 4
+NARROWEST_NAME = 14
+"""A system's name gets a quarter of the terminal's width, and at least 14 columns."""
+
+_GAP = 2
+
+
+def _ingestion(system: FleetSystem) -> str:
+    found = system.ingestion
+    if found is None:
+        return ""
+    if found.error:
+        return "fails"
+    if found.behind_seconds is None:
+        return "unknown"
+    return f"{duration(found.behind_seconds)} behind" if found.behind_seconds else "up to date"
+
+
+def _last_result(system: FleetSystem, now: datetime) -> str:
+    return f"{system.last_result.outcome} {age(system.last_result.time, now)}" if system.last_result else ""
+
+
+def _failures(system: FleetSystem, now: datetime) -> str:
+    if system.failures is None:
+        return ""
+    since = f" since {age(system.failing_since, now).removesuffix(' ago')}" if system.failing_since else ""
+    return f"{system.failures:,}{since}"
+
+
+COLUMNS: Mapping[str, Callable[[FleetSystem, datetime], str]] = {
+    "system": lambda one, _: one.system_id,
+    "state": lambda one, _: one.condition.value,
+    "last success": lambda one, now: age(one.last_success, now) if one.last_success else "never seen",
+    "last result": _last_result,
+    "failures": _failures,
+    "ingestion": lambda one, _: _ingestion(one),
+    "version": lambda one, _: one.agent_version,
+    "size": lambda one, _: "" if one.stored_bytes is None else human_bytes(one.stored_bytes),
+    "host": lambda one, _: one.host,
+}
+"""The columns of the table, from the left, and their cells."""
+
+DROPPED = ("host", "last result", "size", "version", "ingestion", "failures")
+"""The columns that a narrow terminal does not get, the first one first."""
+
+
+def fleet_lines(report: FleetReport, *, width: int | None) -> list[Line]:
+    """Return the text of a report for a terminal of this width, without control characters; None: for a pipe."""
+    lines = [_summary(report), *_source_lines(report)]
+    if report.systems:
+        lines += [Line(""), *_table(report, width)]
+    return [line.map(printable) for line in lines]
+
+
+def _summary(report: FleetReport) -> Line:
+    counts = Counter(one.condition for one in report.systems)
+    total = len(report.systems)
+    bad = [condition for condition in Condition if condition is not Condition.FINE and counts[condition]]
+    systems = f"{total:,} {'system' if total == 1 else 'systems'}"
+    unread = [source.name for source in report.sources if source.error]
+    more = f"; not read: {', '.join(unread)}" if unread else ""
+    if bad:
+        counted = ", ".join(f"{counts[condition]:,} {condition.value}" for condition in (*bad, Condition.FINE))
+        return Line(f"{systems}: {counted}{more}", STYLES[bad[0]])
+    if not total:
+        return Line(f"No system is known{more}", Style.WARNING)
+    return Line(f"{systems}: all fine{more}", Style.WARNING if unread else Style.GOOD)
+
+
+def _source_lines(report: FleetReport) -> Iterator[Line]:
+    for source in report.sources:
+        yield labelled(source.name, _source_text(source), LABEL, Style.BAD if source.error else Style.PLAIN)
+        for note in source.notes:
+            yield labelled("", note, LABEL, Style.WARNING)
+
+
+def _source_text(source: Source) -> str:
+    if not source.location:
+        return f"not configured: {source.hint}"
+    if source.error:
+        return f"could not be read: {source.error}"
+    return f"{source.location}: {source.systems:,} {'system' if source.systems == 1 else 'systems'}"
+
+
+def _table(report: FleetReport, width: int | None) -> Iterator[Line]:
+    titles = [title for title in COLUMNS if title not in DROPPED or any(_cells(report, title))]
+    name_width = max(text_width(one.system_id) for one in report.systems)
+    if width is not None:
+        name_width = min(name_width, max(width // NAME_PART, NARROWEST_NAME))
+        for title in DROPPED:
+            if title in titles and _width(report, titles, name_width) > width:
+                titles.remove(title)
+    rows = [titles]
+    for one in report.systems:
+        cells = [COLUMNS[title](one, report.time) for title in titles]
+        rows.append([_name(one.system_id, name_width), *cells[1:]])
+    header, *texts = columns(rows)
+    yield Line(header, Style.DIM)
+    for one, text in zip(report.systems, texts, strict=True):
+        yield Line(text, STYLES[one.condition])
+        if one.reason:
+            yield Line(f"{' ' * INDENT}{one.reason}", indent=INDENT)
+
+
+def _cells(report: FleetReport, title: str) -> list[str]:
+    return [COLUMNS[title](one, report.time) for one in report.systems]
+
+
+def _width(report: FleetReport, titles: list[str], name_width: int) -> int:
+    widths = [max(map(text_width, [title, *_cells(report, title)])) for title in titles[1:]]
+    return max(name_width, len("system")) + sum(widths) + _GAP * len(widths)
+
+
+def _name(system_id: str, width: int) -> str:
+    return system_id if len(system_id) <= width else shorten(system_id, width - 3)
