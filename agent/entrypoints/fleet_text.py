@@ -5,12 +5,12 @@ A terminal that is too narrow gets fewer columns; below a system that is not fin
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from agent.application.fleet.fleet import FleetReport, Source
 from agent.application.fleet.merge import Condition, FleetSystem
 from agent.domain.plain_text import printable, shorten
-from agent.entrypoints.formatting import age, columns, duration, human_bytes
+from agent.entrypoints.formatting import age, columns, human_bytes
 from agent.entrypoints.text_lines import Line, Style, labelled, text_width
 
 STYLES = {
@@ -28,9 +28,10 @@ NARROWEST_NAME = 14
 """A system's name gets a quarter of the terminal's width, and at least 14 columns."""
 
 _GAP = 2
+_LONGEST_BEHIND = timedelta(days=9999).total_seconds()
 
 
-def _ingestion(system: FleetSystem) -> str:
+def _ingestion(system: FleetSystem, now: datetime) -> str:
     found = system.ingestion
     if found is None:
         return ""
@@ -38,7 +39,10 @@ def _ingestion(system: FleetSystem) -> str:
         return "fails"
     if found.behind_seconds is None:
         return "unknown"
-    return f"{duration(found.behind_seconds)} behind" if found.behind_seconds else "up to date"
+    if not found.behind_seconds:
+        return "up to date"
+    behind = timedelta(seconds=min(found.behind_seconds, _LONGEST_BEHIND))
+    return f"{age(now - behind, now).removesuffix(' ago')} behind"
 
 
 def _last_result(system: FleetSystem, now: datetime) -> str:
@@ -52,18 +56,18 @@ def _failures(system: FleetSystem, now: datetime) -> str:
     return f"{system.failures:,}{since}"
 
 
-COLUMNS: Mapping[str, Callable[[FleetSystem, datetime], str]] = {
-    "system": lambda one, _: one.system_id,
-    "state": lambda one, _: one.condition.value,
-    "last success": lambda one, now: age(one.last_success, now) if one.last_success else "never seen",
-    "last result": _last_result,
-    "failures": _failures,
-    "ingestion": lambda one, _: _ingestion(one),
-    "version": lambda one, _: one.agent_version,
-    "size": lambda one, _: "" if one.stored_bytes is None else human_bytes(one.stored_bytes),
-    "host": lambda one, _: one.host,
+COLUMNS: Mapping[str, tuple[int, Callable[[FleetSystem, datetime], str]]] = {
+    "system": (100, lambda one, _: one.system_id),
+    "state": (7, lambda one, _: one.condition.value),
+    "last success": (16, lambda one, now: age(one.last_success, now) if one.last_success else "never seen"),
+    "last result": (26, _last_result),
+    "failures": (20, _failures),
+    "ingestion": (20, _ingestion),
+    "version": (12, lambda one, _: one.agent_version),
+    "size": (10, lambda one, _: "" if one.stored_bytes is None else human_bytes(one.stored_bytes)),
+    "host": (24, lambda one, _: one.host),
 }
-"""The columns of the table, from the left, and their cells."""
+"""The columns of the table, from the left: the longest cell, so that no system takes the place of others; the cells."""
 
 DROPPED = ("host", "last result", "size", "version", "ingestion", "failures")
 """The columns that a narrow terminal does not get, the first one first."""
@@ -115,11 +119,11 @@ def _table(report: FleetReport, width: int | None) -> Iterator[Line]:
         for title in DROPPED:
             if title in titles and _width(report, titles, name_width) > width:
                 titles.remove(title)
-    rows = [titles]
-    for one in report.systems:
-        cells = [COLUMNS[title](one, report.time) for title in titles]
-        rows.append([_name(one.system_id, name_width), *cells[1:]])
-    header, *texts = columns(rows)
+    rows = [
+        [_cut(one.system_id, name_width), *(_cell(one, title, report.time) for title in titles[1:])]
+        for one in report.systems
+    ]
+    header, *texts = columns([titles, *rows])
     yield Line(header, Style.DIM)
     for one, text in zip(report.systems, texts, strict=True):
         yield Line(text, STYLES[one.condition])
@@ -128,7 +132,12 @@ def _table(report: FleetReport, width: int | None) -> Iterator[Line]:
 
 
 def _cells(report: FleetReport, title: str) -> list[str]:
-    return [COLUMNS[title](one, report.time) for one in report.systems]
+    return [_cell(one, title, report.time) for one in report.systems]
+
+
+def _cell(system: FleetSystem, title: str, now: datetime) -> str:
+    width, text = COLUMNS[title]
+    return _cut(text(system, now), width)
 
 
 def _width(report: FleetReport, titles: list[str], name_width: int) -> int:
@@ -136,5 +145,5 @@ def _width(report: FleetReport, titles: list[str], name_width: int) -> int:
     return max(name_width, len("system")) + sum(widths) + _GAP * len(widths)
 
 
-def _name(system_id: str, width: int) -> str:
-    return system_id if len(system_id) <= width else shorten(system_id, width - 3)
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else shorten(text, width - 3)

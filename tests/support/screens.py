@@ -283,6 +283,10 @@ NOT_FINE = [
 ]
 FLEETS: Mapping[str, FleetReport] = {
     "all systems are fine": FleetReport(time=NOON, sources=FLEET_SOURCES, systems=tuple(FINE)),
+    "the example in docs/guides/fleet.md": FleetReport(
+        time=NOON, sources=tuple(replace(source, systems=3) for source in FLEET_SOURCES),
+        systems=tuple(by_severity([*FINE[:1], *NOT_FINE[:2]])),
+    ),
     "some are not, and one has a very long name": FleetReport(
         time=NOON, sources=FLEET_SOURCES, systems=tuple(by_severity([*FINE, *NOT_FINE]))
     ),

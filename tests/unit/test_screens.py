@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,14 @@ def test_commands_print_their_screens(files):
     assert files == {path.name: path.read_text() for path in screens.DIRECTORY.iterdir()}
     for text in files.values():
         assert printable(text, lines=True) == text
+
+
+def test_the_guide_shows_what_fleet_prints(files):
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "fleet.md").read_text()
+    (shown,) = re.findall(
+        r"^---- the example in docs/guides/fleet.md\n(.*?)\n^----", files["fleet_80.txt"], re.DOTALL | re.MULTILINE
+    )
+    assert f"```text\n{shown}```\n" in guide
 
 
 @pytest.mark.parametrize("width", [40, 80])
