@@ -34,6 +34,7 @@ from agent.bootstrap.home import Home
 from agent.bootstrap.methods import cloud_of, sync_methods
 from agent.domain.databases import database_of
 from agent.domain.debounce import DebounceRules
+from agent.domain.errors import SettingsError
 from agent.domain.events import SyncAsked
 from agent.domain.identity import Identity
 from agent.domain.naming import EVENT_MAX_AGE
@@ -250,6 +251,14 @@ def assemble(
         if verify_loop is not None:  # it uploads again what the command has found damaged
             verify_loop.signal.set()
 
+    async def request_verification() -> None:
+        if verify_loop is None:
+            raise SettingsError(
+                "the agent verifies no uploads: no bucket is set, or akosha_agent_verify_hours is 0",
+                hint="akosha-agent verify",
+            )
+        await verify_loop.request()
+
     inbox = Inbox(
         publisher=publisher,
         bus=bus,
@@ -323,6 +332,7 @@ def assemble(
         inbox=inbox,
         event_stream=EventStream(ledger=ledger, bus=bus, system_id=system_id),
         health=health,
+        request_verification=request_verification,
         warnings=cloud.ownership.warnings if cloud else None,
     )
     supervisor_loop = _supervisor_loop(adapters, agent_service, health)

@@ -110,8 +110,8 @@ class AlreadyRunning(StateError):  # noqa: N818 - named after the condition, lik
 class AgentUnavailable(AkoshaError):  # noqa: N818
     """The running agent cannot be reached, or does not understand the request. `unresponsive`: it does not answer."""
 
-    def __init__(self, message: str, *, unresponsive: bool = False) -> None:
-        super().__init__(message, transient=True)
+    def __init__(self, message: str, *, hint: str = "", unresponsive: bool = False) -> None:
+        super().__init__(message, hint=hint, transient=True)
         self.unresponsive = unresponsive
 
 

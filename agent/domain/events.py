@@ -160,7 +160,8 @@ class SyncSucceeded(SyncResult):
     `incomplete` maps databases that stay owed, and memories that the target did not accept, to the reason. `memories`
     counts those that the target has now and lacked before. `errors` are those of the methods that were tried before.
     `repairs` is the upload before, if it was damaged and its databases were therefore sent again; else "".
-    `unreadable` are databases that it has as they are, although DuckDB cannot read them.
+    `unreadable` are databases that it has as they are, although DuckDB cannot read them. `database_bytes` is the size,
+    before compression, of all databases that the upload has or whose memories are sent; 0 if unknown.
     """
 
     type: ClassVar[str] = "akosha.sync.succeeded.v1"
@@ -172,6 +173,7 @@ class SyncSucceeded(SyncResult):
     errors: tuple[MethodError, ...] = ()
     repairs: str = ""
     unreadable: tuple[str, ...] = ()
+    database_bytes: int = 0
 
     def abridged(self) -> Self:
         first = sorted(self.incomplete)[:MOST_NAMED]

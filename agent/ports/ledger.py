@@ -184,6 +184,12 @@ class Ledger(Protocol):
         """Return up to `limit` events after a position, in order."""
         ...
 
+    async def past_events(
+        self, *, before: int | None, limit: int, types: Collection[type[Event]]
+    ) -> Sequence[HistoryEntry]:
+        """Return up to `limit` events of these types before a position (None: up to the newest), newest first."""
+        ...
+
     async def last_position(self) -> int:
         """Return the position of the newest event, 0 for none."""
         ...

@@ -46,7 +46,7 @@ def text() -> str:
         blocks += [f"### {name}", schema.get("description", ""), fields(schema) if properties else type_of(schema)]
         if "data" in properties:  # a CloudEvent
             blocks += ["Fields of `data`:", fields(schema["properties"]["data"])]
-    return page("Control API routes", "agent/entrypoints/control_api/openapi.py", *filter(None, blocks))
+    return page("Control API routes", "agent/entrypoints/control_api/routes.py", *filter(None, blocks))
 
 
 def _problems(operation: dict[str, Any]) -> dict[str, str]:
@@ -66,7 +66,9 @@ def _operation(method: str, path: str, operation: dict[str, Any], shared: dict[s
     if body := operation.get("requestBody"):
         (schema, *_) = (content["schema"] for content in body["content"].values())
         kinds = " or ".join(map(code, body["content"]))
-        yield f"Body: {type_of(schema)}, as {kinds}. Over the port, the request needs the bearer token."
+        yield f"Body: {type_of(schema)}, as {kinds}."
+    if "security" in operation:
+        yield "Over a port, the request needs the bearer token, or the session of a page."
     rows = [
         (status, response["description"], _body(response["content"]))
         for status, response in operation["responses"].items()

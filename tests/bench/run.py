@@ -38,6 +38,7 @@ from tests.bench import (
     nats_consumer,
     nats_idle,
     nats_latency,
+    page,
     patched,
     pipeline,
     prune,
@@ -180,6 +181,11 @@ class Bench:
         """The start of `--version`, `--help` and `status`."""
         return startup.lines(self._folder("startup"), 20)
 
+    def page(self) -> list[Line]:
+        """CPU of views of the page, and a sync with 50 open pages."""
+        scale = self.scale
+        return page.lines(self._folder("page"), self.databases, scale.large, scale.rounds, scale.idle_seconds)
+
     def archive(self) -> list[Line]:
         """A listing of many uploads."""
         folder = self._folder("archive")
@@ -312,7 +318,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds, shorter waits")
     names = (
         *("first", "wal", "checkpoint", "week", "line", "ten_uploads", "restore_patched"),
-        *("stages", "to_s3", "memory", "unchanged", "latency", "idle", "hook", "startup", "archive"),
+        *("stages", "to_s3", "memory", "unchanged", "latency", "idle", "hook", "startup", "page", "archive"),
         *("nats_latency", "nats_consumer", "nats_idle", "http_push", "http_memory", "restore", "prune"),
     )
     parser.add_argument("--only", choices=names, action="append", help="measure only this; may be given several times")

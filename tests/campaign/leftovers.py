@@ -23,7 +23,7 @@ MEMORY_BYTES = 64 * 2**20
 """How much more memory of its own the agent may use than when it was calm for the first time."""
 
 OWN_FILES = re.compile(
-    r"agent\.lock|identity\.(json|lock)|system-id|control\.sock|http-token|verifying/lock|log/agent\.log"
+    r"agent\.lock|identity\.(json|lock)|system-id|control\.sock|http-token|page\.json|verifying/lock|log/agent\.log"
     r"|ledger\.sqlite(-wal|-shm)?(\.damaged-[0-9TZ-]+(-wal|-shm)?)?"
     r"|mirror/[^/]+/(record|[0-9a-f]{64})"
 )

@@ -12,7 +12,7 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.domain import transitions
 from agent.domain.delivery_state import TargetRecord, due
 from agent.domain.errors import StateError
-from agent.domain.events import SessionEnded, UploadsPruned, UploadVerified, outcome_event_id
+from agent.domain.events import SessionEnded, SyncSkipped, UploadsPruned, UploadVerified, outcome_event_id
 from agent.ports import OpenPut, PutPart
 from tests.support.clock import ManualClock
 from tests.support.ledger import without_fsync
@@ -547,6 +547,17 @@ async def test_history_is_in_order_without_duplicates_and_is_read_from_a_positio
     assert await ledger.last_position() == entries[-1].position
     assert list(await ledger.history(after=entries[0].position, limit=1)) == [entries[1]]
     assert list(await ledger.history(after=entries[-1].position)) == []
+
+
+async def test_past_events_are_read_backwards_from_a_position_by_type(ledger):
+    for number in (1, 2, 3):
+        await ledger.add_to_history(ended(number))
+        await ledger.settle(None, skipped(f"{number}"))
+    newest = await ledger.past_events(before=None, limit=2, types=[SyncSkipped])
+    assert [entry.event for entry in newest] == [skipped("3"), skipped("2")]
+    older = await ledger.past_events(before=newest[-1].position, limit=9, types=[SyncSkipped, SessionEnded])
+    assert [entry.event for entry in older] == [ended(2), skipped("1"), ended(1)]
+    assert list(await ledger.past_events(before=older[-1].position, limit=9, types=[SyncSkipped, SessionEnded])) == []
 
 
 async def test_history_events_are_not_in_the_outbox_and_results_are_in_the_history(ledger):

@@ -179,6 +179,7 @@ async def test_the_first_upload_is_complete_and_its_manifest_is_uploaded_last(ri
     assert isinstance(result, SyncSucceeded)
     assert rig.store.keys("put")[-1] == result.manifest_key
     assert set(result.files_uploaded) == rig.objects
+    assert result.database_bytes == sum(file.stat().st_size for file in rig.data.iterdir() if ".duckdb" in file.name)
     (manifest,) = rig.manifests
     assert manifest.memories is None, "the databases have all rows"
     assert rig.origins(manifest) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}

@@ -127,6 +127,7 @@ async def test_databases_of_session_buddy_are_pushed_and_rows_without_embedding_
     conversations, reflections, entities = WITH_EMBEDDING[state]
     assert rig.akosha.types() == {"conversation": conversations, "reflection": reflections, "entity": entities}
     assert (result.memories, result.upload_id) == (conversations + reflections + entities, result.request_id)
+    assert result.database_bytes > 100_000
     (unembedded, entities), relations = WITHOUT[state], RELATIONSHIPS[state]
     assert f"{unembedded} wait: no embedding" in result.incomplete["reflection"]
     assert f"{relations} wait: the server has no tool for a relationship" in result.incomplete["knowledge_graph"]

@@ -54,6 +54,7 @@ class FakeAgentService(AgentService):
         self.refusing = False
         self.outcomes: dict[str, SyncResult] = {}
         self.history: list[HistoryEntry] = []
+        self.verifications = 0
         self.reader_count = 0
         """Number of readers of the events."""
         self._queues: list[asyncio.Queue] = []
@@ -62,6 +63,11 @@ class FakeAgentService(AgentService):
     @property
     def identity(self) -> Identity:
         return Identity("0" * 32, SYSTEM)
+
+    @property
+    def triggered(self) -> list[object]:
+        """All that was requested and accepted."""
+        return [*self.asked, *self.accepted, *["verification"] * self.verifications]
 
     @property
     def ready(self) -> bool:
@@ -116,6 +122,19 @@ class FakeAgentService(AgentService):
 
     async def last_position(self) -> int:
         return len(self.history)
+
+    async def past_events(self, *, before, limit, types):
+        await self._enter()
+        found = [
+            entry
+            for entry in reversed(self.history)
+            if isinstance(entry.event, tuple(types)) and (before is None or entry.position < before)
+        ]
+        return found[:limit]
+
+    async def request_verification(self) -> None:
+        await self._enter()
+        self.verifications += 1
 
     async def events(self, *, after):
         queue: asyncio.Queue = asyncio.Queue()

@@ -140,6 +140,35 @@ async def test_an_event_causes_one_read_of_the_ledger_per_reader(setup):
     await reader.stop()
 
 
+async def test_readers_at_the_same_position_share_a_read_and_progress_causes_none(setup):
+    readers = [setup.reader() for _ in range(50)]
+    await settle(500)
+    before = setup.ledger.reads
+    setup.ledger.write()
+    await settle(500)
+    assert ([reader.received for reader in readers], setup.ledger.reads - before) == ([[1]] * 50, 1)
+    for done in range(20):
+        await setup.bus.publish(setup.progress(done + 1))
+        await settle(100)
+    assert ({len(reader.received) for reader in readers}, setup.ledger.reads - before) == ({21}, 1)
+    for reader in readers:
+        await reader.stop()
+    assert "event-batch" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_a_read_that_failed_is_not_shared_with_later_readers(setup):
+    setup.ledger.write()
+    setup.ledger.failing = StateError("the disk is gone")
+    readers = [setup.reader(after=0) for _ in range(3)]
+    await settle()
+    assert all(isinstance(reader.task.exception(), StateError) for reader in readers)
+    setup.ledger.failing = None
+    again = setup.reader(after=0)
+    await settle()
+    assert again.received == [1]
+    await again.stop()
+
+
 async def test_events_written_while_a_reader_reads_are_not_missed(setup):
     async with aclosing(setup.stream.events(after=0)) as events:
         setup.ledger.write()

@@ -16,7 +16,7 @@ from agent.application.monitoring.status import VerifyStatus
 from agent.application.signal import Signal
 from agent.application.sync.results import ResultRecorder
 from agent.domain.delivery_state import State
-from agent.domain.errors import SnapshotError, StoreError
+from agent.domain.errors import NoSuchObject, SnapshotError, StoreError
 from agent.domain.events import UploadVerified
 from agent.domain.identity import Identity
 from agent.entrypoints.cli.verify import _lines
@@ -209,6 +209,36 @@ async def test_a_verification_waits_while_a_sync_runs(setup):
         assert setup.opened == 0
     await setup.pass_time(301)
     assert setup.opened == 1
+
+
+async def test_a_requested_verification_is_made_at_once_also_shortly_after_the_start(setup):
+    await setup.loop.request()
+    await setup.pass_time(1)
+    assert (setup.opened, [event.whole for event in await setup.recorded()]) == (1, [True])
+    await setup.loop.request()
+    await setup.pass_time(1)
+    await setup.pass_time(DAY / 2)
+    assert (setup.opened, len(await setup.recorded())) == (2, 2)
+
+
+async def test_a_requested_verification_waits_for_the_sync_and_for_the_bucket(setup):
+    async with setup.sync_lock:
+        await setup.loop.request()
+        await setup.pass_time(100)
+        assert setup.opened == 0
+    setup.store.fail("get", StoreError("the network is down", transient=True), times=1)
+    await setup.pass_time(10)
+    assert (setup.opened, await setup.recorded()) == (1, [])
+    await setup.pass_time(301)
+    assert (setup.opened, len(await setup.recorded())) == (2, 1)
+
+
+async def test_without_an_upload_a_verification_cannot_be_requested(tmp_path):
+    clock = ManualClock(values.NOON)
+    ledger = inline_ledger(clock)
+    with pytest.raises(NoSuchObject):
+        await Setup(ledger, clock).loop.request()
+    await ledger.aclose()
 
 
 async def test_an_event_with_many_problems_names_some_and_fits(setup):

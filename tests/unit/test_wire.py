@@ -23,6 +23,7 @@ from agent.domain.events import (
     SyncSucceeded,
     limit_caused_by,
 )
+from tests.support import values
 from tests.support.event_strategies import events_of
 
 CODEC = CloudEventsCodec()
@@ -301,6 +302,13 @@ def test_events_of_an_earlier_version_have_no_causes(event):
     old = orjson.loads(CODEC.encode(event))
     del old["data"]["caused_by"]
     assert CODEC.decode(orjson.dumps(old)) == event
+
+
+def test_a_result_of_an_earlier_version_has_no_size_of_the_databases():
+    result = values.succeeded(values.manifest(reflection=1))
+    old = orjson.loads(CODEC.encode(replace(result, database_bytes=42)))
+    del old["data"]["database_bytes"]
+    assert CODEC.decode(orjson.dumps(old)) == result
 
 
 def test_the_longest_result_fits_into_an_event_once_abridged():

@@ -6,7 +6,7 @@ Runs on the ledger's thread, in a transaction of the caller.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -23,6 +23,7 @@ from agent.domain.events import (
     UploadsPruned,
     UploadVerified,
 )
+from agent.domain.parsing import LARGEST_NUMBER
 from agent.ports import Codec, HistoryEntry
 
 KEPT = timedelta(days=90)
@@ -143,10 +144,25 @@ class History:
 
     def after(self, position: int, limit: int) -> Sequence[HistoryEntry]:
         """Return the first `limit` events after a position. Skips an unreadable event with a warning."""
-        entries: list[HistoryEntry] = []
         found = self._connection.execute(
             "SELECT position, payload FROM events WHERE position > ? ORDER BY position", (position,)
         )
+        return self._entries(found, limit)
+
+    def before(self, position: int | None, limit: int, types: Sequence[str]) -> Sequence[HistoryEntry]:
+        """Return the last `limit` events of these types before a position, newest first; None: of all.
+
+        Skips an unreadable event with a warning.
+        """
+        found = self._connection.execute(
+            f"SELECT position, payload FROM events WHERE position < ? AND type IN ({', '.join('?' * len(types))})"  # noqa: S608 - only placeholders
+            " ORDER BY position DESC",
+            (LARGEST_NUMBER if position is None else position, *types),
+        )
+        return self._entries(found, limit)
+
+    def _entries(self, found: Iterable[tuple[int, bytes]], limit: int) -> Sequence[HistoryEntry]:
+        entries: list[HistoryEntry] = []
         for at, payload in found:
             try:
                 entries.append(HistoryEntry(at, self._event(payload)))

@@ -227,6 +227,11 @@ class SqliteLedger:
     async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:
         return await self._transactions.read(lambda: self._history.after(after, limit))
 
+    async def past_events(
+        self, *, before: int | None, limit: int, types: Collection[type[Event]]
+    ) -> Sequence[HistoryEntry]:
+        return await self._transactions.read(lambda: self._history.before(before, limit, [one.type for one in types]))
+
     async def last_position(self) -> int:
         return await self._transactions.read(self._history.last_position)
 

@@ -29,7 +29,7 @@ from agent.application.sync.confirmed_upload import forget_confirmation
 from agent.application.sync.results import ResultRecorder
 from agent.domain import naming
 from agent.domain.delivery_state import Target
-from agent.domain.errors import LedgerDamaged, SnapshotError, StateError, StoreError
+from agent.domain.errors import LedgerDamaged, NoSuchObject, SnapshotError, StateError, StoreError
 from agent.domain.events import UploadVerified
 from agent.domain.identity import Identity
 from agent.domain.status_warning import StatusWarning
@@ -174,11 +174,27 @@ class VerifyLoop:
 
     deep: DeepVerifier | None = None
 
+    _requested: bool = field(default=False, init=False)
+    _started: Signal = field(init=False)
     _unreached: str = field(default="", init=False)
 
+    def __post_init__(self) -> None:
+        self._started = Signal(self.clock, "verify-first")
+
+    async def request(self) -> None:
+        """Verify the newest upload now, or as soon as no sync runs and the bucket can be reached.
+
+        Raises NoSuchObject if there is no upload, StateError.
+        """
+        if (await self.ledger.record(self.target)).newest_upload_id is None:
+            raise NoSuchObject("there is no upload yet", hint="akosha-agent sync")
+        self._requested = True
+        self._started.set()
+        self.signal.set()
+
     async def run(self) -> None:
-        """Verify uploads when they are due, until cancelled. Raises StateError."""
-        await self.clock.sleep(FIRST_SECONDS)
+        """Verify uploads when they are due or requested, until cancelled. Raises StateError."""
+        await self._started.wait(FIRST_SECONDS)
         while True:
             wait = await self._seconds_left()
             if wait <= 0 and self.sync_lock.locked():
@@ -200,7 +216,9 @@ class VerifyLoop:
         return await deep.seconds_left()
 
     async def _seconds_left(self) -> float:
-        """Return the seconds until the next verification: 0 for a new upload after a damaged one."""
+        """Return the seconds until the next verification: 0 if requested, or for a new upload after a damaged one."""
+        if self._requested:
+            return 0.0
         last = VerifyStatus.from_notes(await self.ledger.notes(), self.target)
         if last is None or (last.manual and not last.whole):
             return 0.0  # after `verify` has found damage, this loop has it uploaded again
@@ -233,6 +251,7 @@ class VerifyLoop:
             return False  # there is a newer upload, or a sync is making one
         event = self.reporter.event(found)
         await self.reporter.report(found, event, VERIFIED, _status(found, event.time).note(self.target))
+        self._requested = False
         if not found.whole:
             await self._resend_damaged(found)
         return True

@@ -1,6 +1,6 @@
 """The requests that local processes can make to the running agent, over any interface."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class AgentService:
         inbox: Inbox,
         event_stream: EventStream,
         health: HealthMonitor,
+        request_verification: Callable[[], Awaitable[None]],
         warnings: Callable[[], Awaitable[Sequence[StatusWarning]]] | None = None,
     ) -> None:
         self._route, self._state_dir, self._identity = route, state_dir, identity
@@ -45,7 +46,7 @@ class AgentService:
         self._taker, self._clock = taker, clock
         self._subscribers, self._file_changes = {one.method.name: one for one in subscribers}, file_changes
         self._inbox, self._event_stream, self._health = inbox, event_stream, health
-        self._warnings = warnings
+        self._request_verification, self._warnings = request_verification, warnings
 
     @property
     def identity(self) -> Identity:
@@ -106,6 +107,23 @@ class AgentService:
     async def last_position(self) -> int:
         """Return the position of the newest history entry, for `events`. Raises StateError."""
         return await self._ledger.last_position()
+
+    async def past_events(
+        self, *, before: int | None, limit: int, types: Collection[type[Event]]
+    ) -> Sequence[HistoryEntry]:
+        """Return up to `limit` events of these types before a position (None: up to the newest), newest first.
+
+        Raises StateError.
+        """
+        return await self._ledger.past_events(before=before, limit=limit, types=types)
+
+    async def request_verification(self) -> None:
+        """Have the newest upload verified now, or as soon as no sync runs and the bucket can be reached.
+
+        The result is an UploadVerified event. Raises SettingsError if the agent does not verify uploads, NoSuchObject
+        if there is none, StateError.
+        """
+        await self._request_verification()
 
     def events(self, *, after: int | None) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
         """Yield the history after a position (None: the newest), then new entries and progress as they happen.

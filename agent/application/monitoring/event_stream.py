@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -20,12 +21,22 @@ PROGRESS_KEPT = 16
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A read of the ledger, after a position and a number of writes: so it has all entries of these writes."""
+
+    wanted: tuple[int, int]
+    read: asyncio.Task[Sequence[HistoryEntry]]
+
+
 class EventStream:
     """Wakes its readers when the history grows. Each reader reads the ledger from its own position."""
 
     def __init__(self, *, ledger: Ledger, bus: VolatileBus, system_id: str) -> None:
         self._ledger, self._bus, self._system_id = ledger, bus, system_id
         self._readers: set[asyncio.Event] = set()
+        self._written = 0
+        self._batch: _Batch | None = None
         ledger.on_history(self._notify)
 
     async def events(self, *, after: int | None) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
@@ -51,16 +62,20 @@ class EventStream:
             except AkoshaError as error:
                 _log.warning("progress_unavailable", error=str(error))
             position = await self._first_position(after)
-            finished = ""
+            finished, read = "", -1
             while True:
                 changed.clear()  # before reading, so that entries written from now on are read in the next round
-                entries = await self._ledger.history(after=position, limit=BATCH)
+                entries: Sequence[HistoryEntry] = ()
+                if read != self._written:  # else only progress was made
+                    read = self._written
+                    entries = await self._entries(position)
                 for entry in entries:
                     position = entry.position
                     if isinstance(entry.event, SyncResult):
                         finished = entry.event.request_id
                     yield entry
                 if len(entries) == BATCH:
+                    read = -1
                     continue
                 while progress:
                     if (event := progress.popleft()).request_id != finished:
@@ -70,6 +85,30 @@ class EventStream:
             self._readers.discard(changed)
             if subscription is not None:
                 await subscription.stop()
+            await self._drop_batch()
+
+    async def _entries(self, after: int) -> Sequence[HistoryEntry]:
+        """Return the next entries after a position. Readers at the same position share one read of the ledger."""
+        wanted = after, self._written
+        if self._batch is None or self._batch.wanted != wanted:
+            self._batch = _Batch(wanted, asyncio.create_task(self._read(after), name="event-batch"))
+        batch = self._batch
+        try:
+            return await asyncio.shield(batch.read)
+        except AkoshaError:
+            if self._batch is batch:
+                self._batch = None  # the next reader tries again
+            raise
+
+    async def _read(self, after: int) -> Sequence[HistoryEntry]:
+        return await self._ledger.history(after=after, limit=BATCH)
+
+    async def _drop_batch(self) -> None:
+        """End a read that nobody waits for any more."""
+        if self._batch is not None and not self._readers:
+            batch, self._batch = self._batch, None
+            batch.read.cancel()
+            await asyncio.gather(batch.read, return_exceptions=True)
 
     async def _first_position(self, after: int | None) -> int:
         last = await self._ledger.last_position()
@@ -78,5 +117,6 @@ class EventStream:
         return after if after <= last else 0
 
     def _notify(self) -> None:
+        self._written += 1
         for changed in self._readers:
             changed.set()

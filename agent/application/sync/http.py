@@ -366,6 +366,7 @@ class HttpSync:
             location=self._sink.location,
             incomplete={**attempt.incomplete(record), **_unverified(attempt), **work.kept_back},
             memories=work.outcome.memories,
+            database_bytes=sum(seen.size for seen in attempt.requested.values()),
         )
 
     def _limit_stalls(self) -> AbstractAsyncContextManager[Callable[[], None]]:

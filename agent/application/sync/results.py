@@ -255,4 +255,5 @@ def succeeded(manifest: Manifest, *, method: str, location: str, caused_by: tupl
         manifest_key=manifest.key,
         incomplete=dict(manifest.incomplete),
         memories=manifest.memories.count if manifest.memories else 0,
+        database_bytes=sum(part.raw_size for part in manifest.parts),
     )

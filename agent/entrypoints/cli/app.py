@@ -18,6 +18,7 @@ COMMANDS = {
     "run": ("cli.run", "Watch the databases and sync changes until stopped (Ctrl-C or SIGTERM)."),
     "sync": ("cli.sync", "Sync once, now. If an agent is running, it does the sync, with its own settings."),
     "status": ("cli.status", "Show whether all memories are safe, what is under way, and what blocks the next sync."),
+    "open": ("cli.open", "Open the page of the running agent in a browser: its status, progress, history and uploads."),
     "events": ("cli.events", "Show sync requests and results, oldest first; or follow results from any machine."),
     "fleet": (
         "cli.fleet",

@@ -1,4 +1,4 @@
-"""Control API: HTTP on a Unix socket in the state directory, and on a loopback port if one is set."""
+"""Control API: HTTP on a Unix socket in the state directory, and on loopback ports, if one is set or a page is open."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +22,8 @@ async def serve(
     limits: Limits = DEFAULT_LIMITS,
 ) -> AsyncIterator[None]:
     """Serve `agent_service` on `{state_dir}/control.sock` and on the port of the settings while the block runs.
+
+    Serve the page while a session of it is valid: at the port of the settings, or else at a port of its own.
 
     The caller must hold the state directory's lock. `metrics` returns the metrics and their content type. If the socket
     or port cannot be opened, that is logged with a hint (`control_socket_unavailable`, `control_port_unavailable`), and

@@ -4,30 +4,34 @@ import asyncio
 import json
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from operator import attrgetter
 
 import orjson
-from aiohttp import ClientPayloadError, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import web
 from aiohttp.typedefs import Handler
-from pydantic import ValidationError
 
 from agent.application.monitoring.agent_service import AgentService
 from agent.bootstrap.home import Home
 from agent.domain.events import SyncAsked
 from agent.domain.routing import MANUAL
-from agent.entrypoints.control_api.auth import LoopbackRules
+from agent.entrypoints.control_api.auth import LoopbackRules, bearer_of, unauthorized
 from agent.entrypoints.control_api.connection import Connection, Limits
-from agent.entrypoints.control_api.openapi import CLOUD_EVENT, JSON, ROUTES, SyncOrder, openapi_document
+from agent.entrypoints.control_api.messages import json_response, parse_body, read_body
+from agent.entrypoints.control_api.openapi import openapi_document
+from agent.entrypoints.control_api.page_access import PageAccess
+from agent.entrypoints.control_api.page_routes import PageRoutes
 from agent.entrypoints.control_api.problems import COMMON_HEADERS, Problem, problem_middleware
+from agent.entrypoints.control_api.routes import CLOUD_EVENT, JSON, ROUTES, Access, SyncOrder
+from agent.entrypoints.control_api.shared import SharedCalls
 from agent.entrypoints.control_api.sse import EventStreams
 from agent.entrypoints.formatting import json_value
 from agent.entrypoints.result_document import ResultDocument
 from agent.entrypoints.status_document import StatusDocument, running_process
 from agent.settings import Settings
 
-_QUERY_PARAMETERS = {(route.method, route.path): route.query_parameters for route in ROUTES}
+_ROUTES = {(route.method, route.path): route for route in ROUTES}
 _POSITION = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 Metrics = Callable[[], Awaitable[tuple[bytes, str]]]
@@ -35,14 +39,23 @@ Metrics = Callable[[], Awaitable[tuple[bytes, str]]]
 
 
 class ControlApp:
-    """Builds the application. `loopback` is set once the port is open; `requests` are the tasks of open requests."""
+    """Builds the application. `requests` are the tasks of open requests."""
 
-    def __init__(self, agent_service: AgentService, settings: Settings, *, metrics: Metrics, limits: Limits) -> None:
+    def __init__(
+        self,
+        agent_service: AgentService,
+        settings: Settings,
+        *,
+        metrics: Metrics,
+        limits: Limits,
+        page_access: PageAccess,
+    ) -> None:
         self._agent_service, self._settings, self._home = agent_service, settings, Home.of(settings)
-        self._metrics, self._limits = metrics, limits
+        self._metrics, self._limits, self._page_access = metrics, limits, page_access
         self._openapi = b""
+        self._shared = SharedCalls()
+        self.page = PageRoutes(agent_service, settings, page_access, self._shared, limits)
         self.streams = EventStreams(agent_service, self._home.codec.encode, limits)
-        self.loopback: LoopbackRules | None = None
         self.requests: set[asyncio.Task[None]] = set()
 
     def application(self) -> web.Application:
@@ -51,17 +64,27 @@ class ControlApp:
             middlewares=[problem_middleware, self._check_access], client_max_size=self._limits.body_bytes
         )
         for route in ROUTES:
-            handler = getattr(self, route.handler)
+            handler = attrgetter(route.handler)(self)
             if route.method == "GET":
                 app.router.add_get(route.path, handler, allow_head=True)
             else:
                 app.router.add_route(route.method, route.path, handler)
+        for path in ("/", r"/{name:[a-z0-9-]+\.(?:css|js|svg)}"):
+            app.router.add_get(path, self.page.file, allow_head=True)
         app.on_response_prepare.append(_add_common_headers)
         return app
 
+    async def aclose(self) -> None:
+        """Cancel all requests, and wait for their ends."""
+        for task in (requests := set(self.requests)):
+            task.cancel()
+        if requests:
+            await asyncio.wait(requests)
+        await self._shared.aclose()
+
     @web.middleware
     async def _check_access(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse requests over the connection limit, from other sites, without a token, or with unknown parameters."""
+        """Refuse requests over the connection limit, from other sites, without access, or with unknown parameters."""
         connection = request.protocol
         assert isinstance(connection, Connection)
         connection.head_received()
@@ -74,29 +97,48 @@ class ControlApp:
                 headers={"Retry-After": "1"},
                 close=True,
             )
-        if connection.over_tcp:
-            assert self.loopback is not None
-            self.loopback.check_origin(request)
+        if connection.rules is not None:
+            connection.rules.check_origin(request)
         resource = request.match_info.route.resource
         if resource is None:  # no such route or method: the handler raises
             return await handler(request)
-        if connection.over_tcp and request.method == "POST":
-            assert self.loopback is not None
-            self.loopback.check_token(request)
-        known = _QUERY_PARAMETERS["GET" if request.method == "HEAD" else request.method, resource.canonical]
+        route = _ROUTES.get(("GET" if request.method == "HEAD" else request.method, resource.canonical))
+        if connection.rules is not None and route is not None:  # else it is a file of the page
+            await self._check_credentials(request, connection, connection.rules, route.access)
+        known = route.query_parameters if route is not None else ()
         if unknown := sorted(request.query.keys() - set(known)):
             detail = f"unknown query parameter {unknown[0][:80]!r}"
             raise Problem(HTTPStatus.BAD_REQUEST, detail, hint=f"known: {', '.join(known) or 'none'}")
         return await handler(request)
 
+    async def _check_credentials(
+        self, request: web.Request, connection: Connection, rules: LoopbackRules, access: Access
+    ) -> None:
+        """Raise Problem (401 or 403) unless the request over a port has access."""
+        if access is Access.SOCKET:
+            raise Problem(
+                HTTPStatus.FORBIDDEN, "this is done over the control socket only", hint="akosha-agent open", close=True
+            )
+        if access is Access.ALL or (access is Access.READ and not rules.is_for_page):
+            return
+        bearer = bearer_of(request)
+        if rules.has_token(bearer):
+            return
+        if not await self._page_access.has_session(bearer):
+            raise unauthorized(request, rules)
+        await self._page_access.check_peer(connection)
+
     async def status(self, _request: web.Request) -> web.StreamResponse:
+        return json_response(HTTPStatus.OK, await self._shared.result("status", self._status))
+
+    async def _status(self) -> bytes:
         status, problem = await self._agent_service.status(), await self._agent_service.survey_problem()
         running = await asyncio.to_thread(running_process, self._home)
         document = StatusDocument.of(status, self._settings, running=running, problem=problem)
-        return _json_response(HTTPStatus.OK, json.dumps(document.to_dict(), default=json_value).encode())
+        return json.dumps(document.to_dict(), default=json_value).encode()
 
     async def sync(self, request: web.Request) -> web.StreamResponse:
-        order = _parse_order(await self._read_body(request, (JSON,)))
+        order = parse_body(await read_body(request, (JSON,), self._limits), SyncOrder)
         ask = SyncAsked(
             id=order.id or str(uuid.uuid4()),
             time=self._home.clock.now(),
@@ -108,7 +150,7 @@ class ControlApp:
             upload_knowledge_graph=order.upload_knowledge_graph,
         )
         if await self._agent_service.request_sync(ask) is not None:
-            return _json_response(HTTPStatus.ACCEPTED, {"request_id": ask.id, "accepted": True})
+            return json_response(HTTPStatus.ACCEPTED, {"request_id": ask.id, "accepted": True})
         result = await self._agent_service.outcome(ask.id)
         refusal = None if result is None else ResultDocument.of(result)
         raise Problem(
@@ -126,11 +168,11 @@ class ControlApp:
                 f"there is no result for {request_id[:128]!r}",
                 hint="ask again later, or follow GET /v1/events: the result is an event with this request_id",
             )
-        return _json_response(HTTPStatus.OK, ResultDocument.of(result).to_dict())
+        return json_response(HTTPStatus.OK, ResultDocument.of(result).to_dict())
 
     async def receive_event(self, request: web.Request) -> web.StreamResponse:
-        event = self._home.codec.decode(await self._read_body(request, (CLOUD_EVENT, JSON)))
-        return _json_response(HTTPStatus.ACCEPTED, {"id": event.id, "new": await self._agent_service.accept(event)})
+        event = self._home.codec.decode(await read_body(request, (CLOUD_EVENT, JSON), self._limits))
+        return json_response(HTTPStatus.ACCEPTED, {"id": event.id, "new": await self._agent_service.accept(event)})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """`Last-Event-ID`, which a reader sends when it reconnects, takes precedence over `after`."""
@@ -156,61 +198,15 @@ class ControlApp:
     async def openapi(self, _request: web.Request) -> web.StreamResponse:
         if not self._openapi:
             self._openapi = await asyncio.to_thread(lambda: orjson.dumps(openapi_document()))
-        return _json_response(HTTPStatus.OK, self._openapi)
+        return json_response(HTTPStatus.OK, self._openapi)
 
     def _health_response(self, *, ready: bool) -> web.StreamResponse:
         if problems := self._agent_service.problems():
-            return _json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "stuck", "trouble": dict(problems)})
+            return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "stuck", "trouble": dict(problems)})
         if not ready:
-            return _json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "starting", "trouble": {}})
-        return _json_response(HTTPStatus.OK, {"status": "ok"})
-
-    async def _read_body(self, request: web.Request, content_types: Collection[str]) -> bytes:
-        """Raises Problem: 400, 408, 413 or 415."""
-        if request.content_type not in content_types or "Content-Type" not in request.headers:
-            given = request.headers.get("Content-Type", "")[:80]
-            detail = f"Content-Type is {given!r}" if given else "there is no Content-Type"
-            raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, hint=f"send {' or '.join(content_types)}")
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body is compressed", hint="send it uncompressed")
-        too_large = Problem(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {self._limits.body_bytes} bytes", close=True
-        )
-        if (request.content_length or 0) > self._limits.body_bytes:
-            raise too_large
-        try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                return await request.read()
-        except TimeoutError:
-            detail = f"the body was not received within {self._limits.body_seconds:g} s"
-            raise Problem(HTTPStatus.REQUEST_TIMEOUT, detail, close=True) from None
-        except web.HTTPRequestEntityTooLarge:
-            raise too_large from None
-        except (web.RequestPayloadError, ClientPayloadError, HttpProcessingError) as error:
-            raise Problem(HTTPStatus.BAD_REQUEST, "the body does not match its headers", close=True) from error
-
-
-def _parse_order(body: bytes) -> SyncOrder:
-    """Return the order; an empty body means the defaults. Raises Problem."""
-    try:
-        document = orjson.loads(body) if body else {}
-    except orjson.JSONDecodeError as error:
-        raise Problem(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise Problem(HTTPStatus.BAD_REQUEST, "the body is not a JSON object", hint='send {"name": value, ...}')
-    try:
-        return SyncOrder.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        field = ".".join(str(part) for part in first["loc"])[:80]
-        hint = f"known fields: {', '.join(SyncOrder.model_fields)}"
-        raise Problem(HTTPStatus.BAD_REQUEST, f"{field}: {first['msg']}", hint=hint) from error
+            return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "starting", "trouble": {}})
+        return json_response(HTTPStatus.OK, {"status": "ok"})
 
 
 async def _add_common_headers(_request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(COMMON_HEADERS)
-
-
-def _json_response(status: HTTPStatus, document: object) -> web.Response:
-    body = document if isinstance(document, bytes) else orjson.dumps(document)
-    return web.Response(status=status, body=body, content_type=JSON)

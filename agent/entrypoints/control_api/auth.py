@@ -53,13 +53,19 @@ def peer_uid(connection: socket.socket | TransportSocket) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class LoopbackRules:
-    """Rules of the loopback port, which every local process and, through a browser, every web page can reach.
+    """Rules of a loopback port, which every local process and, through a browser, every web page can reach.
 
-    The checks raise Problem: 403 or 401.
+    `token` is empty for a port of the page's own: there, only sessions of the page have access. `check_origin` raises
+    Problem (403).
     """
 
     port: int
-    token: str
+    token: str = ""
+
+    @property
+    def is_for_page(self) -> bool:
+        """Whether the port is served only while the page is open."""
+        return not self.token
 
     def check_origin(self, request: web.BaseRequest) -> None:
         """Require that Host, and Origin and Sec-Fetch-Site if a browser sends them, name this server.
@@ -93,23 +99,37 @@ class LoopbackRules:
                 close=True,
             )
 
-    def check_token(self, request: web.BaseRequest) -> None:
-        """Require the token."""
-        given = request.headers.getall("Authorization", [])
-        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        if scheme.lower() == "bearer" and hmac.compare_digest(
-            token.strip().encode(errors="surrogateescape"), self.token.encode()
-        ):
-            return
-        detail = "the token is wrong" if given else "there is none in the request"
-        raise Problem(
-            HTTPStatus.UNAUTHORIZED,
-            f"POST requests over this port need a token: {detail}",
-            hint="send Authorization: Bearer TOKEN, with the value of akosha_agent_http_token or, if that is not set, "
-            "the content of http-token in the state directory",
-            headers={"WWW-Authenticate": 'Bearer realm="akosha-agent"'},
-            close=True,
+    def has_token(self, bearer: str) -> bool:
+        """Return whether this is the token of the port."""
+        given = bearer.encode(errors="surrogateescape")
+        return bool(self.token) and hmac.compare_digest(given, self.token.encode())
+
+
+def bearer_of(request: web.BaseRequest) -> str:
+    """Return the bearer token of a request, "" if it has none."""
+    given = request.headers.getall("Authorization", [])
+    scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def unauthorized(request: web.BaseRequest, rules: LoopbackRules) -> Problem:
+    """Return the problem of a request without a valid token or session."""
+    detail = "it is not valid (any more)" if "Authorization" in request.headers else "there is none in the request"
+    if rules.is_for_page:
+        text, hint = f"requests over this port need a session of the page: {detail}", "akosha-agent open"
+    else:
+        text = f"this request needs a token over this port: {detail}"
+        hint = (
+            "send Authorization: Bearer TOKEN, with the value of akosha_agent_http_token or, if that is not set, the "
+            "content of http-token in the state directory; for the page, akosha-agent open"
         )
+    return Problem(
+        HTTPStatus.UNAUTHORIZED,
+        text,
+        hint=hint,
+        headers={"WWW-Authenticate": 'Bearer realm="akosha-agent"'},
+        close=True,
+    )
 
 
 def load_or_create_token(directory: Path) -> str:

@@ -1,17 +1,19 @@
 """Connections: which and how many are admitted, and the time limit for the first request."""
 
 import asyncio
+import functools
 import os
 import resource
 import socket
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Self
 
 import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from agent.entrypoints.control_api.auth import peer_uid
+from agent.entrypoints.control_api.auth import ADDRESS, LoopbackRules, peer_uid
 from agent.entrypoints.control_api.problems import Problem, internal_error
 
 SPARE_CONNECTIONS = 32
@@ -28,7 +30,8 @@ class Limits:
     """Limits of the control API. Times in seconds, sizes in bytes.
 
     `head_seconds` also limits the idle time between two requests. `stalled_seconds` limits how long a reader of events
-    may accept no data. `shutdown_seconds` limits the requests in progress at shutdown.
+    may accept no data. `shutdown_seconds` limits the requests in progress at shutdown. A one-time token of the page is
+    valid for `token_seconds`, a session until it was not used for `session_seconds`.
     """
 
     head_seconds: float = 10.0
@@ -36,6 +39,8 @@ class Limits:
     heartbeat_seconds: float = 15.0
     stalled_seconds: float = 60.0
     shutdown_seconds: float = 0.3
+    token_seconds: float = 60.0
+    session_seconds: float = 12 * 3600.0
     body_bytes: int = 64 * 1024
     line_bytes: int = 8 * 1024
     readers: int = 1000
@@ -60,6 +65,12 @@ class Connections:
         self._uid = os.geteuid()
         self._refused_uids: set[int] = set()
 
+    def close_those_of(self, rules: LoopbackRules) -> None:
+        """Close the connections of a port."""
+        for connection in [*self.open]:
+            if connection.rules is rules:
+                connection.force_close()
+
     def admit(self, transport: asyncio.Transport) -> bool:
         # Without a limit, clients could use up the file descriptors that syncs need.
         if self.closed or len(self.open) >= self.limit + SPARE_CONNECTIONS:
@@ -80,11 +91,14 @@ class Connections:
 
 
 class Connection(web.RequestHandler):
-    """A connection with a time limit for the head of its first request; aiohttp limits the idle time after that."""
+    """A connection with a time limit for the head of its first request; aiohttp limits the idle time after that.
 
-    __slots__ = ("_connections", "_head_timer", "lost", "over_limit", "over_tcp")
+    `rules` are those of the port, None over the Unix socket.
+    """
 
-    def __init__(self, manager: web.Server, connections: Connections, *, over_tcp: bool) -> None:
+    __slots__ = ("_connections", "_head_timer", "has_own_peer", "lost", "over_limit", "rules")
+
+    def __init__(self, manager: web.Server, connections: Connections, *, rules: LoopbackRules | None) -> None:
         loop, limits = asyncio.get_running_loop(), connections.limits
         super().__init__(
             manager,
@@ -98,7 +112,9 @@ class Connection(web.RequestHandler):
         )
         self._connections = connections
         self._head_timer: asyncio.TimerHandle | None = None
-        self.over_tcp = over_tcp
+        self.rules = rules
+        self.has_own_peer: bool | None = None
+        """Whether the peer of the TCP connection belongs to this user; None until it was asked."""
         self.over_limit = False
         self.lost: asyncio.Future[None] = loop.create_future()
         """Done when the connection is closed, by either side."""
@@ -155,3 +171,29 @@ class Connection(web.RequestHandler):
             _log.error("control_failed", exc_info=exc)
             problem = internal_error(HTTPStatus(status))
         return problem.response()
+
+
+@dataclass(frozen=True, slots=True)
+class LoopbackListener:
+    """A loopback port that is listened on."""
+
+    rules: LoopbackRules
+    _server: asyncio.Server
+    _connections: Connections
+
+    @classmethod
+    async def open(cls, manager: web.Server, connections: Connections, *, port: int, token: str, backlog: int) -> Self:
+        """Listen on a port, 0: on any that is free. Raises OSError. `token`: see `LoopbackRules`."""
+        listening = socket.create_server((ADDRESS, port), backlog=backlog)
+        rules = LoopbackRules(listening.getsockname()[1], token)
+        accept = functools.partial(Connection, manager, connections, rules=rules)
+        server = await asyncio.get_running_loop().create_server(accept, sock=listening, backlog=backlog)
+        return cls(rules, server, connections)
+
+    def close(self) -> None:
+        """Stop listening. Connections stay open."""
+        self._server.close()
+
+    def close_connections(self) -> None:
+        """Close the connections of the port."""
+        self._connections.close_those_of(self.rules)

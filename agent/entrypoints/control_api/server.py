@@ -13,9 +13,12 @@ from aiohttp import web
 
 from agent.adapters.unix_http import CONTROL_SOCKET, socket_address
 from agent.application.monitoring.agent_service import AgentService
+from agent.bootstrap.home import Home
 from agent.entrypoints.control_api.app import ControlApp, Metrics
-from agent.entrypoints.control_api.auth import ADDRESS, LoopbackRules, load_or_create_token
-from agent.entrypoints.control_api.connection import Connection, Connections, Limits
+from agent.entrypoints.control_api.auth import ADDRESS, load_or_create_token
+from agent.entrypoints.control_api.connection import Connection, Connections, Limits, LoopbackListener
+from agent.entrypoints.control_api.page_access import PageAccess
+from agent.entrypoints.page.sessions import PageSessions
 from agent.settings import Settings
 
 BACKLOG = 1024
@@ -73,10 +76,15 @@ class ControlServer:
         self, agent_service: AgentService, settings: Settings, *, state_dir: Path, metrics: Metrics, limits: Limits
     ) -> None:
         self._settings, self._state_dir = settings, state_dir
-        self._app = ControlApp(agent_service, settings, metrics=metrics, limits=limits)
+        clock = Home.of(settings).clock
+        sessions = PageSessions(
+            state_dir, clock, token_seconds=limits.token_seconds, session_seconds=limits.session_seconds
+        )
+        self._page_access = PageAccess(sessions, clock, self._listen)
+        self._app = ControlApp(agent_service, settings, metrics=metrics, limits=limits, page_access=self._page_access)
         self._runner = web.AppRunner(self._app.application(), shutdown_timeout=limits.shutdown_seconds)
         self._connections = Connections(limits)
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[asyncio.Server | LoopbackListener] = []
         self._socket: ControlSocket | None = None
 
     async def __aenter__(self) -> Self:
@@ -85,6 +93,7 @@ class ControlServer:
             await self._open_socket()
             if self._settings.agent_http_port:
                 await self._open_port(self._settings.agent_http_port)
+            await self._page_access.resume()
         except BaseException:
             await self._close()
             raise
@@ -104,7 +113,9 @@ class ControlServer:
                 "requests from its spool",
             )
             return
-        loop, accept = asyncio.get_running_loop(), self._connection_factory(over_tcp=False)
+        assert self._runner.server is not None
+        accept = functools.partial(Connection, self._runner.server, self._connections, rules=None)
+        loop = asyncio.get_running_loop()
         self._listeners.append(await loop.create_server(accept, sock=self._socket.listening, backlog=BACKLOG))
         _log.debug("control_socket_open", path=str(self._socket.path))
 
@@ -116,30 +127,29 @@ class ControlServer:
             hint = "set akosha_agent_http_token, or remove http-token from the state directory"
             _log.error("control_port_unavailable", port=port, error=f"no token: {error}", hint=hint)
             return
-        self._app.loopback = LoopbackRules(port, token)
-        loop, accept = asyncio.get_running_loop(), self._connection_factory(over_tcp=True)
         try:
-            self._listeners.append(await loop.create_server(accept, ADDRESS, port, backlog=BACKLOG))
+            self._listeners.append(await self._listen(port, token))
         except OSError as error:
             hint = "set akosha_agent_http_port to a free port, or to 0 to disable it"
             _log.error("control_port_unavailable", port=port, error=error.strerror or str(error), hint=hint)
             return
+        self._page_access.settings_port = port
         _log.info("control_port_open", address=f"http://{ADDRESS}:{port}/")
 
-    def _connection_factory(self, *, over_tcp: bool) -> functools.partial[Connection]:
+    async def _listen(self, port: int, token: str = "") -> LoopbackListener:
         assert self._runner.server is not None
-        return functools.partial(Connection, self._runner.server, self._connections, over_tcp=over_tcp)
+        return await LoopbackListener.open(
+            self._runner.server, self._connections, port=port, token=token, backlog=BACKLOG
+        )
 
     async def _close(self) -> None:
         """Wait briefly for the requests in progress, then close everything."""
         self._connections.closed = True  # the loop may still hand over a connection that was just accepted
         for listener in self._listeners:
             listener.close()
+        await self._page_access.aclose()
         if self._socket is not None:
             await asyncio.to_thread(self._socket.close)
         self._app.streams.end()
         await self._runner.cleanup()
-        for task in (requests := set(self._app.requests)):
-            task.cancel()
-        if requests:
-            await asyncio.wait(requests)
+        await self._app.aclose()

@@ -31,6 +31,7 @@ class EventStreams:
     def __init__(self, agent_service: AgentService, encode: Callable[[Event], bytes], limits: Limits) -> None:
         self._agent_service, self._encode_event, self._limits = agent_service, encode, limits
         self._readers = 0
+        self._newest: tuple[HistoryEntry | SyncProgress, bytes] | None = None
         self._ended = asyncio.get_running_loop().create_future()
 
     async def respond(self, request: web.Request, *, after: int | None) -> web.StreamResponse:
@@ -104,6 +105,12 @@ class EventStreams:
                 await asyncio.gather(following, return_exceptions=True)
 
     def _encode(self, item: HistoryEntry | SyncProgress) -> bytes:
+        """Encode an event once for all readers that get it at the same time."""
+        if self._newest is None or self._newest[0] is not item:
+            self._newest = item, self._encoded(item)
+        return self._newest[1]
+
+    def _encoded(self, item: HistoryEntry | SyncProgress) -> bytes:
         event, position = (item, b"") if isinstance(item, SyncProgress) else (item.event, b"id: %d\n" % item.position)
         return b"%sevent: %s\ndata: %s\n\n" % (position, event.type.encode(), self._encode_event(event))
 

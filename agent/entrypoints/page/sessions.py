@@ -1,0 +1,159 @@
+"""One-time tokens and sessions of the page. A token starts one session, within a minute.
+
+Sessions outlive the agent: their SHA-256, their last use and the port of the page are in `page.json` in the state
+directory. Tokens do not.
+"""
+
+import asyncio
+import hashlib
+import json
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from agent.adapters import fs
+from agent.domain.parsing import aware_time, parse_json
+from agent.ports import Clock
+
+FILE = "page.json"
+
+MOST_TOKENS = 16
+MOST_SESSIONS = 100
+"""How many exist at once; a further one replaces the oldest."""
+
+STORED_EVERY = timedelta(minutes=30)
+"""The last use of a session is written to the file if the one in the file is older than this."""
+
+_MAX_BYTES = 64 * 1024
+_LARGEST_PORT = 65_535
+_DIGEST_CHARACTERS = 64
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Session:
+    """When a session was used last, and that time in the file; None if it is not there."""
+
+    last_use: datetime
+    stored: datetime | None = None
+
+
+class PageSessions:
+    """The tokens and sessions. Only their digests are kept.
+
+    `port` is the port at which browsers have the page, 0 if they have none.
+    """
+
+    def __init__(self, state_dir: Path, clock: Clock, *, token_seconds: float, session_seconds: float) -> None:
+        self._path, self._clock = state_dir / FILE, clock
+        self._token_seconds, self._session_life = token_seconds, timedelta(seconds=session_seconds)
+        self._tokens: dict[str, float] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._saving = asyncio.Lock()
+        self.port = 0
+
+    def issue_token(self) -> str:
+        """Return a new one-time token."""
+        while len(self._tokens) >= MOST_TOKENS:
+            del self._tokens[next(iter(self._tokens))]
+        token = secrets.token_urlsafe(32)
+        self._tokens[_digest(token)] = self._clock.monotonic() + self._token_seconds
+        return token
+
+    async def start(self, token: str) -> tuple[str, datetime] | None:
+        """Start a session with a one-time token: return its secret and its end. None if the token is not valid."""
+        until = self._tokens.pop(_digest(token), None)
+        if until is None or self._clock.monotonic() >= until:
+            return None
+        self._drop_ended()
+        while len(self._sessions) >= MOST_SESSIONS:
+            del self._sessions[min(self._sessions, key=lambda digest: self._sessions[digest].last_use)]
+        session, now = secrets.token_urlsafe(32), self._clock.now()
+        self._sessions[_digest(session)] = _Session(now)
+        await self.save()
+        return session, now + self._session_life
+
+    async def use(self, session: str) -> bool:
+        """Return whether this is the secret of a session that has not ended; if so, record that it was used now."""
+        found = self._sessions.get(_digest(session))
+        if found is None or self._left(found) <= 0:
+            return False
+        found.last_use = self._clock.now()
+        if found.stored is None or abs(found.last_use - found.stored) >= STORED_EVERY:
+            await self.save()
+        return True
+
+    def seconds_left(self) -> float:
+        """Return the seconds until no token and no session is left, 0 if there is none."""
+        now = self._clock.monotonic()
+        ends = [until - now for until in self._tokens.values()]
+        ends += [self._left(session) for session in self._sessions.values()]
+        return max([0.0, *ends])
+
+    async def load(self) -> None:
+        """Read the sessions that have not ended, and the port. If the file cannot be used, that is logged."""
+        try:
+            self._take(await asyncio.to_thread(fs.read_own, self._path, _MAX_BYTES, private=True))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            self._sessions, self.port = {}, 0
+            _log.warning("page_sessions_lost", path=str(self._path), reason=str(error))
+
+    async def save(self) -> None:
+        """Write the sessions and the port to the file; remove it if there are none. An error is logged."""
+        async with self._saving:
+            self._drop_ended()
+            uses = {digest: session.last_use for digest, session in self._sessions.items()}
+            try:
+                await asyncio.to_thread(self._write, uses)
+            except OSError as error:
+                _log.warning("page_sessions_not_stored", path=str(self._path), error=str(error))
+                return
+            for digest, last_use in uses.items():
+                if digest in self._sessions:
+                    self._sessions[digest].stored = last_use
+
+    async def save_uses(self) -> None:
+        """Write the file if a session was used since it was written."""
+        if any(session.last_use != session.stored for session in self._sessions.values()):
+            await self.save()
+
+    def _left(self, session: _Session) -> float:
+        """Return the seconds until a session ends without further use. A last use in the future counts as now."""
+        return min((session.last_use + self._session_life - self._clock.now()), self._session_life).total_seconds()
+
+    def _drop_ended(self) -> None:
+        self._sessions = {digest: session for digest, session in self._sessions.items() if self._left(session) > 0}
+
+    def _take(self, data: bytes) -> None:
+        """Take the content of the file. Raises ValueError, TypeError, KeyError or AttributeError if it is not valid."""
+        document = parse_json(data)
+        port, uses = document["port"], document["sessions"]
+        if not (type(port) is int and 0 < port <= _LARGEST_PORT and len(uses) <= MOST_SESSIONS):
+            raise ValueError("the port or the number of sessions is not valid")
+        for digest, last_use in uses.items():
+            if len(digest) != _DIGEST_CHARACTERS:
+                raise ValueError("a session is not a SHA-256")
+            at = aware_time(last_use)
+            self._sessions[digest] = _Session(min(at, self._clock.now()), at)
+        self._drop_ended()
+        self.port = port
+
+    def _write(self, uses: dict[str, datetime]) -> None:
+        if not uses:
+            with suppress(FileNotFoundError):
+                self._path.unlink()
+            return
+        sessions = {digest: last_use.isoformat() for digest, last_use in uses.items()}
+        document = {"port": self.port, "sessions": sessions}
+        fs.write_atomically(self._path, json.dumps(document).encode(), sole_writer=True)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()

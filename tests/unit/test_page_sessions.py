@@ -1,0 +1,183 @@
+"""One-time tokens and sessions of the page: how long they are valid, and what of them is on disk."""
+
+import json
+import stat
+from datetime import timedelta
+
+import pytest
+from structlog.testing import capture_logs
+
+from agent.entrypoints.page import sessions
+from agent.entrypoints.page.sessions import MOST_SESSIONS, MOST_TOKENS, STORED_EVERY, PageSessions
+from tests.support.clock import ManualClock
+
+TOKEN_SECONDS, SESSION_SECONDS = 60.0, 12 * 3600.0
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+def opened(tmp_path, clock) -> PageSessions:
+    made = PageSessions(tmp_path, clock, token_seconds=TOKEN_SECONDS, session_seconds=SESSION_SECONDS)
+    made.port = 4711
+    return made
+
+
+async def start(page: PageSessions) -> str:
+    session, _ = await page.start(page.issue_token())
+    return session
+
+
+async def test_a_token_is_valid_for_a_minute_and_once(tmp_path, clock):
+    page = opened(tmp_path, clock)
+    early, late = page.issue_token(), page.issue_token()
+    await clock.advance(TOKEN_SECONDS - 1)
+    session, ends = await page.start(early)
+    assert (ends - clock.now()).total_seconds() == SESSION_SECONDS
+    assert await page.use(session)
+    assert await page.start(early) is None
+    await clock.advance(1)
+    assert await page.start(late) is None
+
+
+async def test_a_session_ends_12_hours_after_its_last_use(tmp_path, clock):
+    page = opened(tmp_path, clock)
+    session = await start(page)
+    for _ in range(3):
+        await clock.advance(SESSION_SECONDS - 1)
+        assert await page.use(session)
+    assert page.seconds_left() == SESSION_SECONDS
+    await clock.advance(SESSION_SECONDS)
+    assert page.seconds_left() == 0
+    assert not await page.use(session)
+
+
+async def test_a_clock_that_is_set_back_does_not_make_a_session_longer(tmp_path, clock):
+    page = opened(tmp_path, clock)
+    session = await start(page)
+    clock.jump(-timedelta(days=300))
+    assert page.seconds_left() == SESSION_SECONDS
+    assert await page.use(session)
+    await clock.advance(SESSION_SECONDS)
+    assert not await page.use(session)
+
+
+async def test_sessions_and_the_port_are_stored_privately_without_a_secret(tmp_path, clock):
+    page = opened(tmp_path, clock)
+    token = page.issue_token()
+    session, _ = await page.start(token)
+    file = tmp_path / "page.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert token not in file.read_text()
+    assert session not in file.read_text()
+    await clock.advance(SESSION_SECONDS - 1)
+    later = opened(tmp_path, clock)
+    later.port = 0
+    await later.load()
+    assert (later.port, await later.use(session), await later.start(token)) == (4711, True, None)
+
+
+async def test_uses_are_written_rarely_and_at_the_end(tmp_path, clock, monkeypatch):
+    page, written = opened(tmp_path, clock), []
+    real = sessions.fs.write_atomically
+    monkeypatch.setattr(
+        sessions.fs, "write_atomically", lambda *args, **how: (written.append(clock.now()), real(*args, **how))
+    )
+    session = await start(page)
+    for _ in range(100):
+        await clock.advance(STORED_EVERY.total_seconds() / 50)
+        assert await page.use(session)
+    assert len(written) == 3
+    await clock.advance(1)
+    await page.use(session)
+    await page.save_uses()
+    await page.save_uses()
+    assert len(written) == 4
+    later = opened(tmp_path, clock)
+    await later.load()
+    assert later.seconds_left() == SESSION_SECONDS
+
+
+async def test_ended_sessions_are_removed_and_the_last_one_with_the_file(tmp_path, clock):
+    page = opened(tmp_path, clock)
+    await start(page)
+    await clock.advance(SESSION_SECONDS / 2)
+    second = await start(page)
+    await clock.advance(SESSION_SECONDS / 2)
+    await page.use(second)
+    assert len(json.loads((tmp_path / "page.json").read_text())["sessions"]) == 1
+    await clock.advance(SESSION_SECONDS)
+    await page.save()
+    assert not (tmp_path / "page.json").exists()
+
+
+async def test_the_number_of_tokens_and_sessions_is_limited(tmp_path, clock):
+    page = opened(tmp_path, clock)
+    tokens = [page.issue_token() for _ in range(MOST_TOKENS + 1)]
+    assert await page.start(tokens[0]) is None
+    first, _ = await page.start(tokens[1])
+    await clock.advance(1)
+    second = await start(page)
+    for _ in range(MOST_SESSIONS - 1):
+        await start(page)
+    assert (await page.use(first), await page.use(second)) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"port": 0, "sessions": {}}',
+        b'{"port": "80", "sessions": {}}',
+        b'{"port": true, "sessions": {}}',
+        b'{"port": 80, "sessions": []}',
+        b'{"port": 80, "sessions": {"x": "2025-06-01T12:00:00+00:00"}}',
+        b'{"port": 80, "sessions": {"' + b"a" * 64 + b'": "2025-06-01T12:00:00"}}',
+        b'{"port": 80, "sessions": {"' + b"a" * 64 + b'": 1}}',
+        b"[" * 50_000,
+        b" " * 100_000,
+    ],
+)
+async def test_a_file_with_other_content_is_logged_and_replaced_by_the_next_session(tmp_path, clock, content):
+    file = tmp_path / "page.json"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    page = opened(tmp_path, clock)
+    with capture_logs() as logs:
+        await page.load()
+    assert [line["event"] for line in logs] == ["page_sessions_lost"]
+    assert (page.port, page.seconds_left()) == (0, 0)
+    await start(page)
+    await opened(tmp_path, clock).load()
+
+
+@pytest.mark.parametrize("kind", ["link", "open to others"])
+async def test_a_file_of_others_starts_no_session(tmp_path, clock, kind):
+    file = tmp_path / "page.json"
+    page = opened(tmp_path, clock)
+    session = await start(page)
+    file.chmod(0o644)
+    if kind == "link":
+        file.chmod(0o600)
+        file.rename(tmp_path / "elsewhere")
+        file.symlink_to("elsewhere")
+    later = opened(tmp_path, clock)
+    with capture_logs() as logs:
+        await later.load()
+    assert [line["event"] for line in logs] == ["page_sessions_lost"]
+    assert not await later.use(session)
+
+
+async def test_a_disk_that_is_full_does_not_prevent_a_session(tmp_path, clock, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(sessions.fs, "write_atomically", full)
+    page = opened(tmp_path, clock)
+    with capture_logs() as logs:
+        assert await page.use(await start(page))
+    assert {line["event"] for line in logs} == {"page_sessions_not_stored"}

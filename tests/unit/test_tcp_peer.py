@@ -1,0 +1,59 @@
+"""The user at the other end of a TCP connection, from the kernel's table and from tables like it."""
+
+import os
+import socket
+import sys
+
+import pytest
+
+from agent.entrypoints.control_api import tcp_peer
+from agent.entrypoints.control_api.tcp_peer import is_of_this_user
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not report the user")
+
+HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+ROW = "   {number}: {ends} 01 00000000:00000000 00:00000000 00000000 {uid:5}        0 1234 1 ffff8880 20 4 30 10 -1\n"
+CLIENT, SERVER = ("127.0.0.1", 50_000), ("127.0.0.1", 8787)
+V4 = "0100007F:C350 0100007F:2253"
+V4_BACK = "0100007F:2253 0100007F:C350"
+MAPPED = "0000000000000000FFFF00000100007F:C350 0000000000000000FFFF00000100007F:2253"
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(tcp_peer, "PROC_NET", tmp_path)
+
+    def write(name, *rows):
+        lines = [ROW.format(number=number, ends=ends, uid=uid) for number, (ends, uid) in enumerate(rows)]
+        (tmp_path / name).write_text(HEAD + "".join(lines))
+
+    return write
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_connection_of_this_process_is_of_this_user(family):
+    """A browser may connect through an IPv6 socket."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(family) as client:
+        address = server.getsockname()
+        client.connect(address if family == socket.AF_INET else (f"::ffff:{address[0]}", address[1]))
+        connected, peer = server.accept()
+        with connected:
+            assert is_of_this_user(peer, address)
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the tables are of a little-endian machine")
+@pytest.mark.parametrize(("name", "ends"), [("tcp", V4), ("tcp6", MAPPED)])
+@pytest.mark.parametrize("uid", [0, 1])
+def test_the_user_is_that_of_the_clients_end(tables, name, ends, uid):
+    """The server's end of the same connection, in the same table, is the agent's own."""
+    mine = os.geteuid()
+    tables("tcp", (V4_BACK, mine), ("0100007F:C351 0100007F:2253", mine + 7))
+    rows = [(V4_BACK, mine), (ends, mine + uid), (ends.replace("C350", "C351"), mine + 7)]
+    tables(name, *rows)
+    assert is_of_this_user(CLIENT, SERVER) == (uid == 0)
+
+
+def test_a_connection_that_is_in_no_table_is_of_nobody(tables):
+    assert not is_of_this_user(CLIENT, SERVER)  # the tables cannot be read
+    tables("tcp", (V4_BACK, os.geteuid()))
+    assert not is_of_this_user(CLIENT, SERVER)
