@@ -56,13 +56,36 @@ ROUTES = (
     "/metrics",
     "/healthz",
     "/readyz",
+    "/v1/history",
+    "/v1/plots",
+    "/v1/uploads",
+    "/v1/verify",
+    "/v1/page/session",
     "/openapi.json",
+    "/page.js",
     "/",
 )
 TARGETS_OF_REQUESTS = st.builds(
     lambda path, query: path + (f"?{query}" if query else ""),
     st.sampled_from(ROUTES) | st.sampled_from(ROUTES).flatmap(near_text),
-    st.sampled_from(["", "", "after=1", "after=x", "after=9" + "9" * 30, "x=1", "after", "%ff=%00", "after=1&after=2"]),
+    st.sampled_from(
+        [
+            "",
+            "",
+            "after=1",
+            "after=x",
+            "after=9" + "9" * 30,
+            "x=1",
+            "after",
+            "%ff=%00",
+            "after=1&after=2",
+            "limit=1&before=9",
+            "before=x",
+            "limit=0",
+            "outcome=failed",
+            "outcome=x",
+        ]
+    ),
 )
 ODD_HEADERS = st.sampled_from([
     ("Content-Type", "application/json"), ("Content-Type", "application/cloudevents+json; charset=utf-8"),
@@ -89,7 +112,7 @@ REQUESTS = st.builds(
 )
 POSTS = st.builds(
     lambda path, kind, body: message(f"POST {path} HTTP/1.1", {"Host": "x", "Content-Type": kind}, body),
-    st.sampled_from(["/v1/sync", "/v1/events"]),
+    st.sampled_from(["/v1/sync", "/v1/events", "/v1/page/session"]),
     st.sampled_from(["application/json", "application/json; charset=utf-16", "application/cloudevents+json"]),
     json_near(ORDER, DOCUMENTS[0], keys=("system_id",)),
 )

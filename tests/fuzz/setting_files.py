@@ -1,9 +1,11 @@
 """Targets: settings files, environment variables, and other files of this user that the agent reads."""
 
+import asyncio
 import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from agent.domain.naming import check_system_id
 from agent.entrypoints.hook import note
 from agent.entrypoints.hook.claude_settings import ClaudeSettings
 from agent.entrypoints.hook.hook_command import HookCommand
+from agent.entrypoints.page.sessions import PageSessions
 from agent.settings import load
 from agent.settings.aws_config import aws_endpoint
 from agent.settings.display import settings_table
@@ -28,6 +31,7 @@ from agent.settings.yaml_edit import edited
 from agent.settings.yaml_values import top_level
 from tests.fuzz.documents import ODD_TEXTS, ODD_VALUES, encoded, json_near, near_bytes, near_text
 from tests.fuzz.target import CANARY, Read, Target, never_refused
+from tests.support.clock import ManualClock
 
 # ------------------------------------------------------------------------------------------------------------- settings
 
@@ -269,6 +273,26 @@ def identity() -> Iterator[Read]:
         yield read
 
 
+@contextmanager
+def page_sessions() -> Iterator[Read]:
+    """Yield a function that reads page.json; content that is not valid has no session and no port."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "page.json")
+
+        def read(data: bytes) -> None:
+            file.write_bytes(data)
+            file.chmod(0o600)
+            sessions = PageSessions(Path(directory), ManualClock(PAGE_USED), token_seconds=60, session_seconds=60)
+            with never_refused():
+                asyncio.run(sessions.load())
+                assert 0 <= sessions.seconds_left() <= 60
+                assert 0 <= sessions.port < 2**16
+
+        yield read
+
+
+PAGE_USED = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+PAGES = json_near({"port": 40_000, "sessions": {"0a" * 32: PAGE_USED.isoformat()}})
 IDENTITIES = json_near({"agent_id": "0a" * 16, "system_id": "laptop"}, {"agent_id": "0a" * 16, "system_id": ""})
 
 TARGETS = (
@@ -301,5 +325,6 @@ TARGETS = (
         errors=(SettingsError,), names="nkey", in_tests=40,
     ),
     Target("claude settings", CLAUDE_SETTINGS, read_claude_settings, (SettingsError,), names=r"settings\.json"),
+    Target("page sessions", PAGES, opened=page_sessions, in_tests=60),
     Target("identity", IDENTITIES, opened=identity, errors=(StateError,), names=r"identity\.json", in_tests=60),
 )  # fmt: skip

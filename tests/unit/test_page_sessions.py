@@ -25,6 +25,13 @@ def opened(tmp_path, clock) -> PageSessions:
     return made
 
 
+async def use(page: PageSessions, session: str) -> bool:
+    """Use a session; return whether it has not ended."""
+    valid = page.is_valid(session)
+    await page.use(session)
+    return valid
+
+
 async def start(page: PageSessions) -> str:
     session, _ = await page.start(page.issue_token())
     return session
@@ -36,7 +43,7 @@ async def test_a_token_is_valid_for_a_minute_and_once(tmp_path, clock):
     await clock.advance(TOKEN_SECONDS - 1)
     session, ends = await page.start(early)
     assert (ends - clock.now()).total_seconds() == SESSION_SECONDS
-    assert await page.use(session)
+    assert await use(page, session)
     assert await page.start(early) is None
     await clock.advance(1)
     assert await page.start(late) is None
@@ -47,11 +54,11 @@ async def test_a_session_ends_12_hours_after_its_last_use(tmp_path, clock):
     session = await start(page)
     for _ in range(3):
         await clock.advance(SESSION_SECONDS - 1)
-        assert await page.use(session)
+        assert await use(page, session)
     assert page.seconds_left() == SESSION_SECONDS
     await clock.advance(SESSION_SECONDS)
     assert page.seconds_left() == 0
-    assert not await page.use(session)
+    assert not await use(page, session)
 
 
 async def test_a_clock_that_is_set_back_does_not_make_a_session_longer(tmp_path, clock):
@@ -59,9 +66,9 @@ async def test_a_clock_that_is_set_back_does_not_make_a_session_longer(tmp_path,
     session = await start(page)
     clock.jump(-timedelta(days=300))
     assert page.seconds_left() == SESSION_SECONDS
-    assert await page.use(session)
+    assert await use(page, session)
     await clock.advance(SESSION_SECONDS)
-    assert not await page.use(session)
+    assert not await use(page, session)
 
 
 async def test_sessions_and_the_port_are_stored_privately_without_a_secret(tmp_path, clock):
@@ -76,7 +83,7 @@ async def test_sessions_and_the_port_are_stored_privately_without_a_secret(tmp_p
     later = opened(tmp_path, clock)
     later.port = 0
     await later.load()
-    assert (later.port, await later.use(session), await later.start(token)) == (4711, True, None)
+    assert (later.port, await use(later, session), await later.start(token)) == (4711, True, None)
 
 
 async def test_uses_are_written_rarely_and_at_the_end(tmp_path, clock, monkeypatch):
@@ -88,10 +95,10 @@ async def test_uses_are_written_rarely_and_at_the_end(tmp_path, clock, monkeypat
     session = await start(page)
     for _ in range(100):
         await clock.advance(STORED_EVERY.total_seconds() / 50)
-        assert await page.use(session)
+        assert await use(page, session)
     assert len(written) == 3
     await clock.advance(1)
-    await page.use(session)
+    await use(page, session)
     await page.save_uses()
     await page.save_uses()
     assert len(written) == 4
@@ -106,7 +113,7 @@ async def test_ended_sessions_are_removed_and_the_last_one_with_the_file(tmp_pat
     await clock.advance(SESSION_SECONDS / 2)
     second = await start(page)
     await clock.advance(SESSION_SECONDS / 2)
-    await page.use(second)
+    await use(page, second)
     assert len(json.loads((tmp_path / "page.json").read_text())["sessions"]) == 1
     await clock.advance(SESSION_SECONDS)
     await page.save()
@@ -122,7 +129,7 @@ async def test_the_number_of_tokens_and_sessions_is_limited(tmp_path, clock):
     second = await start(page)
     for _ in range(MOST_SESSIONS - 1):
         await start(page)
-    assert (await page.use(first), await page.use(second)) == (False, True)
+    assert (await use(page, first), await use(page, second)) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +176,7 @@ async def test_a_file_of_others_starts_no_session(tmp_path, clock, kind):
     with capture_logs() as logs:
         await later.load()
     assert [line["event"] for line in logs] == ["page_sessions_lost"]
-    assert not await later.use(session)
+    assert not await use(later, session)
 
 
 async def test_a_disk_that_is_full_does_not_prevent_a_session(tmp_path, clock, monkeypatch):
@@ -179,5 +186,5 @@ async def test_a_disk_that_is_full_does_not_prevent_a_session(tmp_path, clock, m
     monkeypatch.setattr(sessions.fs, "write_atomically", full)
     page = opened(tmp_path, clock)
     with capture_logs() as logs:
-        assert await page.use(await start(page))
+        assert await use(page, await start(page))
     assert {line["event"] for line in logs} == {"page_sessions_not_stored"}

@@ -122,11 +122,8 @@ class ControlApp:
         if access is Access.ALL or (access is Access.READ and not rules.is_for_page):
             return
         bearer = bearer_of(request)
-        if rules.has_token(bearer):
-            return
-        if not await self._page_access.has_session(bearer):
+        if not (rules.has_token(bearer) or await self._page_access.use_session(bearer, connection)):
             raise unauthorized(request, rules)
-        await self._page_access.check_peer(connection)
 
     async def status(self, _request: web.Request) -> web.StreamResponse:
         return json_response(HTTPStatus.OK, await self._shared.result("status", self._status))

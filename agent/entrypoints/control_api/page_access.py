@@ -68,9 +68,16 @@ class PageAccess:
         """Start a session with a one-time token: return its secret and its end. None if the token is not valid."""
         return await self._sessions.start(token)
 
-    async def has_session(self, bearer: str) -> bool:
-        """Return whether this is the secret of a session that has not ended; that is a use of the session."""
-        return bool(bearer) and await self._sessions.use(bearer)
+    async def use_session(self, bearer: str, connection: Connection) -> bool:
+        """Return whether this is the secret of a session that has not ended; if so, it is in use.
+
+        Raises Problem (403) if another user's process has sent it.
+        """
+        if not self._sessions.is_valid(bearer):
+            return False
+        await self.check_peer(connection)
+        await self._sessions.use(bearer)
+        return True
 
     async def check_peer(self, connection: Connection) -> None:
         """Raise Problem (403) if another user's process is at the other end: it has stolen a token or a session."""

@@ -78,15 +78,19 @@ class PageSessions:
         await self.save()
         return session, now + self._session_life
 
-    async def use(self, session: str) -> bool:
-        """Return whether this is the secret of a session that has not ended; if so, record that it was used now."""
+    def is_valid(self, session: str) -> bool:
+        """Return whether this is the secret of a session that has not ended."""
         found = self._sessions.get(_digest(session))
-        if found is None or self._left(found) <= 0:
-            return False
+        return found is not None and self._left(found) > 0
+
+    async def use(self, session: str) -> None:
+        """Record that a session is used now. Does nothing if it has ended meanwhile."""
+        if not self.is_valid(session):
+            return
+        found = self._sessions[_digest(session)]
         found.last_use = self._clock.now()
         if found.stored is None or abs(found.last_use - found.stored) >= STORED_EVERY:
             await self.save()
-        return True
 
     def seconds_left(self) -> float:
         """Return the seconds until no token and no session is left, 0 if there is none."""
