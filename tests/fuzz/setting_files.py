@@ -20,7 +20,7 @@ from agent.domain.naming import check_system_id
 from agent.entrypoints.hook import note
 from agent.entrypoints.hook.claude_settings import ClaudeSettings
 from agent.entrypoints.hook.hook_command import HookCommand
-from agent.entrypoints.page.sessions import PageSessions
+from agent.entrypoints.page.sessions import SESSION_LIFE, PageSessions
 from agent.settings import load
 from agent.settings.aws_config import aws_endpoint
 from agent.settings.display import settings_table
@@ -282,10 +282,10 @@ def page_sessions() -> Iterator[Read]:
         def read(data: bytes) -> None:
             file.write_bytes(data)
             file.chmod(0o600)
-            sessions = PageSessions(Path(directory), ManualClock(PAGE_USED), token_seconds=60, session_seconds=60)
+            sessions = PageSessions(Path(directory), ManualClock(PAGE_USED))
             with never_refused():
                 asyncio.run(sessions.load())
-                assert 0 <= sessions.seconds_left() <= 60
+                assert 0 <= sessions.seconds_left() <= SESSION_LIFE.total_seconds()
                 assert 0 <= sessions.port < 2**16
 
         yield read

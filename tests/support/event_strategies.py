@@ -33,6 +33,7 @@ FIELDS = {
     "retry_at": st.none() | TIMES,
     "bytes_transferred": st.integers(0, 2**53),
     "memories": st.integers(0, 2**53),
+    "database_bytes": st.integers(0, 2**53),
     "stored": st.integers(0, 2**53),
     "known": st.integers(0, 2**53),
     "kept_back": st.dictionaries(TEXT, st.integers(0, 2**53), max_size=3),

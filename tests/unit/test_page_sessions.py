@@ -8,10 +8,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.entrypoints.page import sessions
-from agent.entrypoints.page.sessions import MOST_SESSIONS, MOST_TOKENS, STORED_EVERY, PageSessions
+from agent.entrypoints.page.sessions import (
+    MOST_SESSIONS,
+    MOST_TOKENS,
+    SESSION_LIFE,
+    STORED_EVERY,
+    TOKEN_SECONDS,
+    PageSessions,
+)
 from tests.support.clock import ManualClock
 
-TOKEN_SECONDS, SESSION_SECONDS = 60.0, 12 * 3600.0
+SESSION_SECONDS = SESSION_LIFE.total_seconds()
 
 
 @pytest.fixture
@@ -20,7 +27,7 @@ def clock():
 
 
 def opened(tmp_path, clock) -> PageSessions:
-    made = PageSessions(tmp_path, clock, token_seconds=TOKEN_SECONDS, session_seconds=SESSION_SECONDS)
+    made = PageSessions(tmp_path, clock)
     made.port = 4711
     return made
 

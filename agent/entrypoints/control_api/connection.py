@@ -30,8 +30,7 @@ class Limits:
     """Limits of the control API. Times in seconds, sizes in bytes.
 
     `head_seconds` also limits the idle time between two requests. `stalled_seconds` limits how long a reader of events
-    may accept no data. `shutdown_seconds` limits the requests in progress at shutdown. A one-time token of the page is
-    valid for `token_seconds`, a session until it was not used for `session_seconds`.
+    may accept no data. `shutdown_seconds` limits the requests in progress at shutdown.
     """
 
     head_seconds: float = 10.0
@@ -39,8 +38,6 @@ class Limits:
     heartbeat_seconds: float = 15.0
     stalled_seconds: float = 60.0
     shutdown_seconds: float = 0.3
-    token_seconds: float = 60.0
-    session_seconds: float = 12 * 3600.0
     body_bytes: int = 64 * 1024
     line_bytes: int = 8 * 1024
     readers: int = 1000

@@ -12,6 +12,7 @@ from http import HTTPStatus
 
 import structlog
 
+from agent.application.signal import Signal
 from agent.entrypoints.control_api.auth import ADDRESS
 from agent.entrypoints.control_api.connection import Connection, LoopbackListener
 from agent.entrypoints.control_api.problems import Problem
@@ -34,9 +35,10 @@ class PageAccess:
     def __init__(
         self, sessions: PageSessions, clock: Clock, listen: Callable[[int], Awaitable[LoopbackListener]]
     ) -> None:
-        self._sessions, self._clock, self._listen = sessions, clock, listen
+        self._sessions, self._listen = sessions, listen
         self._listener: LoopbackListener | None = None
         self._changing = asyncio.Lock()
+        self._started = Signal(clock, "page-port")
         self._waiting: asyncio.Task[None] | None = None
         self._refused = False
         self.settings_port = 0
@@ -66,7 +68,9 @@ class PageAccess:
 
     async def start_session(self, token: str) -> tuple[str, datetime] | None:
         """Start a session with a one-time token: return its secret and its end. None if the token is not valid."""
-        return await self._sessions.start(token)
+        started = await self._sessions.start(token)
+        self._started.set()
+        return started
 
     async def use_session(self, bearer: str, connection: Connection) -> bool:
         """Return whether this is the secret of a session that has not ended; if so, it is in use.
@@ -124,5 +128,5 @@ class PageAccess:
                     self._listener = None
                     _log.info("page_port_closed", port=port)
                     break
-            await self._clock.sleep(min(left, CHECK_SECONDS))
+            await self._started.wait(min(left, CHECK_SECONDS))  # a new session may end before the token would have
         await self._sessions.save()

@@ -20,6 +20,7 @@ from agent.entrypoints.control_api.problems import Problem
 from agent.entrypoints.control_api.routes import JSON, MOST_ENTRIES, PageToken
 from agent.entrypoints.control_api.shared import SharedCalls
 from agent.entrypoints.page.documents import OUTCOMES
+from agent.entrypoints.page.sessions import TOKEN_SECONDS
 from agent.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class PageRoutes:
         except OSError as error:
             detail = f"no port of this machine can be opened: {error.strerror or error}"
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, hint="set akosha_agent_http_port") from error
-        ends = self._clock.now() + timedelta(seconds=self._limits.token_seconds)
+        ends = self._clock.now() + timedelta(seconds=TOKEN_SECONDS)
         return json_response(HTTPStatus.OK, {"url": url, "expires_at": ends.isoformat()})
 
     async def start_session(self, request: web.Request) -> web.StreamResponse:
@@ -70,7 +71,7 @@ class PageRoutes:
         if started is None:
             raise Problem(
                 HTTPStatus.UNAUTHORIZED,
-                f"the address of the page is valid once, for {self._limits.token_seconds:g} s",
+                f"the address of the page is valid once, for {TOKEN_SECONDS:g} s",
                 hint="akosha-agent open",
                 headers={"WWW-Authenticate": 'Bearer realm="akosha-agent"'},
             )

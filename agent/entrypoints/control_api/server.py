@@ -77,10 +77,7 @@ class ControlServer:
     ) -> None:
         self._settings, self._state_dir = settings, state_dir
         clock = Home.of(settings).clock
-        sessions = PageSessions(
-            state_dir, clock, token_seconds=limits.token_seconds, session_seconds=limits.session_seconds
-        )
-        self._page_access = PageAccess(sessions, clock, self._listen)
+        self._page_access = PageAccess(PageSessions(state_dir, clock), clock, self._listen)
         self._app = ControlApp(agent_service, settings, metrics=metrics, limits=limits, page_access=self._page_access)
         self._runner = web.AppRunner(self._app.application(), shutdown_timeout=limits.shutdown_seconds)
         self._connections = Connections(limits)

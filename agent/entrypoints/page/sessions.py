@@ -21,6 +21,12 @@ from agent.ports import Clock
 
 FILE = "page.json"
 
+TOKEN_SECONDS = 60.0
+"""How long a one-time token is valid."""
+
+SESSION_LIFE = timedelta(hours=12)
+"""How long a session lasts after its last use."""
+
 MOST_TOKENS = 16
 MOST_SESSIONS = 100
 """How many exist at once; a further one replaces the oldest."""
@@ -49,9 +55,8 @@ class PageSessions:
     `port` is the port at which browsers have the page, 0 if they have none.
     """
 
-    def __init__(self, state_dir: Path, clock: Clock, *, token_seconds: float, session_seconds: float) -> None:
+    def __init__(self, state_dir: Path, clock: Clock) -> None:
         self._path, self._clock = state_dir / FILE, clock
-        self._token_seconds, self._session_life = token_seconds, timedelta(seconds=session_seconds)
         self._tokens: dict[str, float] = {}
         self._sessions: dict[str, _Session] = {}
         self._saving = asyncio.Lock()
@@ -62,7 +67,7 @@ class PageSessions:
         while len(self._tokens) >= MOST_TOKENS:
             del self._tokens[next(iter(self._tokens))]
         token = secrets.token_urlsafe(32)
-        self._tokens[_digest(token)] = self._clock.monotonic() + self._token_seconds
+        self._tokens[_digest(token)] = self._clock.monotonic() + TOKEN_SECONDS
         return token
 
     async def start(self, token: str) -> tuple[str, datetime] | None:
@@ -76,7 +81,7 @@ class PageSessions:
         session, now = secrets.token_urlsafe(32), self._clock.now()
         self._sessions[_digest(session)] = _Session(now)
         await self.save()
-        return session, now + self._session_life
+        return session, now + SESSION_LIFE
 
     def is_valid(self, session: str) -> bool:
         """Return whether this is the secret of a session that has not ended."""
@@ -130,7 +135,7 @@ class PageSessions:
 
     def _left(self, session: _Session) -> float:
         """Return the seconds until a session ends without further use. A last use in the future counts as now."""
-        return min((session.last_use + self._session_life - self._clock.now()), self._session_life).total_seconds()
+        return min((session.last_use + SESSION_LIFE - self._clock.now()), SESSION_LIFE).total_seconds()
 
     def _drop_ended(self) -> None:
         self._sessions = {digest: session for digest, session in self._sessions.items() if self._left(session) > 0}
