@@ -65,6 +65,7 @@ FULL: tuple[Event, ...] = (
         memories=7,
         repairs=upload_id(),
         unreadable=("knowledge_graph",),
+        database_bytes=4_096,
     ),
     replace(skipped(), **RESULT, error="odd"),
     replace(failed(), **RESULT, errors=ERRORS, retry_at=NOON.astimezone(timezone(timedelta(hours=-5)))),
