@@ -28,7 +28,7 @@ def test_the_list_of_commands_has_the_summary_of_each_command(name):
 def test_status_loads_no_server_client_and_no_database_engine():
     code = "import sys, agent.entrypoints.cli.status; print(*sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    heavy = {"aioboto3", "botocore", "httpx2", "nats", "aiohttp", "mcp", "duckdb", "isal", "watchfiles", "tzlocal"}
+    heavy = {"aiobotocore", "botocore", "httpx2", "nats", "aiohttp", "mcp", "duckdb", "isal", "watchfiles", "tzlocal"}
     own = {"agent.adapters.s3", "agent.adapters.akosha", "agent.adapters.nats", "agent.bootstrap.methods"}
     assert (heavy | own).isdisjoint(process.stdout.split())
 
@@ -36,7 +36,7 @@ def test_status_loads_no_server_client_and_no_database_engine():
 def test_sync_loads_no_client_and_nothing_that_only_the_running_agent_needs():
     code = "import sys, agent.entrypoints.cli.sync; print(*sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    heavy = {"aioboto3", "botocore", "httpx2", "nats", "aiohttp", "mcp", "duckdb", "isal", "watchfiles", "tzlocal"}
+    heavy = {"aiobotocore", "botocore", "httpx2", "nats", "aiohttp", "mcp", "duckdb", "isal", "watchfiles", "tzlocal"}
     heavy |= {"rich.progress", "yaml", "prometheus_client"}
     own = {"agent.adapters.s3", "agent.application.archive.verify_loop", "agent.application.monitoring.supervisor"}
     assert (heavy | own).isdisjoint(process.stdout.split())

@@ -7,7 +7,6 @@ import asyncio
 import inspect
 from contextlib import asynccontextmanager, suppress
 
-import aioboto3
 import aiohttp
 import httpx2
 import pytest
@@ -18,6 +17,7 @@ from aiobotocore.credentials import (
     AioProfileProviderBuilder,
     AioRefreshableCredentials,
 )
+from aiobotocore.session import AioSession
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport, WebSocketTransport
@@ -81,10 +81,11 @@ async def test_aiobotocore_has_the_parts_of_a_client_and_of_its_credentials(tmp_
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
-    session = aioboto3.Session(aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1")
-    assert session._session.get_config_variable("ca_bundle") is None
-    assert session._session.get_scoped_config() == {}
-    providers = session._session.get_component("credential_provider").providers
+    session = AioSession()
+    session.set_credentials("key", "secret")
+    assert session.get_config_variable("ca_bundle") is None
+    assert session.get_scoped_config() == {}
+    providers = session.get_component("credential_provider").providers
     assert all(provider.METHOD and inspect.iscoroutinefunction(provider.load) for provider in providers)
     [process] = [provider for provider in providers if isinstance(provider, AioProcessProvider)]
     assert callable(process._popen)
@@ -93,7 +94,7 @@ async def test_aiobotocore_has_the_parts_of_a_client_and_of_its_credentials(tmp_
     assert isinstance(builder, AioProfileProviderBuilder)
     assert isinstance(builder._create_process_provider("default"), AioProcessProvider)
     config = AioConfig(http_session_cls=DirectSession)
-    async with session.client("s3", endpoint_url="http://127.0.0.1:9", config=config) as client:
+    async with session.create_client("s3", "us-east-1", endpoint_url="http://127.0.0.1:9", config=config) as client:
         http = client._endpoint.http_session
         assert isinstance(http, DirectSession)
         assert http._sessions == {}

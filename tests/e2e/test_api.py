@@ -37,7 +37,7 @@ from tests.support.servers.akosha import Akosha
 from tests.support.session_buddy import REFLECTION, Checker, create
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"pydantic", "structlog", "yaml", "duckdb", "aioboto3", "sqlite3", "orjson", "httpx2", "typer", "rich"}
+HEAVY = {"pydantic", "structlog", "yaml", "duckdb", "aiobotocore", "sqlite3", "orjson", "httpx2", "typer", "rich"}
 
 HOST = """
     '''A program that syncs while it has a database open and commits continuously, like Session-Buddy.'''

@@ -399,7 +399,7 @@ async def test_an_invalid_session_end_is_refused(fresh_nats, words, error):
 
 PROGRAM = """
 import asyncio, sys
-HEAVY = ("aioboto3", "aiobotocore", "botocore", "duckdb", "typer", "click", "rich", "watchfiles", "yaml",
+HEAVY = ("aiobotocore", "botocore", "duckdb", "typer", "click", "rich", "watchfiles", "yaml",
          "platformdirs")
 sys.modules.update(dict.fromkeys(HEAVY))  # as if they were not installed; structlog would use rich if it were
 from agent.events_client import BusError, publish_session_ended, results

@@ -72,7 +72,7 @@ async def main():
     await store.is_available()
     await store.aclose()
 asyncio.run(main())
-heavy = {"aioboto3", "aiobotocore", "botocore", "boto3", "aiohttp"}
+heavy = {"aiobotocore", "botocore", "boto3", "aiohttp"}
 print(json.dumps([name for name in sys.modules if name.split(".")[0] in heavy]))
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -780,7 +780,7 @@ def test_the_config_command_and_its_errors_show_no_nats_secret(tmp_path, setting
 def test_importing_the_settings_loads_no_large_library():
     code = "import agent.settings, sys; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    heavy = {"boto3", "botocore", "aioboto3", "rich", "typer", "duckdb", "httpx", "watchfiles"}
+    heavy = {"boto3", "botocore", "aiobotocore", "rich", "typer", "duckdb", "httpx", "watchfiles"}
     assert "agent.settings.model" in modules
     assert not heavy.intersection(modules)
 

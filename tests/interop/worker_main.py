@@ -38,7 +38,7 @@ class Body:
 
 
 class Client:
-    """The two methods of aioboto3's client that the adapter calls."""
+    """The two methods of aiobotocore's client that the adapter calls."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint

@@ -37,7 +37,7 @@ _CLONE3, _CLONE_PARENT = 435, 0x8000
 _MADV_COLLAPSE, _HUGE_PAGE = 25, 2**21
 _MESSAGE_BYTES = 2**20
 _TITLE_BYTES = 1000
-_HEAVY = ("_strptime", "aioboto3", "aiohttp.web", "duckdb", "httpx2", "isal.isal_zlib", "mcp", "tzlocal")
+_HEAVY = ("_strptime", "aiobotocore.session", "aiohttp.web", "duckdb", "httpx2", "isal.isal_zlib", "mcp", "tzlocal")
 _ROOT = Path(__file__).parents[2]
 _LIGHT = {"events", "status", "config", "hook", "--help", "--version"}
 """Commands of the agent that start no child processes."""

@@ -132,8 +132,8 @@ class ClientBuilder:
             thread.stop()
 
     async def _open(self, thread: "_WorkerThread") -> Client:
-        import aioboto3  # noqa: PLC0415 - takes 0.5 s and 40 MB, only needed for uploads
-        from aiobotocore.config import AioConfig  # noqa: PLC0415
+        from aiobotocore.config import AioConfig  # noqa: PLC0415 - takes 0.3 s and 40 MB, only needed for uploads
+        from aiobotocore.session import AioSession  # noqa: PLC0415
 
         from agent.adapters.s3.session import DirectSession  # noqa: PLC0415
 
@@ -153,16 +153,16 @@ class ClientBuilder:
             s3={"addressing_style": address.addressing_style, "payload_signing_enabled": False},
         )
         check_proxy(address)
-        session = aioboto3.Session()
-        check_variants(address, session._session.get_scoped_config())  # noqa: SLF001
+        session = AioSession()
+        check_variants(address, session.get_scoped_config())
         await self._chain(session, thread).credentials()
-        region = address.signing_region or session.region_name or "us-east-1"
+        region = address.signing_region or session.get_config_variable("region") or "us-east-1"
         verify = self._verify
         if address.uses_tls:
-            check_ca_bundle(verify, session._session.get_config_variable("ca_bundle"))  # noqa: SLF001 - no public way
+            check_ca_bundle(verify, session.get_config_variable("ca_bundle"))
         else:
             verify = False  # loading the CAs takes 40 ms of processor time
-        owner: AbstractAsyncContextManager[Any] = session.client(
+        owner: AbstractAsyncContextManager[Any] = session.create_client(
             "s3", region_name=region, endpoint_url=address.endpoint or None, verify=verify, config=config
         )
         client = await owner.__aenter__()
@@ -171,9 +171,9 @@ class ClientBuilder:
         return Client(client, owner, files)
 
     async def _find_credentials(self, thread: "_WorkerThread") -> Credentials | None:
-        import aioboto3  # noqa: PLC0415 - as above
+        from aiobotocore.session import AioSession  # noqa: PLC0415 - as above
 
-        credentials = await self._chain(aioboto3.Session(), thread).credentials()
+        credentials = await self._chain(AioSession(), thread).credentials()
         if credentials is None:
             return None
         frozen = await credentials.get_frozen_credentials()
@@ -181,12 +181,7 @@ class ClientBuilder:
         return Credentials(str(credentials.method), key[-SHOWN_CHARACTERS:] if len(key) >= MIN_KEY_CHARACTERS else "")
 
     def _chain(self, session: Any, thread: "_WorkerThread") -> CredentialChain:
-        chain = CredentialChain(
-            session._session,  # noqa: SLF001 - no public way
-            self.helpers,
-            self._limits.build_seconds,
-            self._given,
-        )
+        chain = CredentialChain(session, self.helpers, self._limits.build_seconds, self._given)
         thread.current_source = lambda: chain.current_source
         return chain
 

@@ -27,7 +27,7 @@ WARNINGS = "warnings"
 
 START = "akosha-agent service install (if it is installed: akosha-agent service start), or akosha-agent run"
 RESTART = "akosha-agent service restart"
-SHOWN = ("duckdb", "botocore", "aioboto3", "nats-py", "watchfiles", "httpx2", "pydantic")
+SHOWN = ("duckdb", "botocore", "aiobotocore", "nats-py", "watchfiles", "httpx2", "pydantic")
 """Libraries whose versions are reported."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
