@@ -37,17 +37,26 @@ class Proxy:
 
 def proxy_for(host: str, *schemes: str) -> Proxy | None:
     """Return the proxy for a host from the environment or the system settings; the first scheme that has one counts."""
-    proxies = {} if proxy_bypass(host) else getproxies()
-    scheme = next((scheme for scheme in schemes if proxies.get(scheme)), None)
-    if scheme is None:
+    found = proxy_address(host, *schemes)
+    if found is None:
         return None
-    address = proxies[scheme]
-    parts = urlsplit(address if "//" in address else f"//{address}")
+    scheme, address = found
+    parts = urlsplit(address)
     if not parts.hostname:
         return None
     names = (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")
     variable = next((name for name in names if os.environ.get(name)), "the system's proxy settings")
     return Proxy(variable, parts.scheme or "http", parts.hostname, parts.port or 80)
+
+
+def proxy_address(host: str, *schemes: str) -> tuple[str, str] | None:
+    """Return the scheme of the proxy for a host, and its URL, which may have a user and a password."""
+    proxies = {} if proxy_bypass(host) else getproxies()
+    scheme = next((scheme for scheme in schemes if proxies.get(scheme)), None)
+    if scheme is None:
+        return None
+    address = proxies[scheme]
+    return scheme, address if "//" in address else f"http://{address}"
 
 
 async def may_be_reached(host: str, port: int, *, seconds: float) -> bool:

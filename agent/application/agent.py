@@ -18,6 +18,7 @@ import structlog
 from agent.application.archive.prune_loop import PruneLoop
 from agent.application.monitoring.agent_service import AgentService
 from agent.application.monitoring.health import SPOOL, WATCH, HealthMonitor
+from agent.application.monitoring.status import forget_webhooks
 from agent.application.signal import Signal
 from agent.application.sync.bus_recovery import BusRecovery
 from agent.application.sync.results import ResultRecorder
@@ -95,6 +96,7 @@ class Agent:
     prune_loop: PruneLoop | None = None
     verify_loop: "VerifyLoop | None" = None
     probe_loop: "ProbeLoop | None" = None
+    webhook_loops: Mapping[str, Loop] = field(default_factory=dict)
 
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack, init=False)
 
@@ -193,7 +195,8 @@ class Agent:
             "akosha-probe": self.probe_loop,
             "network": self.network_changes,
         }
-        return loops | {name: component.run for name, component in optional.items() if component is not None}
+        loops |= {name: component.run for name, component in optional.items() if component is not None}
+        return loops | self.webhook_loops
 
     async def _keep_running(self, name: str, loop: Loop) -> None:
         """Restart a loop after a transient error, for example a full disk; raise any other error."""
@@ -212,6 +215,8 @@ class Agent:
         """Request a sync of what changed while no agent ran. The watch starts first, so that no change is missed."""
         _log.info("agent_started", system_id=self.identity.system_id, agent_id=self.identity.agent_id)
         await self.file_changes.started.wait()
+        if not self.webhook_loops:
+            await forget_webhooks(self.ledger)
         for ask in self.unanswered:
             await self.spool_reader.submit(ask)
         await self.publisher.trigger(STARTUP)

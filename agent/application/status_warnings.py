@@ -8,6 +8,9 @@ from agent.ports import Clock, Ledger
 
 PREFIX = "warning."
 
+WEBHOOK_FAILING = "webhook_failing"
+"""Code of the warning that events do not arrive at a webhook."""
+
 
 async def set_warning(ledger: Ledger, warning: StatusWarning, clock: Clock) -> bool:
     """Store a warning until `clear_warning`. Return whether its code is new; log the warning only then.

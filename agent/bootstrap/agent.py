@@ -32,6 +32,7 @@ from agent.bootstrap.archive import build_prune_loop, deep_verifier_opener, veri
 from agent.bootstrap.buses import run_buses, single_sync_buses
 from agent.bootstrap.home import Home
 from agent.bootstrap.methods import cloud_of, sync_methods
+from agent.bootstrap.webhooks import webhook_loops
 from agent.domain.databases import database_of
 from agent.domain.debounce import DebounceRules
 from agent.domain.errors import SettingsError
@@ -53,6 +54,7 @@ from agent.ports import (
     SyncMethod,
     VolatileBus,
     Watch,
+    WebhookSender,
 )
 from agent.settings import Settings
 
@@ -93,6 +95,7 @@ class AgentAdapters:
     responder: Responder | None = None
     open_verifier: "OpenVerifier | None" = None
     open_deep_verifier: "OpenVerifier | None" = None
+    webhook_sender: WebhookSender | None = None
 
 
 def supervisor() -> Supervisor:
@@ -110,6 +113,7 @@ async def build(
     meter: Meter | None = None,
     supervisor: Supervisor | None = None,
     unanswered: Sequence[SyncAsked] = (),
+    webhook_sender: WebhookSender | None = None,
 ) -> Agent:
     """Build an agent, to run or for a single sync. The caller holds the state directory's lock.
 
@@ -162,6 +166,7 @@ async def build(
             open_deep_verifier=None
             if single_sync
             else deep_verifier_opener(settings, home.state, identity, machine, ledger, clock),
+            webhook_sender=webhook_sender,
         ),
         unanswered=unanswered,
     )
@@ -379,6 +384,7 @@ def assemble(
         prune_loop=build_prune_loop(settings, identity, methods, ledger, recorder, clock),
         verify_loop=verify_loop,
         probe_loop=probe_loop,
+        webhook_loops=webhook_loops(settings, a.webhook_sender, publisher, recorder, sync_finished),
     )
 
 

@@ -21,6 +21,7 @@
     ├── RestoreError           an upload cannot be restored to the directory
     ├── SinkError              Akosha cannot be reached, refused or failed
     ├── BusError               an event bus cannot be reached, refused or failed
+    ├── WebhookError           a webhook cannot be reached, or did not accept an event
     ├── AgentUnavailable       the running agent cannot be reached, or does not understand the request
     └── SyncError              an attempt of a method failed
         ├── CloudUploadError
@@ -189,6 +190,26 @@ class SinkError(AkoshaError):
 
 class BusError(AkoshaError):
     """An event bus cannot be reached, refused or failed: what was published may or may not have arrived."""
+
+
+class WebhookError(AkoshaError):
+    """A webhook cannot be reached, or did not accept an event. If permanent, its address or the receiver must change.
+
+    `retry_after`: seconds to wait before a retry, as the receiver asked. `gone`: the receiver wants no more events.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        transient: bool = False,
+        retry_after: float | None = None,
+        gone: bool = False,
+    ) -> None:
+        super().__init__(message, hint=hint, transient=transient)
+        self.retry_after = retry_after
+        self.gone = gone
 
 
 class SyncError(AkoshaError):

@@ -333,9 +333,45 @@ class UploadsPruned(Event):
         return naming.archive_subject(self.system_id, "pruned")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryOverdue(Event):
+    """The target of `method` has lacked the changes of some databases for `hours`, and got none of them since.
+
+    Sent once, if a webhook gets it; DeliveryRecovered follows. `databases` names at most ten of them, `since` is the
+    time since which the first of them waits, and `error` the last error of the target ("" if it has none).
+    """
+
+    type: ClassVar[str] = "akosha.archive.overdue.v1"
+
+    method: str
+    hours: float
+    databases: tuple[str, ...]
+    since: datetime
+    error: str = ""
+
+    @property
+    def subject(self) -> str:
+        return naming.archive_subject(self.system_id, "overdue")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryRecovered(Event):
+    """No database waits as long as `hours` any more, after a DeliveryOverdue with the same `hours` and `since`."""
+
+    type: ClassVar[str] = "akosha.archive.recovered.v1"
+
+    method: str
+    hours: float
+    since: datetime
+
+    @property
+    def subject(self) -> str:
+        return naming.archive_subject(self.system_id, "recovered")
+
+
 ALL: tuple[type[Event], ...] = (
     SessionEnded, SyncAsked, SyncRequested, SyncSucceeded, SyncSkipped, SyncFailed, SyncProgress,
-    IngestCompleted, IngestFailed, UploadVerified, UploadsPruned,
+    IngestCompleted, IngestFailed, UploadVerified, UploadsPruned, DeliveryOverdue, DeliveryRecovered,
 )  # fmt: skip
 
 

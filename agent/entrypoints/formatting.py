@@ -9,9 +9,13 @@ from datetime import UTC, datetime, timedelta
 
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.events import (
+    DeliveryOverdue,
+    DeliveryRecovered,
+    Event,
     IngestCompleted,
     IngestFailed,
     SyncFailed,
+    SyncRequested,
     SyncResult,
     SyncSkipped,
     SyncSucceeded,
@@ -135,6 +139,30 @@ def verify_summary(event: UploadVerified) -> str:
         return f"{event.upload_id}: intact, {event.objects} objects {checked}"
     problems = problem_list(event.problems)
     return f"{event.upload_id}: DAMAGED, {event.objects} objects {checked}: {problems}"
+
+
+def event_summary(event: Event) -> str:
+    """Return an event that happened, or a request, in one line; "" for other events."""
+    if isinstance(event, SyncRequested):
+        return f"{event.reason}, route: {', then '.join(event.route)}"
+    if isinstance(event, SyncResult):
+        return sync_summary(event)
+    if isinstance(event, IngestCompleted | IngestFailed):
+        return ingest_summary(event)
+    if isinstance(event, UploadVerified):
+        return verify_summary(event)
+    if isinstance(event, UploadsPruned):
+        return prune_summary(event)
+    return overdue_summary(event) if isinstance(event, DeliveryOverdue | DeliveryRecovered) else ""
+
+
+def overdue_summary(event: DeliveryOverdue | DeliveryRecovered) -> str:
+    """Return in one line what waits for too long, or that it does not any more."""
+    since = f"since {local_time(event.since)}"
+    if isinstance(event, DeliveryRecovered):
+        return f"{event.method}: delivers again what waited {since}"
+    error = f": {event.error}" if event.error else ""
+    return f"{event.method}: {', '.join(event.databases)} not delivered {since}{error}"
 
 
 def prune_summary(event: UploadsPruned) -> str:

@@ -5,6 +5,8 @@ from itertools import chain
 
 from agent.application.monitoring.status import DatabaseStatus
 from agent.domain.events import (
+    DeliveryOverdue,
+    DeliveryRecovered,
     Event,
     IngestCompleted,
     IngestFailed,
@@ -23,6 +25,7 @@ from agent.entrypoints.formatting import (
     human_bytes,
     ingest_summary,
     local_time,
+    overdue_summary,
     prune_summary,
     sync_lines,
     verify_summary,
@@ -67,6 +70,8 @@ def event_lines(event: Event, pending: Sequence[DatabaseStatus] = ()) -> list[Li
         return [Line(prune_summary(event), Style.WARNING if event.error else Style.PLAIN)]
     if isinstance(event, IngestCompleted | IngestFailed):
         return [Line(ingest_summary(event))]
+    if isinstance(event, DeliveryOverdue | DeliveryRecovered):
+        return [Line(overdue_summary(event), Style.BAD if isinstance(event, DeliveryOverdue) else Style.GOOD)]
     assert not isinstance(event, SyncResult), event.type
     return []
 
@@ -92,7 +97,7 @@ def log_lines(name: str, level: str, fields: Mapping[str, object]) -> list[Line]
     return [Line(text, style), *[Line(f"  {one}") for one in (*hints, *trace)]]
 
 
-REPEATED = frozenset({"sync_failed", "newest_upload_damaged"})
+REPEATED = frozenset({"sync_failed", "newest_upload_damaged", "delivery_overdue", "delivery_recovered"})
 """Log entries of a level above info that report the same as an event."""
 
 SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {

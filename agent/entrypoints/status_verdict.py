@@ -88,6 +88,7 @@ HARMLESS_CODES = frozenset(
         "ledger_replaced",
         "bus_unexpected_error",
         "stream_unavailable",
+        "webhook_failing",
     }
 )
 UNKNOWN_CODES = frozenset(

@@ -49,6 +49,7 @@ from agent.ports.rate_limit import RateLimiter
 from agent.ports.snapshots import Compressor, Mirror, Snapshot, SnapshotTaker
 from agent.ports.system import Clock, Spool, Supervisor, Watch
 from agent.ports.unexpected_errors import UnexpectedErrors
+from agent.ports.webhooks import WebhookSender
 
 __all__ = [
     "Bus",
@@ -106,6 +107,7 @@ __all__ = [
     "UnexpectedErrors",
     "VolatileBus",
     "Watch",
+    "WebhookSender",
     "WrittenMemories",
     "WrittenPatch",
     "ignore_progress",

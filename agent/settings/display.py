@@ -13,6 +13,7 @@ from agent.settings.endpoints import without_credentials
 from agent.settings.model import ADDRESSES, FIELDS, PATHS, SECRET, Loaded
 from agent.settings.sources import SourcedValue, nearest
 from agent.settings.validators import PREFIX, EarlierFieldError
+from agent.settings.webhooks import ALLOWED, KEY as WEBHOOKS, shown_webhooks, webhook_problem
 
 MAX_CHARACTERS = 200
 
@@ -58,6 +59,8 @@ def validation_messages(error: ValidationError, given: Mapping[str, SourcedValue
             yield f"{PREFIX}{key} ({found.origin}) is not a setting{nearest(key, list(FIELDS))}"
             continue
         problem = str(reason) if isinstance(reason, ValueError) else f"must be {allowed(key)}"
+        if inner := detail["loc"][1:]:
+            problem = webhook_problem(inner, detail["type"], reason)
         yield f"{PREFIX}{key} is {quoted(key, found.written)} ({found.origin}): {problem}"
 
 
@@ -69,6 +72,8 @@ def shown(key: str, value: object) -> str:
         return ""
     if key in SECRET:
         return MASK if value != "" else ""
+    if key == WEBHOOKS:
+        return shown_webhooks(value) if isinstance(value, tuple) else MASK
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, dict)):
@@ -88,6 +93,8 @@ def allowed(key: str) -> str:
     """Return a description of the values that a key accepts, from its type and bounds."""
     field = FIELDS[key]
     kind = field.annotation
+    if key == WEBHOOKS:
+        return ALLOWED
     if get_origin(kind) is Literal:
         *most, last = (value or "empty" for value in get_args(kind))
         return f"{', '.join(most)} or {last}"

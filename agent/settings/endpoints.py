@@ -81,6 +81,16 @@ def check_http_endpoint(url: str, *, plaintext: bool = False) -> str:
     return url
 
 
+def check_webhook_url(url: str) -> None:
+    """Check the URL of a webhook, which may have a user, a password and a query."""
+    parts = _split(url, HTTP)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"must be {HTTP}")
+    if "#" in url:
+        raise ValueError("must not contain #")
+    _check_host(parts, HTTP)
+
+
 def check_plaintext(url: str, allowed: str) -> None:
     """Check a URL against `akosha_agent_allow_plaintext`: http:// only to this machine and to the allowed hosts."""
     parts = urlsplit(url)

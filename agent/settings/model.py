@@ -51,6 +51,7 @@ from agent.settings.validators import (
     SystemId,
     Token,
 )
+from agent.settings.webhooks import Webhooks
 
 APP = "akosha-agent"
 WEEK = 7 * 24 * 3600.0
@@ -269,6 +270,12 @@ class Settings(BaseModel):
         "`akosha_agent_verify_hours` above 0. 0: never.",
     )
 
+    agent_webhooks: Webhooks = Field(
+        default=(),
+        description="URLs that get events: a list of mappings with url and events, and if needed secret, "
+        "overdue_hours and format; as JSON in the variable and for `config set`.",
+    )
+
     agent_http_port: Integer = Field(
         default=0,
         ge=0,
@@ -368,6 +375,14 @@ class Settings(BaseModel):
                 endpoints.check_plaintext(info.data.get(key, ""), value)
             except ValueError as error:
                 raise EarlierFieldError(key, str(error)) from None
+        return value
+
+    @field_validator("agent_webhooks")
+    @classmethod
+    def _check_encrypted(cls, value: Webhooks, info: ValidationInfo) -> Webhooks:
+        if (allowed := info.data.get("agent_allow_plaintext")) is not None:
+            for webhook in value:
+                endpoints.check_plaintext(webhook.url.get_secret_value(), allowed)
         return value
 
     @field_validator("agent_nats_allow_plaintext")

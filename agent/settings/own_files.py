@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.domain.errors import SettingsError
+from agent.settings import webhooks
 from agent.settings.endpoints import has_user_info, nats_servers
 from agent.settings.model import S3_KEYS, SECRET
 from agent.settings.sources import key_for_message, nearest
@@ -23,7 +24,7 @@ APP = "akosha-agent"
 CONFIG = "config.yaml"
 CREDENTIALS = "credentials.yaml"
 
-CREDENTIAL_KEYS = frozenset({*SECRET, *S3_KEYS, "agent_nats_url"})
+CREDENTIAL_KEYS = frozenset({*SECRET, *S3_KEYS, "agent_nats_url", webhooks.KEY})
 """The keys that `credentials.yaml` may have. The URL of a NATS server may contain a password or token."""
 
 _OTHERS = 0o077
@@ -98,6 +99,8 @@ def is_secret(key: str, value: object) -> bool:
             return any(map(has_user_info, nats_servers(str(value or ""))))
         except ValueError:
             return "@" in str(value)
+    if key == webhooks.KEY:
+        return webhooks.has_secret(value)
     return key in SECRET or key in S3_KEYS
 
 
@@ -144,6 +147,8 @@ def read_credentials(file: OwnFile, draft: bytes | None = None) -> StoredCredent
         if key not in CREDENTIAL_KEYS:
             warnings.append(f"{key_for_message(key)} in {file.name} is not a secret{nearest(key, CREDENTIAL_KEYS)}")
         elif value is not None:
+            if key == webhooks.KEY and isinstance(value, list):
+                value = webhooks.json_text(value)  # noqa: PLW2901 - the text of a variable
             if not isinstance(value, str):
                 raise SettingsError(f"{key} in {file.name} is not a text", hint="put it in quotes")
             values[key] = value.strip()

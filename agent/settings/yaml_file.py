@@ -20,7 +20,9 @@ _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class SettingsFile:
-    """The values of a file: None for YAML's null, an empty list or mapping for a list with others in it or a mapping.
+    """The values of a file: None for YAML's null, an empty mapping for a mapping.
+
+    A list has scalars, and mappings of scalars and lists of scalars. What is nested deeper is empty.
 
     `mode`: its permission bits. `owner`: the user who owns it.
     """

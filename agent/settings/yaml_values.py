@@ -20,6 +20,9 @@ MAX_MERGED = 10_000
 could take all memory.
 """
 
+MAX_FIELDS = 20
+"""Maximum number of items of a list that has mappings, of keys of these, and of items of a list in them."""
+
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -93,9 +96,27 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node) -> object:
             return loader.construct_object(node)
         except (LookupError, AttributeError) as error:  # what PyYAML raises for a text that does not fit its tag
             raise ValueError(f"not a value of {node.tag}") from error
-    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
-        return [_value(loader, item) for item in node.value]
-    return {} if isinstance(node, yaml.MappingNode) else []
+    if not isinstance(node, yaml.SequenceNode):
+        return {}
+    if len(node.value) > MAX_FIELDS and not all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        return {}  # aliases may repeat a long mapping many times
+    return [_item(loader, item) for item in node.value]
+
+
+def _item(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+    """Return an item of a list. A mapping has scalars and lists of scalars; everything else in it is empty."""
+    if not isinstance(node, yaml.MappingNode):
+        return _value(loader, node) if isinstance(node, yaml.ScalarNode) else []
+    if len(node.value) > MAX_FIELDS:
+        return {}
+    return {key.value: _field(loader, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)}
+
+
+def _field(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+    if isinstance(node, yaml.ScalarNode):
+        return _value(loader, node)
+    items = node.value if isinstance(node, yaml.SequenceNode) and len(node.value) <= MAX_FIELDS else []
+    return [_value(loader, item) for item in items if isinstance(item, yaml.ScalarNode)]
 
 
 def _position(data: bytes, error: yaml.reader.ReaderError) -> tuple[int, int]:

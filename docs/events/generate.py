@@ -87,6 +87,8 @@ TRAFFIC: Mapping[type[Event], Traffic] = {
     events.IngestFailed: INGEST,
     events.UploadVerified: ARCHIVE,
     events.UploadsPruned: ARCHIVE,
+    events.DeliveryOverdue: ARCHIVE,
+    events.DeliveryRecovered: ARCHIVE,
     events.SyncProgress: Traffic(send="To current subscribers, up to four times a second.", stream=None),
 }
 

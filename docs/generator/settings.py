@@ -34,7 +34,8 @@ A source overrides those below it.
 11. The defaults.
 
 In the agent's own files, the prefix `akosha_` is optional. Secrets belong in `credentials.yaml`, which must have mode
-0600: {SECRETS}, and the S3 keys {codes(S3_KEYS)}.
+0600: {SECRETS}, the S3 keys {codes(S3_KEYS)}, and
+webhooks with a secret or a login.
 A secret in `config.yaml` is an error. The S3 keys are used before the AWS chain, unless the environment has
 `AWS_ACCESS_KEY_ID`. Values in `credentials.yaml` are taken literally.
 

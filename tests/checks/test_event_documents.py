@@ -12,6 +12,8 @@ from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
 from agent.domain.errors import WireError
 from agent.domain.events import (
     ALL,
+    DeliveryOverdue,
+    DeliveryRecovered,
     Event,
     IngestCompleted,
     IngestFailed,
@@ -116,6 +118,17 @@ FULL: tuple[Event, ...] = (
         held=True,
     ),
     IngestFailed(id="f", time=NOON, system_id=SYSTEM, upload_id=upload_id(), error="odd", retry_at=NOON),
+    DeliveryOverdue(
+        id="o",
+        time=NOON,
+        system_id=SYSTEM,
+        method="cloud",
+        hours=24.0,
+        databases=("reflection",),
+        since=NOON - timedelta(days=1),
+        error="status 503",
+    ),
+    DeliveryRecovered(id="r", time=NOON, system_id=SYSTEM, method="cloud", hours=24.0, since=NOON - timedelta(days=1)),
 )
 """An event of each class with all its optional fields."""
 

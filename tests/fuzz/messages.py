@@ -18,8 +18,17 @@ from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
 from agent.application.monitoring.remote_control import SYNC, RemoteControl
 from agent.domain.errors import WireError
-from agent.domain.events import ALL, IngestCompleted, IngestFailed, SyncResult, UploadsPruned, UploadVerified
-from agent.entrypoints.formatting import ingest_summary, prune_summary, sync_lines, verify_summary
+from agent.domain.events import (
+    ALL,
+    DeliveryOverdue,
+    DeliveryRecovered,
+    IngestCompleted,
+    IngestFailed,
+    SyncResult,
+    UploadsPruned,
+    UploadVerified,
+)
+from agent.entrypoints.formatting import ingest_summary, overdue_summary, prune_summary, sync_lines, verify_summary
 from agent.entrypoints.hook import note
 from agent.entrypoints.hook.session_end import read_options
 from agent.ports import BusState
@@ -67,6 +76,8 @@ def check_event(event) -> None:
         assert verify_summary(event)
     elif isinstance(event, UploadsPruned):
         assert prune_summary(event)
+    elif isinstance(event, DeliveryOverdue | DeliveryRecovered):
+        assert overdue_summary(event)
 
 
 def read_message(example: tuple[str, bytes]) -> None:

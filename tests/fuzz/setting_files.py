@@ -65,11 +65,19 @@ ADDRESS_VALUES = st.sampled_from([
     f"nats://{CANARY}@host", f"https://me:{CANARY}@host/p", f"https://host/?token={CANARY}", f"http://{CANARY}@[::1",
     f"nats://a@b, tls://me:{CANARY}@x", f"file://{CANARY}@host/x", f"me:{CANARY}@host", f"http://host/#{CANARY}",
 ])  # fmt: skip
+WEBHOOK_VALUES = st.sampled_from([
+    f"[{{url: 'https://me:{CANARY}@host/{CANARY}?a={CANARY}', events: [failed], secret: {CANARY}}}]",
+    f"[{{url: 'https://host/{CANARY}', events: [succeeded], overdue_hours: 0.5}}]",
+    f"'[{{\"url\": \"https://host/?{CANARY}\", \"events\": [\"failed\"]}}]'",
+    f"[{{url: {CANARY}, events: {CANARY}}}, {CANARY}, [{CANARY}]]", f"[{{url: [{CANARY}], secret: {{a: {CANARY}}}}}]",
+])  # fmt: skip
 
 
 @st.composite
 def _lines(draw: st.DrawFn) -> tuple[str, str]:
     key = draw(st.sampled_from(KEYS))
+    if key == f"{PREFIX}agent_webhooks" and draw(st.booleans()):
+        return key, draw(WEBHOOK_VALUES)
     if draw(st.booleans()) and (plain := key.removeprefix(PREFIX)) in SECRET | ADDRESSES:
         return key, draw(SECRET_VALUES if plain in SECRET else ADDRESS_VALUES)
     return draw(st.just(key) | near_text(key) | st.sampled_from(("<<", "? [a]", "'")) | ODD_TEXTS), draw(VALUES)

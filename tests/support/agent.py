@@ -137,7 +137,7 @@ class SimulatedAgent:
 @asynccontextmanager
 async def simulated_agent(
     script=(), *, fallback=None, running: bool = True, max_retries: int = 0, unanswered=(),
-    stall_monitor=None, network_monitor=None, supervisor=None, **settings,
+    stall_monitor=None, network_monitor=None, supervisor=None, webhook_sender=None, **settings,
 ):  # fmt: skip
     """`script`, `fallback`: the scripts of the cloud method and of an http method, if any."""
     clock = ManualClock(values.NOON)
@@ -157,7 +157,7 @@ async def simulated_agent(
         AgentAdapters(
             clock=clock, bus=bus, results_bus=results_bus, ledger=ledger, taker=files, methods=methods,
             stall_monitor=stall_monitor or StallMonitor(), watch=files, spool=notes, spool_watch=notes, meter=NoMeter(),
-            network_monitor=network_monitor, supervisor=supervisor,
+            network_monitor=network_monitor, supervisor=supervisor, webhook_sender=webhook_sender,
         ),
         unanswered=unanswered,
     )  # fmt: skip

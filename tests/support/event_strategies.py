@@ -6,7 +6,7 @@ from string import ascii_letters, ascii_lowercase, digits
 
 from hypothesis import strategies as st
 
-from agent.domain.events import Event, IngestCompleted, IngestFailed, MethodError, UploadVerified
+from agent.domain.events import DeliveryOverdue, Event, IngestCompleted, IngestFailed, MethodError, UploadVerified
 
 TEXT = st.text(max_size=30)
 METHODS = st.builds(
@@ -46,6 +46,9 @@ FIELDS = {
     "whole": st.booleans(),
     "deep": st.booleans(),
     "held": st.booleans(),
+    "hours": st.floats(0, 8760),
+    "databases": st.lists(TEXT, max_size=3).map(tuple),
+    "since": TIMES,
     "done_bytes": st.integers(0, 2**53),
     "total_bytes": st.integers(0, 2**53),
     "kept_bytes": st.integers(0, 2**53),
@@ -60,5 +63,6 @@ FIELDS = {
 
 
 def events_of(cls: type[Event]) -> st.SearchStrategy[Event]:
-    own = {"upload_id": TEXT, "error": TEXT} if issubclass(cls, IngestCompleted | IngestFailed | UploadVerified) else {}
+    has_texts = issubclass(cls, IngestCompleted | IngestFailed | UploadVerified | DeliveryOverdue)
+    own = {"upload_id": TEXT, "error": TEXT} if has_texts else {}
     return st.builds(cls, **{f.name: {**FIELDS, **own}.get(f.name, TEXT) for f in fields(cls)})

@@ -57,6 +57,7 @@ DOCUMENTED = {
     "agent_keep_monthly": 12,
     "agent_verify_hours": 24.0,
     "agent_deep_verify_mb": 500,
+    "agent_webhooks": (),
     "agent_http_port": 0,
     "agent_log_level": "INFO",
     "agent_log_format": "auto",

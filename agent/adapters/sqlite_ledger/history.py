@@ -15,6 +15,8 @@ from agent.adapters.sqlite_ledger.file import damaged
 from agent.adapters.sqlite_ledger.rows import optional_time_text, time_text
 from agent.domain.errors import StateError, WireError
 from agent.domain.events import (
+    DeliveryOverdue,
+    DeliveryRecovered,
     Event,
     IngestCompleted,
     IngestFailed,
@@ -32,7 +34,10 @@ KEPT = timedelta(days=90)
 MOST_ACCEPTED = 100_000
 """How many session ends are recognised when they arrive again: more than a person causes, but anyone can forge some."""
 
-_ANNOUNCED = UploadVerified.type, UploadsPruned.type, IngestCompleted.type, IngestFailed.type
+_ANNOUNCED = tuple(
+    one.type
+    for one in (UploadVerified, UploadsPruned, IngestCompleted, IngestFailed, DeliveryOverdue, DeliveryRecovered)
+)
 """Types of the events in the outbox that are no results."""
 
 _log = structlog.get_logger()
@@ -110,7 +115,7 @@ class History:
         """
         found = self._connection.execute(
             "UPDATE events SET published_at = NULL"
-            " WHERE (result_of IS NOT NULL OR type IN (?, ?, ?, ?)) AND published_at IS NOT NULL AND time >= ?",
+            " WHERE (result_of IS NOT NULL OR type IN (?, ?, ?, ?, ?, ?)) AND published_at IS NOT NULL AND time >= ?",
             (*_ANNOUNCED, time_text(since)),
         )
         return found.rowcount

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
 
-from agent.application.status_warnings import warnings_in, without_warnings
+from agent.application.status_warnings import WEBHOOK_FAILING, clear_warning, warnings_in, without_warnings
 from agent.application.sync.bus_recovery import BUS, BUS_SINCE
 from agent.application.sync.confirmed_upload import without_confirmations
 from agent.application.sync.delivery_probe import ProbeState, without_probes
@@ -28,6 +28,9 @@ DELIVERED_TO_AKOSHA = (
 
 VERIFIED = "verified"
 """Key of the ledger note of the last verification."""
+
+WEBHOOKS, OVERDUE = "webhooks", "overdue"
+"""Keys of the ledger notes of the webhooks' progress, and of what waits and was announced as overdue."""
 
 MARGIN_BYTES = 16 * 2**20
 """Space needed in addition to the copies: for the ledger, notes and memories.json."""
@@ -219,7 +222,7 @@ def describe(
         route=tuple(route),
         targets=targets,
         pending=lacking,
-        notes=without_claims(without_confirmations(without_probes(without_warnings(notes)))),
+        notes=_without_webhooks(without_claims(without_confirmations(without_probes(without_warnings(notes))))),
         bus=_bus(notes) if running else None,
         results_waiting=results_waiting,
         verified=VerifyStatus.from_notes(notes, cloud.target) if cloud else None,
@@ -244,6 +247,19 @@ async def last_upload_bytes(ledger: Ledger, records: Sequence[TargetRecord], age
         if newest is not None:
             found[record.target.method] = newest.bytes_transferred
     return found
+
+
+async def forget_webhooks(ledger: Ledger) -> None:
+    """Remove what earlier settings with webhooks left in the ledger. Raises StateError."""
+    notes = await ledger.notes()
+    for key in (WEBHOOKS, OVERDUE):
+        if notes.get(key):
+            await ledger.note(key, "")
+    await clear_warning(ledger, WEBHOOK_FAILING)
+
+
+def _without_webhooks(notes: Mapping[str, str]) -> dict[str, str]:
+    return {key: text for key, text in notes.items() if key not in (WEBHOOKS, OVERDUE)}
 
 
 def _bus(notes: Mapping[str, str]) -> BusStatus | None:

@@ -14,20 +14,12 @@ import typer
 from agent.bootstrap.buses import check_nats_options, nats_options
 from agent.bootstrap.home import Home
 from agent.domain.errors import NamingError, SettingsError
-from agent.domain.events import (
-    Event,
-    IngestCompleted,
-    IngestFailed,
-    SyncRequested,
-    SyncResult,
-    UploadsPruned,
-    UploadVerified,
-)
+from agent.domain.events import Event, SyncResult
 from agent.domain.plain_text import printable, printable_json
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.control_client import POLL_SECONDS as HISTORY_POLL_SECONDS, follow_history, read_history
-from agent.entrypoints.formatting import ingest_summary, local_time, prune_summary, sync_summary, verify_summary
+from agent.entrypoints.formatting import event_summary, local_time
 from agent.ports import Clock, Ledger
 from agent.settings import Settings
 
@@ -116,19 +108,8 @@ def line(event: Event, *, system: bool = False) -> str:
     Control characters are escaped: the line may quote names and texts from a bucket or a bus.
     """
     kind = event.type.removeprefix("akosha.").rsplit(".", 1)[0]
-    text = ""
-    if isinstance(event, SyncRequested):
-        text = f"{event.reason}, route: {', then '.join(event.route)}"
-    elif isinstance(event, SyncResult):
-        text = sync_summary(event)
-    elif isinstance(event, IngestCompleted | IngestFailed):
-        text = ingest_summary(event)
-    elif isinstance(event, UploadVerified):
-        text = verify_summary(event)
-    elif isinstance(event, UploadsPruned):
-        text = prune_summary(event)
     system_id = f"{event.system_id}  " if system else ""
-    return printable(f"{local_time(event.time)}  {kind:<16}  {system_id}{text}".rstrip())
+    return printable(f"{local_time(event.time)}  {kind:<16}  {system_id}{event_summary(event)}".rstrip())
 
 
 def _json_line(home: Home, event: Event) -> str:

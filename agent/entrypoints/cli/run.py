@@ -16,10 +16,12 @@ from agent.application.agent import Agent
 from agent.bootstrap import agent as agent_bootstrap
 from agent.bootstrap.home import Home
 from agent.bootstrap.metrics import Metering, metering
+from agent.bootstrap.webhooks import webhook_sender
 from agent.domain.errors import AkoshaError, LedgerDamaged, SettingsError, SystemIdTaken
 from agent.domain.events import SyncAsked
 from agent.entrypoints import control_api, logs
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
+from agent.entrypoints.formatting import event_summary
 from agent.entrypoints.narrator import log_text, narrated
 from agent.entrypoints.shutdown import first_of, on_hangup
 from agent.ports import Supervisor
@@ -109,7 +111,12 @@ class AgentInstance:
         await asyncio.to_thread(home.remember_setting)
         try:
             async with await agent_bootstrap.build(
-                home, identity, meter=self._metering.meter, supervisor=self._supervisor, unanswered=self.unanswered
+                home,
+                identity,
+                meter=self._metering.meter,
+                supervisor=self._supervisor,
+                unanswered=self.unanswered,
+                webhook_sender=webhook_sender(home, event_summary),
             ) as agent:
                 self._agent, self._metering.ledger_bytes = agent, agent.ledger.size
                 service = agent.agent_service

@@ -17,6 +17,7 @@ from agent.entrypoints.doctor import (
     nats_checks,
     output,
     settings_checks,
+    webhook_checks,
 )
 from agent.entrypoints.doctor.context import DoctorContext
 from agent.entrypoints.doctor.findings import Check, Finding, exit_code, run_checks
@@ -46,6 +47,7 @@ CHECKS = (  # in output order
     Check(DELIVERY, delivery_checks.AKOSHA, delivery_checks.akosha, _NETWORK, needs_settings=True),
     Check(DELIVERY, delivery_checks.CLOCK, delivery_checks.clock, _NETWORK, needs_settings=True),
     Check(DELIVERY, nats_checks.NATS, nats_checks.nats, _NETWORK, needs_settings=True),
+    Check(DELIVERY, webhook_checks.WEBHOOKS, webhook_checks.webhooks, _NETWORK, needs_settings=True),
     Check(AGENT, agent_checks.AGENT, agent_checks.agent, agent_checks.RESTART),
     Check(AGENT, agent_checks.WARNINGS, agent_checks.warnings, _MOUNT),
     Check(AGENT, agent_checks.SERVICE, agent_checks.service, _SYSTEMCTL),

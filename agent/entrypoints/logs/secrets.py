@@ -13,6 +13,9 @@ from agent.settings.model import SECRET
 
 MAX_BYTES = 64 * 1024
 
+LONG_PIECE = 16
+"""A piece of a webhook's path that is at least so long may be a secret, as in Slack's and Healthchecks' URLs."""
+
 _VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -32,6 +35,11 @@ def known_secrets(settings: Settings, environ: Mapping[str, str]) -> Iterator[st
         yield value.get_secret_value()
     for url in (*nats_servers(settings.agent_nats_url), settings.http_endpoint, settings.cloud_endpoint):
         yield from _credentials(url)
+    for webhook in settings.agent_webhooks:
+        url = webhook.url.get_secret_value()
+        parts = urlsplit(url)
+        yield from (url, webhook.secret.get_secret_value(), parts.query, *_credentials(url))
+        yield from (piece for piece in parts.path.split("/") if len(piece) >= LONG_PIECE)
     for file in (settings.agent_nats_credentials_file, settings.agent_nats_nkey_file, settings.agent_nats_key_file):
         if file is not None:
             yield from (found.strip() for found in _LINES.findall(_read(file)))

@@ -1,0 +1,151 @@
+"""Delivers events of the history to webhooks: each webhook in a loop of its own, in order, at least once.
+
+The ledger keeps the position of each webhook in the history, and no copy of an event. Only the last three days are
+delivered, so what a webhook missed is bounded.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+
+import structlog
+
+from agent.application.monitoring.status import WEBHOOKS
+from agent.application.signal import Signal
+from agent.application.status_warnings import WEBHOOK_FAILING, clear_warning, set_warning
+from agent.domain.errors import WebhookError
+from agent.domain.status_warning import StatusWarning
+from agent.domain.webhooks import KEPT, Webhook, WebhookProgress, decode_progress, delay_seconds, encode_progress
+from agent.ports import Clock, HistoryEntry, Ledger, WebhookSender
+
+BATCH = 100
+"""How many events are read at a time. A position that advances by so many without a delivery is stored, too."""
+
+LONGEST_SLEEP_SECONDS = 900.0
+"""Longest sleep before a retry: the event loop's clock stops while the machine is suspended."""
+
+WARNED_ATTEMPTS = 3
+"""A webhook is reported in the status after so many failed attempts in a row; at once after a permanent error."""
+
+_log = structlog.get_logger()
+
+
+class WebhookDelivery:
+    """Delivers to all webhooks. A new webhook gets the events from now on, one that was gone as well."""
+
+    def __init__(self, webhooks: Sequence[Webhook], sender: WebhookSender, ledger: Ledger, clock: Clock) -> None:
+        self._webhooks, self._sender, self._ledger, self._clock = webhooks, sender, ledger, clock
+        self._signals = {webhook.id: Signal(clock, f"webhook-{webhook.number}") for webhook in webhooks}
+        self._progress: dict[str, WebhookProgress] = {}
+        self._stored: dict[str, int] = {}
+        self._errors: dict[str, str] = {}
+        self._loading = asyncio.Lock()
+        for signal in self._signals.values():
+            ledger.on_history(signal.set)
+
+    def loops(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """Return the loop of each webhook, by name."""
+        return {f"webhook-{webhook.number}": partial(self._run, webhook) for webhook in self._webhooks}
+
+    async def _run(self, webhook: Webhook) -> None:
+        """Deliver until cancelled, or until the webhook is gone. Raises StateError."""
+        await self._load()
+        while not self._progress[webhook.id].gone:
+            entry = await self._next(webhook)
+            left = self._progress[webhook.id].seconds_left(self._clock.now())
+            if entry is None:
+                await self._signals[webhook.id].wait(None)
+            elif left > 0:
+                await self._clock.sleep(min(left, LONGEST_SLEEP_SECONDS))
+            else:
+                await self._deliver(webhook, entry)
+
+    async def _load(self) -> None:
+        """Read the positions once. Webhooks that are not configured any more are forgotten."""
+        async with self._loading:
+            if self._progress:
+                return
+            last = await self._ledger.last_position()
+            known = decode_progress((await self._ledger.notes()).get(WEBHOOKS, ""))
+            found = {webhook.id: known.get(webhook.id) for webhook in self._webhooks}
+            self._progress = {
+                webhook_id: WebhookProgress(position=last) if one is None or one.gone else one
+                for webhook_id, one in found.items()
+            }
+            await self._store()
+            if not any(one.attempts for one in self._progress.values()):
+                await clear_warning(self._ledger, WEBHOOK_FAILING)
+
+    async def _next(self, webhook: Webhook) -> HistoryEntry | None:
+        """Return the next event that the webhook gets, None if there is none. Skip those that are too old."""
+        found: HistoryEntry | None = None
+        expired = 0
+        while found is None:
+            entries = await self._ledger.history(after=self._progress[webhook.id].position, limit=BATCH)
+            if not entries:
+                break
+            for entry in entries:
+                if webhook.wants(entry.event):
+                    if entry.event.time >= self._clock.now() - KEPT:
+                        found = entry
+                        break
+                    expired += 1
+                self._progress[webhook.id] = WebhookProgress(position=entry.position)
+        if expired:
+            _log.warning("webhook_events_expired", webhook=str(webhook), count=expired)
+        if self._progress[webhook.id].position - self._stored[webhook.id] >= BATCH:
+            await self._store()
+        return found
+
+    async def _deliver(self, webhook: Webhook, entry: HistoryEntry) -> None:
+        before = self._progress[webhook.id]
+        try:
+            await self._sender.send(webhook, entry.event)
+        except WebhookError as error:
+            await self._failed(webhook, before, error)
+            return
+        self._progress[webhook.id] = WebhookProgress(position=entry.position)
+        await self._store()
+        if before.attempts:
+            _log.info("webhook_recovered", webhook=str(webhook), attempts=before.attempts)
+            self._errors.pop(webhook.id, None)
+            await self._update_warning(hint="")
+
+    async def _failed(self, webhook: Webhook, before: WebhookProgress, error: WebhookError) -> None:
+        attempts = before.attempts + 1
+        seconds = delay_seconds(attempts, error.retry_after)
+        self._progress[webhook.id] = WebhookProgress(
+            position=before.position,
+            attempts=attempts,
+            next_try=self._clock.now() + timedelta(seconds=seconds),
+            gone=error.gone,
+        )
+        await self._store()
+        (_log.debug if before.attempts else _log.warning)(
+            "webhook_failed",
+            webhook=str(webhook),
+            error=error.message,
+            hint=error.hint,
+            next_step="nothing more is sent to it" if error.gone else f"the next attempt is in {seconds:.0f} s",
+        )
+        if attempts >= WARNED_ATTEMPTS or not error.transient:
+            self._errors[webhook.id] = error.message
+            await self._update_warning(error.hint)
+
+    async def _update_warning(self, hint: str) -> None:
+        """Set the status warning about all failing webhooks, or clear it."""
+        failing = [f"{one}: {self._errors[one.id]}" for one in self._webhooks if one.id in self._errors]
+        if failing:
+            warning = StatusWarning(
+                code=WEBHOOK_FAILING,
+                message=f"events do not arrive: {'; '.join(failing)}",
+                hint=hint or "akosha-agent doctor checks the addresses",
+            )
+            await set_warning(self._ledger, warning, self._clock)
+        else:
+            await clear_warning(self._ledger, WEBHOOK_FAILING)
+
+    async def _store(self) -> None:
+        self._stored = {webhook_id: one.position for webhook_id, one in self._progress.items()}
+        await self._ledger.note(WEBHOOKS, encode_progress(self._progress))

@@ -1,0 +1,149 @@
+"""Webhooks: which events each of them gets, when a delivery is tried again, and the signature.
+
+Headers and signature follow Standard Webhooks 1.0: https://www.standardwebhooks.com.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from agent.domain.delivery_state import NO_CHANGE
+from agent.domain.events import (
+    DeliveryOverdue,
+    DeliveryRecovered,
+    Event,
+    SyncFailed,
+    SyncSkipped,
+    SyncSucceeded,
+    UploadVerified,
+)
+from agent.domain.parsing import parse_json
+
+SUCCEEDED, FAILED, OVERDUE, RECOVERED, DAMAGED = "succeeded", "failed", "overdue", "recovered", "damaged"
+
+KEPT = timedelta(days=3)
+"""An event that is older is not sent any more."""
+
+FIRST_DELAY_SECONDS = 5.0
+LAST_DELAY_SECONDS = 3600.0
+"""Delays after failed attempts, doubling from the first to the last."""
+
+MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
+"""The longest delay that a receiver may ask for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """A URL that gets events. Its path and query may be secrets, so `str()` has only scheme, host and port.
+
+    `number`: its place in the setting, from 1. `events`: the kinds of events that it gets. `key`: the key of the
+    signature, empty for none. `as_text`: it gets a JSON object with a text for people instead of the CloudEvent.
+    """
+
+    number: int
+    url: str = field(repr=False)
+    events: frozenset[str]
+    key: bytes = field(default=b"", repr=False)
+    overdue_hours: float = 24.0
+    as_text: bool = False
+
+    def __str__(self) -> str:
+        parts = urlsplit(self.url)
+        return f"webhook {self.number} ({parts.scheme}://{parts.netloc.rpartition('@')[2]})"
+
+    @property
+    def id(self) -> str:
+        """Identifies the webhook in the ledger: a digest of its URL."""
+        return hashlib.sha256(self.url.encode()).hexdigest()[:16]
+
+    def wants(self, event: Event) -> bool:
+        """Return whether the webhook gets an event of the history."""
+        if isinstance(event, DeliveryOverdue | DeliveryRecovered):
+            kind = OVERDUE if isinstance(event, DeliveryOverdue) else RECOVERED
+            return kind in self.events and event.hours == self.overdue_hours
+        return not self.events.isdisjoint(_kinds(event))
+
+
+def _kinds(event: Event) -> frozenset[str]:
+    if isinstance(event, SyncSucceeded):
+        return frozenset({SUCCEEDED, DAMAGED} if event.unreadable else {SUCCEEDED})
+    if isinstance(event, SyncSkipped) and event.why.startswith(NO_CHANGE):  # other reasons are no success
+        return frozenset({SUCCEEDED})
+    if isinstance(event, SyncFailed):
+        return frozenset({FAILED})
+    if isinstance(event, UploadVerified) and not event.whole:
+        return frozenset({DAMAGED})
+    return frozenset()
+
+
+def delay_seconds(attempts: int, retry_after: float | None = None) -> float:
+    """Return the delay after this number of failed attempts; `retry_after` is the delay that the receiver asked for."""
+    own = min(FIRST_DELAY_SECONDS * 2.0 ** min(attempts - 1, 16), LAST_DELAY_SECONDS)
+    return max(own, min(retry_after or 0.0, MAX_RETRY_AFTER_SECONDS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookProgress:
+    """How far a webhook is: the position in the history of the last event that it does not need any more.
+
+    `attempts` and `next_try` are those of the event that it gets next. `gone`: the receiver answered that it does not
+    exist any more.
+    """
+
+    position: int
+    attempts: int = 0
+    next_try: datetime | None = None
+    gone: bool = False
+
+    def seconds_left(self, now: datetime) -> float:
+        """Return the seconds until the next attempt. A clock that was set back does not prolong them."""
+        left = (self.next_try - now).total_seconds() if self.next_try else 0.0
+        return left if left <= MAX_RETRY_AFTER_SECONDS else 0.0
+
+    def document(self) -> dict[str, object]:
+        return {
+            "position": self.position,
+            "attempts": self.attempts,
+            "next_try": self.next_try.isoformat() if self.next_try else None,
+            "gone": self.gone,
+        }
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        next_try = document["next_try"]
+        return cls(
+            position=int(document["position"]),
+            attempts=int(document["attempts"]),
+            next_try=datetime.fromisoformat(next_try) if next_try else None,
+            gone=document["gone"] is True,
+        )
+
+
+def encode_progress(progress: Mapping[str, WebhookProgress]) -> str:
+    """Return the progress of each webhook, by ID, as a text for the ledger."""
+    return json.dumps({webhook_id: one.document() for webhook_id, one in sorted(progress.items())})
+
+
+def decode_progress(text: str) -> dict[str, WebhookProgress]:
+    """Return the progress of each webhook from the result of `encode_progress`; nothing for any other text."""
+    try:
+        return {str(webhook_id): WebhookProgress.of(one) for webhook_id, one in parse_json(text).items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def message_id(event: Event) -> str:
+    """Return the `webhook-id` of an event: the same at each attempt. It has no dot, as the signature requires."""
+    return f"msg_{hashlib.sha256(f'{event.type} {event.system_id} {event.id}'.encode()).hexdigest()[:32]}"
+
+
+def signature(key: bytes, message: str, timestamp: int, body: bytes) -> str:
+    """Return the `webhook-signature` of a body. `message`: its `webhook-id`; `timestamp`: Unix time of the attempt."""
+    signed = f"{message}.{timestamp}.".encode() + body
+    return f"v1,{base64.b64encode(hmac.digest(key, signed, 'sha256')).decode()}"
