@@ -196,7 +196,7 @@ class Agent:
             "network": self.network_changes,
         }
         loops |= {name: component.run for name, component in optional.items() if component is not None}
-        return loops | self.webhook_loops
+        return {**loops, **self.webhook_loops}
 
     async def _keep_running(self, name: str, loop: Loop) -> None:
         """Restart a loop after a transient error, for example a full disk; raise any other error."""

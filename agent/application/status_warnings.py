@@ -1,6 +1,6 @@
 """Status warnings, kept in the ledger's notes, one per code. `status`, `doctor`, the control API and MCP show them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from agent.domain.status_warning import StatusWarning
@@ -52,6 +52,15 @@ def without_warnings(notes: Mapping[str, str]) -> dict[str, str]:
 def _decoded(notes: Mapping[str, str], code: str) -> StatusWarning | None:
     text = notes.get(PREFIX + code)
     return StatusWarning.decode(code, text) if text else None
+
+
+def webhook_warning(failing: Sequence[str], hint: str) -> StatusWarning:
+    """Return the warning about webhooks that do not accept events."""
+    return StatusWarning(
+        code=WEBHOOK_FAILING,
+        message=f"events do not arrive: {'; '.join(failing)}",
+        hint=hint or "akosha-agent doctor checks the addresses",
+    )
 
 
 def notes_waiting(count: int) -> tuple[StatusWarning, ...]:

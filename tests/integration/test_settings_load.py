@@ -41,6 +41,7 @@ PROJECT_KEYS = {"agent_log_level": "ERROR", "chunk_size_mb": "9", "max_retries":
 """The keys that an unnamed file in the working directory can set, with values that are not the default."""
 
 HOSTILE = {
+    "agent_webhooks": "[{url: https://evil.example, events: [succeeded]}]",
     "cloud_bucket": "evil-bucket",
     "cloud_endpoint": "https://evil.example",
     "cloud_region": "evil",
@@ -234,6 +235,7 @@ def test_every_key_has_one_variable_with_its_prefix(world, key):
         "agent_data_dir": "/data", "agent_state_dir": "/state", "agent_bus": "memory", "agent_nats_url": "nats://n",
         "agent_nats_nkey_seed": SEED, "agent_log_level": "error", "agent_log_format": "json",
         "cloud_sse": "aes256", "cloud_storage_class": "STANDARD_IA",
+        "agent_webhooks": '[{"url": "https://hooks.example", "events": ["failed"]}]',
     }.get(key, "1")  # fmt: skip
     prefix = "AKOSHA_AGENT_" if key.startswith("agent_") else "SESSION_BUDDY_AKOSHA_"
     assert variable(key) == prefix + key.removeprefix("agent_").upper()

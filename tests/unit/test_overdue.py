@@ -1,130 +1,216 @@
 """Overdue: a database that its target has lacked for too long is announced once, and so is the end of that."""
 
+import asyncio
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
-from agent.application.monitoring.overdue import OverdueState
+from agent.application.monitoring.overdue import OverdueMonitor, OverdueState
+from agent.application.signal import Signal
 from agent.domain.errors import CloudUploadError, SnapshotError
 from agent.domain.events import DeliveryOverdue, DeliveryRecovered
-from tests.support.agent import simulated_agent
+from agent.domain.routing import SyncPolicy
+from tests.support import values
+from tests.support.agent import IDENTITY, simulated_agent
+from tests.support.clock import ManualClock
+from tests.support.ledger import inline_ledger
+from tests.support.values import NOON, TARGET
 
 HOUR, DAY = 3600.0, 86_400.0
-DOWN = CloudUploadError("503", "cloud", transient=True)
-URLS = ("http://127.0.0.1:1/a", "http://127.0.0.1:1/b")
+POLICY = SyncPolicy(
+    enabled=True, on_session_end=True, force_method="auto", cloud_configured=True, enable_fallback=False
+)
 
 
-class SilentSender:
-    async def send(self, webhook, event):
-        pass
+class World:
+    """A monitor with its ledger. `change` and `deliver` are a new generation of a database here and at the target."""
+
+    def __init__(self, *hours: float, policy: SyncPolicy = POLICY) -> None:
+        self.clock = ManualClock(NOON)
+        self.ledger = inline_ledger(self.clock)
+        self.seen = {}
+        self.unreadable = False
+        self.hours = hours
+        self.publisher = SimpleNamespace(policy=policy, methods={"cloud": SimpleNamespace(target=TARGET)}, taker=self)
+        self.signal = Signal(self.clock, "overdue")
+
+    async def survey(self):
+        if self.unreadable:
+            raise SnapshotError("the directory is not mounted", transient=True)
+        return dict(self.seen)
+
+    @asynccontextmanager
+    async def running(self):
+        monitor = OverdueMonitor(
+            hours=self.hours, identity=IDENTITY, publisher=self.publisher, ledger=self.ledger, clock=self.clock,
+            recorder=SimpleNamespace(flush_soon=lambda: None), signal=self.signal,
+        )  # fmt: skip
+        task = asyncio.create_task(monitor.run())
+        await self.clock.advance(0)
+        try:
+            yield self
+        finally:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    async def change(self, generation: int, name: str = "reflection") -> None:
+        self.seen[name] = values.fingerprint(name, generation)
+        self.signal.set()
+        await self.clock.advance(0)
+
+    async def deliver(self, generation: int, name: str = "reflection") -> None:
+        await self.ledger.mark_owed(TARGET, [name])
+        await self.ledger.begin(TARGET, values.intent(generation, f"r-{generation}", **{name: generation}))
+        manifest = values.manifest(generation, f"r-{generation}", **{name: generation})
+        seen = {name: values.fingerprint(name, generation)}
+        await self.ledger.deliver(TARGET, manifest, seen, {}, values.succeeded(manifest))
+        self.signal.set()
+        await self.clock.advance(0)
+
+    async def announced(self):
+        entries = [one.event for one in await self.ledger.history()]
+        return [event for event in entries if isinstance(event, DeliveryOverdue | DeliveryRecovered)]
 
 
-def hooks(*hours: float):
-    return [
-        {"url": url, "events": ["overdue", "recovered"], "overdue_hours": each}
-        for url, each in zip(URLS, hours, strict=False)
-    ]
-
-
-@asynccontextmanager
-async def watched(script=(), *, hours=(24.0,), **more):
-    async with simulated_agent(script, agent_webhooks=hooks(*hours), webhook_sender=SilentSender(), **more) as agent:
-        yield agent
-
-
-async def announced(agent):
-    entries = await agent.agent.ledger.history(limit=100_000)
-    return [one.event for one in entries if isinstance(one.event, DeliveryOverdue | DeliveryRecovered)]
-
-
-async def test_a_target_that_fails_for_a_day_is_announced_once_and_so_is_the_next_success(world_is_down):
-    agent = world_is_down
-    agent.files.change(1)
-    started = agent.clock.now()
-    await agent.pass_time(DAY - HOUR)
-    assert await announced(agent) == []
-    await agent.pass_time(3 * HOUR)
-    (event,) = await announced(agent)
-    assert (event.method, event.hours, event.databases) == ("cloud", 24.0, ("reflection",))
-    assert event.since - started <= timedelta(minutes=15)
-    assert "503" in event.error
-    await agent.pass_time(3 * DAY)
-    assert len(await announced(agent)) == 1
-    agent.method._script[:] = [1]
-    await agent.pass_time(DAY)
-    _, recovered = await announced(agent)
-    assert isinstance(recovered, DeliveryRecovered)
-    assert recovered.since == event.since
-    assert recovered in agent.received
-
-
-@pytest.fixture
-async def world_is_down():
-    async with watched([DOWN] * 10_000) as agent:
-        yield agent
+async def test_a_database_that_waits_for_a_day_is_announced_once_and_so_is_its_delivery():
+    async with World(24.0).running() as world:
+        await world.change(1)
+        await world.clock.advance(DAY - 1)
+        assert await world.announced() == []
+        await world.clock.advance(1)
+        (event,) = await world.announced()
+        assert (event.method, event.hours, event.databases, event.since) == ("cloud", 24.0, ("reflection",), NOON)
+        await world.clock.advance(3 * DAY)
+        assert len(await world.announced()) == 1
+        await world.deliver(1)
+        _, recovered = await world.announced()
+        assert isinstance(recovered, DeliveryRecovered)
+        assert recovered.since == event.since
 
 
 async def test_each_threshold_is_announced_on_its_own():
-    async with watched([DOWN] * 10_000, hours=(2.0, 30.0)) as agent:
-        agent.files.change(1)
-        await agent.pass_time(4 * HOUR)
-        assert [event.hours for event in await announced(agent)] == [2.0]
-        await agent.pass_time(30 * HOUR)
-        assert [event.hours for event in await announced(agent)] == [2.0, 30.0]
+    async with World(2.0, 30.0).running() as world:
+        await world.change(1)
+        await world.clock.advance(4 * HOUR)
+        assert [event.hours for event in await world.announced()] == [2.0]
+        await world.clock.advance(26 * HOUR)
+        assert [event.hours for event in await world.announced()] == [2.0, 30.0]
 
 
-async def test_a_database_that_changes_all_the_time_and_is_delivered_is_never_overdue():
-    async with watched(range(1, 60), hours=(2.0,)) as agent:
-        for generation in range(1, 60):
-            agent.files.change(generation)
-            await agent.pass_time(310)
-        assert await announced(agent) == []
-        assert len(agent.method.asked) > 50
+async def test_a_database_that_changes_all_the_time_and_is_delivered_is_never_overdue_but_one_beside_it_is():
+    async with World(2.0).running() as world:
+        await world.change(1, "knowledge_graph")
+        for generation in range(1, 30):
+            await world.change(generation)
+            await world.clock.advance(500)
+            await world.change(generation + 1)  # pending again at once
+            await world.deliver(generation)
+        (event,) = await world.announced()
+        assert event.databases == ("knowledge_graph",)
 
 
 async def test_an_old_success_does_not_make_a_new_change_overdue():
-    async with watched([1]) as agent:
-        agent.files.change(1)
-        await agent.pass_time(10 * DAY)
-        agent.method._script[:] = [DOWN] * 10_000
-        agent.files.change(2)
-        await agent.pass_time(23 * HOUR)
-        assert await announced(agent) == []
-        await agent.pass_time(2 * HOUR)
-        assert len(await announced(agent)) == 1
+    async with World(24.0).running() as world:
+        await world.change(1)
+        await world.deliver(1)
+        await world.clock.advance(5 * DAY)
+        await world.change(2)
+        await world.clock.advance(23 * HOUR)
+        assert await world.announced() == []
+        await world.clock.advance(HOUR)
+        assert len(await world.announced()) == 1
 
 
-async def test_after_a_suspend_the_agent_first_syncs():
-    async with watched([DOWN, DOWN, 1]) as agent:
-        agent.files.change(1)
-        await agent.pass_time(2000)
-        agent.clock.jump(timedelta(days=3))
-        await agent.pass_time(2 * HOUR)
-        assert await announced(agent) == []
-        assert len(agent.method.asked) == 3
+async def test_a_restart_keeps_the_time_and_announces_nothing_twice():
+    world = World(24.0)
+    async with world.running():
+        await world.change(1)
+        await world.clock.advance(23 * HOUR)
+    async with world.running():
+        await world.clock.advance(2 * HOUR)
+        assert len(await world.announced()) == 1
+    async with world.running():
+        await world.clock.advance(DAY)
+        assert len(await world.announced()) == 1
 
 
-async def test_what_is_pending_stays_overdue_while_the_databases_cannot_be_read(world_is_down, monkeypatch):
-    agent = world_is_down
-    agent.files.change(1)
-    await agent.pass_time(26 * HOUR)
+@pytest.mark.parametrize("restart", [True, False], ids=["start", "resume"])
+async def test_after_a_start_and_after_a_suspend_the_agent_has_a_quarter_of_an_hour_to_sync(restart):
+    world = World(24.0)
+    async with world.running():
+        await world.change(1)
+        await world.clock.advance(HOUR)
+        if not restart:
+            world.clock.jump(timedelta(days=3))  # the event loop's clock stood still
+            await world.clock.advance(899)
+            world.signal.set()  # a first attempt has failed
+            await world.clock.advance(800)
+            assert await world.announced() == []
+            await world.clock.advance(100)
+            assert len(await world.announced()) == 1
+            return
+    await world.clock.advance(3 * DAY)
+    async with world.running():
+        await world.clock.advance(899)
+        assert await world.announced() == []
+        await world.clock.advance(1)
+        assert len(await world.announced()) == 1
 
-    async def unreadable():
-        raise SnapshotError("the directory is not mounted", transient=True)
 
-    monkeypatch.setattr(agent.files, "survey", unreadable)
-    await agent.pass_time(DAY)
-    assert len(await announced(agent)) == 1
+async def test_a_clock_that_was_set_back_starts_the_time_again():
+    async with World(24.0).running() as world:
+        await world.change(1)
+        world.clock.jump(-timedelta(days=2))
+        await world.clock.advance(DAY)
+        assert await world.announced() == []
+        await world.clock.advance(HOUR)
+        assert len(await world.announced()) == 1
+
+
+async def test_what_is_overdue_has_not_recovered_while_the_databases_cannot_be_read():
+    async with World(24.0).running() as world:
+        await world.change(1)
+        await world.clock.advance(DAY)
+        world.unreadable = True
+        await world.clock.advance(DAY)
+        assert len(await world.announced()) == 1
 
 
 async def test_nothing_is_announced_while_sync_is_switched_off():
-    async with watched(sync_enabled=False) as agent:
-        agent.files.change(1)
-        await agent.pass_time(3 * DAY)
-        assert await announced(agent) == []
+    policy = SyncPolicy(
+        enabled=False, on_session_end=True, force_method="auto", cloud_configured=True, enable_fallback=False
+    )
+    async with World(24.0, policy=policy).running() as world:
+        await world.change(1)
+        await world.clock.advance(3 * DAY)
+        assert await world.announced() == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", "5", '{"waiting": {"a": 5}, "announced": {}}', '{"waiting": {}}'])
 def test_an_unreadable_note_is_an_empty_state(text):
     assert OverdueState.of(text) == OverdueState()
+
+
+class ListedSender:
+    def __init__(self) -> None:
+        self.sent = []
+
+    async def send(self, webhook, event):
+        self.sent.append(event)
+
+
+async def test_the_agent_sends_both_events_to_the_webhook_and_publishes_them():
+    sender, down = ListedSender(), CloudUploadError("503", "cloud", transient=True)
+    hook = {"url": "http://127.0.0.1:1/", "events": ["overdue", "recovered"], "overdue_hours": 0.3}
+    async with simulated_agent([down] * 1000, agent_webhooks=[hook], webhook_sender=sender) as agent:
+        agent.files.change(1)
+        await agent.pass_time(0.4 * HOUR)
+        (overdue,) = sender.sent
+        assert "503" in overdue.error
+        agent.method._script[:] = [1]
+        await agent.pass_time(HOUR)
+        assert [type(event) for event in sender.sent] == [DeliveryOverdue, DeliveryRecovered]
+        assert all(event in agent.received for event in sender.sent)

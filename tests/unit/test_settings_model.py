@@ -147,6 +147,7 @@ def test_texts_are_converted_to_values(key, value, result):
         ("enable_deduplication", []),
         ("sync_enabled", "-1"),
         ("force_method", "grpc"),
+        ("agent_webhooks", "x"),
         ("upload_timeout_seconds", 0),
         ("upload_timeout_seconds", 86_401),
         ("upload_timeout_seconds", 1.5),

@@ -13,9 +13,8 @@ import structlog
 
 from agent.application.monitoring.status import WEBHOOKS
 from agent.application.signal import Signal
-from agent.application.status_warnings import WEBHOOK_FAILING, clear_warning, set_warning
+from agent.application.status_warnings import WEBHOOK_FAILING, clear_warning, set_warning, webhook_warning
 from agent.domain.errors import WebhookError
-from agent.domain.status_warning import StatusWarning
 from agent.domain.webhooks import KEPT, Webhook, WebhookProgress, decode_progress, delay_seconds, encode_progress
 from agent.ports import Clock, HistoryEntry, Ledger, WebhookSender
 
@@ -137,12 +136,7 @@ class WebhookDelivery:
         """Set the status warning about all failing webhooks, or clear it."""
         failing = [f"{one}: {self._errors[one.id]}" for one in self._webhooks if one.id in self._errors]
         if failing:
-            warning = StatusWarning(
-                code=WEBHOOK_FAILING,
-                message=f"events do not arrive: {'; '.join(failing)}",
-                hint=hint or "akosha-agent doctor checks the addresses",
-            )
-            await set_warning(self._ledger, warning, self._clock)
+            await set_warning(self._ledger, webhook_warning(failing, hint), self._clock)
         else:
             await clear_warning(self._ledger, WEBHOOK_FAILING)
 

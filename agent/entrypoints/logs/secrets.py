@@ -13,7 +13,7 @@ from agent.settings.model import SECRET
 
 MAX_BYTES = 64 * 1024
 
-LONG_PIECE = 16
+LONG_PIECE = 12
 """A piece of a webhook's path that is at least so long may be a secret, as in Slack's and Healthchecks' URLs."""
 
 _VARIABLES = (

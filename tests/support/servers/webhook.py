@@ -50,6 +50,7 @@ class Receiver:
     received: list[Received] = field(default_factory=list)
     connections: int = 0
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    _open: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.context)
@@ -59,6 +60,9 @@ class Receiver:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
         await self._server.wait_closed()
 
     @property
@@ -67,14 +71,25 @@ class Receiver:
 
     async def until(self, count: int) -> None:
         """Wait until so many requests have arrived; fails after a minute."""
+        await self._until(lambda: len(self.received) >= count)
+
+    async def until_connected(self) -> None:
+        """Wait for the first connection; fails after a minute."""
+        await self._until(lambda: self.connections)
+
+    async def _until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(60):
-            while len(self.received) < count:
+            while not condition():
                 self._arrived.clear()
                 await self._arrived.wait()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        self._arrived.set()
+        self._open.add(asyncio.create_task(self._answer(reader, writer)))
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             first, *lines = head.splitlines()
             headers = {n.lower(): v.strip() for n, v in (line.split(":", 1) for line in lines if line)}
@@ -90,9 +105,6 @@ class Receiver:
                     await writer.drain()
             else:
                 await reader.read()  # until the client gives up
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
 
     async def _more(self) -> AsyncIterator[bytes]:
         while self.endless:
