@@ -360,6 +360,8 @@ def test_the_stream_keeps_all_but_progress():
             "akosha.ingest.{system}.failed",
             "akosha.archive.{system}.verified",
             "akosha.archive.{system}.pruned",
+            "akosha.archive.{system}.overdue",
+            "akosha.archive.{system}.recovered",
         ],
         "AKOSHA_SYNC",
     )
