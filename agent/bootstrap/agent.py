@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from agent.adapters.allocator import give_back_large_blocks
@@ -28,7 +27,7 @@ from agent.application.triggers.publisher import Publisher
 from agent.application.triggers.retry_scheduler import RetryScheduler
 from agent.application.triggers.session_ends import SessionEnds
 from agent.application.triggers.spool_reader import SpoolReader
-from agent.bootstrap.archive import build_prune_loop, deep_verifier_opener, verifier_opener
+from agent.bootstrap.archive import build_prune_loop, build_verify_loop, deep_verifier_opener, verifier_opener
 from agent.bootstrap.buses import run_buses, single_sync_buses
 from agent.bootstrap.home import Home
 from agent.bootstrap.methods import cloud_of, sync_methods
@@ -59,7 +58,7 @@ from agent.ports import (
 from agent.settings import Settings
 
 if TYPE_CHECKING:
-    from agent.application.archive.verify_loop import OpenVerifier, VerifyLoop
+    from agent.application.archive.verify_loop import OpenVerifier
     from agent.application.monitoring.remote_control import RemoteControl
     from agent.application.monitoring.supervisor import SupervisorLoop
     from agent.application.triggers.network_changes import NetworkChanges
@@ -344,7 +343,18 @@ def assemble(
     remote_control = _remote_control(adapters, agent_service)
 
     # Checks of the uploads in the bucket, and of the memories in Akosha.
-    verify_loop = _verify_loop(settings, identity, adapters, recorder, publisher, sync_lock)
+    verify_loop = None
+    if a.open_verifier is not None and CLOUD in methods:
+        verify_loop = build_verify_loop(
+            settings,
+            identity,
+            recorder,
+            publisher,
+            sync_lock,
+            open_verifier=a.open_verifier,
+            open_deep_verifier=a.open_deep_verifier,
+            target=methods[CLOUD].target,
+        )
     probe_loop = _probe_loop(adapters, publisher, sync_lock, rescan_seconds)
 
     # These loops may be waiting for a sync to finish.
@@ -426,48 +436,6 @@ def _remote_control(adapters: AgentAdapters, agent_service: AgentService) -> "Re
         ledger=a.ledger,
         clock=a.clock,
         bus_state=lambda: a.bus.state,
-    )
-
-
-def _verify_loop(
-    settings: Settings,
-    identity: Identity,
-    adapters: AgentAdapters,
-    recorder: ResultRecorder,
-    publisher: Publisher,
-    sync_lock: asyncio.Lock,
-) -> "VerifyLoop | None":
-    a = adapters
-    if a.open_verifier is None or CLOUD not in a.methods:
-        return None
-    from agent.application.archive.verify_loop import DeepVerifier, VerifyLoop, VerifyReporter  # noqa: PLC0415
-
-    reporter = VerifyReporter(identity, a.ledger, recorder, a.clock)
-
-    async def sync_again() -> None:
-        await publisher.trigger(RETRY)
-
-    return VerifyLoop(
-        open_verifier=a.open_verifier,
-        reporter=reporter,
-        target=a.methods[CLOUD].target,
-        ledger=a.ledger,
-        clock=a.clock,
-        taker=a.taker,
-        sync_lock=sync_lock,
-        every=timedelta(hours=settings.agent_verify_hours),
-        rescan_seconds=settings.agent_rescan_seconds,
-        sync_again=sync_again,
-        signal=Signal(a.clock, "verify"),
-        deep=None
-        if a.open_deep_verifier is None
-        else DeepVerifier(
-            open_verifier=a.open_deep_verifier,
-            reporter=reporter,
-            ledger=a.ledger,
-            clock=a.clock,
-            most_bytes=settings.agent_deep_verify_mb * 1_000_000,
-        ),
     )
 
 

@@ -1,22 +1,26 @@
 """Builds the archive: the catalog of uploads, their verification and pruning."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from agent.adapters.state_directory import StateDirectory
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner, spared_now
 from agent.application.archive.prune_loop import PruneLoop
+from agent.application.signal import Signal
 from agent.application.sync.results import ResultRecorder
+from agent.application.triggers.publisher import Publisher
 from agent.bootstrap.methods import cloud_of
 from agent.bootstrap.stores import object_store, ownership_of, targets_of
 from agent.domain.delivery_state import Target
 from agent.domain.errors import SettingsError
 from agent.domain.identity import Identity, Machine
 from agent.domain.retention import KeepRules
-from agent.domain.routing import CLOUD
+from agent.domain.routing import CLOUD, RETRY
 from agent.ports import Clock, Ledger, SyncMethod
 from agent.settings import Settings
 
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
     from agent.adapters.duckdb.verification import Verdict
     from agent.application.archive.verify import Verifier
+    from agent.application.archive.verify_loop import OpenVerifier, VerifyLoop
 
 VERIFYING = "verifying"
 """Directory in the state directory for the files of a deep verification."""
@@ -196,3 +201,47 @@ async def open_prune(
         ownership = ownership_of(settings, identity, machine, archive.store, ledger, clock, keeps_warning=False)
         target = targets_of(settings, identity.system_id)[CLOUD]
         yield PruneJob(Pruner(archive, rules, clock, ownership.check), target, ledger)
+
+
+def build_verify_loop(
+    settings: Settings,
+    identity: Identity,
+    recorder: ResultRecorder,
+    publisher: Publisher,
+    sync_lock: asyncio.Lock,
+    *,
+    open_verifier: "OpenVerifier",
+    open_deep_verifier: "OpenVerifier | None",
+    target: Target,
+) -> "VerifyLoop":
+    """Return the loop that verifies the uploads of the target. `open_deep_verifier`: None if none is verified deep."""
+    from agent.application.archive.verify_loop import DeepVerifier, VerifyLoop, VerifyReporter  # noqa: PLC0415
+
+    ledger, clock = publisher.ledger, publisher.clock
+    reporter = VerifyReporter(identity, ledger, recorder, clock)
+
+    async def sync_again() -> None:
+        await publisher.trigger(RETRY)
+
+    return VerifyLoop(
+        open_verifier=open_verifier,
+        reporter=reporter,
+        target=target,
+        ledger=ledger,
+        clock=clock,
+        taker=publisher.taker,
+        sync_lock=sync_lock,
+        every=timedelta(hours=settings.agent_verify_hours),
+        rescan_seconds=settings.agent_rescan_seconds,
+        sync_again=sync_again,
+        signal=Signal(clock, "verify"),
+        deep=None
+        if open_deep_verifier is None
+        else DeepVerifier(
+            open_verifier=open_deep_verifier,
+            reporter=reporter,
+            ledger=ledger,
+            clock=clock,
+            most_bytes=settings.agent_deep_verify_mb * 1_000_000,
+        ),
+    )

@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 from agent.application.monitoring.agent_service import AgentService
 from agent.domain.events import (
+    DeliveryOverdue,
+    DeliveryRecovered,
     Event,
     IngestCompleted,
     IngestFailed,
@@ -26,12 +28,13 @@ MOST_PLOTTED = 400
 
 _SHOWN: Collection[type[Event]] = (
     SyncSucceeded, SyncFailed, SyncSkipped, UploadVerified, UploadsPruned, IngestCompleted, IngestFailed,
+    DeliveryOverdue, DeliveryRecovered,
 )  # fmt: skip
 _TYPES: Mapping[Outcome, Collection[type[Event]]] = {
     "succeeded": (SyncSucceeded,),
-    "failed": (SyncFailed, IngestFailed, UploadVerified, UploadsPruned),
+    "failed": (SyncFailed, IngestFailed, UploadVerified, UploadsPruned, DeliveryOverdue),
     "skipped": (SyncSkipped,),
-    "other": (IngestCompleted, UploadVerified, UploadsPruned),
+    "other": (IngestCompleted, UploadVerified, UploadsPruned, DeliveryRecovered),
 }
 """The events that can have an outcome."""
 
@@ -101,7 +104,7 @@ def _outcome(event: Event) -> Outcome:
     if isinstance(event, SyncSkipped):
         return "skipped"
     failed = (
-        isinstance(event, SyncFailed | IngestFailed)
+        isinstance(event, SyncFailed | IngestFailed | DeliveryOverdue)
         or (isinstance(event, UploadVerified) and not event.whole)
         or (isinstance(event, UploadsPruned) and event.error is not None)
     )
