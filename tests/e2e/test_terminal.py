@@ -107,6 +107,18 @@ def test_a_watched_status_prints_each_new_verdict_to_a_pipe(machine):
     assert (refused.code, "events --follow --json" in refused.err) == (2, True)
 
 
+def test_a_watched_fleet_without_nats_reads_the_bucket_again(machine):
+    machine.constants["agent.entrypoints.fleet_watch:BUCKET_SECONDS"] = 0.1
+    with screen() as shown, machine.started("fleet", "--watch", directories=False, stdout=shown.terminal) as watching:
+        os.close(shown.terminal)
+        shown.until("No system is known")
+        machine.sync()
+        shown.until("1 system: all fine")
+        watching.process.send_signal(signal.SIGINT)
+        shown.until(r"laptop fine \d+ s ago .*\s+$")  # printed below the command, without the footer
+        assert watching.end().code == 0
+
+
 def test_run_on_a_terminal_logs_if_a_format_is_set(machine):
     machine.set(agent_log_format="json")
     with screen() as shown, machine.started("run", stderr=shown.terminal) as agent:

@@ -11,8 +11,10 @@ from agent.application.fleet.bucket import BucketFacts, FleetBucket, NewestUploa
 from agent.application.fleet.events import FleetEvents, SystemEvents
 from agent.application.fleet.fleet import Fleet
 from agent.application.fleet.merge import Condition, by_severity, merged
+from agent.application.ingest.cursor import Cursor
+from agent.application.ingest.journal import finished_uploads, note_prefix
 from agent.domain import naming
-from agent.domain.errors import BusError, StoreError
+from agent.domain.errors import BusError, LedgerDamaged, StoreError
 from agent.domain.events import SyncSucceeded, UploadVerified
 from agent.domain.naming import subject_matches
 from agent.entrypoints.fleet_watch import FleetWatch, _printer
@@ -152,7 +154,9 @@ async def test_a_system_with_a_new_upload_costs_three_requests(store, bucket):
     store.calls.clear()
     facts = await bucket.read_system(MAC)
     assert (facts.newest.upload_id, facts.host, facts.problems) == (uploads[0].upload_id, "host-of-mac", ())
-    assert [call for call, _ in store.calls] == ["list", "get", "get"]
+    assert store.calls == [
+        ("list", naming.uploads_prefix(MAC)), ("get", uploads[0].key), ("get", naming.owner_key(MAC)),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("age", [3, 400])
@@ -341,3 +345,34 @@ async def test_an_upload_that_is_announced_is_read_and_shown_without_reading_the
         ["b", "fine"], [MAC, "fine"], [MAC, "fine"],
     ]  # fmt: skip
     assert found.report().systems[1].newest_upload == newer.upload_id
+
+
+async def test_events_that_do_not_arrive_and_a_damaged_ledger_are_named(made):
+    stream = Stream(fleet.succeeded(UPLOAD))
+    found = made(stream)
+
+    async def damaged():
+        raise LedgerDamaged("the ledger is damaged")
+
+    found.cursors = damaged
+    await found.follow(print, print)
+    stream.problem = "permissions violation"
+    await found.read()
+    report = found.report()
+    assert {one.name: (one.error, one.notes) for one in report.sources} == {
+        "bucket": ("", ()), "nats": ("", ("new events do not arrive: permissions violation",)),
+        "ledger": ("the ledger is damaged", ()),
+    }  # fmt: skip
+    assert not report.is_fine
+
+
+def test_the_uploads_that_react_has_finished_are_read_from_its_notes():
+    endpoints, elsewhere = ("s3://a", "http://akosha"), ("s3://b", "http://akosha")
+    notes = {
+        note_prefix(endpoints) + MAC: Cursor(through=UPLOAD.upload_id).encode(),
+        note_prefix(endpoints) + "started": Cursor().encode(),
+        note_prefix(endpoints) + "damaged": "{",
+        note_prefix(elsewhere) + "other": Cursor(through=OLDER.upload_id).encode(),
+        "watcher": "native",
+    }
+    assert finished_uploads(notes, endpoints) == {MAC: UPLOAD.upload_id}
