@@ -47,8 +47,9 @@ class Progress:
 
     def _start(self, done: int, at: float) -> None:
         """Start the rate with what is done by now."""
-        self.done = done
+        self.done = self._counted = done
         self._started = self._updated = self._moved = at
+        self._interval = 0.0  # between the last two updates
         self._weighted, self._weight = 0.0, 0.0  # counts and seconds, both decayed
 
     @property
@@ -69,11 +70,11 @@ class Progress:
         seconds = at - self._updated
         if seconds > 0:
             decay = math.exp(-seconds / SMOOTHING_SECONDS)
-            self._weighted = self._weighted * decay + max(done - self.done, 0)
-            self._weight = self._weight * decay + SMOOTHING_SECONDS * (1 - decay)
-            self._updated = at
-        elif done > self.done:
-            self._weighted += done - self.done
+            weight = SMOOTHING_SECONDS * (1 - decay)
+            # The progress is spread over the interval. Counted at its end, it would outweigh the time that it took.
+            self._weighted = self._weighted * decay + max(done - self._counted, 0) / seconds * weight
+            self._weight = self._weight * decay + weight
+            self._updated, self._interval, self._counted = at, seconds, done
         if done > self.done:
             self._moved = at
         self.done = done
@@ -82,7 +83,8 @@ class Progress:
         """Return the smoothed rate per second; None in the first seconds, and before any progress."""
         if at - self._started < MEANINGFUL_SECONDS or not self._weighted:
             return None
-        decay = math.exp(-max(at - self._updated, 0.0) / SMOOTHING_SECONDS)
+        # Until the next update is overdue, nothing shows that the progress has slowed down.
+        decay = math.exp(-max(at - self._updated - self._interval, 0.0) / SMOOTHING_SECONDS)
         weight = self._weight * decay + SMOOTHING_SECONDS * (1 - decay)
         return self._weighted * decay / weight if weight else None
 

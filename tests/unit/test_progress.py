@@ -21,6 +21,16 @@ def test_a_steady_rate_is_reported_after_the_first_seconds():
     assert progress.fraction == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("every", [0.1, 1.0, 3.0])
+def test_the_rate_does_not_depend_on_the_interval_of_the_updates_nor_on_when_it_is_read(every):
+    progress = moved(100, until=30, total=10_000, every=every)
+    for at in (30, 30 + every / 2, 30 + every):
+        assert progress.rate(at=at) == pytest.approx(100, rel=0.001)
+    progress.update(progress.done + 50, at=30)  # at the same time
+    progress.update(progress.done + 50, at=31)
+    assert progress.rate(at=31) == pytest.approx(100, rel=0.001)
+
+
 def test_a_change_of_the_rate_shows_within_seconds_and_without_a_jump():
     progress = moved(100, until=10, total=10_000)
     after_1 = moved(10, until=11, start=10, progress=progress).rate(at=11)
