@@ -29,7 +29,8 @@ TICK_SECONDS = 1.0
 AFTER_EVENT_SECONDS = 0.5
 AFTER_CHANGE_SECONDS = 10.0
 """Shortest time between two requests for the status: after an event, and while files change. A request costs the agent
-5 ms of CPU time, so changes cost 0.05 % of a core."""
+5 ms of CPU time, so changes cost 0.05 % of a core. While events continue, the time doubles with each request, from the
+first to the second."""
 
 SHORTEST_SECONDS = 0.05
 """Shortest time between two drawings of the status."""
@@ -50,6 +51,7 @@ class StatusWatch:
         self._clock = self._home.clock
         self._wake = asyncio.Event()
         self._due, self._asked_at = 0.0, float("-inf")
+        self._event_pause = AFTER_EVENT_SECONDS
         self._connected = False
         self._progress: tuple[SyncProgress, Progress] | None = None
         self._progress_at = 0.0
@@ -67,10 +69,10 @@ class StatusWatch:
 
     async def _show(self) -> NoReturn:
         document = await gather_status(self._settings)
-        self._asked_at, self._due = self._clock.monotonic(), float("inf")
+        self._asks_now()
         while True:
             if self._clock.monotonic() >= self._due:
-                self._asked_at, self._due = self._clock.monotonic(), float("inf")
+                self._asks_now()
                 document = await gather_status(self._settings)
             self._draw(self._with_progress(document), datetime.now(UTC))
             self._wake.clear()
@@ -90,6 +92,13 @@ class StatusWatch:
             self._due = due
             self._wake.set()
 
+    def _asks_now(self) -> None:
+        """Record that the status is asked for now."""
+        now = self._clock.monotonic()
+        is_calm = now - self._asked_at > AFTER_CHANGE_SECONDS + TICK_SECONDS
+        self._event_pause = AFTER_EVENT_SECONDS if is_calm else min(2 * self._event_pause, AFTER_CHANGE_SECONDS)
+        self._asked_at, self._due = now, float("inf")
+
     def _with_progress(self, document: StatusDocument) -> StatusDocument:
         """Return the status with the progress of the last event."""
         if self._progress is None:
@@ -100,7 +109,7 @@ class StatusWatch:
         now = self._clock.monotonic()
         if now - self._progress_at > STALLED_SECONDS:  # the attempt may have failed: the agent knows
             self._progress = None
-            self._refresh(pause=AFTER_EVENT_SECONDS)
+            self._refresh(pause=self._event_pause)
             return replace(document, activity=None)
         activity = Activity(
             request_id=event.request_id,
@@ -122,13 +131,13 @@ class StatusWatch:
                     async with client, client.events() as events:
                         endpoint.reset_pause()
                         self._connected = True
-                        self._refresh(pause=AFTER_EVENT_SECONDS)
+                        self._refresh(pause=self._event_pause)
                         async for item in events:
                             self._take(item)
                 except AgentUnavailable:
                     pass
                 self._connected, self._progress = False, None
-                self._refresh(pause=AFTER_EVENT_SECONDS)
+                self._refresh(pause=self._event_pause)
                 endpoint.back_off()
             await self._clock.sleep(TICK_SECONDS)
 
@@ -144,7 +153,7 @@ class StatusWatch:
             return
         if isinstance(item.event, SyncResult):
             self._progress = None
-        self._refresh(pause=AFTER_EVENT_SECONDS)
+        self._refresh(pause=self._event_pause)
 
     async def _survey(self) -> NoReturn:
         """Ask for the status when the files have changed: the agent knows about it a moment later."""
