@@ -13,16 +13,15 @@ the target is its own, the refusal is a status warning.
 """
 
 import asyncio
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from urllib.parse import unquote
 
 import structlog
 
 from agent.application.status_warnings import clear_warning, has_warning, set_warning
 from agent.application.sync.bucket_uploads import BucketUploads
+from agent.application.sync.ownership_decision import Decision, not_owner
 from agent.domain import naming
 from agent.domain.delivery_state import Target, TargetRecord
 from agent.domain.errors import NoSuchObject, NotOwner, StoreError, SystemIdTaken, WireError
@@ -43,35 +42,10 @@ CHECK_SECONDS = 1.0
 SETTLE_SECONDS = 2.0
 """Time between replacing a claim and reading it back, and time that other agents have to finish a contended claim."""
 
-TAKE_OVER = "akosha-agent sync --take-over"
-NEW_TARGET = "akosha-agent sync --new-target"
-
-_REPLACES = (
-    "if this machine replaces the other one (a new machine, a reinstalled OS, a moved data directory, a restored state "
-    f"directory): {TAKE_OVER}"
-)
-_OTHER_ID = "set akosha_system_id to an ID of its own"
-
 StateCheck = Callable[[str, str], bool]
 """Returns whether the state directory at a path of this machine belongs to the agent with an ID. Blocks."""
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    """The decision on a target. `refusal` is None if it is ours or free. `newest`: the upload that decided."""
-
-    refusal: Refusal | None = None
-    owner: Owner | None = None
-    newest: Manifest | None = None
-    owner_error: WireError | None = None
-    """The error if owner.json is not valid."""
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the target has no owner and no upload."""
-        return self.owner is None and self.newest is None
 
 
 @dataclass(slots=True)
@@ -190,33 +164,33 @@ class Ownership:
 
     # Decisions.
 
-    async def _examine(self, claim: Claim | None, *, uploads: bool = False) -> _Decision:
+    async def _examine(self, claim: Claim | None, *, uploads: bool = False) -> Decision:
         try:
             owner = await self._read()
         except WireError as error:
-            return _Decision(Refusal.DAMAGED, owner_error=error)
+            return Decision(Refusal.DAMAGED, owner_error=error)
         return await self._judge(owner, claim, await self._record(), uploads=uploads)
 
     async def _judge(
         self, owner: Owner | None, claim: Claim | None, record: TargetRecord, *, uploads: bool
-    ) -> _Decision:
+    ) -> Decision:
         confirmed = claim is not None and claim.confirmed
         if owner is None:
-            return _Decision(Refusal.GONE) if confirmed else await self._judge_unclaimed(record)
+            return Decision(Refusal.GONE) if confirmed else await self._judge_unclaimed(record)
         if owner.machine != self.machine.digest:
             # With the same claim, this state directory is a copy from the other machine.
             other = claim is not None and confirmed and owner.claim_id != claim.claim_id
-            return _Decision(Refusal.TAKEN_OVER if other else Refusal.TAKEN, owner)
+            return Decision(Refusal.TAKEN_OVER if other else Refusal.TAKEN, owner)
         if claim is not None and claim.confirmed and owner.claim_id != claim.claim_id:
-            return _Decision(Refusal.TAKEN_OVER, owner)
+            return Decision(Refusal.TAKEN_OVER, owner)
         if owner.agent_id != self.identity.agent_id and await self._other_state_exists(owner):
-            return _Decision(Refusal.OTHER_STATE, owner)
+            return Decision(Refusal.OTHER_STATE, owner)
         if record.known and (uploads or not confirmed or record.intent is not None):
             _, complete = await self._uploads.ids_after(record.newest_upload_id)
             newer = await self._unknown_upload(record, claim, complete)
             if newer is not None:
-                return _Decision(Refusal.COPIED, owner, newer)
-        return _Decision(None, owner)
+                return Decision(Refusal.COPIED, owner, newer)
+        return Decision(None, owner)
 
     async def _other_state_exists(self, owner: Owner) -> bool:
         """Return whether the owner's state directory is another one than ours, on this machine, and still its own."""
@@ -224,14 +198,14 @@ class Ownership:
             return False
         return await asyncio.to_thread(self.has_state, owner.state_dir, owner.agent_id)
 
-    async def _judge_unclaimed(self, record: TargetRecord) -> _Decision:
+    async def _judge_unclaimed(self, record: TargetRecord) -> Decision:
         """Judge a target that never had an owner.json: it has no uploads, or those of a version that wrote none."""
         newest = await self._uploads.newest_manifest()
         if newest is None:
-            return _Decision(Refusal.GONE if self.is_directory and record.newest_upload_id else None)
+            return Decision(Refusal.GONE if self.is_directory and record.newest_upload_id else None)
         known = {record.newest_upload_id, record.intent.upload_id if record.intent else None}
         ours = newest.upload_id in known or newest.agent_id == self.identity.agent_id
-        return _Decision(None if ours else Refusal.FOREIGN, None, newest)
+        return Decision(None if ours else Refusal.FOREIGN, None, newest)
 
     async def check_known(self, record: TargetRecord, complete: Sequence[str]) -> None:
         """Raise NotOwner if the ledger does not know one of the uploads that are newer than its newest.
@@ -240,7 +214,7 @@ class Ownership:
         """
         newer = await self._unknown_upload(record, await self._stored_claim(), complete)
         if newer is not None:
-            await self._refuse(_Decision(Refusal.COPIED, None, newer))
+            await self._refuse(Decision(Refusal.COPIED, None, newer))
 
     async def _unknown_upload(
         self, record: TargetRecord, claim: Claim | None, complete: Sequence[str]
@@ -268,7 +242,7 @@ class Ownership:
 
     # Actions.
 
-    async def _take(self, decision: _Decision) -> None:
+    async def _take(self, decision: Decision) -> None:
         """Claim a target that is ours or free, and keep the claim in the ledger."""
         owner, claim = decision.owner, await self._stored_claim()
         if owner is None:
@@ -289,11 +263,11 @@ class Ownership:
                 seen = claim.seen if claim and claim.claim_id == owner.claim_id else ""
                 await self._store_claim(Claim(claim_id=owner.claim_id, confirmed=True, seen=seen))
 
-    async def _create(self, decision: _Decision) -> None:
+    async def _create(self, decision: Decision) -> None:
         reason = f"its newest upload {decision.newest.upload_id} is this agent's" if decision.newest else "it is empty"
         await self._write(replace=False, reason=reason)
 
-    async def _take_over(self, decision: _Decision) -> None:
+    async def _take_over(self, decision: Decision) -> None:
         """Replace the owner, as a person requested."""
         await self._start_over_if_overtaken()
         was = f"it was owned by {decision.owner}" if decision.owner else f"it was {decision.refusal}"
@@ -333,13 +307,13 @@ class Ownership:
         try:
             current = await self._read()
         except WireError as error:
-            await self._refuse(_Decision(Refusal.DAMAGED, owner_error=error))
+            await self._refuse(Decision(Refusal.DAMAGED, owner_error=error))
             raise AssertionError from None
         if current is None:
             message = f"{self._key} was written to {self.store.location}, but is missing there"
             raise StoreError(message, transient=True)
         if current.claim_id != owner.claim_id:
-            await self._refuse(_Decision(Refusal.TAKEN, current))
+            await self._refuse(Decision(Refusal.TAKEN, current))
         seen = await self._newest_id() if replace else claim.seen  # the former owner may have finished an upload
         await self._store_claim(Claim(claim_id=owner.claim_id, confirmed=True, seen=seen))
         _log.info("target_claimed", location=self.store.location, system_id=self.target.system_id, reason=reason)
@@ -356,7 +330,7 @@ class Ownership:
         if creation is Creation.UNPROVEN:
             await self.clock.sleep(SETTLE_SECONDS)
 
-    async def _refuse(self, decision: _Decision, *, may_suffix: bool = True) -> None:
+    async def _refuse(self, decision: Decision, *, may_suffix: bool = True) -> None:
         """Raise NotOwner or SystemIdTaken, and set the status warning for NotOwner."""
         if may_suffix and await self._may_suffix(decision):
             replacement = suffixed(self.target.system_id, self.machine)
@@ -369,71 +343,14 @@ class Ownership:
             await set_warning(self.ledger, warning, self.clock)
         raise error
 
-    async def _may_suffix(self, decision: _Decision) -> bool:
+    async def _may_suffix(self, decision: Decision) -> bool:
         """Return whether the system ID is a host name under which this machine has neither a claim nor uploads."""
         if not self.identity.is_default or decision.refusal not in (Refusal.TAKEN, Refusal.FOREIGN):
             return False
         return not (await self._record()).known and not is_decided(await self._notes(), self.target.system_id)
 
-    # Error messages.
-
-    def _error(self, decision: _Decision) -> NotOwner:
-        refusal, owner, location = decision.refusal, decision.owner, self.store.location
-        system_id = self.target.system_id
-        other_fixes = f"{_OTHER_ID}; {_REPLACES}"
-        if owner is not None and owner.machine == self.machine.digest and refusal is not Refusal.COPIED:
-            verb = "was taken over by" if refusal is Refusal.TAKEN_OVER else "belongs to"
-            return NotOwner(
-                f"the system ID {system_id} in {location} {verb} {self._local_owner(owner)}, {owner.since}",
-                hint=self._local_fixes(owner),
-            )
-        if refusal is Refusal.TAKEN:
-            return NotOwner(f"the system ID {system_id} in {location} belongs to {owner}", hint=other_fixes)
-        if refusal is Refusal.TAKEN_OVER:
-            return NotOwner(f"the system ID {system_id} in {location} was taken over by {owner}", hint=other_fixes)
-        if refusal is Refusal.FOREIGN and decision.newest:
-            newest = f"{decision.newest.upload_id} of agent {decision.newest.agent_id[:8]}"
-            return NotOwner(
-                f"uploads of {system_id} in {location} belong to another agent: the newest is {newest}",
-                hint=other_fixes,
-            )
-        if refusal is Refusal.COPIED and decision.newest:
-            return NotOwner(
-                f"{location} has {decision.newest.upload_id}, which this state directory does not know: it was "
-                "copied or restored from a backup, and another agent uploads under the same ID",
-                hint=f"give each copy a system ID of its own (akosha_system_id); {_REPLACES}",
-            )
-        if decision.owner_error is not None:
-            return NotOwner(
-                f"{self._key} in {location} is not valid: {decision.owner_error.message}",
-                hint=decision.owner_error.hint or other_fixes,
-            )
-        if self.is_directory:
-            mkdir = f"mkdir -p {shlex.quote(unquote(location.removeprefix('file://')))}"
-            return NotOwner(
-                f"this directory had uploads and is now empty or missing: is the disk mounted? ({location})",
-                hint=f"mount it; if the disk or directory was replaced on purpose: {mkdir}, then {NEW_TARGET}",
-            )
-        return NotOwner(
-            f"{location} had uploads of {system_id}, and {self._key} is missing: was the bucket emptied or replaced?",
-            hint=f"if that was on purpose: {NEW_TARGET}",
-        )
-
-    def _local_owner(self, owner: Owner) -> str:
-        """Return how messages name an owner on this machine that is not this agent."""
-        if owner.state_dir == self.machine.state_dir != "":
-            return "an agent with another ID in this state directory: the directory was restored, or moved and back"
-        named = f": {owner.state_dir}" if owner.state_dir else ""
-        return f"another state directory on this machine{named}"
-
-    def _local_fixes(self, owner: Owner) -> str:
-        if owner.state_dir == self.machine.state_dir != "":
-            return f"if only this state directory is in use: {TAKE_OVER}"
-        use = f"--state-dir {shlex.quote(owner.state_dir)}" if owner.state_dir else "--state-dir"
-        return (
-            f"use that state directory ({use}, or akosha_agent_state_dir); if it is no longer in use: {TAKE_OVER}; "
-            "for a second agent, set akosha_system_id to an ID of its own and keep the state directories separate"
-        )
+    def _error(self, decision: Decision) -> NotOwner:
+        return not_owner(decision, location=self.store.location, system_id=self.target.system_id, machine=self.machine)
 
     # State.
 
