@@ -215,6 +215,7 @@ def build_verify_loop(
     target: Target,
 ) -> "VerifyLoop":
     """Return the loop that verifies the uploads of the target. `open_deep_verifier`: None if none is verified deep."""
+    from agent.application.archive.target_check import TargetCheck  # noqa: PLC0415
     from agent.application.archive.verify_loop import DeepVerifier, VerifyLoop, VerifyReporter  # noqa: PLC0415
 
     ledger, clock = publisher.ledger, publisher.clock
@@ -235,6 +236,7 @@ def build_verify_loop(
         rescan_seconds=settings.agent_rescan_seconds,
         sync_again=sync_again,
         signal=Signal(clock, "verify"),
+        target_check=TargetCheck(open_verifier, target, ledger, clock),
         deep=None
         if open_deep_verifier is None
         else DeepVerifier(

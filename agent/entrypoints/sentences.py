@@ -46,14 +46,17 @@ CAUSES: Mapping[str, str] = {
 def event_lines(event: Event, pending: Sequence[DatabaseStatus] = ()) -> list[Line]:
     """Return what happened, one line a fact; nothing for an event of another kind. Control characters are not escaped.
 
-    `pending` are the databases that the target lacks, as far as that is known: a request's line names them. A retry is
+    `pending` are the databases that the target lacks, as far as that is known: a request's line names them. Without
+    any, the sync looks for changes. A retry is
     not reported when it begins: an unavailable target is retried for hours.
     """
     if isinstance(event, SyncRequested):
+        if event.reason == RETRY:
+            return []
+        named = ", ".join(f"{one.name} ({human_bytes(one.size)})" for one in pending)
         verb = "uploading" if event.route[0] == CLOUD else "sending"
-        what = ", ".join(f"{one.name} ({human_bytes(one.size)})" for one in pending)
-        begins = f"{CAUSES.get(event.reason, event.reason)}: {verb} {what}".rstrip()
-        return [] if event.reason == RETRY else [Line(begins)]
+        what = f"{verb} {named}" if pending else "looking for changes"
+        return [Line(f"{CAUSES.get(event.reason, event.reason)}: {what}")]
     if isinstance(event, SyncSucceeded):
         first, *others = sync_lines(event)
         lacks = event.incomplete or event.repairs or event.unreadable

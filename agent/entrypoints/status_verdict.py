@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from agent.application.archive.catalog import MISSING
 from agent.application.archive.deep_schedule import DeepSchedule
+from agent.application.archive.target_check import CHECK_FAILED
 from agent.application.monitoring.status import STATE_DISK_FULL, DatabaseStatus, Status, TargetStatus
 from agent.application.sync.bucket_uploads import FOREIGN
 from agent.application.sync.lost_databases import DATABASE_LOST
@@ -68,12 +69,31 @@ class Facts:
         return next((one.newest_upload_id for one in self.status.targets if one.method == CLOUD), None)
 
     @property
+    def done(self) -> str:
+        """What the first target makes of a memory."""
+        return "sent to Akosha" if self._is_akosha else "uploaded"
+
+    @property
+    def everything(self) -> str:
+        """That nothing is pending."""
+        return "Everything has been sent to Akosha" if self._is_akosha else "Everything is uploaded"
+
+    @property
+    def failing(self) -> str:
+        """That nothing can be delivered."""
+        return "Memories cannot be sent to Akosha" if self._is_akosha else "Uploads fail"
+
+    @property
+    def _is_akosha(self) -> bool:
+        return self.first is not None and self.first.method == HTTP
+
+    @property
     def databases(self) -> Sequence[DatabaseStatus]:
         return self.first.databases if self.first else ()
 
 
 DAMAGE_CODES = frozenset({DATABASE_LOST, COPY_UNREADABLE})
-FAILURE_CODES = frozenset({NOT_OURS, NOT_MOUNTED, STATE_DISK_FULL})
+FAILURE_CODES = frozenset({NOT_OURS, NOT_MOUNTED, CHECK_FAILED, STATE_DISK_FULL})
 FAILURE_PREFIXES = ("credentials_refused_", "unexpected_error_")
 """Beginnings of codes that end with a method."""
 
@@ -132,7 +152,7 @@ def _stored_damage(facts: Facts) -> str:
 def _target_refuses(facts: Facts) -> str:
     method = facts.first.method if facts.first else ""  # credentials of a fallback that is not needed do no harm
     codes = FAILURE_CODES | {prefix + method for prefix in FAILURE_PREFIXES}
-    return _warning(facts, lambda code: code in codes, "Uploads fail")
+    return _warning(facts, lambda code: code in codes, facts.failing)
 
 
 def _databases_unreadable(facts: Facts) -> str:
@@ -153,12 +173,13 @@ def _target_fails(facts: Facts) -> str:
     first = facts.first
     if first is None or not first.error:
         return ""
-    return f"{'Uploads' if first.method == CLOUD else f'Syncs by {first.method}'} fail: {error_message(first.error)}"
+    failing = facts.failing if first.method in (CLOUD, HTTP) else f"Syncs by {first.method} fail"
+    return f"{failing}: {error_message(first.error)}"
 
 
 def _database_refused(facts: Facts) -> str:
     found = {one.name: error_message(one.problem) for one in facts.databases if one.problem}
-    return f"Not everything can be uploaded: {problem_list(found)}" if found else ""
+    return f"Not everything can be {facts.done}: {problem_list(found)}" if found else ""
 
 
 def _memories_refused(facts: Facts) -> str:
@@ -181,7 +202,7 @@ def _pending(facts: Facts) -> str:
     lacking = facts.status.pending
     if not lacking:
         return ""
-    text = f"Not uploaded yet: {_named([_with_age(facts, name) for name in lacking])}"
+    text = f"Not {facts.done} yet: {_named([_with_age(facts, name) for name in lacking])}"
     if not facts.sync_enabled:
         return f"{text}; sync is disabled"
     if facts.unresponsive:
@@ -219,7 +240,7 @@ def _no_databases(facts: Facts) -> str:
 def _removed_while_owed(facts: Facts) -> str:
     done = (State.CLEAN, State.DELIVERED)
     found = [one.name for one in facts.databases if one.removed and one.state not in done]
-    text = f"Removed before their last changes were uploaded: {_named(found)}"
+    text = f"Removed before their last changes were {facts.done}: {_named(found)}"
     return f"{text} (akosha-agent sync ends this warning)" if found else ""
 
 
@@ -238,17 +259,19 @@ def _clock_wrong(facts: Facts) -> str:
 
 
 def _disabled(facts: Facts) -> str:
-    return "" if facts.sync_enabled else f"Sync is disabled, so later changes are not uploaded: {_last_upload(facts)}"
+    if facts.sync_enabled:
+        return ""
+    return f"Sync is disabled, so later changes are not {facts.done}: {_last_upload(facts)}"
 
 
 def _no_agent(facts: Facts) -> str:
     if facts.agent_runs:
         return ""
-    return f"Everything is uploaded, but no agent is running: {_last_upload(facts)}"
+    return f"{facts.everything}, but no agent is running: {_last_upload(facts)}"
 
 
 def _never(facts: Facts) -> str:
-    return "" if facts.first and facts.first.last_success else "Nothing has been uploaded yet"
+    return "" if facts.first and facts.first.last_success else f"Nothing has been {facts.done} yet"
 
 
 def _kept_by_akosha(facts: Facts) -> str:
@@ -265,7 +288,7 @@ def _unknown_warning(facts: Facts) -> str:
     def is_unknown(code: str) -> bool:
         return code not in HARMLESS_CODES and not code.startswith(FAILURE_PREFIXES)
 
-    return _warning(facts, is_unknown, "Everything is uploaded, but")
+    return _warning(facts, is_unknown, f"{facts.everything}, but")
 
 
 ROWS: Sequence[tuple[Severity, Callable[[Facts], str]]] = (
@@ -303,7 +326,7 @@ def _warning(facts: Facts, wanted: Callable[[str], bool], introduction: str) -> 
 def _last_upload(facts: Facts) -> str:
     first = facts.first
     if first is None or first.last_success is None:
-        return "nothing has been uploaded yet"
+        return f"nothing has been {facts.done} yet"
     what = "push" if first.method == HTTP else "upload"
     size = "" if first.last_bytes is None else f", {human_bytes(first.last_bytes)}"
     return f"last {what} {age(first.last_success, facts.now)}{size}"

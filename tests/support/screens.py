@@ -78,10 +78,12 @@ def later(seconds: float, reason: str) -> NextSync:
     return NextSync(at=NOON + timedelta(seconds=seconds), reason=reason)
 
 
-def failing(document: StatusDocument = OWED) -> StatusDocument:
-    error = (
-        "s3.example.com refused the key: InvalidAccessKeyId (renew the credentials; the next attempt reads them again)"
-    )
+REFUSED = (
+    "s3.example.com refused the key: InvalidAccessKeyId (renew the credentials; the next attempt reads them again)"
+)
+
+
+def failing(document: StatusDocument = OWED, error: str = REFUSED) -> StatusDocument:
     at = later(90, "retry")
     target = replace(document.targets[0], error=error, failures=3, next_try=at.at)
     return replace(document, targets=(target,), next_sync=at)
@@ -126,6 +128,13 @@ STATUSES: Mapping[str, StatusDocument] = {
         SAFE, route=("http",), verified=None,
         targets=(replace(AKOSHA, memories=MemoryCounts(delivered=1_305, waiting={NO_EMBEDDING: 13})),),
     ),
+    "an Akosha server does not accept the token": failing(
+        replace(
+            SAFE, route=("http",), verified=None, pending=("reflection",),
+            targets=(replace(AKOSHA, databases=(CHANGED,)),),
+        ),
+        "akosha.example.org: status 401 (set akosha_http_token to a token that the server accepts)",
+    ),
     "nothing is there yet": replace(
         stopped(SAFE), problem=NO_DATABASES, verified=None, system_id_undecided=True,
         targets=(replace(CLOUD, databases=(), newest_upload_id=None, last_success=None, last_bytes=None),),
@@ -143,6 +152,7 @@ NARRATION: Mapping[str, Sequence[tuple[Sequence[Line], float]]] = {
         (event_lines(replace(REQUESTED, reason="file_change"), [CHANGED]), 0),
         (event_lines(UPLOADED), 1),
     ],
+    "a person has requested a sync": [(event_lines(replace(REQUESTED, reason="manual")), 0)],
     "a database cannot be copied": [
         (event_lines(replace(REQUESTED, reason="session_end")), 0),
         (event_lines(replace(UPLOADED, incomplete={"knowledge_graph": "not a DuckDB database"})), 1),

@@ -11,6 +11,7 @@ from agent.adapters.memory_bus import MemoryDurableBus
 from agent.application.archive import verify_loop
 from agent.application.archive.command_results import CommandResults
 from agent.application.archive.deep_schedule import EVERY, DeepSchedule
+from agent.application.archive.target_check import TargetCheck
 from agent.application.archive.verify import VerifyResult, missing_upload
 from agent.application.archive.verify_loop import (
     AGAIN_SECONDS,
@@ -59,6 +60,9 @@ class ScriptedVerifier:
         problems = {"reflection.duckdb": self.problems[upload]} if deep and upload in self.problems else {}
         return VerifyResult(upload_id=upload, deep=deep, objects=3, manifest=manifest, problems=problems)
 
+    async def exists(self, upload):
+        return True
+
 
 class FailingCall:
     def __init__(self, error) -> None:
@@ -87,6 +91,7 @@ class Setup:
             rescan_seconds=300,
             sync_again=self._request_sync,
             signal=Signal(clock, "verify"),
+            target_check=TargetCheck(self._open_verifier, values.TARGET, ledger, clock),
             deep=self.deep,
         )
 

@@ -19,7 +19,7 @@ from tests.support.values import NOON
 
 def test_requests_and_results_have_a_line_and_other_events_none():
     assert [line.text for line in event_lines(values.request(reason="session_end"))] == [
-        "a session has ended: uploading"
+        "a session has ended: looking for changes"
     ]
     (begins,) = event_lines(values.request(reason="file_change"), [screens.CHANGED, screens.GRAPH])
     assert begins.text == "the databases have changed: uploading reflection (5.4 MB), knowledge_graph (2.6 MB)"

@@ -103,6 +103,21 @@ def judged(document):
     return document.judged(NOON).verdict
 
 
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"error": "403 (set a token)", "failures": 1}, "Memories cannot be sent to Akosha: 403"),
+        (NEVER | {"databases": ()}, "Nothing has been sent to Akosha yet"),
+        ({"databases": (replace(screens.CHANGED, problem="odd"),)}, "Not everything can be sent to Akosha: reflection"),
+    ],
+)
+def test_nothing_is_called_an_upload_if_an_akosha_server_is_the_target(fields, text):
+    assert judged(with_target(AKOSHA, **fields)).text.startswith(text)
+    assert judged(replace(with_target(AKOSHA), pending=("a",))).text == "Not sent to Akosha yet: a"
+    stopped = judged(screens.stopped(with_target(AKOSHA))).text
+    assert stopped.startswith("Everything has been sent to Akosha, but no agent is running: last push")
+
+
 @pytest.mark.parametrize(("severity", "row"), [(severity, row.__name__) for severity, row in ROWS])
 def test_each_row_has_a_case_with_its_severity(severity, row):
     document, text = CASES[row]

@@ -10,10 +10,12 @@ import pytest
 from agent.adapters.memory_bus import MemoryDurableBus
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.archive.catalog import Catalog
+from agent.application.archive.target_check import CHECK_FAILED, EVERY_SECONDS, TargetCheck
 from agent.application.archive.verify import MOST_PROBLEMS, Verifier, VerifyResult
 from agent.application.archive.verify_loop import FIRST_SECONDS, VerifyLoop, VerifyReporter
 from agent.application.monitoring.status import VerifyStatus
 from agent.application.signal import Signal
+from agent.application.status_warnings import warnings_in
 from agent.application.sync.results import ResultRecorder
 from agent.domain.delivery_state import State
 from agent.domain.errors import NoSuchObject, SnapshotError, StoreError
@@ -44,7 +46,10 @@ class FakeSnapshotTaker:
 
 
 class Setup:
-    """A ledger, a bucket and the loop; `sync_requests` and `opened` count requested syncs and verifications."""
+    """A ledger, a bucket and the loop.
+
+    `sync_requests`, `opened` and `checked` count requested syncs, verifications and hourly checks.
+    """
 
     def __init__(self, ledger, clock) -> None:
         self.ledger, self.clock, self.kept, self.taker = ledger, clock, MemoryStore(), FakeSnapshotTaker()
@@ -63,12 +68,22 @@ class Setup:
             rescan_seconds=300,
             sync_again=self._request_sync,
             signal=Signal(clock, "verify"),
+            target_check=TargetCheck(self._open_check, values.TARGET, ledger, clock),
         )
+        self.checked = 0
 
     @asynccontextmanager
     async def _open_verifier(self):
         self.opened += 1
         yield Verifier(Catalog(self.store, values.SYSTEM), self.clock)
+
+    @asynccontextmanager
+    async def _open_check(self):
+        self.checked += 1
+        yield Verifier(Catalog(self.store, values.SYSTEM), self.clock)
+
+    async def warnings(self) -> list[str]:
+        return [warning.code for warning in warnings_in(await self.ledger.notes())]
 
     async def _request_sync(self) -> None:
         self.sync_requests += 1
@@ -201,6 +216,29 @@ async def test_an_unreachable_bucket_is_not_damage_and_is_verified_later(setup):
     assert (setup.opened, await setup.recorded(), await setup.status(), setup.sync_requests) == (1, [], None, 0)
     await setup.pass_time(1000)
     assert (setup.opened, (await setup.status()).whole) == (4, True)
+
+
+async def test_a_deleted_bucket_is_the_verdict_within_an_hour_and_until_it_can_be_read_again(setup):
+    gone = StoreError("bucket memories does not exist at s3.test")
+    await setup.pass_time(FIRST_SECONDS + 5)
+    setup.store.fail("head", gone, times=1)
+    await setup.pass_time(EVERY_SECONDS)
+    assert (setup.opened, setup.checked, await setup.warnings()) == (1, 1, [CHECK_FAILED])
+    assert await setup.status(), "the last verification is still shown"
+    setup.loop.signal.set()  # a sync has made an upload in a new bucket
+    await setup.pass_time(5)
+    assert (setup.checked, await setup.warnings()) == (2, [])
+    setup.store.fail("head", StoreError("the network is down", transient=True), times=1)
+    await setup.pass_time(EVERY_SECONDS)
+    assert (setup.checked, await setup.warnings(), setup.sync_requests) == (3, [], 0)
+
+
+async def test_an_emptied_bucket_is_reported_and_filled_within_an_hour(setup):
+    await setup.pass_time(FIRST_SECONDS + 5)
+    setup.kept.objects.clear()
+    await setup.pass_time(EVERY_SECONDS + 5)
+    assert not (await setup.status()).whole
+    assert (setup.sync_requests, State.CLEAN in (await setup.states()).values()) == (1, False)
 
 
 async def test_a_verification_waits_while_a_sync_runs(setup):

@@ -253,7 +253,7 @@ class Verifier:
         manifest, problems = await self._manifest(upload)
         if manifest is not None:
             problems |= await self._objects(manifest, tags=tags)
-            if problems and await self._is_deleted(upload):  # deleted during the verification
+            if problems and not await self.exists(upload):  # deleted during the verification
                 manifest, problems = None, {naming.MANIFEST_NAME: MISSING}
         return VerifyResult(
             upload_id=upload,
@@ -267,6 +267,11 @@ class Verifier:
     async def uploads(self) -> Sequence[str]:
         """Return the IDs of the uploads, newest first."""
         return await self._catalog.ids()
+
+    async def exists(self, upload: str) -> bool:
+        """Return whether an upload exists: whether its manifest does."""
+        async with self._catalog.stall_limit():
+            return await self._catalog.uploads.exists(upload)
 
     async def deep(
         self,
@@ -302,7 +307,7 @@ class Verifier:
                     left_out.append(object_name(memories.key))
                 else:
                     await self._deep.memories(manifest, memories, problems, progress)
-            if problems.keys() - found.problems.keys() and await self._is_deleted(upload):
+            if problems.keys() - found.problems.keys() and not await self.exists(upload):
                 manifest, problems = None, {naming.MANIFEST_NAME: MISSING}
         return VerifyResult(
             upload_id=upload,
@@ -332,10 +337,6 @@ class Verifier:
         if problems := impossible_values(manifest):
             return None, problems
         return manifest, _changed(manifest, data, recorded.get("sha256"))
-
-    async def _is_deleted(self, upload: str) -> bool:
-        async with self._catalog.stall_limit():
-            return not await self._catalog.uploads.exists(upload)
 
     async def _objects(self, manifest: Manifest, *, tags: bool) -> dict[str, str]:
         parts = manifest.objects

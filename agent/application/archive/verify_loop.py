@@ -1,7 +1,8 @@
 """Verify the agent's own uploads: the newest at an interval, shallow; one kept upload per week, deep.
 
-Damage is published as an event and shown in the status. If databases of the newest upload are damaged and still on this
-machine, the next sync uploads them again. If the bucket cannot be reached, the verification is retried later.
+In between, `TargetCheck` checks that the newest upload exists. Damage is published as an event and shown in the status.
+If databases of the newest upload are damaged and still on this machine, the next sync uploads them again. If the bucket
+cannot be reached, the verification is retried later.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from agent.application.archive.deep_schedule import (
     record_damage,
     update_damage_warning,
 )
+from agent.application.archive.target_check import TargetCheck
 from agent.application.archive.verify import Verifier, VerifyResult
 from agent.application.monitoring.status import VERIFIED, VerifyStatus
 from agent.application.signal import Signal
@@ -172,11 +174,11 @@ class VerifyLoop:
     signal: Signal
     """Set after each sync."""
 
+    target_check: TargetCheck
     deep: DeepVerifier | None = None
 
     _requested: bool = field(default=False, init=False)
     _started: Signal = field(init=False)
-    _unreached: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         self._started = Signal(self.clock, "verify-first")
@@ -196,14 +198,22 @@ class VerifyLoop:
         """Verify uploads when they are due or requested, until cancelled. Raises StateError."""
         await self._started.wait(FIRST_SECONDS)
         while True:
-            wait = await self._seconds_left()
-            if wait <= 0 and self.sync_lock.locked():
-                wait = BUSY_SECONDS
-            elif wait <= 0:
-                wait = 0.0 if await self._verify_newest() else self.rescan_seconds
+            wait = await self._verify_if_due()
             if self.deep is not None:
                 wait = min(wait, await self._verify_deep(self.deep))
-            await self.signal.wait(max(1.0, min(wait, MOST_SECONDS)))
+            if await self.signal.wait(max(1.0, min(wait, MOST_SECONDS))):
+                await self.target_check.after_sync()
+
+    async def _verify_if_due(self) -> float:
+        """Verify the newest upload, or check only that it exists, if that is due; return the seconds until the next."""
+        wait = await self._seconds_left()
+        if wait > 0 and self.target_check.seconds_left() <= 0 and not self.sync_lock.locked():
+            wait = wait if await self.target_check.newest_exists() else 0.0  # a missing upload is reported as damage
+        if wait <= 0 and self.sync_lock.locked():
+            return BUSY_SECONDS
+        if wait <= 0:
+            return 0.0 if await self._verify_newest() else self.rescan_seconds
+        return min(wait, max(self.target_check.seconds_left(), BUSY_SECONDS))
 
     async def _verify_deep(self, deep: DeepVerifier) -> float:
         """Verify one upload deep if it is due; return the seconds until the next one is due."""
@@ -240,13 +250,9 @@ class VerifyLoop:
                 if damaged := DeepSchedule.from_notes(await self.ledger.notes()).damaged:
                     await forget_deleted({*damaged} - {*await verifier.uploads()}, self.ledger, self.clock)
         except StoreError as error:
-            log = _log.debug if error.message == self._unreached else _log.info
-            log("upload_not_verified", upload_id=upload, reason=error.message, hint=error.hint)
-            self._unreached = error.message
-            if not error.transient:  # for example, the bucket does not exist any more: the next sync has to ask
-                await forget_confirmation(self.target, self.ledger)
+            await self.target_check.failed(upload, error)
             return False
-        self._unreached = ""
+        await self.target_check.succeeded()
         if self.sync_lock.locked() or (await self.ledger.record(self.target)).newest_upload_id != upload:
             return False  # there is a newer upload, or a sync is making one
         event = self.reporter.event(found)
