@@ -1,8 +1,11 @@
 """Builds the sync methods."""
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import tzinfo
 from functools import partial
+from pathlib import Path
 
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.duckdb import DuckdbMemoryReader, MirrorDirectory, WarmChild
@@ -19,7 +22,9 @@ from agent.application.sync.patching import Patching
 from agent.application.sync.stall import StallMonitor
 from agent.bootstrap.stores import MEBIBYTE, object_store, targets_of
 from agent.domain.delivery_state import Target
+from agent.domain.errors import SettingsError
 from agent.domain.identity import Identity, Machine
+from agent.domain.plain_text import hide
 from agent.domain.routing import CLOUD, HTTP
 from agent.ports import (
     Clock,
@@ -32,6 +37,7 @@ from agent.ports import (
     SyncMethod,
 )
 from agent.settings import Settings
+from agent.settings.own_files import credentials_file, read_credentials
 
 KIBIBYTE = 2**10
 
@@ -52,6 +58,7 @@ def memory_push(
     server = AkoshaSink(
         endpoint=settings.http_endpoint,
         token=settings.http_token.get_secret_value(),
+        stored_token=_stored_token,
         timeout_seconds=settings.upload_timeout_seconds,
         rate_limiter=rate_limiter,
         waiting=stall_monitor.restart_limits,
@@ -171,6 +178,16 @@ def _cloud(
         standstill_seconds=settings.upload_timeout_seconds,
         stall_monitor=stall_monitor,
     )
+
+
+def _stored_token() -> str:
+    """Return the token in `credentials.yaml`, "" if there is none, or the file is refused. Blocks."""
+    with suppress(SettingsError):
+        stored = read_credentials(credentials_file(os.environ, Path.home()))
+        token = stored.values.get("http_token", "") if stored else ""
+        hide(token)
+        return token
+    return ""
 
 
 def _zone() -> tzinfo:

@@ -257,6 +257,25 @@ async def test_other_forms_of_servers_are_supported(form):
         assert len(akosha.ids(SYSTEM)) == 3
 
 
+async def test_a_stored_token_that_was_replaced_is_read_after_a_refusal_and_overrides_no_other_one():
+    stored = ["old-token"]
+    with Akosha(token="new-token") as akosha:
+        sink = AkoshaSink(endpoint=akosha.url, token="old-token", stored_token=lambda: stored[0])
+        elsewhere = AkoshaSink(endpoint=akosha.url, token="of-the-shell", stored_token=lambda: stored[0])
+        try:
+            for one in (sink, elsewhere):
+                with pytest.raises(SinkError, match="akosha_http_token") as refused:
+                    await one.connect()
+                assert refused.value.credentials_refused
+            stored[0] = "new-token"
+            assert await sink.connect()
+            with pytest.raises(SinkError, match="akosha_http_token"):
+                await elsewhere.connect()
+        finally:
+            await sink.aclose()
+            await elsewhere.aclose()
+
+
 async def test_a_token_is_sent_with_each_request_and_a_missing_one_is_reported():
     with Akosha(token="let-me-in") as akosha:
         sink, anonymous = AkoshaSink(endpoint=akosha.url, token="let-me-in"), AkoshaSink(endpoint=akosha.url)

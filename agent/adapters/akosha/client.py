@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import orjson
@@ -43,10 +43,16 @@ class Session:
 
 
 class Client:
-    """Calls tools. `silence_seconds` is the maximum time without activity. Every failure is a SinkError."""
+    """Calls tools. `silence_seconds` is the maximum time without activity. Every failure is a SinkError.
 
-    def __init__(self, address: ServerAddress, silence_seconds: float) -> None:
+    `stored_token`: see `AkoshaSink`.
+    """
+
+    def __init__(
+        self, address: ServerAddress, silence_seconds: float, stored_token: Callable[[], str] = lambda: ""
+    ) -> None:
         self._address = address
+        self._stored_token, self._is_stored = stored_token, False
         self._silence_seconds = silence_seconds
         self._http_task: asyncio.Task[McpHttpClient] | None = None
         self._session: Session | None = None
@@ -262,8 +268,8 @@ class Client:
             raise
 
     async def _reset_after(self, error: SinkError) -> None:
-        """Discard the client after a TLS failure: the certificates may be replaced before the next attempt."""
-        if isinstance(error, errors.TlsFailed):
+        """Discard the client: certificates or the token may be replaced before the next attempt."""
+        if isinstance(error, errors.TlsFailed | errors.TokenRefused):
             await self.reset()
 
     async def _http(self) -> "McpHttpClient":
@@ -275,6 +281,10 @@ class Client:
     def _make_http(self) -> "McpHttpClient":
         from agent.adapters.akosha.http import McpHttpClient  # noqa: PLC0415 - only needed for pushes
 
+        if stored := self._stored_token():
+            self._is_stored = self._is_stored or stored == self._address.token
+            if self._is_stored:  # otherwise the token has another source, which this one must not override
+                self._address = replace(self._address, token=stored)
         return McpHttpClient(self._address, self._count)
 
     def _count(self, size: int) -> None:

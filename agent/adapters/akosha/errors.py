@@ -12,8 +12,9 @@ from agent.domain.errors import SinkError
 ADDRESS = "is akosha_http_endpoint the address of an Akosha server? It usually ends in /mcp"
 PORTAL = f"does this network require you to sign in first (a captive portal)? Otherwise, {ADDRESS}"
 TOKEN = (
-    "set akosha_http_token to a token that the server accepts; "  # noqa: S105 - a setting
-    "a running agent reads it after systemctl --user reload akosha-agent, or kill -HUP"
+    "set akosha_http_token to a token that the server accepts: "  # noqa: S105 - a setting
+    "akosha-agent config set http_token - stores it, and the next attempt reads it; one from elsewhere is read after "
+    "systemctl --user reload akosha-agent, or kill -HUP"
 )
 VERSION = "update Akosha or akosha-agent"
 UNEXPECTED = "is akosha_http_endpoint the address of an Akosha server? The log has the traceback"
@@ -43,6 +44,14 @@ _DUPLICATE = re.compile(r"duplicate key|primary key constraint", re.IGNORECASE)
 
 class TlsFailed(SinkError):  # noqa: N818 - a state, not a fault of the code
     """TLS failed on either side. Certificates may be replaced; a new client reads them again."""
+
+
+class TokenRefused(SinkError):  # noqa: N818
+    """The server refused the token, or there is none."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint=TOKEN)
+        self.credentials_refused = True
 
 
 class SessionGone(SinkError):  # noqa: N818 - a state, not a fault of the code
@@ -107,7 +116,7 @@ def refusal(
     quote = address.quote(detail)
     text = f"{address}: status {status}" + (f": {quote}" if quote else "")
     if status in (401, 403):
-        return SinkError(text, hint=TOKEN)
+        return TokenRefused(text)
     if 300 <= status < 400:  # noqa: PLR2004 - all redirects
         return _redirect(address, status, headers)
     if (status == 404 and in_session) or (status == _MALFORMED and "session" in detail.lower()):  # noqa: PLR2004

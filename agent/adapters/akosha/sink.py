@@ -70,6 +70,8 @@ class AkoshaSink:
     Args:
         endpoint: URL of the MCP endpoint.
         token: bearer token; "" sends none.
+        stored_token: returns the stored token, "" if there is none. Blocks. If `token` is the stored one, it is read
+            again after a refusal.
         timeout_seconds: maximum time without activity, for the response and for sending.
         max_in_flight: maximum number of concurrent calls of tools that store one memory.
         rate_limiter: limits the rate of batches; a batch is not divided.
@@ -81,13 +83,14 @@ class AkoshaSink:
         *,
         endpoint: str,
         token: str = "",
+        stored_token: Callable[[], str] = lambda: "",
         timeout_seconds: float = 300.0,
         max_in_flight: int = 4,
         rate_limiter: RateLimiter | None = None,
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self._address = ServerAddress(endpoint, token)
-        self._client = Client(self._address, timeout_seconds)
+        self._client = Client(self._address, timeout_seconds, stored_token)
         self._unexpected = UnexpectedErrors("akosha_mcp", SinkError)
         self._slots = asyncio.Semaphore(max_in_flight)
         self._workers = max_in_flight
@@ -140,7 +143,7 @@ class AkoshaSink:
             await self._client.drop_idle_connections()
 
     async def reset_client(self) -> None:
-        """Discard the HTTP client: the next call reads certificates again. A new token needs a new sink."""
+        """Discard the HTTP client: the next call reads certificates and the stored token again."""
         with contextlib.suppress(SinkError), self._translated("reset_client"):
             await self._client.reset()
 
