@@ -12,6 +12,7 @@ from pathlib import Path
 from agent.adapters import fs
 from agent.bootstrap.home import RUN, Home
 from agent.domain.errors import SettingsError, StateError
+from agent.domain.naming import sanitise_system_id
 from agent.domain.plain_text import printable
 from agent.domain.routing import HTTP
 from agent.entrypoints.installation import check_owner
@@ -20,6 +21,7 @@ from agent.settings.model import FIELDS, PATHS, S3_KEYS
 from agent.settings.own_files import (
     OwnFile,
     S3Credentials,
+    check_private_file,
     config_file,
     credentials_file,
     is_secret,
@@ -34,6 +36,9 @@ _HEADERS = {
     "credentials.yaml": "# The secrets of akosha-agent: akosha-agent config set KEY -\n",
 }
 _DIRECTORY_MODE = 0o700
+
+_EXISTING = PATHS - {"agent_state_dir", "agent_log_file"}
+"""Settings whose file or directory the agent does not create."""
 
 SESSION_BUDDY_DATA_DIR = f"SESSION_BUDDY_{DATA_DIR.upper()}"
 """Session-Buddy's variable for the directory of its databases. The agent's own files override it."""
@@ -96,13 +101,21 @@ def own_key(written: str) -> str:
     return key
 
 
-def draft(changes: Mapping[str, str | None], environ: Mapping[str, str], home: Path, cwd: Path) -> Draft:
+def draft(
+    changes: Mapping[str, str | None],
+    environ: Mapping[str, str],
+    home: Path,
+    cwd: Path,
+    origins: Mapping[str, str],
+) -> Draft:
     """Return the changes of settings as a draft; None removes a setting. Relative paths start at `cwd`. Blocks.
 
     A secret is written to `credentials.yaml`, another value to `config.yaml`, and the key is removed from the other
-    file. Raises SettingsError if the settings would be invalid, with all sources except this shell's variables.
+    file. `origins`: where the user wrote the values, by key, for errors. Raises SettingsError if the settings would be
+    invalid, with all sources except this shell's variables.
     """
     config, credentials = config_file(environ, home), credentials_file(environ, home)
+    check_private_file(credentials)
     values = {key: None if text is None else _scalar(key, text, cwd) for key, text in changes.items()}
     secret = {key for key, value in values.items() if value is not None and is_secret(key, value)}
     written = [
@@ -115,7 +128,7 @@ def draft(changes: Mapping[str, str | None], environ: Mapping[str, str], home: P
     with suppress(SettingsError):  # perhaps these changes correct it
         before = load(environ=others, cwd=home, home=home).warnings
     drafts = {change.file.path: change.new for change in needed}
-    loaded = load(environ=others, cwd=home, home=home, drafts=drafts)
+    loaded = load(environ=others, cwd=home, home=home, drafts=drafts, draft_origins=origins)
     stored = read_credentials(credentials, drafts.get(credentials.path))
     warnings = tuple(one for one in loaded.warnings if one not in before)
     return Draft(loaded, stored.s3 if stored else None, warnings, needed)
@@ -132,6 +145,23 @@ def variables_of(key: str) -> tuple[str, ...]:
         return (key.replace("cloud_", "aws_").upper(),)
     short = SHORT_VARIABLES.get(key)
     return (variable(key), short) if short else (variable(key),)
+
+
+def notes_on(settings: Settings, keys: Iterable[str]) -> Iterator[str]:
+    """Yield what is unusual about the values of these keys, although they are valid: perhaps one was mistyped. Blocks.
+
+    A disk that is not mounted now must not prevent its directory from being stored.
+    """
+    for key in keys:
+        path = settings.directory if key == "cloud_endpoint" else getattr(settings, key) if key in _EXISTING else None
+        if path is not None and not path.exists():
+            created = key == "cloud_endpoint" and path.parent.is_dir()
+            cure = "the first upload creates it" if created else f"mount its disk, or correct {PREFIX}{key}"
+            yield f"{path} does not exist now: {cure}"
+        if key == "system_id" and settings.system_id:
+            used = sanitise_system_id(settings.system_id)
+            if used != settings.system_id:
+                yield f"the system ID in the target becomes {used}: it may have letters, digits, - and _ only"
 
 
 def _change(file: OwnFile, values: Mapping[str, Scalar | None]) -> _Change:
@@ -151,10 +181,12 @@ def _scalar(key: str, text: str, cwd: Path) -> Scalar:
     """
     text = text.strip()
     if printable(text) != text:
-        raise SettingsError(f"the value of {key} contains control characters", hint="type it again without them")
+        raise SettingsError(
+            f"the value of {PREFIX}{key} contains control characters", hint="type it again without them"
+        )
     if key in S3_KEYS:
         if not text:
-            raise SettingsError(f"{key} is empty", hint=f"akosha-agent config unset {key}")
+            raise SettingsError(f"{PREFIX}{key} is empty", hint=f"akosha-agent config unset {key}")
         return text
     kind = FIELDS[key].annotation
     if key in PATHS and text and not text.startswith(("~", "$")):

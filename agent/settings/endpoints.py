@@ -200,6 +200,8 @@ def without_credentials(url: str) -> str:
 
 def _check_http(url: str, allowed: str, *, plaintext: bool) -> None:
     parts = _split(url, allowed)
+    if "://" not in url:
+        raise ValueError("has no scheme: it must begin with https:// (http:// only for a network that you trust)")
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"must be {allowed}")
     if parts.username is not None or parts.password is not None:

@@ -66,6 +66,7 @@ _USER_FILES = (
     ".config/session-buddy/config.yaml",
 )
 _NO_DRAFTS: Mapping[Path, bytes] = {}
+_NO_ORIGINS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,12 @@ def load(
     cwd: Path,
     home: Path,
     drafts: Mapping[Path, bytes] = _NO_DRAFTS,
+    draft_origins: Mapping[str, str] = _NO_ORIGINS,
 ) -> Loaded:
     """Read all sources and return the settings. `command_line` is by field name; None: the option is not used.
 
-    `drafts`: new contents of the agent's own files, by path, which are read instead of the files.
+    `drafts`: new contents of the agent's own files, by path, which are read instead of the files. `draft_origins`:
+    where values in them come from, by field name, for errors: the file does not have them yet.
 
     Raises SettingsError for invalid values (one error with a line for each), an unreadable file, or a missing
     `settings_file`.
@@ -129,10 +132,11 @@ def load(
 
     sources.layers.insert(0, _aws_endpoint(_merged(sources), context))
     given = _merged(sources)
+    named = _with_draft_origins(given, draft_origins, context)
     try:
         settings = Settings.model_validate({key: found.value for key, found in given.items()})
     except ValidationError as error:
-        raise SettingsError("\n".join(validation_messages(error, given))) from error
+        raise SettingsError("\n".join(validation_messages(error, named))) from error
 
     origins = {key: given[key].origin if key in given else DEFAULT for key in FIELDS}
     uses_cloud_endpoint = not settings.cloud_bucket and settings.http_endpoint == settings.cloud_endpoint
@@ -141,7 +145,7 @@ def load(
     if settings.cloud_bucket and is_akosha_address(settings.cloud_endpoint):
         raise SettingsError(
             f"{PREFIX}cloud_endpoint is {quoted('cloud_endpoint', settings.cloud_endpoint)} "
-            f"({origins['cloud_endpoint']}): with a bucket, the URL must have no path",
+            f"({named['cloud_endpoint'].origin}): with a bucket, the URL must have no path",
             hint=f"set the URL of an Akosha server in {PREFIX}http_endpoint",
         )
     written = given.get("cloud_endpoint")
@@ -166,6 +170,17 @@ def _without_effect(settings: Settings, origins: Mapping[str, str]) -> Iterator[
     if settings.agent_remote_control and not settings.over_nats:
         condition = f"with {PREFIX}agent_bus: memory" if settings.agent_nats_url else f"without {PREFIX}agent_nats_url"
         yield "agent_remote_control", condition
+
+
+def _with_draft_origins(
+    given: Mapping[str, SourcedValue], draft_origins: Mapping[str, str], context: SettingsContext
+) -> dict[str, SourcedValue]:
+    """Return the values with the origins of those that only a draft of the agent's own files has."""
+    own = {config_file(context.environ, context.home).name, credentials_file(context.environ, context.home).name}
+    return {
+        key: replace(found, origin=draft_origins[key]) if key in draft_origins and found.origin in own else found
+        for key, found in given.items()
+    }
 
 
 def _merged(sources: _Sources) -> dict[str, SourcedValue]:

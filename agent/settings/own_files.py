@@ -167,6 +167,12 @@ def s3_credentials(environ: Mapping[str, str], home: Path) -> S3Credentials | No
     return stored.s3 if stored else None
 
 
+def check_private_file(file: OwnFile) -> None:
+    """Raise SettingsError if `credentials.yaml` exists and is refused: its secrets are neither read nor replaced."""
+    if (found := file.read()) is not None:
+        _check_private(file, found)
+
+
 def _check_private(file: OwnFile, found: SettingsFile) -> None:
     if found.owner != os.geteuid():
         raise SettingsError(

@@ -73,7 +73,7 @@ def test_a_secret_is_read_and_stored_in_the_private_file_only(machine):
     )
     assert not own(machine, "config.yaml").exists()
     refused = config(machine, "set", "http_token", "other", code=2)
-    assert "http_token is a secret" in refused.err
+    assert "the value of http_token (akosha_http_token) is a secret" in refused.err
     assert "config set http_token -" in refused.err
     assert config(machine).out.count(CREDENTIALS) == 4
 
@@ -81,6 +81,30 @@ def test_a_secret_is_read_and_stored_in_the_private_file_only(machine):
     assert config(machine, code=2).err.count("secrets belong in") == 1
     config(machine, "set", "http_token", "-", lines="hush2\n")
     assert own(machine, "config.yaml").read_text() == "# kept\n"
+
+
+def test_a_file_of_secrets_that_others_can_open_is_refused_before_a_secret_is_read(machine):
+    path = own(machine, "credentials.yaml")
+    path.parent.mkdir(parents=True)
+    path.write_text("http_token: earlier\n")
+    path.chmod(0o644)
+    for lines in ("", "canary\n"):
+        done = config(machine, "set", "http_token", "-", code=2, lines=lines)
+        assert f"{CREDENTIALS} is refused: other users can open it (mode 0644) (chmod 600 {path};" in done.err
+    assert path.read_text() == "http_token: earlier\n"
+
+
+def test_a_value_that_may_be_mistyped_is_stored_with_a_warning(machine):
+    done = config(
+        machine, "set", "agent_data_dir", "/no/data", "cloud_endpoint", "file:///no/disk", "system_id", "old laptop"
+    )
+    assert done.err.splitlines() == [
+        "warning: /no/data does not exist now: mount its disk, or correct akosha_agent_data_dir",
+        "warning: /no/disk does not exist now: mount its disk, or correct akosha_cloud_endpoint",
+        "warning: the system ID in the target becomes old-laptop: it may have letters, digits, - and _ only",
+    ]
+    done = config(machine, "set", "system_id", "", "agent_data_dir", str(machine.data))
+    assert (done.err, done.out.splitlines()[0]) == ("", f'akosha_system_id: "" ({CONFIG})')
 
 
 def test_on_a_terminal_a_secret_is_asked_for_without_echo(machine):
@@ -94,16 +118,19 @@ def test_on_a_terminal_a_secret_is_asked_for_without_echo(machine):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("chunk_size_mb", "500"), f"akosha_chunk_size_mb is 500 ({CONFIG}): must be a whole number from 1 to 100"),
-        (("force_method", "cloud"), f"akosha_force_method is 'cloud' ({CONFIG}): cloud needs akosha_cloud_bucket"),
+        (("chunk_size_mb", "500"), "akosha_chunk_size_mb is 500 (command line): must be a whole number from 1 to 100"),
+        (("force_method", "cloud"), "akosha_force_method is 'cloud' (command line): cloud needs akosha_cloud_bucket"),
         (("cloud_buckt", "x"), "cloud_buckt is not a setting: did you mean cloud_bucket?"),
         (("AKOSHA_AGENT_KEEP_DAILY", "7"), "is the variable of a setting: did you mean agent_keep_daily?"),
-        (("cloud_bucket",), "cloud_bucket has no value"),
+        (("cloud_bucket",), "cloud_bucket (akosha_cloud_bucket) has no value"),
         (
             ("system_id", "a\x1b[31mb"),
-            "the value of system_id contains control characters (type it again without them)",
+            "the value of akosha_system_id contains control characters (type it again without them)",
         ),
-        (("cloud_access_key_id", "-"), "standard input has no value for cloud_access_key_id"),
+        (
+            ("cloud_access_key_id", "-"),
+            "standard input has no value for cloud_access_key_id (akosha_cloud_access_key_id)",
+        ),
     ],
 )
 def test_what_is_not_valid_is_not_stored(machine, words, problem):

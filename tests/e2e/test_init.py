@@ -188,7 +188,7 @@ def test_hook_and_mcp_server_are_installed_if_a_flag_says_so(machine):
         (("--to", "s3://UP"), "the bucket UP must be 3 to 63 lower-case letters"),
         (("--to", "http://nas.lan:9000", "--bucket", "memories"), "http:// to nas.lan is not allowed"),
         (("--bucket", "memories"), "--bucket and --region need --to"),
-        (("--to", "/no/such/place", "--system-id", "///"), "akosha_system_id"),
+        (("--to", "/no/such/place", "--system-id", "///"), "--system-id '///' may have letters"),
         (("--to", "s3://memories", "--keys-from-stdin"), "standard input has no line for cloud_access_key_id"),
     ],
 )
@@ -252,16 +252,17 @@ def test_a_directory_on_a_terminal_with_wrong_answers_first_and_a_second_run(mac
 def test_a_store_on_a_terminal_whose_secret_is_not_shown_and_is_asked_again_if_it_is_wrong(machine, moto, rclone):
     bucket = rclone.new_bucket()
     with on_terminal(machine, "init", *OFFERS, "--no-hook", "--system-id", "laptop") as terminal:
+        terminal.answer("Choice [1]", "4")
+        terminal.answer("URL of the store", rclone.endpoint)
+        terminal.answer("Bucket", bucket)
         for secret, passes in (("another-secret", False), (SECRET_KEY, True)):
-            terminal.answer("Choice [1]", "4")
-            terminal.answer("URL of the store", rclone.endpoint)
-            terminal.answer("Bucket", bucket)
             terminal.answer("Access key ID (empty: the AWS configuration in ~/.aws)", ACCESS_KEY)
             terminal.answer("Secret access key (not shown): ", secret)
             if not passes:
+                terminal.expect("type both again")
                 terminal.expect("the test failed; nothing was stored")
                 assert stored(machine) is None
-                terminal.answer("Answer the questions again?", "y")
+                terminal.answer("Type the keys again?", "y")
         assert terminal.end() == 0, terminal.screen
         assert SECRET_KEY not in terminal.screen
         assert "another-secret" not in terminal.screen

@@ -22,11 +22,19 @@ def status(**changes) -> ServiceStatus:
 def offers(monkeypatch, tmp_path):
     """Return a function that returns the questions, all answered with yes, and the number of installations."""
 
-    def ask(found: ServiceStatus, *, claude: str | None = None, changed: bool = False, **flags: bool | None):
+    def ask(
+        found: ServiceStatus,
+        *,
+        claude: str | None = None,
+        changed: bool = False,
+        why_not: str = "",
+        **flags: bool | None,
+    ):
         asked = []
         monkeypatch.setenv("CLAUDE_CONFIG_DIR", str(tmp_path))
         monkeypatch.setattr(integrations, "service_status", lambda *_: found)
         monkeypatch.setattr(integrations, "_claude_path", lambda: claude)
+        monkeypatch.setattr(integrations, "_why_not_permanent", lambda: why_not)
         monkeypatch.setattr(integrations, "_lacks_mcp", lambda: True)
         monkeypatch.setattr(integrations, "confirm", lambda text, **_: bool(asked.append(text)) or True)
         wishes = Wishes(**{"service": None, "hook": None, "mcp": None, "ask": True} | flags)
@@ -67,6 +75,11 @@ def test_what_the_plugin_of_claude_code_has_is_neither_offered_nor_installed(off
     _, (add_server,) = offers(status(installed=True), claude="/bin/claude", mcp=True)
     add_server()
     assert "the MCP server is not added: the plugin akosha-agent@akosha" in capsys.readouterr().out
+
+
+def test_nothing_is_offered_by_an_installation_that_is_soon_deleted(offers, capsys):
+    assert offers(status(), claude="/bin/claude", why_not="/tmp/x is in a directory for temporary files") == ([], [])
+    assert "service, hook and MCP server are not offered: /tmp/x is in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

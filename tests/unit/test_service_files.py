@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.domain.errors import AkoshaError
+from agent.entrypoints.hook import commands as hook_commands, hook_command
 from agent.entrypoints.service import program as programs, service_file
 from agent.entrypoints.service.environment import (
     ENVIRONMENT_TEMPLATE,
@@ -238,6 +239,15 @@ def test_a_program_in_a_temporary_directory_is_refused_with_a_hint(home, folder,
     with pytest.raises(AkoshaError, match="would stop working") as refused:
         programs.program(home, {key: str(home / value) for key, value in environ.items()}, python=python(command))
     assert "uv tool install" in refused.value.hint
+
+
+def test_a_hook_of_a_program_in_a_temporary_directory_is_not_installed(home, monkeypatch):
+    command = installed(home / "tmp" / "venv" / "bin")
+    settings = home / "claude" / "settings.json"
+    monkeypatch.setattr(hook_command, "_program", lambda: (python(command), "-EP", str(command)))
+    with pytest.raises(AkoshaError, match="would stop working"):
+        hook_commands.install(Settings(agent_state_dir=home / "state"), settings)
+    assert not settings.exists()
 
 
 def test_without_a_command_python_starts_the_module(home):

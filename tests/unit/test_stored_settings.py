@@ -37,5 +37,5 @@ def test_a_target_is_not_stored_without_its_keys(monkeypatch, tmp_path, failure,
     monkeypatch.setattr(fs, "write_atomically", fail_once)
     changes = {"cloud_bucket": "another", "cloud_access_key_id": "AKIA", "cloud_secret_access_key": "secret"}
     with pytest.raises(raised):
-        draft(changes, {}, tmp_path, tmp_path).write()
+        draft(changes, {}, tmp_path, tmp_path, {}).write()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.yaml")} == before

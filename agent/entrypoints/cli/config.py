@@ -16,13 +16,21 @@ from agent.domain.plain_text import MASK, printable
 from agent.entrypoints.cli.command import CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import print_table
-from agent.entrypoints.stored_settings import draft, notice_of_earlier_settings, overriding_variable, own_key
+from agent.entrypoints.stored_settings import (
+    draft,
+    notes_on,
+    notice_of_earlier_settings,
+    overriding_variable,
+    own_key,
+)
 from agent.settings import Loaded, Row, settings_table
-from agent.settings.model import S3_KEYS
-from agent.settings.own_files import config_file, credentials_file, is_secret, read_credentials
+from agent.settings.model import FIELDS, S3_KEYS
+from agent.settings.own_files import check_private_file, config_file, credentials_file, is_secret, read_credentials
+from agent.settings.sources import COMMAND_LINE
 from agent.settings.validators import PREFIX
 
 STANDARD_INPUT = "-"
+_INPUT = "standard input"
 EMPTY = '""'
 
 app = CommandGroup(help="Show the settings that are set, their values and sources; or change the agent's own settings.")
@@ -68,23 +76,27 @@ def set_(
     """
     keys, texts = values[::2], values[1::2]
     if len(keys) != len(texts):
-        raise SettingsError(f"{keys[-1]} has no value", hint="akosha-agent config set KEY VALUE")
+        raise SettingsError(f"{_named(keys[-1])} has no value", hint="akosha-agent config set KEY VALUE")
     given: dict[str, str | None] = {}
+    origins: dict[str, str] = {}
+    if STANDARD_INPUT in texts:  # before a secret is asked for
+        check_private_file(credentials_file(os.environ, Path.home()))
     for written, text in zip(keys, texts, strict=True):
         key = own_key(written)
         if text != STANDARD_INPUT and is_secret(key, text):
             raise SettingsError(
-                f"the value of {key} is a secret, which a command line shows to other users",
+                f"the value of {_named(written)} is a secret, which a command line shows to other users",
                 hint=f"akosha-agent config set {key} - asks for it, or reads it from standard input",
             )
-        given[key] = _read(key) if text == STANDARD_INPUT else text
-    _store(given)
+        given[key] = _read(written) if text == STANDARD_INPUT else text
+        origins[key] = _INPUT if text == STANDARD_INPUT else COMMAND_LINE
+    _store(given, origins)
 
 
 @app.command()
 def unset(keys: Annotated[list[str], typer.Argument(metavar="KEY", help="The settings to remove.")]) -> None:
     """Remove settings from the agent's own files. Other sources, else the defaults, are then used."""
-    _store({own_key(key): None for key in keys})
+    _store({own_key(key): None for key in keys}, {})
 
 
 @app.command()
@@ -122,19 +134,27 @@ def _show(loaded: Loaded, rows: list[Row], *, hidden: int) -> None:
         typer.echo(f"\n{hidden} {'others have' if rows else 'settings have'} their defaults: akosha-agent config --all")
 
 
-def _read(key: str) -> str:
+def _named(written: str) -> str:
+    """Return a key for a message: as the user wrote it, and with its prefix."""
+    return written if written.startswith(PREFIX) else f"{written} ({PREFIX}{own_key(written)})"
+
+
+def _read(written: str) -> str:
     """Ask for a value without echo, or read a line of standard input. Raises SettingsError if it is empty."""
     if sys.stdin.isatty():
-        return str(typer.prompt(key, hide_input=True, err=True))
+        return str(typer.prompt(written, hide_input=True, err=True))
     text = sys.stdin.readline().removesuffix("\n")
     if not text:
-        raise SettingsError(f"standard input has no value for {key}", hint="write one line for each - in the command")
+        raise SettingsError(
+            f"standard input has no value for {_named(written)}", hint="write one line for each - in the command"
+        )
     return text
 
 
-def _store(given: Mapping[str, str | None]) -> None:
-    found = draft(given, os.environ, Path.home(), Path.cwd())
-    for warning in found.warnings:
+def _store(given: Mapping[str, str | None], origins: Mapping[str, str]) -> None:
+    found = draft(given, os.environ, Path.home(), Path.cwd(), origins)
+    changed = [key for key, text in given.items() if text and key in FIELDS]
+    for warning in (*found.warnings, *notes_on(found.loaded.settings, changed)):
         typer.echo(printable(f"warning: {warning}"), err=True)
     found.write()
     rows = {row.key: row for row in [*settings_table(found.loaded), *_s3_keys()]}

@@ -26,13 +26,17 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """The result of a check. All but ok and skipped ones have a hint, a command or a setting. No text has a secret."""
+    """The result of a check. All but ok and skipped ones have a hint, a command or a setting. No text has a secret.
+
+    `credentials_refused` as in `AkoshaError`.
+    """
 
     name: str
     level: Level
     found: str
     hint: str = ""
     detail: str = ""
+    credentials_refused: bool = False
 
     def __post_init__(self) -> None:
         if self.level in (Level.NOTE, Level.WARNING, Level.ERROR) and not self.hint:
@@ -65,7 +69,13 @@ def from_error(name: str, problem: AkoshaError, *, hint: str, level: Level = Lev
     If the error's hint is a question, `hint` follows it.
     """
     text = f"{problem.hint} {hint}" if problem.hint.endswith("?") else problem.hint or hint
-    return Finding(name=name, level=level, found=problem.message, hint=text)
+    return Finding(
+        name=name,
+        level=level,
+        found=problem.message,
+        hint=text,
+        credentials_refused=problem.credentials_refused,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from agent.entrypoints.hook.claude_settings import settings_file
 from agent.entrypoints.hook.hook_command import hook_command
 from agent.entrypoints.hook.session_end import main
 from agent.entrypoints.hook.status import UNINSTALL, InstalledHook, State, hook_status, installed_hook, runs_args
+from agent.entrypoints.service.program import check_permanent
 from agent.settings import Settings
 
 app = CommandGroup(help="Manage the session-end hook of Claude Code, which notifies the agent.", no_args_is_help=True)
@@ -56,6 +57,7 @@ def install(settings: Settings, claude_settings: ClaudeSettings = None) -> None:
         if found.commands:
             typer.echo(f"hint     {path} has it, too: {UNINSTALL}")
         return
+    check_permanent(hook_command(settings).program, Path.home(), os.environ)
     home = Home.of(settings)
     home.prepare()  # the hook may run before the agent's first start, and its notes contain the system ID
     with_args = runs_args(os.environ)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from agent.domain.errors import SettingsError
@@ -10,6 +11,7 @@ from agent.entrypoints.doctor import delivery_checks, machine_checks, settings_c
 from agent.entrypoints.doctor.context import DoctorContext
 from agent.entrypoints.doctor.findings import Check, Finding, Level
 from agent.entrypoints.doctor.run import CHECKS, examine
+from agent.entrypoints.init.answers import ANSWER
 from agent.entrypoints.stored_settings import Draft
 
 _DATABASES = {machine_checks.DATA, machine_checks.DATABASES, settings_checks.BUILT_IN}
@@ -48,6 +50,28 @@ async def try_destination(draft: Draft, undo: ExitStack) -> list[Finding]:
 def has_databases(found: Sequence[Finding]) -> bool:
     """Return whether the data directory has a database."""
     return any(finding.name.startswith("database ") for finding in found)
+
+
+def only_credentials_refused(found: Sequence[Finding]) -> bool:
+    """Return whether the test has failed only because the target refused the keys or the token."""
+    return failed(found) and all(one.credentials_refused for one in found if one.level is Level.ERROR)
+
+
+def with_advice(found: Sequence[Finding], origin: str) -> list[Finding]:
+    """Return the findings with advice on refused keys, or a refused token, that the user has given at `origin`.
+
+    `origin` is "" if they come from elsewhere, such as ~/.aws.
+    """
+    return [replace(one, hint=_advice(one, origin)) if one.credentials_refused else one for one in found]
+
+
+def _advice(finding: Finding, origin: str) -> str:
+    is_token = finding.name == delivery_checks.AKOSHA
+    if origin == ANSWER:
+        return "type the token again" if is_token else "type both again: they may not belong together"
+    if origin:
+        return f"{'the token was sent as you gave it' if is_token else 'both were sent as you gave them'} ({origin})"
+    return "give the server's token: type it, or use --keys-from-stdin" if is_token else finding.hint
 
 
 def failed(found: Sequence[Finding]) -> bool:

@@ -15,6 +15,7 @@ from agent.settings.endpoints import (
     is_akosha_address,
     is_directory,
     is_loopback,
+    without_credentials,
 )
 
 R2_HOST = "r2.cloudflarestorage.com"
@@ -54,16 +55,20 @@ KEYS = ("cloud_endpoint", "cloud_bucket", "cloud_region", "force_method")
 
 
 def from_address(address: str, bucket: str, region: str, cwd: Path, home: Path) -> Destination:
-    """Return the destination of `--to ADDRESS --bucket BUCKET --region REGION`. Raises SettingsError."""
+    """Return the destination of `--to ADDRESS --bucket BUCKET --region REGION`.
+
+    Raises SettingsError, whose message does not repeat user and password of a URL.
+    """
     address = address.strip()
+    shown = without_credentials(address)
     if address.startswith("akosha+"):
         return akosha(address.removeprefix("akosha+"))
     if address.startswith("s3://"):
         parts = urlsplit(address)
         if not parts.netloc:
-            raise SettingsError(f"--to {address} has no bucket", hint="s3://BUCKET")
+            raise SettingsError(f"--to {shown} has no bucket", hint="s3://BUCKET")
         if parts.path.strip("/") or (bucket and bucket != parts.netloc):
-            raise SettingsError(f"--to {address} must name a bucket only", hint="s3://BUCKET")
+            raise SettingsError(f"--to {shown} must name a bucket only", hint="s3://BUCKET")
         return bucket_at("", parts.netloc, region)
     if is_directory(address) or address.startswith(("/", "~", ".")):
         if bucket or region:
@@ -76,7 +81,10 @@ def from_address(address: str, bucket: str, region: str, cwd: Path, home: Path) 
         if not bucket and is_akosha_address(address):
             return akosha(address)
         return bucket_at(address, bucket, region)
-    raise SettingsError(f"--to {address} is not an address", hint=f"give {ADDRESSES}")
+    raise SettingsError(
+        f"--to {shown} is not an address",
+        hint="begin with https:// for a store or a server, with s3:// for a bucket of AWS, or with / for a directory",
+    )
 
 
 def directory(written: str, cwd: Path, home: Path) -> Destination:
@@ -85,7 +93,12 @@ def directory(written: str, cwd: Path, home: Path) -> Destination:
         try:
             path = directory_of(written)
         except ValueError as error:
-            raise SettingsError(f"{written} {error}") from None
+            raise SettingsError(f"{without_credentials(written)} {error}") from None
+    elif "://" in written:
+        raise SettingsError(
+            f"{without_credentials(written)} is the URL of a store or a server, not a directory",
+            hint="a directory begins with /, ~ or file:///",
+        )
     else:
         path = Path(written)
         path = home.joinpath(*path.parts[1:]) if path.parts[:1] == ("~",) else cwd / path
@@ -107,7 +120,10 @@ def bucket_at(endpoint: str, bucket: str, region: str = "") -> Destination:
 
     Raises SettingsError.
     """
-    parts = urlsplit(endpoint)
+    try:
+        parts = urlsplit(check_cloud_endpoint(endpoint, plaintext=True))
+    except ValueError as error:
+        raise SettingsError(f"{without_credentials(endpoint)} {error}") from None
     path = parts.path.strip("/")
     if path:
         endpoint = f"{parts.scheme}://{parts.netloc}"
@@ -121,7 +137,7 @@ def bucket_at(endpoint: str, bucket: str, region: str = "") -> Destination:
     try:
         check_bucket(bucket)
     except ValueError as error:
-        raise SettingsError(f"the bucket {bucket} {error}") from None
+        raise SettingsError(f"the bucket {without_credentials(bucket)} {error}") from None
     given = {"cloud_endpoint": endpoint, "cloud_bucket": bucket, "cloud_region": region}
     return Destination(Kind.BUCKET, {key: value for key, value in given.items() if value})
 

@@ -1,20 +1,26 @@
 """The questions of `init`. A wrong answer is explained and asked again; secrets are asked without echo."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 
 from agent.domain.errors import SettingsError
 from agent.domain.memories import EMBEDDING_HINT
+from agent.domain.plain_text import printable, safe_text
 from agent.domain.routing import DEFAULT_HTTP_ENDPOINT
 from agent.entrypoints.init.destination import Destination, akosha, bucket_at, directory, r2_endpoint
-from agent.settings.endpoints import check_bucket, check_cloud_endpoint, check_http_endpoint
+from agent.entrypoints.text_lines import Line, rendered, screen_width
+from agent.settings.endpoints import check_bucket, check_cloud_endpoint, check_http_endpoint, without_credentials
 from agent.settings.validators import check_region
 
 T = TypeVar("T")
+
+_ENDING = len(" [Y/n]: ")
+"""What the library adds to a question, besides the default."""
 
 AKOSHA_NEEDS = (
     "An Akosha server stores only memories that have an embedding, and no databases: nothing can be restored from it.\n"
@@ -29,27 +35,43 @@ def ask(text: str, check: Callable[[str], T], default: str | None = None) -> T:
         try:
             return check(answer.strip())
         except SettingsError as error:
-            raise typer.BadParameter(str(error)) from None
+            problem = str(error)
         except ValueError as error:
-            raise typer.BadParameter(f"{answer.strip()} {error}") from None
+            problem = safe_text(f"{without_credentials(answer.strip())} {error}")
+        head = "Error: "  # that of the library
+        raise typer.BadParameter(_wrapped(head + problem, sys.stdout).removeprefix(head))
 
-    result: T = typer.prompt(text, default=default, value_proc=checked, show_default=bool(default))
+    question = _wrapped(text, sys.stdout, less=len(default or "") + _ENDING)
+    result: T = typer.prompt(question, default=default, value_proc=checked, show_default=bool(default))
     return result
 
 
 def ask_secret(text: str, *, required: bool = False) -> str:
     """Ask without echo. Returns "" for an empty answer, unless it is required."""
-    return str(typer.prompt(text, default=None if required else "", hide_input=True, show_default=False)).strip()
+    question = _wrapped(text, sys.stdout, less=_ENDING)
+    return str(typer.prompt(question, default=None if required else "", hide_input=True, show_default=False)).strip()
 
 
 def confirm(text: str, *, default: bool) -> bool:
     """Ask a question that is answered with yes or no."""
-    return typer.confirm(text, default=default)
+    return typer.confirm(_wrapped(text, sys.stdout, less=_ENDING), default=default)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a text, wrapped between words on a terminal. Control characters are escaped."""
+    typer.echo(_wrapped(printable(text, lines=True), sys.stderr if err else sys.stdout), err=err)
+
+
+def _wrapped(text: str, stream: TextIO, *, less: int = 0) -> str:
+    """Return a text in lines that fit on a terminal; the last one leaves `less` columns to what follows it."""
+    width = screen_width(stream)
+    lines = [Line(f"{line}{'_' * less}") for line in text.split("\n")]
+    return "\n".join(line.removesuffix("_" * less) for line in rendered(lines, width=width, colours=False))
 
 
 def ask_destination(cwd: Path, home: Path) -> Destination:
     """Ask where memories go, and what that needs except for secrets."""
-    typer.echo("Where should your memories go?")
+    say("Where should your memories go?")
     for number, (choice, _) in enumerate(_CHOICES, start=1):
         typer.echo(f"  {number}  {choice}")
     return ask("Choice", _choice, default="1")(cwd, home)
@@ -79,7 +101,7 @@ def _s3_store(_cwd: Path, _home: Path) -> Destination:
 
 
 def _akosha(_cwd: Path, _home: Path) -> Destination:
-    typer.echo(AKOSHA_NEEDS)
+    say(AKOSHA_NEEDS)
     return akosha(
         ask("URL of the server", lambda url: check_http_endpoint(url, plaintext=True), default=DEFAULT_HTTP_ENDPOINT)
     )

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -16,7 +16,7 @@ from agent.entrypoints.hook import commands as hook_commands
 from agent.entrypoints.hook.claude_settings import settings_file
 from agent.entrypoints.hook.plugin import Plugin
 from agent.entrypoints.hook.status import installed_hook
-from agent.entrypoints.init.dialogue import confirm
+from agent.entrypoints.init.dialogue import confirm, say
 from agent.entrypoints.service import commands as service_commands
 from agent.entrypoints.service.program import NAME, program
 from agent.entrypoints.service.status import service_status
@@ -53,11 +53,14 @@ def wanted_installations(settings: Settings, *, changed: bool, flags: Wishes) ->
     A service that runs is restarted if settings have changed. A plugin of Claude Code has the hook and the MCP server.
     """
     status, wanted = service_status(Path.home(), os.environ), list[Installation]()
+    if flags.ask and None in (flags.service, flags.hook, flags.mcp) and (reason := _why_not_permanent()):
+        say(f"service, hook and MCP server are not offered: {reason}")
+        flags = replace(flags, ask=False)
     question = "Run the agent as a service, from now on and at every login?"
     if flags.wants(flags.service, question, lambda: status.reachable and bool(status.manager) and not status.installed):
         wanted.append(install_service)
     elif flags.service is None and flags.ask and status.manager and not status.reachable:
-        typer.echo(f"the service is not offered: {status.manager} cannot be reached (akosha-agent service status)")
+        say(f"the service is not offered: {status.manager} cannot be reached (akosha-agent service status)")
     if status.running and changed:
         wanted.append(service_commands.restart)
     question = "Install the hook that starts a sync when a session of Claude Code ends?"
@@ -72,7 +75,16 @@ def wanted_installations(settings: Settings, *, changed: bool, flags: Wishes) ->
 
 
 def _name_plugin(plugin: Plugin) -> None:
-    typer.echo(f"the MCP server is not added: the plugin {plugin.id} of Claude Code has it")
+    say(f"the MCP server is not added: the plugin {plugin.id} of Claude Code has it")
+
+
+def _why_not_permanent() -> str:
+    """Return why this installation cannot be started later, as by uvx; "" if it can."""
+    try:
+        program(Path.home(), os.environ)
+    except AkoshaError as error:
+        return str(error)
+    return ""
 
 
 def install_service() -> None:
@@ -103,7 +115,7 @@ def _lacks_mcp() -> bool:
     try:
         return _claude("mcp", "get", NAME, seconds=MCP_GET_SECONDS).returncode != 0
     except AkoshaError as error:
-        typer.echo(f"akosha-agent: {error}", err=True)
+        say(f"akosha-agent: {error}", err=True)
         return False
 
 

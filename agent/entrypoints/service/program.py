@@ -1,18 +1,19 @@
-"""The command of the installed `akosha-agent`, with a path that survives upgrades."""
+"""The command of the installed `akosha-agent`, with a path that survives upgrades, and whether it is permanent."""
 
 import importlib.metadata
 import os
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from agent.domain.errors import AkoshaError
 from agent.entrypoints.installation import INSTALL
 
 NAME = "akosha-agent"
-_INSTALL_HINT = f"install it permanently, {INSTALL}; then {NAME} service install"
+AS_MODULE = ("-m", "agent")
+_INSTALL_HINT = f"install it permanently, {INSTALL}; then run the command again"
 
 _BIN_VARIABLES = ("PIPX_BIN_DIR", "UV_TOOL_BIN_DIR", "XDG_BIN_HOME")
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/var/folders")  # noqa: S108 - only compared with
@@ -25,15 +26,28 @@ def program(home: Path, environ: Mapping[str, str], *, python: str = sys.executa
     AkoshaError if the installation is in a cache of uvx or `pipx run`, or in a directory for temporary files.
     """
     command = next((path for path in _commands_of(python) if path.is_file() and os.access(path, os.X_OK)), None)
-    _check_permanent(command or Path(python), home, environ)
+    words = (str(command),) if command else (python, *AS_MODULE)
+    check_permanent(words, home, environ)
     if command is None:
-        _check_installed(python)
-        return python, "-m", "agent"
+        return words
     real = command.resolve()
     for link in _links(home, environ):
         if link.resolve() == real:
             return (str(link),)
     return (str(command),)
+
+
+def check_permanent(words: Sequence[str], home: Path, environ: Mapping[str, str]) -> None:
+    """Check that the words that start the agent name no file that is soon deleted, before they are stored elsewhere.
+
+    Raises AkoshaError if the installation is in a cache of uvx or `pipx run`, in a directory for temporary files, or
+    if there is none, only sources in the working directory.
+    """
+    for word in words:
+        if word.startswith("/"):
+            _check_place(Path(word), home, environ)
+    if tuple(words[-len(AS_MODULE) :]) == AS_MODULE:
+        _check_installed(words[0])
 
 
 def _commands_of(python: str) -> Iterator[Path]:
@@ -50,7 +64,7 @@ def _links(home: Path, environ: Mapping[str, str]) -> Iterator[Path]:
             yield folder / NAME
 
 
-def _check_permanent(path: Path, home: Path, environ: Mapping[str, str]) -> None:
+def _check_place(path: Path, home: Path, environ: Mapping[str, str]) -> None:
     caches = [home / ".cache" / "uv", home / "Library" / "Caches" / "uv", home / ".cache" / "pipx"]
     caches += [home / ".local" / "share" / "pipx" / ".cache", home / ".local" / "pipx" / ".cache"]
     caches += [home / "Library" / "Application Support" / "pipx" / ".cache", home / "Library" / "Caches" / "pipx"]
