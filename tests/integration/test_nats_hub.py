@@ -236,6 +236,20 @@ async def test_consumers_have_exactly_the_permissions_that_they_need(hub):
                 await react.durable.publish(event)
 
 
+async def test_the_fleet_names_the_permission_that_a_user_lacks(hub):
+    async with buses_of(hub.url, "LAPTOP") as buses:
+        await buses.durable.publish(replace(RESULT, system_id="laptop"))
+    login = options(hub.url, login=Login(nkey_seed=KEYS["DASHBOARD"].seed), patience={"connect": SECONDS})
+    reader = await NatsEventReader.open(login, CODEC, clock=CLOCK)
+    try:
+        with pytest.raises(BusError, match=rf"(?i)permissions violation .*{re.escape(DIRECT_GET)}"):
+            await FleetEvents(reader).read()
+        await reader.follow(tuple(KINDS), RecordingHandler(), lambda: None)
+        await until(lambda: "permissions violation" in reader.problem.lower())
+    finally:
+        await reader.aclose()
+
+
 async def test_the_fleets_user_reads_and_follows_all_systems_and_changes_nothing(hub):
     login = options(hub.url, login=Login(nkey_seed=KEYS["FLEET"].seed))
     reader = await NatsEventReader.open(login, CODEC, clock=CLOCK)
