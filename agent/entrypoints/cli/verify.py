@@ -142,7 +142,8 @@ def _lines(found: VerifyResult, directory: Path | None) -> Iterator[str]:
     for name, reason in sorted(found.problems.items()):
         yield f"  {name}: {reason}"
     for database, reason in found.unverified.items():
-        yield f"  {database}: the copy could not be verified when it was uploaded: {reason}"
+        if database not in found.notes:  # that line says more
+            yield f"  {database}: the copy could not be verified when it was uploaded: {reason}"
     for database, reason in sorted(found.notes.items()):
         yield f"  {database}: its checksum matches, but it was not read: {reason}"
     for database, note in (found.manifest.storage_notes() if found.manifest else {}).items():
