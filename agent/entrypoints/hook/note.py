@@ -28,23 +28,25 @@ OPTION_KEYS = (b"agent_state_dir", b"system_id")
 """The settings that the hook's options replace."""
 
 
-def options_of_settings(environ: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
-    """Return the hook's options as the settings files of the user set them; {} if no file names one of them.
-
-    For a command without options, as that of the plugin. Importing the settings takes longer than the hook may, so they
-    are loaded only if a file contains the key of an option. Raises SettingsError if they are invalid.
-    """
+def settings_have_options(environ: "os._Environ[str] | dict[str, str]") -> bool:
+    """Return whether a settings file of the user contains the key of an option."""
     home = home_directory(environ)
     own = f"{_config_home(home, environ)}/akosha-agent/config.yaml"
-    if not any(_names_an_option(path) for path in (own, *(f"{home}/{name}" for name in SESSION_BUDDY_FILES))):
-        return {}
+    return any(_names_an_option(path) for path in (own, *(f"{home}/{name}" for name in SESSION_BUDDY_FILES)))
+
+
+def options_of_settings(environ: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
+    """Return the hook's options as the settings set them. Takes long: see `settings_have_options`.
+
+    Raises SettingsError if the settings are invalid.
+    """
     from pathlib import Path  # noqa: PLC0415 - slow imports, rarely needed
 
     from agent.entrypoints.hook.hook_command import hook_options  # noqa: PLC0415
     from agent.settings import load  # noqa: PLC0415
 
     # In the home directory, because the working directory is that of any project.
-    path = Path(home or "/")
+    path = Path(home_directory(environ) or "/")
     return hook_options(load(environ=environ, cwd=path, home=path).settings)
 
 

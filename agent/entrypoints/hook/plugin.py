@@ -55,8 +55,9 @@ def enabled_plugin(document: Mapping[str, object], environ: Mapping[str, str], h
     if found is None:
         return None
     variables, options = {**environ, "HOME": str(home)}, dict[str, str]()
-    with suppress(SettingsError):  # reported wherever the settings are needed
-        options = note.options_of_settings(variables)
+    if note.settings_have_options(variables):
+        with suppress(SettingsError):  # reported wherever the settings are needed
+            options = note.options_of_settings(variables)
     state = note.state_directory(options.get("--state-dir", ""), variables)
     return Plugin(found, _program(environ, home), Path(state))
 

@@ -78,7 +78,11 @@ def _record_and_notify(arguments: list[str], writing: int) -> None:
     """Read the input, then write the note and notify the agent; `writing` receives a `+`, or the error."""
     try:
         given, options = read_input(_STDIN), read_options(arguments)
-        if "--state-dir" not in options:
+        if "--state-dir" not in options and note.settings_have_options(os.environ):
+            # Loading the settings takes longer than the hook may: it ends now, and the note follows.
+            os.write(writing, _DONE)
+            os.close(writing)
+            writing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             options = note.options_of_settings(os.environ) | options
         state = note.state_directory(options.get("--state-dir", ""), os.environ)
         system = note.system_id(state, options.get("--system-id", ""), os.environ)
