@@ -1,6 +1,7 @@
 """The setting of webhooks: a list of mappings in YAML, and the same as JSON in a variable or on the command line."""
 
 import base64
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,6 @@ _FIELDS = {
     "overdue_hours": "must be a number above 0, up to 8760",
     "format": "must be cloudevent or text",
 }
-_KINDS = {"missing": "is missing", "extra_forbidden": "is not known"}
 _PREFIX = "whsec_"
 _URL = re.compile(r"[!#$%&'()*+,./0-9:;=?@A-Z\[\]_a-z~-]+")
 
@@ -123,8 +123,12 @@ def webhook_problem(place: tuple[int | str, ...], kind: str, reason: object) -> 
     if not names:
         return f"{webhook} must be a mapping with url and events"
     name = str(names[0])
-    text = str(reason) if isinstance(reason, ValueError) else _KINDS.get(kind, _FIELDS.get(name, ""))
-    return f"{webhook}: {name if name in _FIELDS else 'a key'} {text}"
+    if name not in _FIELDS:  # not shown: it may be a secret at the wrong place
+        close = difflib.get_close_matches(name, _FIELDS, n=1)
+        return f"{webhook}: a key is not known" + (f": did you mean {close[0]}?" if close else "")
+    if kind == "missing":
+        return f"{webhook}: {name} is missing"
+    return f"{webhook}: {name} {reason if isinstance(reason, ValueError) else _FIELDS[name]}"
 
 
 def has_secret(value: object) -> bool:

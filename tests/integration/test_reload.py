@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.adapters.directory_store import DirectoryStore
+from agent.application.monitoring.status import WEBHOOKS
 from agent.bootstrap import agent as agent_bootstrap
 from agent.domain.errors import StateError
 from agent.domain.events import SyncAsked
@@ -20,6 +21,7 @@ from agent.settings import Loaded, Settings
 from tests.support import values
 from tests.support.machine import NO_AKOSHA
 from tests.support.notify import notified
+from tests.support.servers.webhook import Receiver
 from tests.support.session_buddy import GRAPH, create
 from tests.support.waiting import until
 
@@ -106,6 +108,19 @@ async def test_a_reload_changes_the_bucket(world):
         await world.reload(cloud_endpoint=world.bucket("second"))
         await world.wait_for_notification("STATUS", SYNCED)
     assert (len(world.uploads("first")), len(world.uploads("second"))) == (1, 1)
+
+
+async def test_a_reload_adds_a_webhook_which_gets_the_results_from_then_on_and_removes_it(world):
+    async with Receiver() as receiver, running(world):
+        await world.wait_for_notification("STATUS", SYNCED)
+        await world.reload(agent_webhooks=[{"url": receiver.url, "events": ["succeeded"]}])
+        await world.reload(cloud_endpoint=world.bucket("second"))
+        await receiver.until(1)
+        await world.reload(agent_webhooks=())
+        async with asyncio.timeout(60):
+            while (await world.agents[-1].ledger.notes()).get(WEBHOOKS):
+                await asyncio.sleep(0.01)
+    assert [one.event["data"]["location"] for one in receiver.received] == [world.bucket("second")]
 
 
 async def test_a_sync_during_a_reload_is_done_once_and_its_requester_gets_the_result(world, monkeypatch):

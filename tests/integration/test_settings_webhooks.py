@@ -95,6 +95,7 @@ def test_no_text_shows_a_path_a_query_a_password_or_a_secret(home):
         ([{"url": "https://x.example/canary"}], "webhook 1: events is missing"),
         ([PING, {"events": ["failed"]}], "webhook 2: url is missing"),
         ([PING | {"canary": 1}], "webhook 1: a key is not known"),
+        ([PING | {"event": "canary"}], "did you mean events?"),
         ([PING | {"events": []}], "webhook 1: events must be a list of succeeded"),
         ([PING | {"events": ["canary"]}], "webhook 1: events must be a list of succeeded"),
         ([PING | {"url": "ftp://canary.example"}], "webhook 1: url must be https://HOST"),

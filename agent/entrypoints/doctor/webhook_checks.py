@@ -5,7 +5,7 @@ import asyncio
 from agent.domain.errors import WebhookError
 from agent.domain.webhooks import Webhook
 from agent.entrypoints.doctor.context import DoctorContext
-from agent.entrypoints.doctor.findings import Finding, from_error, ok, skipped
+from agent.entrypoints.doctor.findings import Finding, Level, from_error, ok, skipped
 from agent.entrypoints.formatting import event_summary
 
 WEBHOOKS = "webhooks"
@@ -24,7 +24,8 @@ async def webhooks(context: DoctorContext) -> list[Finding]:
             await sender.connect(webhook, seconds=context.step_seconds)
         except WebhookError as problem:
             error = WebhookError(f"{webhook}: {problem.message}", hint=problem.hint)
-            return from_error(WEBHOOKS, error, hint="check the network, and akosha_agent_webhooks")
+            hint = "check the network, and akosha_agent_webhooks"
+            return from_error(WEBHOOKS, error, hint=hint, level=Level.WARNING)  # the memories do not depend on it
         return ok(WEBHOOKS, f"{webhook} can be reached, and gets {', '.join(sorted(webhook.events))}")
 
     found = [one.webhook(number) for number, one in enumerate(context.settings.agent_webhooks, 1)]
