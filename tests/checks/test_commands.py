@@ -42,11 +42,12 @@ def test_sync_loads_no_client_and_nothing_that_only_the_running_agent_needs():
     assert (heavy | own).isdisjoint(process.stdout.split())
 
 
-def test_run_loads_nothing_of_webhooks_before_one_is_set():
+def test_run_loads_nothing_of_webhooks_and_the_page_before_one_is_set_or_opened():
     code = "import sys, agent.entrypoints.cli.run; print(*sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     own = {"agent.domain.webhooks", "agent.adapters.webhook_sender"}
     own |= {"agent.application.monitoring.webhooks", "agent.application.monitoring.overdue"}
+    own |= {f"agent.entrypoints.page.{name}" for name in ("files", "history", "uploads")} | {"webbrowser"}
     assert own.isdisjoint(process.stdout.split())
 
 
