@@ -329,7 +329,7 @@ async def test_another_users_process_gets_no_session_and_cannot_use_one(agent, m
     """The token stays valid for the user's own browser."""
     async with opened(agent) as page, opened(agent, started=False) as stolen, aiohttp.ClientSession() as thief:
         stolen.client, own = thief, stolen.client
-        monkeypatch.setattr(tcp_peer, "_uid_of", lambda *_: os.geteuid() + 1)
+        monkeypatch.setattr(tcp_peer, "_uid_from_kernel", lambda *_: os.geteuid() + 1)
         with capture_logs() as logs:
             assert (await stolen.exchange()).status == 403
             stolen.session = page.session

@@ -1,5 +1,6 @@
-"""The user at the other end of a TCP connection, from the kernel's table and from tables like it."""
+"""The user at the other end of a TCP connection, as the kernel answers, from its tables, and from tables like them."""
 
+import errno
 import os
 import socket
 import sys
@@ -19,9 +20,14 @@ V4_BACK = "0100007F:2253 0100007F:C350"
 MAPPED = "0000000000000000FFFF00000100007F:C350 0000000000000000FFFF00000100007F:2253"
 
 
+def not_supported(*_):
+    raise OSError(errno.EPROTONOSUPPORT, "not supported")
+
+
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
     monkeypatch.setattr(tcp_peer, "PROC_NET", tmp_path)
+    monkeypatch.setattr(tcp_peer, "_uid_from_kernel", not_supported)
 
     def write(name, *rows):
         lines = [ROW.format(number=number, ends=ends, uid=uid) for number, (ends, uid) in enumerate(rows)]
@@ -30,15 +36,31 @@ def tables(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.parametrize("source", ["kernel", "tables"])
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_a_connection_of_this_process_is_of_this_user(family):
+def test_a_connection_of_this_process_is_of_this_user(family, source, monkeypatch):
     """A browser may connect through an IPv6 socket."""
+    if source == "tables":
+        monkeypatch.setattr(tcp_peer, "_uid_from_kernel", not_supported)
+    else:
+        monkeypatch.setattr(tcp_peer, "_uid_from_tables", lambda *_: pytest.fail("the kernel was not asked"))
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(family) as client:
         address = server.getsockname()
         client.connect(address if family == socket.AF_INET else (f"::ffff:{address[0]}", address[1]))
         connected, peer = server.accept()
         with connected:
             assert is_of_this_user(peer, address)
+            assert not is_of_this_user(peer, peer)  # no such connection
+            monkeypatch.setattr(os, "geteuid", lambda: 4711)
+            assert not is_of_this_user(peer, address)
+
+
+@pytest.mark.parametrize("source", ["kernel", "tables"])
+def test_a_socket_that_listens_at_the_clients_port_is_not_its_end(source, monkeypatch):
+    if source == "tables":
+        monkeypatch.setattr(tcp_peer, "_uid_from_kernel", not_supported)
+    with socket.create_server(("127.0.0.1", 0)) as other, socket.create_server(("127.0.0.1", 0)) as server:
+        assert not is_of_this_user(other.getsockname(), server.getsockname())
 
 
 @pytest.mark.skipif(sys.byteorder != "little", reason="the tables are of a little-endian machine")
