@@ -37,12 +37,9 @@ async def run_buses(settings: Settings, identity: Identity, clock: Clock) -> Bus
     from agent.adapters.nats.bus import NatsBuses  # noqa: PLC0415 - loaded only if NATS is used
 
     wait_for_connection = settings.agent_bus == NATS
-    nats = await NatsBuses.open(
-        check_nats_options(agent_nats_options(settings, identity)),
-        CloudEventsCodec(),
-        clock=clock,
-        wait_for_connection=wait_for_connection,
-    )
+    options = check_nats_options(agent_nats_options(settings, identity))
+    nats = NatsBuses(options, CloudEventsCodec(), clock=clock, wait_for_connection=wait_for_connection)
+    await nats.first_attempt()
     control = nats.volatile if settings.agent_remote_control else None
     if wait_for_connection:
         return Buses(nats.volatile, nats.durable, control)
@@ -56,7 +53,7 @@ def single_sync_buses(settings: Settings, identity: Identity, clock: Clock) -> B
     from agent.adapters.nats.bus import NatsBuses  # noqa: PLC0415 - as above
 
     options = check_nats_options(agent_nats_options(settings, identity))
-    return Buses(MemoryBus(clock), NatsBuses.begin(options, CloudEventsCodec(), clock=clock).durable)
+    return Buses(MemoryBus(clock), NatsBuses(options, CloudEventsCodec(), clock=clock).durable)
 
 
 def agent_nats_options(settings: Settings, identity: Identity, role: str = "agent") -> NatsOptions:

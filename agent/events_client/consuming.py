@@ -76,7 +76,7 @@ async def _consume(
 ) -> AsyncGenerator[Result, None]:
     log_by_default()
     handover = Handover(classes)
-    buses = NatsBuses.begin(options, CloudEventsCodec(), clock=SystemClock())
+    buses = NatsBuses(options, CloudEventsCodec(), clock=SystemClock())
     availability = _Availability(buses.volatile if durable is None else buses.durable)
     try:
         await buses.first_attempt()

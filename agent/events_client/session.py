@@ -41,7 +41,7 @@ async def publish_session_ended(
     event = SessionEnded(
         id=id or str(uuid.uuid4()), time=clock.now(), system_id=system_id, session_id=session_id, reason=reason
     )
-    buses = NatsBuses.begin(options, CloudEventsCodec(), clock=clock, wait_for_connection=True)
+    buses = NatsBuses(options, CloudEventsCodec(), clock=clock, wait_for_connection=True)
     failure = ""
     try:
         async with asyncio.timeout(timeout):

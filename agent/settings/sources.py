@@ -41,7 +41,7 @@ REMOVED = {
     "agent_nats_ping_timeout_seconds": "10 s",
     "agent_nats_reconnect_seconds": "2 s",
     "agent_nats_reconnect_max_seconds": "30 s",
-    "agent_nats_ack_wait_seconds": "60 s",
+    "agent_nats_ack_wait_seconds": "10 s",
     "agent_nats_max_age_days": f"7 days, {_STREAM}",
     "agent_nats_max_mb": f"256 MiB, {_STREAM}",
     "agent_nats_duplicate_window_seconds": f"600 s, {_STREAM}",

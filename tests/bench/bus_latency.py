@@ -65,7 +65,7 @@ async def measure(folder: Path, rounds: int) -> list[Line]:
     clock = SystemClock()
     with running_nats(folder) as server:
         options = NatsOptions(servers=(server.url,), name="bench")
-        nats = await NatsBuses.open(options, CloudEventsCodec(), clock=clock, wait_for_connection=True)
+        nats = NatsBuses(options, CloudEventsCodec(), clock=clock, wait_for_connection=True)
         subscribers = [
             Subscriber(MemoryBus(clock), MemoryDurableBus(clock)),
             Subscriber(nats.volatile, nats.durable),

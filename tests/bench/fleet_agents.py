@@ -50,7 +50,7 @@ class FleetAgent:
         options = NatsOptions(
             servers=(url,), name=f"akosha-agent {system}", inbox_prefix=f"_INBOX.{system}", login=login
         )
-        agent = cls(system, await NatsBuses.open(options, _CODEC, clock=_CLOCK))
+        agent = cls(system, NatsBuses(options, _CODEC, clock=_CLOCK))
 
         async def ignore(_: object) -> None:
             pass

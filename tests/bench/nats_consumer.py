@@ -65,7 +65,7 @@ async def raw(url: str, durable: str) -> AsyncGenerator[object, None]:
 async def by_bus(url: str, durable: str) -> AsyncGenerator[object, None]:
     """Yield decoded events of the agent's bus, which acks when the handler returns."""
     handled: asyncio.Queue[object] = asyncio.Queue(maxsize=1)
-    buses = await NatsBuses.open(_options(url), CloudEventsCodec(), clock=SystemClock(), wait_for_connection=True)
+    buses = NatsBuses(_options(url), CloudEventsCodec(), clock=SystemClock(), wait_for_connection=True)
     try:
         await buses.durable.consume(PATTERN, handled.put, durable=durable)
         while True:
@@ -116,7 +116,7 @@ async def read(url: str, durable: str, count: int) -> dict[str, list[float]]:
 async def fill(url: str, count: int) -> int:
     """Publish `count` results of different uploads; return the encoded size of one."""
     codec = CloudEventsCodec()
-    buses = await NatsBuses.open(_options(url), codec, clock=SystemClock(), wait_for_connection=True)
+    buses = NatsBuses(_options(url), codec, clock=SystemClock(), wait_for_connection=True)
     try:
         for first in range(0, count, _CONCURRENT):
             batch = [_result(number) for number in range(first, min(first + _CONCURRENT, count))]

@@ -34,9 +34,9 @@ async def memory(_server: NatsServer) -> VolatileBus:
 
 async def connected_to(url: str) -> NatsBuses:
     patience = Patience(connect=5, ping=5, reconnect=0.05, reconnect_max=0.1)
-    return await NatsBuses.open(
-        NatsOptions(servers=(url,), name="c", patience=patience), CloudEventsCodec(), clock=CLOCK
-    )
+    buses = NatsBuses(NatsOptions(servers=(url,), name="c", patience=patience), CloudEventsCodec(), clock=CLOCK)
+    await buses.first_attempt()
+    return buses
 
 
 class _Owned:

@@ -48,7 +48,7 @@ def untouched_logs():
 @asynccontextmanager
 async def agent_bus(server):
     """A newly connected bus, independent of earlier failures of the server."""
-    buses = NatsBuses.begin(options(server), CloudEventsCodec(), clock=SystemClock(), wait_for_connection=True)
+    buses = NatsBuses(options(server), CloudEventsCodec(), clock=SystemClock(), wait_for_connection=True)
     try:
         yield buses.durable
     finally:

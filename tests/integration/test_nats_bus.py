@@ -473,7 +473,8 @@ async def server_subscriptions(server):
 @pytest.fixture
 def short_pulls(monkeypatch):
     """Repeat a request for the next event soon: the server does not always notify one whose stream was deleted."""
-    monkeypatch.setattr(consumer_module, "MISSED_SECONDS", 1.0)
+    monkeypatch.setattr(consumer_module, "PULL_SECONDS", 0.5)
+    monkeypatch.setattr(consumer_module, "GRACE_SECONDS", 0.5)
 
 
 async def test_a_stream_deleted_during_a_connection_is_created_again_and_reported(fresh_nats, short_pulls):
@@ -659,7 +660,8 @@ async def test_a_subscription_made_while_nats_is_down_starts_when_it_is_up(fresh
 
 
 async def test_a_lost_pull_request_is_repeated(fresh_nats, monkeypatch):
-    monkeypatch.setattr(consumer_module, "MISSED_SECONDS", 0.1)
+    monkeypatch.setattr(consumer_module, "PULL_SECONDS", 0.1)
+    monkeypatch.setattr(consumer_module, "GRACE_SECONDS", 0.1)
     monkeypatch.setattr(consumer_module, "FIRST_PAUSE_SECONDS", 0.01)
     inbox, lost, publish = RecordingHandler(), [], client_module.Client.publish
 
@@ -724,7 +726,6 @@ async def test_replies_arrive_below_the_inbox_prefix_of_the_system(fresh_nats):
 
 async def test_closing_while_the_server_hangs_leaves_no_task_and_no_socket(fresh_nats, monkeypatch):
     monkeypatch.setattr(client_module, "CLOSE_SECONDS", 0.2)
-    monkeypatch.setattr(consumer_module, "CLEANUP_SECONDS", 0.2)
     tasks, held, hang = asyncio.all_tasks(), sockets(), Hang()
     async with opened_buses(fresh_nats.url, patience={"connect": 0.3}) as buses:
         await buses.durable.consume("akosha.session.>", hang, durable="d")
@@ -756,7 +757,7 @@ async def test_closing_at_any_moment_finishes_and_leaves_no_task(fresh_nats):
     async def life(turns: float) -> int:
         """Start a bus and subscriptions; close it after this many turns of the event loop, or at the first delivery."""
         inbox, turn = RecordingHandler(), 0
-        buses = NatsBuses.begin(options(fresh_nats.url), CODEC, clock=CLOCK, wait_for_connection=True)
+        buses = NatsBuses(options(fresh_nats.url), CODEC, clock=CLOCK, wait_for_connection=True)
         await buses.durable.consume("akosha.session.>", inbox, durable="d")
         await buses.volatile.subscribe("akosha.>", RecordingHandler())
         await buses.volatile.respond("akosha.agent.mac.status", lambda question: asyncio.sleep(0, b""))

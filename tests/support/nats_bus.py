@@ -36,8 +36,9 @@ async def opened_buses(
     *urls: str, wait_for_connection: bool = False, ready: bool = True, **how: object
 ) -> AsyncIterator[NatsBuses]:
     """Open the buses on the servers and, with `ready`, wait until they are ready. `how` is for `options`."""
-    buses = await NatsBuses.open(options(*urls, **how), CODEC, clock=CLOCK, wait_for_connection=wait_for_connection)
+    buses = NatsBuses(options(*urls, **how), CODEC, clock=CLOCK, wait_for_connection=wait_for_connection)
     try:
+        await buses.first_attempt()
         if ready:
             async with asyncio.timeout(SECONDS):
                 await buses.durable.wait_until_ready()

@@ -18,7 +18,6 @@ from agent.domain.events import MethodError
 from agent.domain.naming import STREAM_SUBJECTS, UNSTORED_SUBJECTS, patterns_meet, subject_matches
 from agent.ports import StreamMark
 from tests.support import values
-from tests.support.clock import ManualClock
 
 CODEC = CloudEventsCodec()
 NOT_UTF8 = "\udce9" * 600
@@ -144,7 +143,7 @@ def test_another_or_truncated_stream_has_lost_events(now, lost):
 
 def pauses(failures: int, **patience: float) -> list[float]:
     options = NatsOptions(servers=("nats://example.org",), name="test", patience=Patience(**patience))
-    connection = NatsConnection(options, ManualClock(), prepare=lambda client: asyncio.sleep(0), changed=lambda: None)
+    connection = NatsConnection(options, prepare=lambda client: asyncio.sleep(0), changed=lambda: None)
     return [connection._pause(failures) for _ in range(200)]
 
 

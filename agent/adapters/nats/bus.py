@@ -4,8 +4,6 @@ One connection serves both. Requests, session ends and progress are plain NATS m
 carries them too. The stream AKOSHA_SYNC stores results, which the server confirms, and a copy of the others.
 """
 
-from typing import Self
-
 from agent.adapters.nats.client import Client
 from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.core import NatsVolatileBus, Shared
@@ -17,20 +15,20 @@ from agent.domain.errors import BusError
 from agent.ports import Clock, Codec
 
 FIRST_ATTEMPT_SECONDS = 1.0
-"""How long `open` waits for NATS before it returns without a connection."""
+"""How long `first_attempt` waits for NATS."""
 
 MIN_PAYLOAD = 2 * HEADER_BYTES
 
 
 class NatsBuses:
-    """The buses of one connection. Create them with `open` or `begin`, close them with `aclose`.
+    """The buses of one connection, which is made in the background from now on. Close them with `aclose`.
 
     `wait_for_connection`: `publish` of both waits for a connection; otherwise it raises BusError at once if there is
     none. While idle, they have no timer but that of the ping.
     """
 
-    def __init__(self, options: NatsOptions, codec: Codec, clock: Clock, *, wait_for_connection: bool = False) -> None:
-        self._connection = NatsConnection(options, clock, prepare=self._prepare, changed=self._changed)
+    def __init__(self, options: NatsOptions, codec: Codec, *, clock: Clock, wait_for_connection: bool = False) -> None:
+        self._connection = NatsConnection(options, prepare=self._prepare, changed=self._changed)
         shared = Shared(
             options=options,
             codec=codec,
@@ -40,20 +38,7 @@ class NatsBuses:
             wait_for_connection=wait_for_connection,
         )
         self.volatile, self.durable = NatsVolatileBus(shared), NatsDurableBus(shared)
-
-    @classmethod
-    async def open(cls, options: NatsOptions, codec: Codec, *, clock: Clock, wait_for_connection: bool = False) -> Self:
-        """Start to connect; return after the first attempt or one second. Does not raise if NATS is unreachable."""
-        buses = cls.begin(options, codec, clock=clock, wait_for_connection=wait_for_connection)
-        await buses.first_attempt()
-        return buses
-
-    @classmethod
-    def begin(cls, options: NatsOptions, codec: Codec, *, clock: Clock, wait_for_connection: bool = False) -> Self:
-        """Start to connect in the background, until the buses are closed, and return at once."""
-        buses = cls(options, codec, clock, wait_for_connection=wait_for_connection)
-        buses._connection.start()
-        return buses
+        self._connection.start()
 
     async def first_attempt(self) -> None:
         """Return after the first attempt to connect, whether it succeeded or not, or after one second."""
@@ -74,4 +59,4 @@ class NatsBuses:
 
     def _changed(self) -> None:
         self.durable.connection_changed()
-        self.volatile.changed()
+        self.volatile.notify()

@@ -10,11 +10,12 @@ import asyncio
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from nats.aio.client import Client as NatsPy
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import ConnectionClosedError, Error as NatsPyError
 
 CLOSE_SECONDS = 2.0
@@ -28,6 +29,11 @@ _log = structlog.get_logger()
 
 class PermissionDenied(NatsPyError):  # noqa: N818 - the name is the state
     """The server does not permit the user to publish or subscribe to a subject."""
+
+
+def _token(reply: str) -> str:
+    """Return the last token of a reply subject, which identifies the request."""
+    return reply.rpartition(".")[2]
 
 
 class Client(NatsPy):
@@ -111,7 +117,7 @@ class Client(NatsPy):
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
         """Remember the subject of a request until its answer, to fail it at once if the server denies it."""
-        _, _, token = reply.rpartition(".")
+        token = _token(reply)
         if (answer := self._resp_map.get(token)) is not None:
             if self.inbox_denied:
                 self._fail([answer], PermissionDenied(self.inbox_denied))
@@ -120,19 +126,29 @@ class Client(NatsPy):
             answer.add_done_callback(lambda _: self._requested.pop(token, None))
         await super().publish(subject, payload, reply, headers)
 
-    def failure_of(self, reply: str) -> "asyncio.Future[None]":
-        """Return a future that fails when the connection is lost, or the server denies the request with this reply.
+    async def open_inbox(self) -> Subscription:
+        """Subscribe to a new inbox, for the answers to `request_at`."""
+        inbox = self.new_inbox()
 
-        Cancel it when the request is answered. `reply` is unique: its last token identifies the request. A request that
-        nats-py makes has such a future of its own.
+        async def receive(message: Msg) -> None:
+            answer = self._resp_map.get(_token(inbox))
+            if answer is not None and not answer.done():
+                answer.set_result(message)
+
+        return await self.subscribe(inbox, cb=receive)
+
+    async def request_at(self, inbox: Subscription, subject: str, payload: bytes) -> Msg:
+        """Request, and return the answer, which arrives in an inbox; one request at a time.
+
+        Unlike that of nats-py's `request`, the answer may have any subject and headers: it may be a stored message.
         """
-        token = reply.rpartition(".")[2]
-        failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._resp_map[token] = failure
-        failure.add_done_callback(lambda _: self._resp_map.pop(token, None))
         if self.lost.is_set():
-            self._fail([failure], ConnectionClosedError())
-        return failure
+            raise ConnectionClosedError
+        token = _token(inbox.subject)
+        self._resp_map[token] = answer = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda _: self._resp_map.pop(token, None))
+        await self.publish(subject, payload, reply=inbox.subject)
+        return cast("Msg", await answer)
 
     def mark_lost(self, reason: str) -> None:
         """Mark the connection as lost: pending requests and pings fail at once."""

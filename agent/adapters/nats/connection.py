@@ -12,6 +12,7 @@ import json
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -24,7 +25,6 @@ from agent.adapters.nats.errors import guarded, translated, unexpected
 from agent.adapters.nats.options import NatsOptions, Server
 from agent.domain.errors import BusError, SettingsError, StateError
 from agent.domain.plain_text import MASK
-from agent.ports import Clock
 
 NEVER_SECONDS = 10**9
 """Disables a timer of nats-py that cannot be switched off; `NatsConnection` has its own."""
@@ -135,14 +135,21 @@ def _connect_error(server: Server, error: Exception, to_mask: Iterable[str]) -> 
     return BusError(f"NATS at {server.location} cannot be reached: {text}", hint=hint, transient=True)
 
 
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Return when the event is set, or after `seconds`."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
 class NatsConnection:
     """Keeps a connection to one of the servers. `prepare` runs on each new connection; if it raises, the attempt fails.
 
     `changed` is called when the connection goes up or down, and after the first failed attempt.
     """
 
-    def __init__(self, options: NatsOptions, clock: Clock, *, prepare: Prepare, changed: Callable[[], None]) -> None:
-        self._options, self._clock, self._prepare, self._changed = options, clock, prepare, changed
+    def __init__(self, options: NatsOptions, *, prepare: Prepare, changed: Callable[[], None]) -> None:
+        self._options, self._prepare, self._changed = options, prepare, changed
         self._client: Client | None = None
         self._connection_changed, self._suspected, self._attempted = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -157,7 +164,7 @@ class NatsConnection:
 
     async def first_attempt(self, seconds: float) -> None:
         """Return after the first attempt, whether it succeeded or not, or after `seconds`."""
-        await self._wait_for(self._attempted, seconds)
+        await _wait_for(self._attempted, seconds)
 
     @property
     def is_up(self) -> bool:
@@ -231,22 +238,10 @@ class NatsConnection:
 
     async def _wait_before_retry(self, seconds: float) -> bool:
         """Wait before the next attempt. Return True at once if the network or the files have changed meanwhile."""
-        await self._wait_for(self._skip_pause, seconds)
+        await _wait_for(self._skip_pause, seconds)
         skipped = self._skip_pause.is_set()
         self._skip_pause.clear()
         return skipped
-
-    async def _wait_for(self, event: asyncio.Event, seconds: float) -> None:
-        """Return when the event is set, or after `seconds`."""
-        waits = {
-            asyncio.create_task(event.wait(), name="nats-event"),
-            asyncio.create_task(self._clock.sleep(seconds), name="nats-timer"),
-        }
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
     async def _connect(self) -> Client:
         """Return a prepared connection. Raises the BusError of the last server that was tried."""
@@ -292,7 +287,7 @@ class NatsConnection:
         patience = self._options.patience
         while True:
             if not client.lost.is_set():
-                await self._wait_for(self._suspected, patience.ping)
+                await _wait_for(self._suspected, patience.ping)
             self._suspected.clear()
             limit, self._ping_timeout = self._ping_timeout, patience.ping_timeout
             try:

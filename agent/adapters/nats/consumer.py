@@ -1,14 +1,16 @@
 """A durable consumer: the server keeps its position, and its messages are pulled one by one.
 
-A request for the next message waits at the server for two minutes; meanwhile the server sends a heartbeat every 15 s.
-If two heartbeats are missed, the request was lost with a server or its leader, and it is sent again.
+A request for the next message waits at the server for 30 s. If nothing answers it, it was lost with a server or its
+leader, and it is sent again.
+
+The server may send a message to a connection that has died unnoticed. It delivers the message again after the ack wait,
+which is short therefore: the client reports progress while a handler works.
 """
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Self
 
 import structlog
 from nats.aio.msg import Msg
@@ -16,14 +18,13 @@ from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy, Header
 
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.connection import NatsConnection
+from agent.adapters.nats.core import Shared, unsubscribe
 from agent.adapters.nats.errors import Denied, StreamGone, translated
-from agent.adapters.nats.messages import Refusals, decoded
-from agent.adapters.nats.options import NatsOptions
+from agent.adapters.nats.messages import decoded
 from agent.adapters.nats.stream import STREAM
 from agent.domain.errors import BusError, WireError
 from agent.domain.events import Event
-from agent.ports import Codec, Handler
+from agent.ports import Handler
 from agent.ports.dispatch import end_task, redelivery_delay, run_handler
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -31,25 +32,19 @@ LAST_PAUSE_SECONDS = 30.0
 """The pause after the server refused an operation on a working connection; it doubles from the first to the last."""
 
 ACK_SECONDS = 5.0
-CLEANUP_SECONDS = 2.0
 
-EXPIRES_SECONDS = 120.0
-HEARTBEAT_SECONDS = 15.0
-MISSED_SECONDS = HEARTBEAT_SECONDS * 2 + 5.0
+PULL_SECONDS = 30.0
+"""How long a request for the next event waits at the server."""
+
+GRACE_SECONDS = 5.0
+"""How much later the server's answer may arrive. Then the request is considered lost."""
 
 _NANOSECONDS = 10**9
-_REQUEST = json.dumps(
-    {
-        "batch": 1,
-        "expires": int(EXPIRES_SECONDS * _NANOSECONDS),
-        "idle_heartbeat": int(HEARTBEAT_SECONDS * _NANOSECONDS),
-    }
-).encode()
 
 _ESSENTIAL = frozenset({"filter_subject", "ack_policy", "deliver_subject"})
 """The settings of a consumer without which it cannot be used."""
 
-_HEARTBEAT, _NOTHING, _EXPIRED, _CONFLICT = "100", "404", "408", "409"
+_NOTHING, _EXPIRED, _CONFLICT = "404", "408", "409"
 
 _OPERATION = "requesting the next event"
 
@@ -69,18 +64,15 @@ class NatsConsumer:
         durable: str,
         handler: Handler,
         *,
-        options: NatsOptions,
-        connection: NatsConnection,
-        codec: Codec,
-        refusals: Refusals,
+        shared: Shared,
         check_stream: Callable[[Client], None],
         stream_examined: Callable[[], Awaitable[None]],
         released: Callable[["NatsConsumer"], None],
         changed: Callable[[], None],
     ) -> None:
         self.durable, self.last_error, self.started = durable, None, asyncio.Event()
-        self._pattern, self._handler, self._options, self._connection = pattern, handler, options, connection
-        self._codec, self._refusals = codec, refusals
+        self._pattern, self._handler, self._codec, self._refusals = pattern, handler, shared.codec, shared.refusals
+        self._options, self._connection = shared.options, shared.connection
         self._check_stream, self._stream_examined = check_stream, stream_examined
         self._changed, self._pauses, self._failing, self._failures = changed, 0, "", 0
         self._worker = asyncio.create_task(self._run(), name=f"bus-{durable}")
@@ -124,14 +116,52 @@ class NatsConsumer:
         """Hand over messages until this connection is lost. Raises StreamGone, BusError."""
         await self._stream_examined()
         await self._ensure(client)
-        pull = await Pull.open(client, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self.durable}")
+        with translated("subscribing to an inbox"):
+            inbox = await client.open_inbox()
         try:
-            self._pauses = 0
-            self._set_error(None)
+            message = await self._first_message(client, inbox)
             while True:
-                await self._hand_over(await pull.next())
+                if message is not None:
+                    await self._hand_over(message)
+                message = await self._pull(client, inbox)
         finally:
-            await pull.close()
+            await unsubscribe(client, inbox)
+
+    async def _first_message(self, client: Client, inbox: Subscription) -> Msg | None:
+        """Return the next message like `_pull`; report at once that the server permits to request it."""
+        pull = asyncio.create_task(self._pull(client, inbox), name=f"bus-{self.durable}-pull")
+        pull.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        try:
+            with translated(_OPERATION):
+                await client.confirm_sent()
+            if not pull.done() or pull.exception() is None:
+                self._pauses = 0
+                self._set_error(None)
+            return await pull
+        finally:
+            pull.cancel()
+            await asyncio.wait({pull})
+
+    async def _pull(self, client: Client, inbox: Subscription) -> Msg | None:
+        """Return the next message, None if none has come in `PULL_SECONDS`.
+
+        Raises StreamGone, Denied; BusError if there is no answer.
+        """
+        request = json.dumps({"batch": 1, "expires": int(PULL_SECONDS * _NANOSECONDS)}).encode()
+        with translated(_OPERATION):
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self.durable}"
+            async with asyncio.timeout(PULL_SECONDS + GRACE_SECONDS):
+                answer = await client.request_at(inbox, subject, request)
+            if answer.reply:  # an event, which may have a header `Status`, too
+                _ = answer.metadata  # raises if the reply subject is not one of JetStream
+                return answer
+        headers = answer.headers or {}
+        status, description = headers.get("Status", ""), str(headers.get(Header.DESCRIPTION, ""))
+        if status in (_NOTHING, _EXPIRED):
+            return None
+        if status == _CONFLICT and "deleted" not in description.lower():
+            raise BusError(f"the server ended the request for the next event: {description}", transient=True)
+        raise StreamGone("the consumer does not exist")
 
     async def _ensure(self, client: Client) -> None:
         """Create the consumer if necessary, at the oldest event; an existing one keeps its position.
@@ -215,90 +245,3 @@ def _differences(found: ConsumerConfig, wanted: ConsumerConfig) -> set[str]:
     """Return the names of the settings in which a consumer differs from the wanted one."""
     names = (*_ESSENTIAL, "ack_wait", "max_ack_pending", "max_deliver", "inactive_threshold")
     return {name for name in names if getattr(found, name) != getattr(wanted, name)}
-
-
-class Pull:
-    """Pulls the messages of a consumer one by one: `open`, then `next` for each message, then `close`."""
-
-    def __init__(self, client: Client, subject: str, inbox: str) -> None:
-        self._client, self._subject, self._inbox = client, subject, inbox
-        self._answers: asyncio.Queue[Msg | None] = asyncio.Queue()
-        self._subscription: Subscription | None = None
-        self._failure: asyncio.Future[None] | None = None
-
-    @classmethod
-    async def open(cls, client: Client, subject: str) -> Self:
-        """Send the first request, and wait until the server has it. Raises BusError, Denied if it is not permitted."""
-        pull = cls(client, subject, client.new_inbox())
-        with translated("subscribing to an inbox"):
-            pull._subscription = await client.subscribe(f"{pull._inbox}.*", cb=pull._receive)
-        try:
-            with translated(_OPERATION):
-                failure = await pull._request()
-                await client.confirm_sent()
-                if failure.done():
-                    failure.result()
-        except BaseException:
-            await pull.close()
-            raise
-        return pull
-
-    async def close(self) -> None:
-        """Unsubscribe if the connection is up, with a time limit."""
-        self._answered()
-        if self._subscription is not None and not self._client.lost.is_set():
-            with suppress(BusError, TimeoutError), translated("unsubscribing from an inbox"):
-                async with asyncio.timeout(CLEANUP_SECONDS):
-                    await self._subscription.unsubscribe()
-
-    async def next(self) -> Msg:
-        """Wait for the next message, without a limit. Raises StreamGone, Denied; BusError if there is no answer."""
-        while True:
-            with translated(_OPERATION):
-                failure = self._failure or await self._request()
-                try:
-                    async with asyncio.timeout(MISSED_SECONDS):
-                        message = await self._answers.get()
-                except TimeoutError:
-                    self._answered()
-                    raise
-                if message is None:
-                    failure.result()
-                    continue
-                if message.reply:  # an event, which may have a header `Status`, too
-                    self._answered()
-                    _ = message.metadata  # raises if the reply subject is not one of JetStream
-                    return message
-            headers = message.headers or {}
-            status = headers.get("Status", "")
-            if status == _HEARTBEAT:
-                continue
-            self._answered()
-            if status not in (_EXPIRED, _NOTHING):
-                self._raise_for_status(status, str(headers.get(Header.DESCRIPTION, "")))
-
-    async def _request(self) -> "asyncio.Future[None]":
-        reply = f"{self._inbox}.{self._client.new_inbox().rpartition('.')[2]}"
-        self._failure = failure = self._client.failure_of(reply)
-        failure.add_done_callback(self._failed)
-        await self._client.publish(self._subject, _REQUEST, reply=reply)
-        return failure
-
-    def _failed(self, failure: "asyncio.Future[None]") -> None:
-        if not failure.cancelled():
-            self._answers.put_nowait(None)
-
-    def _answered(self) -> None:
-        """Forget the request: the next message needs another one."""
-        if self._failure is not None:
-            self._failure.cancel()
-            self._failure = None
-
-    async def _receive(self, message: Msg) -> None:
-        self._answers.put_nowait(message)
-
-    @staticmethod
-    def _raise_for_status(status: str, description: str) -> None:
-        if status == _CONFLICT and "deleted" not in description.lower():
-            raise BusError(f"the server ended the request for the next event: {description}", transient=True)
-        raise StreamGone("the consumer does not exist")

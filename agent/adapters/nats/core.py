@@ -11,7 +11,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from agent.adapters.nats.client import Client
+from agent.adapters.nats.client import CLOSE_SECONDS, Client
 from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.errors import Denied, translated
 from agent.adapters.nats.messages import HEADER_BYTES, Refusals, decoded, encoded, message_id
@@ -26,6 +26,14 @@ MAX_REQUESTS = 16
 """Requests that may wait for their turn; more are not answered."""
 
 _log = structlog.get_logger()
+
+
+async def unsubscribe(client: Client, subscription: Subscription) -> None:
+    """Unsubscribe if the connection is up, with a time limit. Never raises."""
+    if not client.lost.is_set():
+        with suppress(BusError), translated("unsubscribing"):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await subscription.unsubscribe()
 
 
 class CoreSubscription:
@@ -51,9 +59,8 @@ class CoreSubscription:
     async def stop(self) -> None:
         """Unsubscribe, so that the server refuses later requests at once, and cancel the handler."""
         self._released(self)
-        if self._active is not None and self.client is not None and not self.client.lost.is_set():
-            with suppress(BusError), translated("unsubscribing"):
-                await self._active.unsubscribe()
+        if self._active is not None and self.client is not None:
+            await unsubscribe(self.client, self._active)
         await self._queue.stop()
 
     async def _receive(self, message: Msg) -> None:
@@ -79,9 +86,7 @@ class ConnectedBus(ABC):
     """What both buses do alike."""
 
     def __init__(self, shared: Shared) -> None:
-        self._options, self._codec, self._clock = shared.options, shared.codec, shared.clock
-        self._connection, self._refusals = shared.connection, shared.refusals
-        self._wait_for_connection = shared.wait_for_connection
+        self._shared, self._connection, self._codec = shared, shared.connection, shared.codec
         self._listeners: list[Callable[[], None]] = []
         self._since, self._closed = shared.clock.now(), False
 
@@ -89,7 +94,8 @@ class ConnectedBus(ABC):
     def state(self) -> BusState:
         """Implement the port. `since` is the time of the last change that was reported."""
         error = self._error()
-        return BusState("nats", ready=error is None, detail=str(error or self._options.location), since=self._since)
+        detail = str(error or self._shared.options.location)
+        return BusState("nats", ready=error is None, detail=detail, since=self._since)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Implement the port."""
@@ -99,9 +105,9 @@ class ConnectedBus(ABC):
     def _error(self) -> BusError | None:
         """Return the reason why the bus is not ready."""
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
         """Report a change to the listeners."""
-        self._since = self._clock.now()
+        self._since = self._shared.clock.now()
         for listener in self._listeners:
             listener()
 
@@ -110,7 +116,9 @@ class ConnectedBus(ABC):
         self._check_open()
         if isinstance(event, SyncAsked):
             raise StateError(f"{event.type} is a local event: it is not published on the bus")
-        return await self._connection.wait() if self._wait_for_connection and may_wait else self._connection.client()
+        if self._shared.wait_for_connection and may_wait:
+            return await self._connection.wait()
+        return self._connection.client()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -129,10 +137,6 @@ class NatsVolatileBus(ConnectedBus):
         self._subscriptions: list[CoreSubscription] = []
         self._published: set[str] = set()
         self._denied: dict[tuple[str, str], str] = {}
-
-    def changed(self) -> None:
-        """Notify the listeners: the connection is made or lost, or the server does not permit a subject of the bus."""
-        self._notify()
 
     async def restore(self, client: Client) -> None:
         """Make every subscription on a connection, and wait until the server has them. Raises BusError."""
@@ -168,7 +172,7 @@ class NatsVolatileBus(ConnectedBus):
             try:
                 queue.put(decoded(message, self._codec))
             except WireError as error:
-                self._refusals.refuse(message, error)
+                self._shared.refusals.refuse(message, error)
 
         return await self._subscribe(pattern, receive, queue)
 
@@ -223,7 +227,7 @@ class NatsVolatileBus(ConnectedBus):
         """
         if self._needs(kind, subject) and (kind, subject) not in self._denied:
             self._denied[kind, subject] = text
-            self.changed()
+            self.notify()
 
     def _needs(self, kind: str, subject: str) -> bool:
         if kind == "publish":

@@ -89,8 +89,9 @@ class Patience:
     reconnect: float = 2.0
     """Limit of the first pause between attempts to connect; it doubles up to `reconnect_max`."""
     reconnect_max: float = 30.0
-    ack_wait: float = 60.0
-    """How long the server waits for an ack; a consumer reports progress three times as often."""
+    ack_wait: float = 10.0
+    """How long the server waits for an ack before it delivers an event again; a consumer reports progress three times
+    as often. An event that the server sent to a dead connection waits this long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The stream AKOSHA_SYNC. The agent creates it if it does not exist; an existing stream is used as it is."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -36,12 +37,11 @@ class Stream:
         """
         jetstream = client.jetstream(timeout=seconds)
         try:
-            with translated(f"looking for the stream {STREAM}"):
-                info = await jetstream.stream_info(STREAM)
+            info = await self._found(jetstream)
         except Denied as error:
             _log.debug("stream_not_examined", stream=STREAM, reason=str(error))
             return False
-        except StreamGone:
+        if info is None:
             info = await self._create(jetstream)
         else:
             info = await self._updated(jetstream, info)
@@ -54,10 +54,8 @@ class Stream:
 
         Raises BusError if it cannot store the events, or the server is silent.
         """
-        try:
-            with translated(f"looking for the stream {STREAM}"):
-                info = await client.jetstream(timeout=seconds).stream_info(STREAM)
-        except StreamGone:
+        info = await self._found(client.jetstream(timeout=seconds))
+        if info is None:
             return None
         self._check_config(info.config)
         return lacks(info.config, self._config())
@@ -74,6 +72,11 @@ class Stream:
         else:
             self.mark = StreamMark(self.mark.created, max(self.mark.sequence, sequence))
         return replaced
+
+    async def _found(self, jetstream: JetStreamContext) -> StreamInfo | None:
+        with suppress(StreamGone), translated(f"looking for the stream {STREAM}"):
+            return await jetstream.stream_info(STREAM)
+        return None
 
     async def _create(self, jetstream: JetStreamContext) -> StreamInfo:
         with translated(f"creating the stream {STREAM}"):
