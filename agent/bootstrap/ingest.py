@@ -19,7 +19,7 @@ from agent.bootstrap.home import Home
 from agent.bootstrap.methods import memory_push
 from agent.bootstrap.stores import object_store
 from agent.domain.identity import Identity
-from agent.ports import Clock, DurableBus
+from agent.ports import Clock, ConsumerBus
 from agent.settings import Settings
 
 
@@ -68,11 +68,11 @@ def _zone(name: str) -> tzinfo:
     return zone_named(name) if name else UTC
 
 
-async def _bus(settings: Settings, identity: Identity, clock: Clock) -> DurableBus | None:
+async def _bus(settings: Settings, identity: Identity, clock: Clock) -> ConsumerBus | None:
     """Return the bus for results, which may be unreachable. Raises SettingsError for invalid files."""
     if not settings.over_nats:
         return None
     from agent.adapters.nats.bus import NatsBuses  # noqa: PLC0415 - loaded only if NATS is used
 
     options = await asyncio.to_thread(check_nats_options, agent_nats_options(settings, identity, "react"))
-    return NatsBuses.begin(options, CloudEventsCodec(), clock=clock).durable
+    return NatsBuses(options, CloudEventsCodec(), clock=clock).durable

@@ -119,11 +119,7 @@ class VolatileBus(Bus, Protocol):
 
 
 class DurableBus(Bus, Protocol):
-    """Stores events, and delivers them to consumers at least once, in order per subject: results and archive events.
-
-    A consumer receives one event at a time. The event is acked when the handler returns, whatever time that takes. If
-    the handler raises or is cancelled, the event is delivered again, before later ones.
-    """
+    """Stores events: results, and events about the archive and ingests."""
 
     @property
     def stream(self) -> StreamMark | None:
@@ -135,7 +131,7 @@ class DurableBus(Bus, Protocol):
         ...
 
     def check_connection(self) -> None:
-        """Check the connection now and replace it if it is dead, after sleep or a network change. Returns at once."""
+        """Check the connection and the stream now, and replace a dead connection. Returns at once."""
         ...
 
     async def wait_until_ready(self) -> None:
@@ -152,9 +148,21 @@ class DurableBus(Bus, Protocol):
     async def newest(self, subject: str) -> StoredEvent | None:
         """Return the newest stored event on a subject, None if there is none.
 
-        Raises BusError, not transient if the server does not permit to read it.
+        Raises BusError, not transient if there is no stream, or the server does not permit to read it.
         """
         ...
+
+    async def remove_consumer(self, durable: str) -> None:
+        """Remove a durable name, if it exists and the server permits it. Raises BusError if the bus is unreachable."""
+        ...
+
+
+class ConsumerBus(DurableBus, Protocol):
+    """Delivers stored events to consumers at least once, in order per subject.
+
+    A consumer receives one event at a time. The event is acked when the handler returns, whatever time that takes. If
+    the handler raises or is cancelled, the event is delivered again, before later ones.
+    """
 
     async def consume(self, pattern: str, handler: Handler, *, durable: str) -> Subscription:
         """Pass stored events whose subject matches `pattern` to `handler`.
@@ -162,10 +170,6 @@ class DurableBus(Bus, Protocol):
         Events that are unacked when the consumer stops, and events published afterwards, are delivered to the next
         consumer of the name `durable`. A name that the bus does not know starts at the oldest stored event.
         """
-        ...
-
-    async def remove_consumer(self, durable: str) -> None:
-        """Remove a durable name, if it exists and the server permits it. Raises BusError if the bus is unreachable."""
         ...
 
 

@@ -1,19 +1,19 @@
-"""The contract of `DurableBus`, in real time. To test another bus, add it to `BUSES`."""
+"""The contract of `ConsumerBus`, in real time. To test another bus, add it to `BUSES`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from agent.adapters.memory_bus import MemoryDurableBus
 from agent.adapters.nats import NatsOptions, Patience
 from agent.adapters.nats.bus import NatsBuses
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import StateError
 from agent.domain.naming import results_pattern
-from agent.ports import DurableBus
+from agent.ports import ConsumerBus
 from tests.support import values
+from tests.support.consumed_bus import ConsumedMemoryBus
 from tests.support.nats_bus import Hang, RecordingHandler
 from tests.support.servers.nats import NatsServer
 
@@ -22,16 +22,16 @@ pytest_plugins = ["tests.support.servers.fixtures"]
 CLOCK = SystemClock()
 PATTERN = results_pattern("*", "*")
 
-Maker = Callable[[NatsServer], Awaitable[DurableBus]]
+Maker = Callable[[NatsServer], Awaitable[ConsumerBus]]
 
 
-async def memory(_server: NatsServer) -> DurableBus:
-    return MemoryDurableBus(CLOCK)
+async def memory(_server: NatsServer) -> ConsumerBus:
+    return ConsumedMemoryBus(CLOCK)
 
 
-async def jetstream(server: NatsServer) -> DurableBus:
+async def jetstream(server: NatsServer) -> ConsumerBus:
     options = NatsOptions(servers=(server.url,), name="c", patience=Patience(ack_wait=0.5))
-    durable = (await NatsBuses.open(options, CloudEventsCodec(), clock=CLOCK)).durable
+    durable = NatsBuses(options, CloudEventsCodec(), clock=CLOCK).durable
     async with asyncio.timeout(60):
         await durable.wait_until_ready()
     return durable

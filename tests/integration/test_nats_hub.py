@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from agent.adapters.nats import Limits, Login
 from agent.adapters.nats.event_reader import NatsEventReader
+from agent.adapters.nats.server_facts import examine
 from agent.adapters.nats.stream import STREAM
 from agent.application.fleet.events import KINDS, FleetEvents
 from agent.domain.errors import BusError
@@ -218,6 +219,23 @@ async def test_an_agents_buses_work_in_its_account_without_a_warning(hub):
         async with buses_of(hub.url, "LAPTOP", inbox_prefix="_INBOX.laptop") as buses:
             await works_as(buses, "laptop")
     assert not [line for line in logs if line["log_level"] != "debug"]
+
+
+async def test_doctor_finds_out_whether_results_reach_the_stream_and_stores_nothing(hub, tmp_path):
+    """In an account, the server reports no permissions: a missing import would show with the first result only."""
+    laptop = options("", login=Login(nkey_seed=KEYS["LAPTOP"].seed))
+    async with connected(hub.url, **key_of("ADMIN")) as admin:
+        (facts,) = await examine(replace(laptop, servers=(hub.url,)), "laptop")
+        assert (facts.refused, facts.jetstream, facts.has_stream, facts.stream) == (None, None, None, None)
+        assert await stored(admin) == {}
+    lines = '      {service: {account: HUB, subject: "akosha.sync.laptop.>"}}\n'
+    assert lines in configuration()
+    with running_hub(tmp_path, config=configuration().replace(lines, "")) as server:
+        async with connected(server.url, **key_of("ADMIN")) as admin:
+            await admin.jetstream().add_stream(STREAM_CONFIG)
+            (facts,) = await examine(replace(laptop, servers=(server.url,)), "laptop")
+        assert "no stream stores results" in facts.stream.message
+        assert "import akosha.sync.laptop.>" in facts.stream.hint
 
 
 async def test_consumers_have_exactly_the_permissions_that_they_need(hub):

@@ -14,7 +14,6 @@ from agent.adapters.nats import consumer as consumer_module
 from agent.adapters.nats.errors import translated
 from agent.adapters.nats.server_facts import examine
 from agent.domain.errors import BusError, StateError
-from agent.domain.naming import session_subject
 from tests.support.nats_bus import (
     SECONDS,
     RecordingHandler,
@@ -179,7 +178,7 @@ async def test_a_server_that_does_not_speak_nats_is_a_transient_error(what, logi
             assert not buses.durable.state.ready
             assert not buses._connection._task.done()
         if login:
-            (facts,) = await examine(options(f"nats://{address}", **how), session_subject("laptop"))
+            (facts,) = await examine(options(f"nats://{address}", **how), "laptop")
             assert facts.refused or facts.jetstream or facts.stream
 
 

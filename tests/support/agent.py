@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from agent.adapters.memory_bus import MemoryBus, MemoryDurableBus
+from agent.adapters.memory_bus import MemoryBus
 from agent.application.agent import Agent
 from agent.application.sync.stall import StallMonitor
 from agent.bootstrap.agent import AgentAdapters, assemble
@@ -21,6 +21,7 @@ from agent.ports import NoMeter
 from agent.settings import Settings
 from tests.support import values
 from tests.support.clock import ManualClock
+from tests.support.consumed_bus import ConsumedMemoryBus
 from tests.support.ledger import inline_ledger
 from tests.support.method import ScriptedMethod
 
@@ -142,7 +143,7 @@ async def simulated_agent(
     """`script`, `fallback`: the scripts of the cloud method and of an http method, if any."""
     clock = ManualClock(values.NOON)
     files, notes, received = Files(clock), Notes(clock), []
-    bus, results_bus = MemoryBus(clock), MemoryDurableBus(clock)
+    bus, results_bus = MemoryBus(clock), ConsumedMemoryBus(clock)
     ledger = inline_ledger(clock)
     method = ScriptedMethod(ledger, script)
     methods = {"cloud": method}

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.application.status_warnings import warnings_in
-from agent.application.sync.bus_recovery import BusRecovery
+from agent.application.sync.bus_recovery import CHECK_SECONDS, BusRecovery
 from agent.application.sync.results import ResultRecorder
 from agent.domain.errors import BusError
 from agent.domain.events import Event
@@ -407,6 +407,41 @@ async def test_a_stream_whose_age_is_unknown_is_lost_if_the_newest_result_is_mis
         w.bus.stored.clear()
         await w.switch_to(RECONNECTED, StreamMark("", 99))
         assert w.take_published() == [], "the limits of the stream may have deleted it"
+        await w.clock.advance(CHECK_SECONDS * 24)
+        await until_idle()
+        assert w.take_published() == ["today", "yesterday", "new"], "once a day"
+
+
+async def test_a_stream_that_is_replaced_while_nothing_happens_is_noticed_within_the_hour(tmp_path):
+    async with agent_run(tmp_path, StreamMark("", 10)) as w:
+        await w.result("new")
+        w.take_published()
+        catch_ups, checks = w.catch_ups, w.bus.checks
+        w.bus.stored.clear()
+        await w.clock.advance(CHECK_SECONDS)
+        await until_idle()
+        assert w.take_published() == ["today", "yesterday", "new"]
+        assert (w.catch_ups, w.bus.checks) == (catch_ups + 1, checks + 1)
+        await w.clock.advance(CHECK_SECONDS - 1)
+        assert w.bus.checks == checks + 1
+
+
+async def test_a_later_result_of_another_agent_with_the_same_id_is_no_loss(tmp_path):
+    async with agent_run(tmp_path, StreamMark("", 10)) as w:
+        await w.result("new")
+        w.take_published()
+        (subject,) = w.bus.stored
+        foreign = values.skipped("foreign", time=values.NOON + timedelta(seconds=1))
+        w.bus.stored[subject] = StoredEvent(foreign, "2")
+        await w.switch_to(RECONNECTED, w.bus.stream)
+        assert w.take_published() == []
+
+
+async def test_without_a_server_results_are_not_published_again_at_each_start(tmp_path):
+    async with agent_run(tmp_path, None, state=LOCAL) as w:
+        await w.result("new")
+    async with agent_run(tmp_path, None, state=LOCAL) as w:
+        assert w.take_published() == []
 
 
 async def test_a_result_that_is_stored_but_was_not_confirmed_does_not_hide_the_stream(tmp_path):

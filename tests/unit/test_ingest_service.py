@@ -13,7 +13,6 @@ import pytest
 
 from agent.adapters.gunzip import Unpacker
 from agent.adapters.memories_file import JsonMemoriesFile
-from agent.adapters.memory_bus import MemoryDurableBus
 from agent.adapters.patches import ZstdPatcher
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner
@@ -30,6 +29,7 @@ from agent.domain.retention import KeepRules
 from agent.ports import BusState, Capabilities, PackedMemory, StoreResult, StreamMark
 from tests.support import values
 from tests.support.clock import ManualClock, until_idle
+from tests.support.consumed_bus import ConsumedMemoryBus
 from tests.support.faulty_store import FaultyStore
 from tests.support.ledger import inline_ledger
 from tests.support.memories import memory
@@ -96,7 +96,7 @@ class FakeBus:
 
     def __init__(self, clock: ManualClock) -> None:
         self.down, self.published, self.since = False, list[Event](), NOON
-        self._bus = MemoryDurableBus(clock)
+        self._bus = ConsumedMemoryBus(clock)
         self.consume, self.stream = self._bus.consume, StreamMark("stream", 1)
         self._listeners: list[Callable[[], None]] = []
 

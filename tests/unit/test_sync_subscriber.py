@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.memory_bus import MemoryBus, MemoryDurableBus
+from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.application.status_warnings import warnings_in
 from agent.application.sync import subscriber as subscriber_module
@@ -23,6 +23,7 @@ from agent.entrypoints.formatting import sync_summary
 from agent.entrypoints.result_document import ResultDocument
 from tests.support import values
 from tests.support.clock import ManualClock, until_idle
+from tests.support.consumed_bus import ConsumedMemoryBus
 from tests.support.ledger import inline_ledger
 from tests.support.method import ScriptedMethod
 
@@ -60,7 +61,7 @@ class Setup:
 @asynccontextmanager
 async def sync_setup(tmp_path, cloud=(), http=(), policy=NO_CLOUD):
     clock = ManualClock(values.NOON)
-    bus, results_bus = MemoryBus(clock), MemoryDurableBus(clock)
+    bus, results_bus = MemoryBus(clock), ConsumedMemoryBus(clock)
     ledger = inline_ledger(clock)
     recorder = ResultRecorder(ledger, results_bus, clock)
     requests = RequestLog(Identity("agent-1", values.SYSTEM), bus, ledger)

@@ -47,9 +47,9 @@ class NatsDurableBus(ConnectedBus):
             await self._stream_examined()
 
     def check_connection(self) -> None:
-        """Implement the port. A stream that could not store events is examined again."""
+        """Implement the port."""
         self._connection.check_connection()
-        if (self._stream_error or self._refusal) is not None and self._connection.is_up:
+        if self._connection.is_up:
             self._start_check(self._connection.client())
 
     async def reset_client(self) -> None:
@@ -61,7 +61,7 @@ class NatsDurableBus(ConnectedBus):
         if self._connection.is_up and not self._closed:
             self._refusal = None
             self._start_check(self._connection.client())
-        self._notify()
+        self.notify()
 
     async def publish(self, event: Event) -> None:
         """Implement the port. When this returns, the server has confirmed that the stream stores the event.
@@ -133,10 +133,7 @@ class NatsDurableBus(ConnectedBus):
             pattern,
             durable,
             handler,
-            options=self._options,
-            connection=self._connection,
-            codec=self._codec,
-            refusals=self._refusals,
+            shared=self._shared,
             check_stream=self._start_check,
             stream_examined=self._stream_examined,
             released=self._release,
@@ -158,7 +155,9 @@ class NatsDurableBus(ConnectedBus):
     async def aclose(self) -> None:
         self._closed = True
         await asyncio.gather(*(consumer.stop() for consumer in self._consumers))
-        await self._end_check()
+        if self._check is not None:
+            self._check.cancel()
+            await asyncio.wait({self._check})
         await self._connection.aclose()
 
     def _error(self) -> BusError | None:
@@ -203,7 +202,7 @@ class NatsDurableBus(ConnectedBus):
                 self._refusal = None
         mark = self._stream.mark
         if mark is not None and (before is None or mark.has_lost(before)):
-            self._notify()
+            self.notify()
         else:
             self._report()
 
@@ -231,21 +230,16 @@ class NatsDurableBus(ConnectedBus):
             self._stream_error = None
         self._report()
 
-    async def _end_check(self) -> None:
-        if self._check is not None:
-            self._check.cancel()
-            await asyncio.wait({self._check})
-
     def _report(self) -> None:
         """Notify the listeners if the bus is ready now and was not, or has another reason not to be."""
         if str(self._error() or "") != self._reported:
-            self._notify()
+            self.notify()
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
         self._reported = str(self._error() or "")
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        super()._notify()
+        super().notify()
 
     def _release(self, consumer: NatsConsumer) -> None:
         if consumer in self._consumers:

@@ -1,6 +1,7 @@
 """Examines NATS servers for `doctor`: login, JetStream, the stream, and the user's permissions.
 
-No event is published: the server reports the permissions on request.
+No event is published: the server reports the permissions on request. If that does not show whether the stream gets the
+system's results, a message is published that the stream refuses to store.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import orjson
 from nats.errors import Error as NatsPyError
-from nats.js.api import AccountInfo
+from nats.js.api import AccountInfo, Header
 
 from agent.adapters.nats import credentials
 from agent.adapters.nats.client import Client
@@ -21,7 +22,7 @@ from agent.adapters.nats.options import NatsOptions, Server
 from agent.adapters.nats.stream import STREAM, Stream
 from agent.adapters.nats.stream_settings import Lack, cure
 from agent.domain.errors import BusError
-from agent.domain.naming import subject_matches
+from agent.domain.naming import request_subject, session_subject, subject_matches
 
 USER_INFO_SUBJECT = "$SYS.REQ.USER.INFO"
 
@@ -60,17 +61,14 @@ class NatsFacts:
     subscribe: Rights | None = None
 
 
-async def examine(options: NatsOptions, subject: str) -> list[NatsFacts]:
-    """Examine all servers in parallel; `subject` is one whose newest event this user may read.
-
-    Raises SettingsError if a file is invalid.
-    """
+async def examine(options: NatsOptions, system: str) -> list[NatsFacts]:
+    """Examine all servers in parallel, for the agent of a system. Raises SettingsError if a file is invalid."""
     context, secrets = await asyncio.to_thread(credentials.load, options)
-    return await asyncio.gather(*(_examine_server(url, options, context, secrets, subject) for url in options.servers))
+    return await asyncio.gather(*(_examine_server(url, options, context, secrets, system) for url in options.servers))
 
 
 async def _examine_server(
-    url: str, options: NatsOptions, context: ssl.SSLContext, secrets: LoginSecrets, subject: str
+    url: str, options: NatsOptions, context: ssl.SSLContext, secrets: LoginSecrets, system: str
 ) -> NatsFacts:
     location = Server.of(url).location
     try:
@@ -79,7 +77,7 @@ async def _examine_server(
         return NatsFacts(location=location, refused=error)
     try:
         with translated(f"examining NATS at {location}"):
-            return await _examine_connected(location, client, options, subject)
+            return await _examine_connected(location, client, options, system)
     except BusError as error:
         return NatsFacts(location=location, refused=error)
     finally:
@@ -91,7 +89,7 @@ def _version(client: Client) -> str:
     return str(client.connected_server_version).removeprefix("<nats server v").removesuffix(">")
 
 
-async def _examine_connected(location: str, client: Client, options: NatsOptions, subject: str) -> NatsFacts:
+async def _examine_connected(location: str, client: Client, options: NatsOptions, system: str) -> NatsFacts:
     seconds = options.patience.connect
     publish, subscribe = await _rights(client, seconds)
     if client.inbox_denied:
@@ -113,7 +111,7 @@ async def _examine_connected(location: str, client: Client, options: NatsOptions
                 account = await client.jetstream(timeout=seconds).account_info()
             stream = _space_error(account, options.limits.max_bytes)
     except (NoJetStream, NoJetStreamInAccount) as error:
-        if await _reaches_stream(client, subject, seconds):
+        if await _reaches_stream(client, system, seconds):
             has_stream = None
         else:
             jetstream = error
@@ -121,6 +119,8 @@ async def _examine_connected(location: str, client: Client, options: NatsOptions
         has_stream = None
     except BusError as error:
         stream = error
+    if has_stream is None:
+        stream = await _refusal_of_results(client, system, seconds)
     return NatsFacts(
         location=location,
         version=_version(client),
@@ -134,14 +134,31 @@ async def _examine_connected(location: str, client: Client, options: NatsOptions
     )
 
 
-async def _reaches_stream(client: Client, subject: str, seconds: float) -> bool:
+async def _reaches_stream(client: Client, system: str, seconds: float) -> bool:
     """Return whether the stream answers a direct get: through imports of this account, or as the hub of a leaf node."""
     try:
         with translated("reading the newest event"):
-            await client.request(f"$JS.API.DIRECT.GET.{STREAM}.{subject}", timeout=seconds)
+            await client.request(f"$JS.API.DIRECT.GET.{STREAM}.{session_subject(system)}", timeout=seconds)
     except BusError:
         return False
     return True
+
+
+async def _refusal_of_results(client: Client, system: str, seconds: float) -> BusError | None:
+    """Return an error if no stream answers on the system's subjects, else None. Permissions are reported elsewhere.
+
+    The message is for a stream that does not exist, so that none stores it, and on a subject that no program uses.
+    """
+    headers = {Header.EXPECTED_STREAM.value: "none"}
+    try:
+        with translated("publishing a result"):
+            await client.request(request_subject(system, "doctor"), timeout=seconds, headers=headers)
+    except Denied:
+        return None
+    except BusError as error:
+        hint = f"import akosha.sync.{system}.> from the account that has the stream {STREAM}, or create it"
+        return BusError(f"no stream stores results: {error.message}", hint=hint)
+    return None
 
 
 def _space_error(account: AccountInfo, max_bytes: int) -> BusError | None:

@@ -25,7 +25,7 @@ from agent.domain import naming
 from agent.domain.errors import AkoshaError, BusError, NamingError
 from agent.domain.events import Event, SyncSucceeded
 from agent.domain.identity import Identity
-from agent.ports import Clock, DurableBus, Ledger, ObjectStore, reset_clients
+from agent.ports import Clock, ConsumerBus, Ledger, ObjectStore, reset_clients
 
 ROLE = "react"
 """Role in the name of the durable NATS consumer."""
@@ -68,7 +68,7 @@ class IngestService:
     identity: Identity
     ingest: UploadIngester
     ledger: Ledger
-    bus: DurableBus | None
+    bus: ConsumerBus | None
     clock: Clock
     systems: Collection[str]
     rescan_seconds: float
@@ -188,7 +188,7 @@ class IngestService:
             return sorted(self.systems)
         return sorted({*await systems_in(self.ingest.store), *await self._journal.systems()})
 
-    def _bus_recovery(self, bus: DurableBus, recorder: ResultRecorder) -> BusRecovery:
+    def _bus_recovery(self, bus: ConsumerBus, recorder: ResultRecorder) -> BusRecovery:
         """Return what publishes the events of the last days again if the stream has lost them."""
         return BusRecovery(
             bus=bus,

@@ -1,11 +1,11 @@
 """Tracks the buses: records which one is in use, finds what it has lost, and republishes lost results.
 
 Ledger notes: `bus` (the bus in use), `bus_since`, `stream` (the stream's creation time and last sequence when the agent
-last published to it), `missing_result` (the result whose loss caused the last republishing), and `old_consumers` (the
-consumers of earlier versions are removed).
+last published to it), `missing_result` (the day of the last republishing because a result was missing), and
+`old_consumers` (the consumers of earlier versions are removed).
 
 A stream that the server does not permit to examine has lost events if its newest event on the subject of the agent's
-newest result is another one.
+newest result is older than that result, or absent.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -28,6 +28,9 @@ STREAM_UNAVAILABLE = "stream_unavailable"
 FIRST_WAIT_SECONDS = 1.0
 LAST_WAIT_SECONDS = 60.0
 """Delays before the next try after a transient error, doubling from the first to the last."""
+
+CHECK_SECONDS = 3600.0
+"""How often a connected stream is examined and read while nothing changes: it may have been replaced."""
 
 READS = 10
 """How often a stream that seems to work, but cannot be read, is read on one connection: for 6 minutes.
@@ -94,13 +97,13 @@ class BusRecovery:
 
     async def _wait_for_change(self) -> None:
         """Wait until the bus changes, or until the stream has to be examined or read again."""
-        if self._is_connected and not self._results_bus.state.ready:
-            if not await self._signal.wait(LAST_WAIT_SECONDS):
-                self._results_bus.check_connection()
-        elif self._is_connected and self._catching_up:
-            await self._signal.wait(min(FIRST_WAIT_SECONDS * 2.0 ** (self._reads - 1), LAST_WAIT_SECONDS))
-        else:
+        if not self._is_connected:
             await self._signal.wait(None)
+        elif self._catching_up and self._results_bus.state.ready:
+            await self._signal.wait(min(FIRST_WAIT_SECONDS * 2.0 ** (self._reads - 1), LAST_WAIT_SECONDS))
+        elif not await self._signal.wait(CHECK_SECONDS if self._results_bus.state.ready else LAST_WAIT_SECONDS):
+            self._results_bus.check_connection()
+            self._catching_up, self._reads = True, 0
 
     def _changed(self) -> None:
         """Flush the outbox at once: results that wait for the bus must not also wait for this loop."""
@@ -146,18 +149,17 @@ class BusRecovery:
     async def _find_loss(self) -> None:
         """Republish the results if the newest one is missing in a stream that cannot be examined.
 
-        A missing result causes that once: it may have been deleted by the limits of the stream. A result in the outbox
-        may be stored without having been confirmed.
+        A missing result causes that once a day: it may have been deleted by the limits of the stream. A later event is
+        one that is stored without having been confirmed, or one of another agent with the same system ID.
         """
-        mark, newest = self._results_bus.stream, await self._ledger.newest_confirmed()
-        if (mark is not None and mark.created) or newest is None or newest.time < self._clock.now() - self._max_age:
+        mark, newest, now = self._results_bus.stream, await self._ledger.newest_confirmed(), self._clock.now()
+        if (mark is not None and mark.created) or newest is None or newest.time < now - self._max_age:
             return
         stored = await self._results_bus.newest(newest.subject)
-        known = {newest.id, *(event.id for event in await self._ledger.outbox())}
-        found = stored is not None and stored.event is not None and stored.event.id in known
-        if found or (await self._ledger.notes()).get(MISSING) == newest.id:
+        found = stored is not None and stored.event is not None and stored.event.time >= newest.time
+        if found or (await self._ledger.notes()).get(MISSING) == str(now.date()):
             return
-        await self._ledger.note(MISSING, newest.id)
+        await self._ledger.note(MISSING, str(now.date()))
         self._losses += 1
         await self._reconcile()
 
@@ -188,9 +190,9 @@ class BusRecovery:
 
     @property
     def _is_connected(self) -> bool:
-        """Whether the buses have a connection, which they share."""
+        """Whether the buses have a connection, which they share. The bus without a server has none."""
         bus = self._bus.state
-        return bus.ready and bus.name == self._results_bus.state.name
+        return bus.ready and bus.name == self._results_bus.state.name != "memory"
 
     async def _remove_old_consumers(self) -> None:
         """Remove the consumers that earlier versions of this agent made, once."""

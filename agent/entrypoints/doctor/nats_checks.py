@@ -42,7 +42,7 @@ async def nats(context: DoctorContext) -> list[Finding]:
     identity = await context.identity()
     options = agent_nats_options(settings, identity, "doctor")
     options = replace(options, patience=replace(options.patience, connect=context.step_seconds))
-    servers = await server_facts.examine(options, session_subject(identity.system_id))
+    servers = await server_facts.examine(options, identity.system_id)
     report = warning if any(facts.refused is None for facts in servers) else error
     found: list[Finding] = []
     for facts in servers:
