@@ -10,12 +10,11 @@ import asyncio
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from nats.aio.client import Client as NatsPy
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.errors import ConnectionClosedError, Error as NatsPyError
 
 CLOSE_SECONDS = 2.0
@@ -126,29 +125,18 @@ class Client(NatsPy):
             answer.add_done_callback(lambda _: self._requested.pop(token, None))
         await super().publish(subject, payload, reply, headers)
 
-    async def open_inbox(self) -> Subscription:
-        """Subscribe to a new inbox, for the answers to `request_at`."""
-        inbox = self.new_inbox()
+    def failure_of(self, reply: str) -> "asyncio.Future[None]":
+        """Return a future that fails when the connection is lost, or the server denies the request with this reply.
 
-        async def receive(message: Msg) -> None:
-            answer = self._resp_map.get(_token(inbox))
-            if answer is not None and not answer.done():
-                answer.set_result(message)
-
-        return await self.subscribe(inbox, cb=receive)
-
-    async def request_at(self, inbox: Subscription, subject: str, payload: bytes) -> Msg:
-        """Request, and return the answer, which arrives in an inbox; one request at a time.
-
-        Unlike that of nats-py's `request`, the answer may have any subject and headers: it may be a stored message.
+        Cancel it when the request is answered. `reply` is unique: its last token identifies the request. A request that
+        nats-py makes has such a future of its own.
         """
+        token = _token(reply)
+        self._resp_map[token] = failure = asyncio.get_running_loop().create_future()
+        failure.add_done_callback(lambda _: self._resp_map.pop(token, None))
         if self.lost.is_set():
-            raise ConnectionClosedError
-        token = _token(inbox.subject)
-        self._resp_map[token] = answer = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(lambda _: self._resp_map.pop(token, None))
-        await self.publish(subject, payload, reply=inbox.subject)
-        return cast("Msg", await answer)
+            self._fail([failure], ConnectionClosedError())
+        return failure
 
     def mark_lost(self, reason: str) -> None:
         """Mark the connection as lost: pending requests and pings fail at once."""

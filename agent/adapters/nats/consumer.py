@@ -14,12 +14,12 @@ from contextlib import suppress
 
 import structlog
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy, Header
 
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.core import Shared, unsubscribe
+from agent.adapters.nats.core import Shared
 from agent.adapters.nats.errors import Denied, StreamGone, translated
+from agent.adapters.nats.inbox import Inbox, open_inbox
 from agent.adapters.nats.messages import decoded
 from agent.adapters.nats.stream import STREAM
 from agent.domain.errors import BusError, WireError
@@ -116,42 +116,30 @@ class NatsConsumer:
         """Hand over messages until this connection is lost. Raises StreamGone, BusError."""
         await self._stream_examined()
         await self._ensure(client)
-        with translated("subscribing to an inbox"):
-            inbox = await client.open_inbox()
-        try:
-            message = await self._first_message(client, inbox)
-            while True:
-                if message is not None:
-                    await self._hand_over(message)
-                message = await self._pull(client, inbox)
-        finally:
-            await unsubscribe(client, inbox)
-
-    async def _first_message(self, client: Client, inbox: Subscription) -> Msg | None:
-        """Return the next message like `_pull`; report at once that the server permits to request it."""
-        pull = asyncio.create_task(self._pull(client, inbox), name=f"bus-{self.durable}-pull")
-        pull.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        try:
+        async with open_inbox(client) as inbox:
+            await self._request(inbox)
             with translated(_OPERATION):
                 await client.confirm_sent()
-            if not pull.done() or pull.exception() is None:
-                self._pauses = 0
-                self._set_error(None)
-            return await pull
-        finally:
-            pull.cancel()
-            await asyncio.wait({pull})
+                inbox.check()
+            self._pauses = 0
+            self._set_error(None)
+            while True:
+                if (message := await self._answer(inbox)) is not None:
+                    await self._hand_over(message)
+                await self._request(inbox)
 
-    async def _pull(self, client: Client, inbox: Subscription) -> Msg | None:
+    async def _request(self, inbox: Inbox) -> None:
+        request = json.dumps({"batch": 1, "expires": int(PULL_SECONDS * _NANOSECONDS)}).encode()
+        with translated(_OPERATION):
+            await inbox.request(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self.durable}", request)
+
+    async def _answer(self, inbox: Inbox) -> Msg | None:
         """Return the next message, None if none has come in `PULL_SECONDS`.
 
         Raises StreamGone, Denied; BusError if there is no answer.
         """
-        request = json.dumps({"batch": 1, "expires": int(PULL_SECONDS * _NANOSECONDS)}).encode()
         with translated(_OPERATION):
-            subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self.durable}"
-            async with asyncio.timeout(PULL_SECONDS + GRACE_SECONDS):
-                answer = await client.request_at(inbox, subject, request)
+            answer = await inbox.next(PULL_SECONDS + GRACE_SECONDS)
             if answer.reply:  # an event, which may have a header `Status`, too
                 _ = answer.metadata  # raises if the reply subject is not one of JetStream
                 return answer

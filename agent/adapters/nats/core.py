@@ -11,9 +11,10 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from agent.adapters.nats.client import CLOSE_SECONDS, Client
+from agent.adapters.nats.client import Client
 from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.errors import Denied, translated
+from agent.adapters.nats.inbox import unsubscribe
 from agent.adapters.nats.messages import HEADER_BYTES, Refusals, decoded, encoded, message_id
 from agent.adapters.nats.options import NatsOptions
 from agent.domain.errors import BusError, StateError, WireError
@@ -26,14 +27,6 @@ MAX_REQUESTS = 16
 """Requests that may wait for their turn; more are not answered."""
 
 _log = structlog.get_logger()
-
-
-async def unsubscribe(client: Client, subscription: Subscription) -> None:
-    """Unsubscribe if the connection is up, with a time limit. Never raises."""
-    if not client.lost.is_set():
-        with suppress(BusError), translated("unsubscribing"):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await subscription.unsubscribe()
 
 
 class CoreSubscription:

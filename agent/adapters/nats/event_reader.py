@@ -5,10 +5,9 @@ A direct get of several messages has one request and many answers. Each answer w
 204. nats-server has this from 2.11 on.
 """
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 from nats.aio.msg import Msg
@@ -17,6 +16,7 @@ from agent.adapters.nats.client import Client
 from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.core import NatsVolatileBus, Shared
 from agent.adapters.nats.errors import translated
+from agent.adapters.nats.inbox import open_inbox
 from agent.adapters.nats.messages import Refusals
 from agent.adapters.nats.options import NatsOptions
 from agent.adapters.nats.stream import STREAM
@@ -30,8 +30,6 @@ SUBJECTS_AT_ONCE = 500
 
 BYTES_AT_ONCE = 8 * 2**20
 """Bytes of the answers to one request, so that large messages do not fill the memory."""
-
-CLEANUP_SECONDS = 2.0
 
 _LONGEST_NUMBER = 20
 """Digits of the largest unsigned number of 64 bits."""
@@ -47,7 +45,7 @@ class NatsEventReader:
 
     def __init__(self, options: NatsOptions, codec: Codec, clock: Clock) -> None:
         self._codec, self._seconds, self.location = codec, options.patience.connect, options.location
-        self._connection = NatsConnection(options, clock, prepare=self._prepare, changed=self._changed)
+        self._connection = NatsConnection(options, prepare=self._prepare, changed=self._changed)
         shared = Shared(
             options=options,
             codec=codec,
@@ -118,7 +116,7 @@ class NatsEventReader:
         await self._live.restore(client)
 
     def _changed(self) -> None:
-        self._live.changed()
+        self._live.notify()
         self._reconnected()
 
     async def _get(self, **request: object) -> AsyncGenerator[Msg, None]:
@@ -126,27 +124,12 @@ class NatsEventReader:
 
         Raises BusError.
         """
-        client = self._connection.client()
-        reply = client.new_inbox()
-        answers: asyncio.Queue[Msg | None] = asyncio.Queue()
-
-        async def receive(message: Msg) -> None:
-            answers.put_nowait(message)
-
-        with translated("reading stored events"):
-            subscription = await client.subscribe(reply, cb=receive)
-        failure = client.failure_of(reply)
-        failure.add_done_callback(lambda _: answers.put_nowait(None))
-        try:
+        async with open_inbox(self._connection.client()) as inbox:
             with translated("reading stored events"):
-                await client.publish(DIRECT_GET, json.dumps(request).encode(), reply=reply)
+                await inbox.request(DIRECT_GET, json.dumps(request).encode())
             while True:
                 with translated("reading stored events"):
-                    async with asyncio.timeout(self._seconds):
-                        message = await answers.get()
-                    if message is None:
-                        failure.result()
-                        return
+                    message = await inbox.next(self._seconds)
                 if not message.headers:  # headers of a stored message that cannot be read
                     continue
                 if "Nats-Subject" not in message.headers:
@@ -154,12 +137,6 @@ class NatsEventReader:
                     yield message
                     return
                 yield message
-        finally:
-            failure.cancel()
-            if not client.lost.is_set():
-                with suppress(BusError, TimeoutError), translated("unsubscribing from an inbox"):
-                    async with asyncio.timeout(CLEANUP_SECONDS):
-                        await subscription.unsubscribe()
 
     def _entry(self, message: Msg) -> StreamEntry | None:
         """Return the stored message in an answer, None for the last answer, which has none."""
