@@ -128,8 +128,9 @@ docs: $(READY)  ## build the documentation as a site: build/site/index.html
 	$(BIN)/python -m docs.generator build/docs
 	$(BIN)/zensical build --strict
 
-picture: $(READY)  ## make the picture in README from a real run
+picture: $(READY)  ## make the pictures in README and the guides from real runs; those of the page need Chromium
 	$(BIN)/python docs/images/terminal.py
+	$(BIN)/python -m tests.support.page_pictures
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .

@@ -1,31 +1,231 @@
-// Exchanges the one-time token in the address for a session, and shows the verdict.
+// The page: follows the agent's events while it is visible, and shows what they change.
 
-const SESSION = "session";
+import { events, forgetSession, get, NoSession, openSession, post, Refused } from "./api.js";
+import { byId, command, hint, sentence } from "./dom.js";
+import { updateTimes } from "./format.js";
+import { History, newestEntries } from "./history.js";
+import { showPlots } from "./plots.js";
+import { hideBanner, showActivity, showGone, showStatus } from "./status.js";
+import { prepareUploads } from "./uploads.js";
 
-async function startSession() {
-  const token = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (!token) return;
-  history.replaceState(null, "", "/");
-  const response = await fetch("/v1/page/session", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ token }),
+const SECOND_MS = 1_000;
+const REFRESH_MS = 30_000;
+const SETTLE_MS = 250; // several events of one sync cause one refresh
+const PROGRESS_MS = 2_000; // the rate and the remaining time are in the status only
+const BACKOFF_MS = [1_000, 2_000, 4_000, 8_000, 15_000, 30_000];
+const PROGRESS = "akosha.sync.progress.v1";
+
+const entries = new History(get, failed);
+const actions = { sync: null, verify: null };
+let status = null;
+let verdict = null;
+let goneSince = null;
+let visit = new AbortController(); // ends when the tab is hidden
+let due = { timer: 0, at: 0 };
+let refreshes = 0;
+let ticking = 0;
+let updated = 0;
+
+/** Follow the agent for as long as there is a session. */
+async function follow() {
+  for (let attempt = 0; ; ) {
+    await visible();
+    try {
+      for await (const { type, data } of events(visit.signal)) {
+        if (type === "open") {
+          await refresh({ everything: true });
+          attempt = 0;
+          connected();
+        } else received(type, data);
+      }
+      gone(); // the agent has stopped
+    } catch (error) {
+      if (error instanceof NoSession) return noSession("expired");
+      if (document.hidden || visit.signal.aborted) continue;
+      gone();
+    }
+    await pause(BACKOFF_MS[Math.min(attempt++, BACKOFF_MS.length - 1)]);
+  }
+}
+
+/** Wait until the tab is visible. */
+async function visible() {
+  while (document.hidden) await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
+  if (visit.signal.aborted) visit = new AbortController();
+}
+
+/** Wait, or until the tab is shown or hidden. */
+function pause(milliseconds) {
+  return new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      document.removeEventListener("visibilitychange", done);
+      resolve();
+    };
+    const timer = setTimeout(done, milliseconds);
+    document.addEventListener("visibilitychange", done);
   });
-  if (response.ok) sessionStorage.setItem(SESSION, (await response.json()).session);
 }
 
-async function read(path) {
-  const session = sessionStorage.getItem(SESSION) ?? "";
-  const response = await fetch(path, { headers: { Authorization: `Bearer ${session}` } });
-  const document = await response.json();
-  if (!response.ok) throw new Error(`${document.detail} (${document.hint})`);
-  return document;
+function received(type, event) {
+  if (type !== PROGRESS) return refreshSoon(SETTLE_MS, true);
+  const known = status?.activity?.request_id === event.data.request_id && status.activity.phase === event.data.phase ? status.activity : {};
+  showActivity({ ...known, ...event.data });
+  refreshSoon(PROGRESS_MS, false);
 }
 
-const verdict = document.getElementById("verdict");
-try {
-  await startSession();
-  verdict.textContent = (await read("/v1/status")).verdict.text;
-} catch (error) {
-  verdict.textContent = error.message;
+/** Refresh after some time. Events cause a refresh of the history too. */
+function refreshSoon(milliseconds, withHistory) {
+  due.withHistory ||= withHistory;
+  const at = Date.now() + milliseconds;
+  if (due.timer && due.at <= at) return;
+  clearTimeout(due.timer);
+  due.at = at;
+  due.timer = setTimeout(() => {
+    const { withHistory: history } = due;
+    due = { timer: 0, at: 0 };
+    refresh({ history }).catch(failed);
+  }, milliseconds);
 }
+
+async function refresh({ everything = false, history = everything }) {
+  const number = ++refreshes;
+  const [current, plots] = await Promise.all([get("/v1/status"), history ? get("/v1/plots") : null, history ? entries.update() : null]);
+  if (number === refreshes) {
+    status = current;
+    if (status.verdict) verdict = { at: Date.now(), text: status.verdict.text };
+    byId("content").hidden = false;
+    showStatus(status);
+    updated = Date.now();
+    updateTimes();
+  }
+  if (plots) showPlots(plots);
+  if (history) await showResults();
+}
+
+/** Count down each second. Read the status regularly: its verdict has ages, and files may change without an event. */
+function tick() {
+  updateTimes("until");
+  if (Date.now() - updated < REFRESH_MS) return;
+  updated = Date.now();
+  updateTimes();
+  if (status && !goneSince) refreshSoon(0, false);
+}
+
+/** Let no timer run and no connection be open while the tab is hidden. */
+function visibilityChanged() {
+  clearInterval(ticking);
+  if (document.hidden) {
+    cancelRefresh();
+    visit.abort();
+  } else {
+    updateTimes();
+    ticking = setInterval(tick, SECOND_MS);
+  }
+}
+
+function cancelRefresh() {
+  clearTimeout(due.timer);
+  due = { timer: 0, at: 0 };
+}
+
+function connected() {
+  goneSince = null;
+  hideBanner();
+  setState("live", "Live");
+}
+
+function gone() {
+  cancelRefresh();
+  goneSince ??= Date.now();
+  for (const name of Object.keys(actions)) ended(name, ""); // the request may be lost
+  setState("gone", "Not connected");
+  showGone(goneSince, verdict);
+}
+
+/** Handle an error of a request: the event stream notices an agent that is gone. */
+function failed(error) {
+  if (error instanceof NoSession) noSession("expired");
+  else if (error instanceof Refused) byId("result").replaceChildren(sentence(error.message), error.hint ? hint(error.hint) : "");
+}
+
+function setState(state, words) {
+  document.body.dataset.state = state;
+  byId("connection").textContent = words;
+  for (const button of document.querySelectorAll(".actions button, #uploads-load, #history-more, #filter")) button.disabled = state !== "live";
+}
+
+const ACCESS = {
+  none: ["Open this page with a command", "The address alone does not open it, so that no other program and no web page can read your status."],
+  refused: ["This link was used before, or is too old", "A link opens the page once, within a minute. The command makes a new one."],
+  expired: ["The session has ended", "A session ends 12 hours after its last use. The command starts a new one."],
+};
+
+function noSession(reason) {
+  visit.abort();
+  forgetSession();
+  status = null;
+  const [title, text] = ACCESS[reason];
+  byId("content").hidden = true;
+  hideBanner();
+  byId("access").hidden = false;
+  byId("access-title").textContent = title;
+  byId("access-text").textContent = text;
+  byId("access-command").replaceChildren(command("akosha-agent open"));
+  document.body.dataset.state = "closed";
+  byId("connection").textContent = "No session";
+}
+
+/** Ask for a sync or a verification, and show what comes of it. */
+async function act(name, path, waiting) {
+  const button = byId(name);
+  if (actions[name] || button.getAttribute("aria-disabled")) return;
+  button.setAttribute("aria-disabled", "true");
+  byId("result").textContent = waiting;
+  try {
+    const since = (await newestEntries(get))[0]?.position ?? 0;
+    actions[name] = { since, id: (await post(path)).request_id };
+  } catch (error) {
+    button.removeAttribute("aria-disabled");
+    if (error instanceof NoSession || error instanceof Refused) failed(error);
+    else byId("result").textContent = "The agent does not answer.";
+  }
+  refreshSoon(0, true);
+}
+
+/** Show the results of the actions, once the history has them. */
+async function showResults() {
+  if (!actions.sync && !actions.verify) return;
+  for (const entry of await newestEntries(get)) {
+    const isSync = actions.sync && entry.request_id === actions.sync.id && entry.outcome !== "other";
+    const isVerify = actions.verify && entry.type === "akosha.archive.verified.v1" && entry.position > actions.verify.since;
+    if (!isSync && !isVerify) continue;
+    ended(isSync ? "sync" : "verify", sentence(entry.title), entry.hint);
+  }
+}
+
+function ended(name, text, cure = "") {
+  if (actions[name]) byId("result").replaceChildren(text, cure ? hint(cure) : "");
+  actions[name] = null;
+  byId(name).removeAttribute("aria-disabled");
+}
+
+async function start() {
+  prepareUploads(get);
+  byId("sync").addEventListener("click", () => act("sync", "/v1/sync", "The sync was requested."));
+  byId("verify").addEventListener("click", () => act("verify", "/v1/verify", "The verification was started."));
+  for (let attempt = 0; ; attempt++) {
+    try {
+      const session = await openSession();
+      return session === "open" ? await follow() : noSession(session);
+    } catch {
+      gone();
+      await pause(BACKOFF_MS[Math.min(attempt, BACKOFF_MS.length - 1)]);
+    }
+  }
+}
+
+document.addEventListener("visibilitychange", visibilityChanged);
+addEventListener("hashchange", () => location.hash.startsWith("#token=") && location.reload());
+visibilityChanged();
+await start();

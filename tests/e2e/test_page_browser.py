@@ -1,0 +1,308 @@
+"""The page in a real Chromium, shown by a real agent: what it says, and what it cannot do."""
+
+import re
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+
+from tests.support.browser import MISSING, NARROW, REBOUND, WIDE, Watched, running_browser
+from tests.support.machine import Machine
+from tests.support.past_results import add_results, failed, skipped, succeeded
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+ROWS = 10_000
+HOSTILE = "<img src=http://198.51.100.7/x onerror=document.title='run'>"
+SECONDS = 60
+expect.set_options(timeout=SECONDS * 1000)
+
+UNREACHABLE = "Failed to load resource: net::ERR_"
+"""What Chromium's console says about each request while no agent runs."""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with running_browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def rested(tmp_path_factory):
+    """An agent that has nothing left to do, with a history of ROWS results; the newest failed with a hostile text."""
+    machine = Machine(tmp_path_factory.mktemp("rested"))
+    machine.write(commits=3, entities=1)
+    now = datetime.now(UTC)
+    times = [now - timedelta(minutes=number) for number in range(ROWS, 0, -1)]
+    events = [
+        skipped("laptop", at)
+        if number % 10 == 0
+        else succeeded("laptop", at, sent=40_000 + number, seconds=1.5, size=9_000_000, location="file:///mnt/nas")
+        for number, at in enumerate(times[:-1])
+    ]
+    machine.state.mkdir(mode=0o700)
+    add_results(machine.state / "ledger.sqlite", [*events, failed("laptop", times[-1], f"{HOSTILE} (run it again)")])
+    with machine.run():
+        machine.sync()
+        yield machine
+
+
+def link_of(machine: Machine) -> str:
+    done = machine.call("open", "--print")
+    assert done.code == 0, done.err
+    return done.out.strip()
+
+
+@contextmanager
+def watched_page(browser):
+    """Yield a new page. At the end it must have requested nothing from another host, and complained about nothing."""
+    watched = Watched(browser)
+    try:
+        yield watched
+        assert {urlsplit(url).hostname for url in watched.requested} == {"127.0.0.1"}
+        assert [text for text in watched.complaints if not text.startswith(UNREACHABLE)] == []
+    finally:
+        watched.context.close()
+
+
+@contextmanager
+def opened(browser, machine: Machine):
+    """Open the page of an agent, as `watched_page` does."""
+    with watched_page(browser) as watched:
+        watched.page.goto(link_of(machine))
+        expect(watched.page.locator("body")).to_have_attribute("data-state", "live")
+        yield watched
+
+
+def violations(page) -> list[str]:
+    found = Axe().run(page, options={"resultTypes": ["violations"], "preload": False}).response["violations"]
+    return [f"{one['id']}: {[node['html'] for node in one['nodes']]}" for one in found]
+
+
+def check_layouts(page) -> None:
+    """Check accessibility and width, light on a wide screen and dark on a narrow one."""
+    for size, scheme in ((WIDE, "light"), (NARROW, "dark")):
+        page.set_viewport_size(size)
+        page.emulate_media(color_scheme=scheme)
+        assert violations(page) == [], scheme
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    page.set_viewport_size(WIDE)
+
+
+def test_every_state_of_the_agent_is_shown_and_is_accessible(browser, tmp_path):
+    machine = Machine(tmp_path, agent_max_upload_kib_per_s=1)
+    with watched_page(browser) as watched:
+        page = watched.page
+        verdict, banner = page.locator("#verdict"), page.locator("#banner")
+        with machine.run():
+            page.goto(link_of(machine))
+            expect(verdict).to_contain_text("There is nothing to back up yet")
+            assert "#" not in page.url
+            check_layouts(page)
+            machine.write(commits=20, entities=3)
+            expect(page.locator("#activity [aria-current=step]")).to_have_text("Upload databases")
+            expect(page.locator("#activity .figures")).to_contain_text(re.compile(r"Uploading · \d+ %"))
+            expect(page.locator("#announcer")).to_contain_text("percent")
+            check_layouts(page)
+        expect(banner).to_contain_text(re.compile(r"The agent has not answered since \d\d:\d\d"))
+        expect(verdict).to_have_attribute("data-severity", "unknown")
+        expect(page.locator("#sync")).to_be_disabled()
+        check_layouts(page)
+        machine.set(agent_max_upload_kib_per_s=None)
+        with machine.run():
+            expect(verdict).to_contain_text("All memories are safe")
+            expect(banner).to_be_empty()
+            expect(page.locator("#databases .tag.safe")).to_have_count(2)
+            check_layouts(page)
+            machine.bucket.rename(tmp_path / "unplugged")
+            machine.write(commits=21)
+            expect(verdict).to_have_attribute("data-severity", "failing")
+            expect(page.locator("#history > li.failed")).not_to_have_count(0)
+            check_layouts(page)
+            (tmp_path / "unplugged").rename(machine.bucket)
+            page.locator("#sync").click()
+            expect(page.locator("#result")).to_contain_text("Uploaded")
+            expect(verdict).to_contain_text("All memories are safe")
+
+
+def test_a_long_history_is_shown_in_parts_and_filtered(browser, rested):
+    with opened(browser, rested) as watched:
+        page = watched.page
+        rows = page.locator("#history > li")
+        expect(rows).to_have_count(50)
+        expect(page.locator("#history")).to_contain_text(HOSTILE)
+        assert page.locator("#history img").count() == 0
+        page.get_by_role("button", name="Show more").first.click()
+        expect(rows).to_have_count(100)
+        check_layouts(page)
+        page.get_by_role("radio", name="Failed").check()
+        expect(rows).to_have_count(1)
+        expect(rows.locator(".hint")).to_contain_text("Run it again")
+        page.get_by_role("radio", name="Skipped").check()
+        expect(rows).to_have_count(50)
+        expect(page.locator("figure svg.plot")).to_have_count(3)
+        page.locator("summary").first.click()
+        expect(page.locator("#sizes-table tbody tr").first).to_be_visible()
+
+
+def test_the_keyboard_reaches_and_operates_everything(browser, rested):
+    with opened(browser, rested) as watched:
+        page = watched.page
+        page.keyboard.press("Tab")
+        expect(page.locator(".skip")).to_be_in_viewport()
+        page.keyboard.press("Enter")
+        expect(page.locator("main")).to_be_focused()
+        page.keyboard.press("Tab")
+        expect(page.locator("#sync")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.locator("#result")).to_contain_text("nothing", ignore_case=True)
+        reached = []
+        while (name := page.evaluate(FOCUSED)) and name not in reached:
+            assert page.evaluate(OUTLINE) not in ("none", ""), name
+            reached.append(name)
+            if name == "show ":
+                page.keyboard.press("ArrowRight")
+                expect(page.locator("#history > li.skipped")).to_have_count(0)
+            page.keyboard.press("Tab")
+        summaries = ["sizes summary", "durations summary", "ages summary"]
+        wanted = ["sync", "verify", *summaries, "show ", "history-more", "uploads-load"]
+        assert [name for name in reached if name in wanted] == wanted
+        page.locator("#verify").focus()
+        page.keyboard.press("Space")
+        expect(page.locator("#result")).to_contain_text("intact")
+        page.locator("#uploads-load").focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("#uploads tbody tr")).to_have_count(1)
+        expect(page.locator("#uploads code")).to_contain_text("akosha-agent restore")
+        check_layouts(page)
+
+
+FOCUSED = """
+    (element => element.id || element.dataset.key || (element.type === 'radio' ? `show ${element.value}` : ''))
+    (document.activeElement)
+"""
+OUTLINE = """
+    (element => getComputedStyle(element.type === 'radio' ? element.nextElementSibling : element).outlineStyle)
+    (document.activeElement)
+"""
+
+
+def test_without_a_session_the_page_says_how_to_open_it(browser, rested):
+    link = link_of(rested)
+    address = link.partition("#")[0]
+    for first, wanted in ((address, "Open this page with a command"), (link, ""), (link, "This link was used before")):
+        watched = Watched(browser)
+        watched.page.goto(first)
+        if wanted:
+            expect(watched.page.locator("#access-title")).to_contain_text(wanted)
+            expect(watched.page.locator("#access-command code")).to_have_text("akosha-agent open")
+            expect(watched.page.locator("#content")).to_be_hidden()
+            assert violations(watched.page) == []
+        else:
+            expect(watched.page.locator("body")).to_have_attribute("data-state", "live")
+            watched.page.evaluate("sessionStorage.setItem('session', 'unknown')")
+            watched.page.reload()
+            expect(watched.page.locator("#access-title")).to_have_text("The session has ended")
+        watched.context.close()
+
+
+HOSTILE_PAGE = """<!doctype html><title>waiting</title><iframe name="frame"></iframe>
+<form method="post" action="AGENT/v1/sync" target="frame" enctype="text/plain"><input name='{"a' value='":1}'></form>
+<script>
+  const agent = "AGENT", read = {}, frame = document.querySelector("iframe");
+  const text = async (path, options) => (await fetch(agent + path, options)).text();
+  const opaque = { method: "POST", mode: "no-cors", body: "{}" };
+  const json = { method: "POST", body: "{}", headers: { "Content-Type": "application/json" } };
+  const listened = (source, event) => new Promise((onevent, onerror) =>
+    Object.assign(source, { [event]: () => onevent("heard"), onerror }));
+  const loaded = (tag, attributes) => {
+    const element = Object.assign(document.createElement(tag), attributes);
+    document.body.append(element);
+    return listened(element, "onload");
+  };
+  const attempts = {
+    status: () => text("/v1/status"),
+    page: () => text("/"),
+    opaque: () => text("/v1/status", { mode: "no-cors" }),
+    sync: () => text("/v1/sync", opaque),
+    json: () => text("/v1/sync", json),
+    session: () => text("/v1/page/session", opaque),
+    events: () => listened(new EventSource(agent + "/v1/events?after=0"), "onmessage"),
+    socket: () => listened(new WebSocket(agent.replace("http", "ws") + "/v1/events"), "onopen"),
+    image: () => loaded("img", { src: agent + "/icon.svg" }),
+    script: () => loaded("script", { src: agent + "/page.js", type: "module" }),
+    style: () => loaded("link", { href: agent + "/page.css", rel: "stylesheet" }),
+    form: async () => {
+      document.forms[0].submit();
+      await listened(frame, "onload");
+      return frame.contentDocument?.body.textContent;
+    },
+  };
+  (async () => {
+    for (const [name, attempt] of Object.entries(attempts)) {
+      try { read[name] = await attempt() || ""; } catch { read[name] = ""; }
+    }
+    document.title = "done";
+  })();
+</script>"""
+ATTEMPTS = 12
+
+
+@contextmanager
+def serving(body: str):
+    """Serve a page at another origin of this machine."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+NEWEST = """async () => (await (await fetch('/v1/history?limit=1', {headers: {Authorization: 'Bearer '
+    + sessionStorage.getItem('session')}})).json()).entries[0].position"""
+
+
+def test_another_origin_reads_and_triggers_nothing(browser, rested):
+    with opened(browser, rested) as watched:
+        agent = watched.page.url.rstrip("/")
+        before = watched.page.evaluate(NEWEST)
+        hostile = Watched(browser)
+        with serving(HOSTILE_PAGE.replace("AGENT", agent)) as address:
+            hostile.page.goto(address)
+            expect(hostile.page).to_have_title("done")
+            read = hostile.page.evaluate("read")
+        with serving(HOSTILE_PAGE.replace("AGENT", "")) as address:  # where nothing is refused, the attempts succeed
+            hostile.page.goto(address)
+            expect(hostile.page).to_have_title("done")
+            allowed = {name for name, text in hostile.page.evaluate("read").items() if text}
+        assert allowed >= {"status", "page", "sync", "json", "session", "form"}
+        assert len(read) == ATTEMPTS
+        assert {name: text for name, text in read.items() if text} == {}
+        rebound = agent.replace("127.0.0.1", REBOUND)
+        for path in ("/", "/v1/status"):
+            answer = hostile.page.goto(rebound + path)
+            assert answer.status == 403
+            assert "laptop" not in answer.text()
+        hostile.context.close()
+        watched.page.locator("#sync").click()  # were another sync requested before, it would have a result by now
+        expect(watched.page.locator("#result")).to_contain_text("nothing", ignore_case=True)
+        assert watched.page.evaluate(NEWEST) == before + 2
