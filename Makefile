@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+GROUPS_INSTALLED ?= --group dev --group docs
+# Python compiles a module when it is first imported: to compile all of them takes longer than to install them.
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 JOBS   ?= 5
 # The engines that tests write databases with: the oldest that Session-Buddy accepts, and the newest.
 WRITER_VERSION := 1.5.3
@@ -37,23 +41,23 @@ setup: $(READY) $(WRITER) $(MCP1)  ## create .venv from constraints.txt, if it i
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group dev --group docs -e .
+	$(PIP_INSTALL) 'pip>=25.1'
+	$(PIP_INSTALL) -c constraints.txt $(GROUPS_INSTALLED) -e .
 	@touch $@
 
 $(VENV)/writer/.ready-$(WRITER_VERSION): $(READY)
 	@rm -rf $(VENV)/writer
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-warn-conflicts --target $(VENV)/writer duckdb==$(WRITER_VERSION)
+	$(PIP_INSTALL) --no-deps --no-warn-conflicts --target $(VENV)/writer duckdb==$(WRITER_VERSION)
 	@touch $@
 
 $(NEWER_WRITER_READY): $(READY)
 	@rm -rf $(@D)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-warn-conflicts --target $(@D) duckdb==$(NEWER_WRITER_VERSION)
+	$(PIP_INSTALL) --no-deps --no-warn-conflicts --target $(@D) duckdb==$(NEWER_WRITER_VERSION)
 	@touch $@
 
 $(MCP1): $(READY)
 	@rm -rf $(VENV)/mcp1
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-warn-conflicts --target $(VENV)/mcp1 \
+	$(PIP_INSTALL) --no-deps --no-warn-conflicts --target $(VENV)/mcp1 \
 	  mcp==$(MCP1_VERSION) httpx==0.28.1 httpcore==1.0.9 httpx-sse==0.4.3
 	@touch $@
 
@@ -81,12 +85,12 @@ setup-also:  ## create the virtual environment of test-also
 on-3.13:
 	@for python in "$$(command -v python3.13)" $$HOME/.pyenv/versions/3.13*/bin/python3.13; do \
 	  if [ -x "$$python" ] && "$$python" -c '' 2>/dev/null; then \
-	    exec $(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-3.13 ARGS='-m "not long" $(ALSO) $(ARGS)' $(GOAL); \
+	    exec $(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-3.13 GROUPS_INSTALLED="--group test" ARGS='-m "not long" $(ALSO) $(ARGS)' $(GOAL); \
 	  fi; \
 	done; echo "Python 3.13 is not installed: skipped"
 
-test-here: $(READY)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+test-here: $(READY)  # unit tests do not wait: as many workers as cores
+	$(BIN)/python -m pytest -q -n logical --dist worksteal $(ARGS)
 
 test-mcp1: $(READY) $(MCP1)  ## test the MCP server with version 1 of the SDK
 	$(BIN)/python -m pytest -q -k mcp1 tests/e2e/test_mcp_server.py $(ARGS)

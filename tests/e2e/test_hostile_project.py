@@ -64,5 +64,5 @@ def test_no_file_of_a_project_is_run_or_decides_where_memories_go(machine, proje
 
 def test_the_planted_modules_would_be_run_by_an_interpreter_that_imports_from_the_project(machine, project):
     """The check above can fail."""
-    machine.call("-c", "import orjson", prefix=(sys.executable,), directories=False, cwd=project)
+    machine.call("-c", "import orjson", prefix=("env", sys.executable), directories=False, cwd=project)
     assert (project / "owned").exists()

@@ -50,7 +50,7 @@ def available() -> bool:
 
 
 def can_run(command: Sequence[object]) -> bool:
-    """Return whether a command is `akosha-agent`, or Python with a file or module to run."""
+    """Return whether a command is `akosha-agent`, or Python with a file, module or code to run."""
     words = [str(word) for word in command]
     return available() and bool(words) and (words[0] == COMMAND or _program(words) is not None)
 
@@ -308,7 +308,7 @@ def _fork_zygote(descriptors: Sequence[int]) -> None:
 
 
 def _program(words: Sequence[str]) -> tuple[Callable[[str], object], str] | None:
-    """Return how to run a Python command's module or file, and its name; None if it has another form."""
+    """Return how to run a Python command's module, file or code, and which; None if it has another form."""
     rest = [*words[1:]]
     if words[0] != sys.executable:
         return None
@@ -316,6 +316,8 @@ def _program(words: Sequence[str]) -> tuple[Callable[[str], object], str] | None
         rest.pop(0)
     if rest[:1] == ["-m"] and len(rest) > 1:
         return _run_module, rest[1]
+    if rest[:1] == ["-c"] and len(rest) > 1:
+        return _run_code, rest[1]
     return (_run_file, rest[0]) if rest and rest[0].endswith(".py") else None
 
 
@@ -324,6 +326,11 @@ def _run_module(name: str) -> object:
     if module is not None and hasattr(module, "main"):
         return module.main()
     return runpy.run_module(name, run_name="__main__", alter_sys=True) and None
+
+
+def _run_code(code: str) -> object:
+    sys.argv[0] = "-c"
+    return exec(code, {"__name__": "__main__"})
 
 
 def _run_file(name: str) -> object:
