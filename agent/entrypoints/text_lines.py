@@ -67,10 +67,12 @@ def has_colours(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def print_lines(lines: Iterable[Line]) -> None:
-    """Print to standard output, wrapped and coloured if it is a terminal."""
-    for text in rendered(lines, width=screen_width(sys.stdout), colours=has_colours(sys.stdout)):
-        sys.stdout.write(f"{text}\n")
+def print_lines(lines: Iterable[Line], *, err: bool = False) -> None:
+    """Print to standard output, or standard error, wrapped and coloured if it is a terminal."""
+    stream = sys.stderr if err else sys.stdout
+    for text in rendered(lines, width=screen_width(stream), colours=has_colours(stream)):
+        stream.write(f"{text}\n")
+    stream.flush()
 
 
 def text_width(text: str) -> int:

@@ -188,7 +188,7 @@ def test_hook_and_mcp_server_are_installed_if_a_flag_says_so(machine):
         (("--to", "s3://UP"), "the bucket UP must be 3 to 63 lower-case letters"),
         (("--to", "http://nas.lan:9000", "--bucket", "memories"), "http:// to nas.lan is not allowed"),
         (("--bucket", "memories"), "--bucket and --region need --to"),
-        (("--to", "/no/such/place", "--system-id", "///"), "--system-id '///' may have letters"),
+        (("--to", "/no/such/place", "--system-id", "///"), "--system-id '///' must have letters"),
         (("--to", "s3://memories", "--keys-from-stdin"), "standard input has no line for cloud_access_key_id"),
     ],
 )

@@ -109,8 +109,8 @@ def test_an_address_without_a_scheme_is_answered_with_one(known, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "advised"),
-    [("old laptop", "'old laptop' may have letters, digits, - and _ only, at most 84; for example old-laptop"),
-     ("///", "'///' may have letters")],
+    [("old laptop", "'old laptop' must have letters, digits, - and _ only, at most 84; for example old-laptop"),
+     ("///", "'///' must have letters")],
 )  # fmt: skip
 def test_a_system_id_that_would_become_another_one_is_refused(given, advised):
     with pytest.raises(SettingsError) as error:

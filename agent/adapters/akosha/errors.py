@@ -114,9 +114,11 @@ def refusal(
 ) -> SinkError:
     """Return the error for an HTTP status other than success. `detail` is the server's message, if any."""
     quote = address.quote(detail)
-    text = f"{address}: status {status}" + (f": {quote}" if quote else "")
+    answered = f"status {status}" + (f": {quote}" if quote else "")
+    text = f"{address}: {answered}"
     if status in (401, 403):
-        return TokenRefused(text)
+        problem = "the server does not accept the token" if address.token else "the server requires a token"
+        return TokenRefused(f"{address}: {problem}: {answered}")
     if 300 <= status < 400:  # noqa: PLR2004 - all redirects
         return _redirect(address, status, headers)
     if (status == 404 and in_session) or (status == _MALFORMED and "session" in detail.lower()):  # noqa: PLR2004

@@ -15,7 +15,7 @@ from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.formatting import json_value, sync_lines
 from agent.entrypoints.progress_line import progress_bar
 from agent.entrypoints.sync_client import SyncClient
-from agent.entrypoints.text_lines import print_lines
+from agent.entrypoints.text_lines import Line, print_lines
 from agent.settings import Settings
 
 app = CommandGroup()
@@ -85,8 +85,7 @@ async def sync_shown(client: SyncClient, *, as_json: bool = False) -> int:
 
         typer.echo(json.dumps(ResultDocument.of(result).to_dict(), indent=2))
     else:
-        for line in sync_lines(result):
-            typer.echo(printable(line), err=not result.success)
+        print_lines([Line(printable(line)) for line in sync_lines(result)], err=not result.success)
         if client.ask.take_over and result.success and result.method == CLOUD:
             typer.echo(f"the uploads of {result.system_id} there belong to this machine now")
     return 0 if result.success else 1

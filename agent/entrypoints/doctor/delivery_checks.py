@@ -48,9 +48,10 @@ UNFINISHED_AGE = timedelta(days=1)
 WARN_SECONDS, REFUSED_SECONDS = 60.0, 300.0
 """Akosha refuses a request if the client's clock is more than five minutes ahead of its own."""
 
+OWN_FILE = "credentials.yaml of akosha-agent"
 _CREDENTIAL_SOURCES = {
     "env": "the environment (AWS_ACCESS_KEY_ID)",
-    STORED: "credentials.yaml of akosha-agent",
+    STORED: OWN_FILE,
     "shared-credentials-file": "~/.aws/credentials",
     "config-file": "~/.aws/config",
     "assume-role": "an assumed role",

@@ -67,7 +67,7 @@ class Answers:
     @property
     def origin_of_keys(self) -> str:
         """Where the S3 keys or the token come from; "" if none were given."""
-        return next((self.origins[key] for key in _SECRETS if self.changes.get(key)), "")
+        return " and ".join(dict.fromkeys(self.origins[key] for key in _SECRETS if self.changes.get(key)))
 
 
 def answers(flags: Flags, known: Draft, earlier: Answers | None) -> Answers:
@@ -231,7 +231,8 @@ def _system_id(flags: Flags, settings: Settings) -> Changes:
     if flags.yes:
         return {}
     if not is_new:
-        dialogue.say("this machine has a name already (akosha-agent status); --system-id NAME changes it")
+        named = f"is called {settings.system_id}" if settings.system_id else "has a name already (akosha-agent status)"
+        dialogue.say(f"this machine {named}; --system-id NAME changes it")
         return {}
     default = sanitise_system_id(socket.gethostname())
     chosen = dialogue.ask("Name of this machine", system_id_of, default=default)
@@ -246,5 +247,5 @@ def system_id_of(answer: str) -> str:
         possible = ""
     if possible != answer:
         example = f"; for example {possible}" if possible else ""
-        raise ValueError(f"may have letters, digits, - and _ only, at most {MAX_GENERATED_ID}{example}")
+        raise ValueError(f"must have letters, digits, - and _ only, at most {MAX_GENERATED_ID}{example}")
     return answer

@@ -58,11 +58,21 @@ def only_credentials_refused(found: Sequence[Finding]) -> bool:
 
 
 def with_advice(found: Sequence[Finding], origin: str) -> list[Finding]:
-    """Return the findings with advice on refused keys, or a refused token, that the user has given at `origin`.
+    """Return the findings with advice on keys or a token: where they come from, and what to do if they are refused.
 
-    `origin` is "" if they come from elsewhere, such as ~/.aws.
+    `origin` is where the user has given them, "" if they come from elsewhere, such as ~/.aws. They are not stored yet.
     """
-    return [replace(one, hint=_advice(one, origin)) if one.credentials_refused else one for one in found]
+    advised = []
+    for one in found:
+        if one.credentials_refused:
+            advised.append(replace(one, hint=_advice(one, origin)))
+        elif one.name == delivery_checks.CREDENTIALS and one.level is Level.ERROR:
+            advised.append(replace(one, hint="type them, or use --keys-from-stdin, or run aws configure"))
+        elif one.name == delivery_checks.CREDENTIALS and origin:
+            advised.append(replace(one, found=one.found.replace(delivery_checks.OWN_FILE, origin)))
+        else:
+            advised.append(one)
+    return advised
 
 
 def _advice(finding: Finding, origin: str) -> str:

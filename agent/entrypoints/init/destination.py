@@ -80,6 +80,10 @@ def from_address(address: str, bucket: str, region: str, cwd: Path, home: Path) 
     if address.startswith(("https://", "http://")):
         if not bucket and is_akosha_address(address):
             return akosha(address)
+        try:
+            check_cloud_endpoint(address, plaintext=True)
+        except ValueError as error:
+            raise SettingsError(f"--to {shown} {error}") from None
         return bucket_at(address, bucket, region)
     raise SettingsError(
         f"--to {shown} is not an address",
@@ -118,12 +122,9 @@ def directory(written: str, cwd: Path, home: Path) -> Destination:
 def bucket_at(endpoint: str, bucket: str, region: str = "") -> Destination:
     """Return the destination of a bucket; without an endpoint, of AWS. A bucket at the end of the URL is used.
 
-    Raises SettingsError.
+    `endpoint` is a checked URL. Raises SettingsError.
     """
-    try:
-        parts = urlsplit(check_cloud_endpoint(endpoint, plaintext=True))
-    except ValueError as error:
-        raise SettingsError(f"{without_credentials(endpoint)} {error}") from None
+    parts = urlsplit(endpoint)
     path = parts.path.strip("/")
     if path:
         endpoint = f"{parts.scheme}://{parts.netloc}"

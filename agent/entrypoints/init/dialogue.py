@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import typer
@@ -13,7 +13,7 @@ from agent.domain.memories import EMBEDDING_HINT
 from agent.domain.plain_text import printable, safe_text
 from agent.domain.routing import DEFAULT_HTTP_ENDPOINT
 from agent.entrypoints.init.destination import Destination, akosha, bucket_at, directory, r2_endpoint
-from agent.entrypoints.text_lines import Line, rendered, screen_width
+from agent.entrypoints.text_lines import Line, print_lines, rendered, screen_width
 from agent.settings.endpoints import check_bucket, check_cloud_endpoint, check_http_endpoint, without_credentials
 from agent.settings.validators import check_region
 
@@ -39,41 +39,41 @@ def ask(text: str, check: Callable[[str], T], default: str | None = None) -> T:
         except ValueError as error:
             problem = safe_text(f"{without_credentials(answer.strip())} {error}")
         head = "Error: "  # that of the library
-        raise typer.BadParameter(_wrapped(head + problem, sys.stdout).removeprefix(head))
+        raise typer.BadParameter(_wrapped(head + problem).removeprefix(head))
 
-    question = _wrapped(text, sys.stdout, less=len(default or "") + _ENDING)
+    question = _wrapped(text, less=len(default or "") + _ENDING)
     result: T = typer.prompt(question, default=default, value_proc=checked, show_default=bool(default))
     return result
 
 
 def ask_secret(text: str, *, required: bool = False) -> str:
     """Ask without echo. Returns "" for an empty answer, unless it is required."""
-    question = _wrapped(text, sys.stdout, less=_ENDING)
+    question = _wrapped(text, less=_ENDING)
     return str(typer.prompt(question, default=None if required else "", hide_input=True, show_default=False)).strip()
 
 
 def confirm(text: str, *, default: bool) -> bool:
     """Ask a question that is answered with yes or no."""
-    return typer.confirm(_wrapped(text, sys.stdout, less=_ENDING), default=default)
+    return typer.confirm(_wrapped(text, less=_ENDING), default=default)
 
 
 def say(text: str, *, err: bool = False) -> None:
     """Print a text, wrapped between words on a terminal. Control characters are escaped."""
-    typer.echo(_wrapped(printable(text, lines=True), sys.stderr if err else sys.stdout), err=err)
+    print_lines([Line(line) for line in printable(text, lines=True).split("\n")], err=err)
 
 
-def _wrapped(text: str, stream: TextIO, *, less: int = 0) -> str:
+def _wrapped(text: str, *, less: int = 0) -> str:
     """Return a text in lines that fit on a terminal; the last one leaves `less` columns to what follows it."""
-    width = screen_width(stream)
-    lines = [Line(f"{line}{'_' * less}") for line in text.split("\n")]
-    return "\n".join(line.removesuffix("_" * less) for line in rendered(lines, width=width, colours=False))
+    space = "_" * less
+    lines = rendered([Line(text + space)], width=screen_width(sys.stdout), colours=False)
+    return "\n".join(lines).removesuffix(space)
 
 
 def ask_destination(cwd: Path, home: Path) -> Destination:
     """Ask where memories go, and what that needs except for secrets."""
     say("Where should your memories go?")
     for number, (choice, _) in enumerate(_CHOICES, start=1):
-        typer.echo(f"  {number}  {choice}")
+        print_lines([Line(f"  {number}  {choice}", indent=5)])
     return ask("Choice", _choice, default="1")(cwd, home)
 
 
