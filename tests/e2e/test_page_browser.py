@@ -150,6 +150,23 @@ def test_a_long_history_is_shown_in_parts_and_filtered(browser, rested):
         expect(page.locator("#sizes-table tbody tr").first).to_be_visible()
 
 
+def test_a_hidden_tab_has_no_connection_and_continues_when_it_is_shown(browser, rested):
+    with opened(browser, rested) as watched:
+        page = watched.page
+        with page.expect_event("requestfailed", lambda request: request.url.endswith("/v1/events")):
+            page.evaluate(SET_HIDDEN, arg=True)
+        with page.expect_request("**/v1/events"), page.expect_response("**/v1/status"):
+            page.evaluate(SET_HIDDEN, arg=False)
+        expect(page.locator("body")).to_have_attribute("data-state", "live")
+        expect(page.locator("#banner")).to_be_empty()
+
+
+SET_HIDDEN = """hidden => {
+    Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
 def test_the_keyboard_reaches_and_operates_everything(browser, rested):
     with opened(browser, rested) as watched:
         page = watched.page
@@ -178,7 +195,13 @@ def test_the_keyboard_reaches_and_operates_everything(browser, rested):
         page.locator("#uploads-load").focus()
         page.keyboard.press("Enter")
         expect(page.locator("#uploads tbody tr")).to_have_count(1)
-        expect(page.locator("#uploads code")).to_contain_text("akosha-agent restore")
+        restore = page.locator("#uploads code")
+        expect(restore).to_contain_text("akosha-agent restore")
+        watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.locator("#uploads").get_by_role("button", name="Copy").focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("#uploads .copy")).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == restore.text_content()
         check_layouts(page)
 
 

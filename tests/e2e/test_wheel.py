@@ -59,6 +59,9 @@ def test_the_wheel_has_only_the_package_its_types_and_its_licence(wheel):
     assert {name for name in names if name.startswith("agent/deploy/")} == {f"agent/{name}" for name in units}
     built = {name for name in names if name.startswith("agent/") and name.endswith(".py")}
     assert built == {path.relative_to(ROOT).as_posix() for path in (ROOT / "agent").rglob("*.py")}
+    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "agent").glob("entrypoints/page/static/*")}
+    assert page
+    assert page <= set(names)
 
 
 def test_the_wheel_works_in_a_new_environment(wheel, tmp_path):

@@ -89,13 +89,14 @@ export function sentence(text) {
   return CAPITAL.test(text) ? text[0].toUpperCase() + text.slice(1) : text;
 }
 
-/** Return a hint of the agent with its commands and settings as code. */
+/** Return a hint of the agent with its settings as code, and its commands as code that can be copied. */
 export function hint(text) {
-  const parts = sentence(text).split(COMMAND);
-  const nodes = parts.map((part, at) => (at % 2 ? el("code", {}, part.trim()) : part));
-  const commands = parts.filter((part, at) => at % 2 && !part.startsWith("akosha_")).map((part) => part.trim());
-  if (commands.length) nodes.push(" ", copyButton(commands[0]));
-  return el("p", { class: "hint" }, ...nodes);
+  const parts = sentence(text).split(COMMAND); // every second part matches
+  return el("p", { class: "hint" }, ...parts.map((part, at) => (at % 2 ? code(part.trim()) : part)));
+}
+
+function code(text) {
+  return text.startsWith("akosha_") ? el("code", {}, text) : command(text);
 }
 
 /** Let a screen reader say a text when it has ended its sentence. */
