@@ -1,7 +1,9 @@
 """The setting of webhooks: from a variable, from both files of the agent, and by `config set`."""
 
 import json
+import re
 from base64 import b64encode
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +60,17 @@ def test_the_variable_and_the_file_of_secrets_have_the_same_webhooks(home):
     ping, signed = by_variable
     assert (ping.url, ping.events, ping.key, ping.overdue_hours) == (PING["url"], {"succeeded"}, b"", 24.0)
     assert (signed.key, signed.overdue_hours) == (b"k3y-of-the-signature-32-bytes-lo", 6.0)
+
+
+def test_the_lines_of_the_guide_are_valid(home):
+    page = (Path(__file__).parents[2] / "docs/guides/webhooks.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    write(home, "credentials.yaml", block.replace("whsec_YOUR-BASE64", SECRET))
+    found = webhooks(home)
+    assert [one.as_text for one in found] == [False, True, False, False]
+    assert found[1].events == {"overdue", "recovered", "damaged"}
+    (command,) = re.findall(r"^\$ echo '(.*)' \|", page, re.MULTILINE)
+    assert [one.url for one in webhooks(home, AKOSHA_AGENT_WEBHOOKS=command)] == [found[0].url]
 
 
 def test_a_webhook_without_a_secret_may_be_in_the_settings_file_and_one_with_a_secret_not(home):
