@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import re
 import socket
 import statistics
@@ -70,6 +71,12 @@ class FleetProcess:
         )  # fmt: skip
         return cls(process)
 
+    @property
+    def processor_seconds(self) -> float:
+        """The processor time that the process has used."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
     async def answer(self) -> object:
         """Wait for the next line. Raises RuntimeError if the process has ended."""
         assert self._process.stdout is not None
@@ -127,6 +134,11 @@ class Fleet:
         """Wait until every agent is connected again, and return when each was."""
         answers = await asyncio.gather(*(process.do("returned") for process in self.processes))
         return sorted(at for times in answers for at in times)  # type: ignore[attr-defined]
+
+    @property
+    def processor_seconds(self) -> float:
+        """The processor time that all agents have used."""
+        return sum(process.processor_seconds for process in self.processes)
 
 
 @dataclass(frozen=True)
@@ -298,11 +310,13 @@ async def _restart_lines(fleet: Fleet) -> list[Line]:
     publishing = asyncio.create_task(fleet.publish("second", count))
     await asyncio.sleep(0.2)
     await asyncio.to_thread(server.kill)
+    used, killed = fleet.processor_seconds, time.monotonic()
     await asyncio.sleep(DOWN_SECONDS)
     await asyncio.to_thread(server.start)
     started = time.monotonic()
     await publishing
     back = max(await fleet.returned()) - started
+    used, took = fleet.processor_seconds - used, time.monotonic() - killed
     times = _connection_times(server)
     step = most_within(times, STEP_SECONDS)
     ids = await _stored_ids(server)
@@ -311,6 +325,10 @@ async def _restart_lines(fleet: Fleet) -> list[Line]:
     what = f"the server killed and started {DOWN_SECONDS:.0f} s later, while {fleet.count:,} agents publish"
     return [
         Line(f"{what}: all are back", f"{back:.1f} s", back / BACK_BAR, f"{BACK_BAR:.0f} s", back <= BACK_BAR),
+        Line(
+            "the same: processor time of the agents, from the end of the server on",
+            f"{used / fleet.count * 1000:.1f} ms for each; all together {used / took:.1f} of {os.cpu_count()} cores",
+        ),
         Line(
             f"the same: most connections that the server took within {STEP_SECONDS * 1000:.0f} ms",
             f"{step} of {len(times):,}, over {times[-1] - times[0]:.1f} s",

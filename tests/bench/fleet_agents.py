@@ -6,8 +6,10 @@ process ends with its input.
 
 import argparse
 import asyncio
+import itertools
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -68,27 +70,30 @@ class FleetAgent:
             await asyncio.sleep(RETRY_SECONDS)
         return self.returned
 
-    async def _ready_or_pause(self) -> None:
+    async def _ready_or_pause(self, seconds: float) -> None:
         """Wait until the durable bus becomes ready, at most until the next attempt."""
         if self.buses.durable.state.ready:
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(seconds)
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(RETRY_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self.buses.durable.wait_until_ready()
 
     async def publish(self, label: str, count: int) -> None:
-        """Publish `count` results as the outbox does: in order, each until the stream has confirmed it."""
+        """Publish `count` results as the outbox does: in order, each until the stream has confirmed it.
+
+        The pause after an error doubles.
+        """
         for number in range(count):
             result = result_of(self.system, label, number)
-            while True:
+            for failures in itertools.count():
                 try:
                     await self.buses.durable.publish(result)
                     break
                 except BusError as error:
                     if not error.transient:
                         raise
-                await self._ready_or_pause()
+                await self._ready_or_pause(RETRY_SECONDS * 2.0 ** min(failures, 6))
 
     def _changed(self) -> None:
         if self.buses.volatile.state.ready:
@@ -148,4 +153,5 @@ if __name__ == "__main__":
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     raise_descriptors()
+    os.nice(5)  # the server has the machine for itself elsewhere: here it goes first
     asyncio.run(main(arguments.url, arguments.first, arguments.count, arguments.password))

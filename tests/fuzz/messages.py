@@ -7,11 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from unittest.mock import Mock
 
 import orjson
 from hypothesis import strategies as st
-from nats.aio.msg import Msg
 
 from agent.adapters.nats.messages import decoded, encoded, message_id
 from agent.adapters.spool import SpoolDirectory, is_note
@@ -82,7 +80,7 @@ def check_event(event) -> None:
 
 def read_message(example: tuple[str, bytes]) -> None:
     subject, data = example
-    event = decoded(Msg(Mock(), subject=subject, data=data), CODEC)
+    event = decoded(data, subject, CODEC)
     assert event.subject == subject
     assert message_id(event)
     encoded(event, CODEC, max_bytes=2 * MAX_EVENT_BYTES)

@@ -9,7 +9,7 @@ from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.core import NatsVolatileBus, Shared
 from agent.adapters.nats.durable import NatsDurableBus
 from agent.adapters.nats.errors import translated
-from agent.adapters.nats.messages import HEADER_BYTES, Refusals
+from agent.adapters.nats.messages import HEADER_BYTES
 from agent.adapters.nats.options import NatsOptions
 from agent.domain.errors import BusError
 from agent.ports import Clock, Codec
@@ -29,14 +29,7 @@ class NatsBuses:
 
     def __init__(self, options: NatsOptions, codec: Codec, *, clock: Clock, wait_for_connection: bool = False) -> None:
         self._connection = NatsConnection(options, prepare=self._prepare, changed=self._changed)
-        shared = Shared(
-            options=options,
-            codec=codec,
-            clock=clock,
-            connection=self._connection,
-            refusals=Refusals(),
-            wait_for_connection=wait_for_connection,
-        )
+        shared = Shared(options, codec, clock, self._connection, wait_for_connection=wait_for_connection)
         self.volatile, self.durable = NatsVolatileBus(shared), NatsDurableBus(shared)
         self._connection.start()
 

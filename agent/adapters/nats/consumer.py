@@ -185,7 +185,7 @@ class NatsConsumer:
     async def _hand_over(self, message: Msg) -> None:
         """Run the handler, then ack; after an error, nak. A message that is not a valid event is removed."""
         try:
-            event = decoded(message, self._codec)
+            event = decoded(message.data, message.subject, self._codec)
         except WireError as error:
             self._refusals.refuse(message, error, sequence=message.metadata.sequence.stream)
             await self._send(message, b"+TERM")

@@ -4,7 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -60,7 +60,7 @@ class CoreSubscription:
         self._on_message(message)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Shared:
     """What the two buses of a connection share.
 
@@ -71,8 +71,8 @@ class Shared:
     codec: Codec
     clock: Clock
     connection: NatsConnection
-    refusals: Refusals
-    wait_for_connection: bool
+    refusals: Refusals = field(default_factory=Refusals)
+    wait_for_connection: bool = False
 
 
 class ConnectedBus(ABC):
@@ -163,7 +163,7 @@ class NatsVolatileBus(ConnectedBus):
 
         def receive(message: Msg) -> None:
             try:
-                queue.put(decoded(message, self._codec))
+                queue.put(decoded(message.data, message.subject, self._codec))
             except WireError as error:
                 self._shared.refusals.refuse(message, error)
 

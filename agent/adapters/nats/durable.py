@@ -9,7 +9,7 @@ from agent.adapters.nats.client import Client
 from agent.adapters.nats.consumer import NatsConsumer
 from agent.adapters.nats.core import ConnectedBus, Shared
 from agent.adapters.nats.errors import Denied, NoJetStream, StreamGone, translated
-from agent.adapters.nats.messages import HEADER_BYTES, encoded, message_id
+from agent.adapters.nats.messages import HEADER_BYTES, decoded, encoded, message_id
 from agent.adapters.nats.stream import STREAM, Stream
 from agent.domain.errors import BusError, StateError, WireError
 from agent.domain.events import Event
@@ -113,11 +113,8 @@ class NatsDurableBus(ConnectedBus):
             return None
         event: Event | None = None
         try:
-            event = self._codec.decode(answer.data, subject=subject)
-            if event.subject != subject:
-                raise WireError(f"{event.type} belongs on {event.subject!r}")
+            event = decoded(answer.data, subject, self._codec)
         except WireError as error:
-            event = None
             _log.debug("newest_event_unreadable", subject=subject, reason=str(error))
         return StoredEvent(event, f"{headers.get('Nats-Sequence', '')} {headers.get('Nats-Time-Stamp', '')}")
 

@@ -17,7 +17,7 @@ from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.core import NatsVolatileBus, Shared
 from agent.adapters.nats.errors import translated
 from agent.adapters.nats.inbox import open_inbox
-from agent.adapters.nats.messages import Refusals
+from agent.adapters.nats.messages import decoded
 from agent.adapters.nats.options import NatsOptions
 from agent.adapters.nats.stream import STREAM
 from agent.domain.errors import BusError, WireError
@@ -46,15 +46,7 @@ class NatsEventReader:
     def __init__(self, options: NatsOptions, codec: Codec, clock: Clock) -> None:
         self._codec, self._seconds, self.location = codec, options.patience.connect, options.location
         self._connection = NatsConnection(options, prepare=self._prepare, changed=self._changed)
-        shared = Shared(
-            options=options,
-            codec=codec,
-            clock=clock,
-            connection=self._connection,
-            refusals=Refusals(),
-            wait_for_connection=False,
-        )
-        self._live = NatsVolatileBus(shared)
+        self._live = NatsVolatileBus(Shared(options, codec, clock, self._connection))
         self._reconnected: Callable[[], None] = lambda: None
 
     @classmethod
@@ -146,9 +138,7 @@ class NatsEventReader:
             return None
         stored_at = _time(headers.get("Nats-Time-Stamp", ""))
         try:
-            event = self._codec.decode(message.data, subject=subject)
-            if event.subject != subject:
-                raise WireError(f"{event.type} belongs on {event.subject!r}")
+            event = decoded(message.data, subject, self._codec)
         except WireError as error:
             return StreamEntry(
                 subject=subject, sequence=sequence, stored_at=stored_at, event=None, problem=error.message

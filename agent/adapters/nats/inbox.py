@@ -18,39 +18,34 @@ from agent.domain.errors import BusError
 class Inbox:
     """Receives the answers to one request at a time. Get it from `open_inbox`."""
 
-    def __init__(self, client: Client) -> None:
-        self._client, self._prefix = client, client.new_inbox()
+    def __init__(self, client: Client, prefix: str) -> None:
+        self._client, self._prefix = client, prefix
         self._answers: asyncio.Queue[Msg | BaseException] = asyncio.Queue()
         self._failure: asyncio.Future[None] | None = None
 
-    @property
-    def pattern(self) -> str:
-        """The pattern of the reply subjects. Each request has its own."""
-        return f"{self._prefix}.*"
-
-    async def receive(self, message: Msg) -> None:
-        self._answers.put_nowait(message)
-
     async def request(self, subject: str, payload: bytes) -> None:
-        """Send a request. An earlier one is forgotten."""
+        """Send a request, and forget an earlier one."""
         self.forget()
         reply = f"{self._prefix}.{self._client.new_inbox().rpartition('.')[2]}"
         self._failure = self._client.failure_of(reply)
         self._failure.add_done_callback(self._failed)
         await self._client.publish(subject, payload, reply=reply)
 
-    def check(self) -> None:
-        """Raise nats-py's error if the connection was lost, or the server denied the request."""
-        if self._failure is not None and self._failure.done():
-            self._failure.result()
+    async def receive(self, message: Msg) -> None:
+        self._answers.put_nowait(message)
 
     async def next(self, seconds: float) -> Msg:
-        """Return the next answer. Raises as `check`; TimeoutError if there is none in time."""
+        """Return the next answer. Raises TimeoutError; nats-py's error for a lost connection or a denied request."""
         async with asyncio.timeout(seconds):
             answer = await self._answers.get()
         if isinstance(answer, BaseException):
             raise answer
         return answer
+
+    def check(self) -> None:
+        """Raise as `next` if the request has failed."""
+        if self._failure is not None and self._failure.done():
+            self._failure.result()
 
     def forget(self) -> None:
         if self._failure is not None:
@@ -64,9 +59,10 @@ class Inbox:
 @asynccontextmanager
 async def open_inbox(client: Client) -> AsyncIterator[Inbox]:
     """Subscribe to a new inbox, and unsubscribe at the end. Raises BusError."""
-    inbox = Inbox(client)
+    prefix = client.new_inbox()
+    inbox = Inbox(client, prefix)
     with translated("subscribing to an inbox"):
-        subscription = await client.subscribe(inbox.pattern, cb=inbox.receive)
+        subscription = await client.subscribe(f"{prefix}.*", cb=inbox.receive)
     try:
         yield inbox
     finally:

@@ -41,11 +41,11 @@ def message_id(event: Event) -> str:
     return f"{event.system_id}.{source}{event.id}"
 
 
-def decoded(message: Msg, codec: Codec) -> Event:
+def decoded(data: bytes, subject: str, codec: Codec) -> Event:
     """Return the event in a message. Raises WireError if it is invalid or on a subject that is not its own."""
-    event = codec.decode(message.data, subject=message.subject)
-    if event.subject != message.subject:
-        raise WireError(f"{event.type} belongs on {event.subject!r}, but arrived on {message.subject[:80]!r}")
+    event = codec.decode(data, subject=subject)
+    if event.subject != subject:
+        raise WireError(f"{event.type} belongs on {event.subject!r}, but arrived on {subject[:80]!r}")
     return event
 
 
