@@ -17,15 +17,19 @@ from agent.adapters.nats import Limits, Login
 from agent.adapters.nats.event_reader import NatsEventReader
 from agent.adapters.nats.server_facts import examine
 from agent.adapters.nats.stream import STREAM
+from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.application.fleet.events import KINDS, FleetEvents
+from agent.application.sync import bus_recovery
+from agent.application.sync.bus_recovery import BusRecovery
+from agent.application.sync.results import ResultRecorder
 from agent.domain.errors import BusError
 from agent.domain.events import IngestCompleted, SyncSucceeded
-from agent.domain.naming import STREAM_SUBJECTS, results_pattern, session_subject
+from agent.domain.naming import EVENT_MAX_AGE, STREAM_SUBJECTS, results_pattern, session_subject
 from agent.events_client import results
 from tests.support.nats_bus import CLOCK, CODEC, SECONDS, RecordingHandler, ended, opened_buses, options, until
 from tests.support.servers.nats import connected
 from tests.support.servers.nats_hub import KEYS, PAGE, configuration, configuration_for, running_hub, running_site
-from tests.support.values import NOON, manifest, request, succeeded
+from tests.support.values import NOON, manifest, request, skipped, succeeded
 
 REQUEST, RESULT = request(), succeeded(manifest(1))
 INGESTED = IngestCompleted(
@@ -219,6 +223,43 @@ async def test_an_agents_buses_work_in_its_account_without_a_warning(hub):
         async with buses_of(hub.url, "LAPTOP", inbox_prefix="_INBOX.laptop") as buses:
             await works_as(buses, "laptop")
     assert not [line for line in logs if line["log_level"] != "debug"]
+
+
+async def test_a_stream_that_is_replaced_while_an_agent_is_idle_gets_its_results_again(hub, tmp_path, monkeypatch):
+    """Events of others are in the new stream, and the connection stays: nothing but the regular reading shows it."""
+    monkeypatch.setattr(bus_recovery, "CHECK_SECONDS", 0.2)
+    ledger = await SqliteLedger.open(tmp_path / "ledger", CODEC, clock=CLOCK)
+    result = replace(skipped("r-1", time=CLOCK.now()), system_id="laptop")
+    async with buses_of(hub.url, "LAPTOP", inbox_prefix="_INBOX.laptop") as buses:
+        recorder = ResultRecorder(ledger, buses.durable, CLOCK)
+
+        async def nothing() -> None:
+            pass
+
+        recovery = BusRecovery(
+            bus=buses.volatile, results_bus=buses.durable, ledger=ledger, recorder=recorder, clock=CLOCK,
+            max_age=EVENT_MAX_AGE, catch_up=nothing, switched=nothing,
+        )  # fmt: skip
+        tasks = [asyncio.create_task(run) for run in (recovery.run(), recorder.run())]
+        try:
+            async with connected(hub.url, **key_of("ADMIN")) as admin, asyncio.timeout(SECONDS):
+                await ledger.settle(None, result)
+                recorder.flush_soon()
+                while await ledger.outbox():
+                    await CLOCK.sleep(0.01)
+                connection = buses.volatile.state.since
+                await admin.jsm().delete_stream(STREAM)
+                await admin.jetstream().add_stream(STREAM_CONFIG)
+                for number in range(9):
+                    await admin.jetstream().publish("akosha.sync.desktop.succeeded", b"%d" % number)
+                while (await stored(admin)).get(result.subject) != 1:
+                    await CLOCK.sleep(0.01)
+                assert buses.volatile.state.since == connection
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await ledger.aclose()
 
 
 async def test_doctor_finds_out_whether_results_reach_the_stream_and_stores_nothing(hub, tmp_path):
