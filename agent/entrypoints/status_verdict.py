@@ -152,7 +152,10 @@ def _stored_damage(facts: Facts) -> str:
 def _target_refuses(facts: Facts) -> str:
     method = facts.first.method if facts.first else ""  # credentials of a fallback that is not needed do no harm
     codes = FAILURE_CODES | {prefix + method for prefix in FAILURE_PREFIXES}
-    return _warning(facts, lambda code: code in codes, facts.failing)
+    text = _warning(facts, lambda code: code in codes, facts.failing)
+    # If the last attempt failed for this reason, its error is a shorter sentence.
+    is_last_error = facts.first and facts.first.error and text.endswith(error_message(facts.first.error))
+    return "" if is_last_error else text
 
 
 def _databases_unreadable(facts: Facts) -> str:

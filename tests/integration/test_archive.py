@@ -7,6 +7,7 @@ import pytest
 from agent.application.archive import verify_loop
 from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap
 from agent.bootstrap.home import Home
+from agent.bootstrap.stores import object_store
 from agent.domain.events import SyncAsked, SyncSucceeded, UploadVerified
 from agent.domain.identity import Identity
 from agent.entrypoints.archive import record_events
@@ -14,6 +15,8 @@ from agent.entrypoints.mcp.tools import RESTORE_POINTS, call_tool
 from agent.entrypoints.status_view import gather_status
 from agent.settings import Loaded, Settings
 from tests.support import session_buddy
+
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 
 @pytest.fixture
@@ -74,6 +77,30 @@ async def test_a_missing_object_of_the_newest_upload_is_reported_and_uploaded_ag
     status = await gather_status(home.settings)
     assert (status.verified.upload_id, status.verified.whole) == (repaired.upload_id, True)
     assert status.to_dict()["verified"]["problems"] == {}
+
+
+async def test_a_deleted_bucket_and_an_empty_one_are_the_verdict_although_nothing_has_changed(home, moto, aws):
+    bucket = moto.new_bucket()
+    settings = home.settings.model_copy(update={"cloud_endpoint": moto.endpoint, "cloud_bucket": bucket})
+    home = Home.of(settings)
+    identity = home.prepare()
+    await synced(home, identity)
+    async with await agent_bootstrap.build(home, identity) as agent:
+        check = agent.verify_loop.target_check
+        assert await check.newest_exists()
+        assert "no agent is running" in (await gather_status(settings)).verdict.text
+        store = object_store(settings)
+        await store.delete([item.key async for item in store.list("")])
+        await store.aclose()
+        moto.delete_bucket(bucket)
+        assert await check.newest_exists(), "unknown"
+        verdict = (await gather_status(settings)).verdict.text
+        assert verdict.startswith(
+            f"Uploads fail: the last check of the target failed: bucket {bucket} does not exist at"
+        )
+        moto.create_bucket(bucket)
+        await check.newest_exists()
+        assert "was the bucket emptied or replaced?" in (await gather_status(settings)).verdict.text
 
 
 async def test_the_agents_verification_can_be_switched_off(home):

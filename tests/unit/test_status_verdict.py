@@ -103,6 +103,14 @@ def judged(document):
     return document.judged(NOON).verdict
 
 
+def test_refused_credentials_that_are_the_last_error_are_reported_once():
+    warning = StatusWarning(code="credentials_refused_cloud", message="cloud: no usable credentials: 403", hint="-")
+    document = replace(with_target(error="403 (allow it)", failures=1), warnings=(warning,))
+    assert judged(document).text == "Uploads fail: 403"
+    later = replace(with_target(error="no answer", failures=2), warnings=(warning,))
+    assert judged(later).text == "Uploads fail: cloud: no usable credentials: 403"
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [

@@ -75,11 +75,11 @@ class TargetCheck:
         if error.transient:
             return
         await forget_confirmation(self.target, self.ledger)  # the next sync has to ask
-        if not isinstance(error, NotOwner):  # it has a warning of its own
-            message = f"the last check of the target failed: {error.message}"
-            await set_warning(
-                self.ledger, StatusWarning(code=CHECK_FAILED, message=message, hint=error.hint), self.clock
-            )
+        if isinstance(error, NotOwner):  # the target can be read; this has a warning of its own
+            await clear_warning(self.ledger, CHECK_FAILED)
+            return
+        message = f"the last check of the target failed: {error.message}"
+        await set_warning(self.ledger, StatusWarning(code=CHECK_FAILED, message=message, hint=error.hint), self.clock)
 
     async def succeeded(self) -> None:
         """Record that the target could be read. Raises StateError."""

@@ -61,8 +61,15 @@ class S3Server:
 
     def new_bucket(self) -> str:
         bucket = f"bucket-{os.getpid()}-{next(_numbers)}"
-        self._ask("PUT", f"/{bucket}")
+        self.create_bucket(bucket)
         return bucket
+
+    def create_bucket(self, bucket: str) -> None:
+        self._ask("PUT", f"/{bucket}")
+
+    def delete_bucket(self, bucket: str) -> None:
+        """Delete an empty bucket."""
+        self._ask("DELETE", f"/{bucket}")
 
     def pending_uploads(self, bucket: str) -> int:
         """Return the number of multipart uploads that are neither completed nor aborted."""
