@@ -70,7 +70,9 @@ class Page:
 
 def lines(folder: Path, databases: Databases, size: int, rounds: int, idle_seconds: float) -> list[Line]:
     """Measure views, an idle page, and syncs of `size` MiB without and with open pages, in turns."""
-    machine = Machine(folder / "machine", agent_upload_on_change="false", enable_deduplication="false")
+    machine = Machine(
+        folder / "machine", agent_upload_on_change="false", enable_deduplication="false", agent_verify_hours=0
+    )
     databases.copy_to(size, machine.data)
     with machine.run() as agent:
         wait_for_uploads(agent, 1)
