@@ -1,8 +1,8 @@
 """The page: CPU of the agent for a view and while a page is open; and what 50 open pages add to a sync.
 
-A view is what a browser requests when it opens the page. An open page follows the events; half a second after one it
-reads the status, after a result also the history and the plots; and it reads the status every 30 s. The pages are
-simulated in a process of their own.
+A view is what a browser requests when it opens the page. Like the page's script, an open page follows the events, reads
+the status, the history and the plots 250 ms after one, but only the status, and 2 s later, after progress; and it reads the
+status every 30 s. The pages are simulated in a process of their own.
 
     python -m tests.bench.page PORT SESSION COUNT     simulates open pages until standard input ends
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from agent.adapters.sqlite_ledger.history import History
 from agent.adapters.wire import CloudEventsCodec
+from agent.entrypoints.page.files import read_files
 from tests.bench.databases import Databases
 from tests.bench.idle import scheduling
 from tests.bench.memory import wait_for_uploads
@@ -34,10 +35,9 @@ VIEW_BAR, SYNC_BAR, IDLE_BAR = 0.05, 1.05, 0.1
 PAGES = 50
 RESULTS = 5000
 VIEWS = 20
-FILES = ("/", "/page.css", "/page.js", "/icon.svg")
 DATA = ("/v1/status", "/v1/history", "/v1/plots")
 
-DEBOUNCE_SECONDS = 0.5
+SETTLE_SECONDS, PROGRESS_SECONDS = 0.25, 2.0
 STATUS_SECONDS = 30.0
 
 
@@ -64,7 +64,7 @@ class Page:
         return content
 
     def view(self) -> None:
-        for path in (*FILES, *DATA):
+        for path in (*read_files(), *DATA):
             self.request("GET", path)
 
 
@@ -195,7 +195,7 @@ class _OpenPage:
             try:
                 async with asyncio.timeout(STATUS_SECONDS):
                     await self._changed.wait()
-                await asyncio.sleep(DEBOUNCE_SECONDS)
+                await asyncio.sleep(SETTLE_SECONDS if DATA[-1] in self._due else PROGRESS_SECONDS)
             except TimeoutError:
                 self._due.add("/v1/status")
             self._changed.clear()
