@@ -1,8 +1,8 @@
 """The page: CPU of the agent for a view and while a page is open; and what 50 open pages add to a sync.
 
-A view is what a browser requests when it opens the page. Like the page's script, an open page follows the events, reads
-the status, the history and the plots 250 ms after one, but only the status, and 2 s later, after progress; and it reads the
-status every 30 s. The pages are simulated in a process of their own.
+A view is what a browser requests when it opens the page. Like the page's script, an open page follows the events. 250 ms
+after one it reads the status, the history and the plots; 2 s after progress, and every 30 s, only the status. The pages
+are simulated in a process of their own.
 
     python -m tests.bench.page PORT SESSION COUNT     simulates open pages until standard input ends
 """
@@ -25,7 +25,7 @@ from agent.adapters.sqlite_ledger.history import History
 from agent.adapters.wire import CloudEventsCodec
 from agent.entrypoints.page.files import read_files
 from tests.bench.databases import Databases
-from tests.bench.idle import scheduling
+from tests.bench.idle import START_SECONDS, scheduling
 from tests.bench.memory import wait_for_uploads
 from tests.bench.report import Line, seconds
 from tests.support import values
@@ -79,6 +79,7 @@ def lines(folder: Path, databases: Databases, size: int, rounds: int, idle_secon
     add_results(machine.state / "ledger.sqlite")
     with machine.run() as agent:
         agent.logged("results_republished")
+        time.sleep(START_SECONDS)
         views = [_seconds_of_view(machine, agent) for _ in range(VIEWS + 1)]
         with open_pages(machine, 1):
             time.sleep(STATUS_SECONDS / 10)
