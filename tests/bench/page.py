@@ -1,8 +1,8 @@
 """The page: CPU of the agent for a view and while a page is open; and what 50 open pages add to a sync.
 
 A view is what a browser requests when it opens the page. Like the page's script, an open page follows the events.
-After 250 ms it reads the status, the history and the plots; 2 s after progress, and every 30 s, only the status. The pages
-are simulated in a process of their own.
+After 250 ms it reads the status, the history and the plots; 2 s after progress, and every 30 s, only the status.
+The pages are simulated in a process of their own.
 
     python -m tests.bench.page PORT SESSION COUNT     simulates open pages until standard input ends
 """
