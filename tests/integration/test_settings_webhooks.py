@@ -83,7 +83,7 @@ def test_a_webhook_without_a_secret_may_be_in_the_settings_file_and_one_with_a_s
 
 @pytest.mark.parametrize("given", [[PING], [SIGNED]], ids=["config.yaml", "credentials.yaml"])
 def test_config_set_stores_json_in_the_file_that_it_belongs_to(home, given, request):
-    made = draft({"agent_webhooks": json.dumps(given)}, {}, home, home)
+    made = draft({"agent_webhooks": json.dumps(given)}, {}, home, home, {})
     made.write()
     assert made.files[0].endswith(request.node.callspec.id)
     assert [one.url for one in webhooks(home)] == [given[0]["url"]]
