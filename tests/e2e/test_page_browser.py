@@ -94,6 +94,7 @@ def check_layouts(page) -> None:
     page.set_viewport_size(WIDE)
 
 
+@pytest.mark.long
 def test_every_state_of_the_agent_is_shown_and_is_accessible(browser, tmp_path):
     machine = Machine(tmp_path, agent_max_upload_kib_per_s=1)
     with watched_page(browser) as watched:
@@ -104,7 +105,7 @@ def test_every_state_of_the_agent_is_shown_and_is_accessible(browser, tmp_path):
             expect(verdict).to_contain_text("There is nothing to back up yet")
             assert "#" not in page.url
             check_layouts(page)
-            machine.write(commits=20, entities=3)
+            machine.write(commits=100, entities=3)
             expect(page.locator("#activity [aria-current=step]")).to_have_text("Upload databases")
             expect(page.locator("#activity .figures")).to_contain_text(re.compile(r"Uploading · \d+ %"))
             expect(page.locator("#announcer")).to_contain_text("percent")
@@ -120,13 +121,13 @@ def test_every_state_of_the_agent_is_shown_and_is_accessible(browser, tmp_path):
             expect(page.locator("#databases .tag.safe")).to_have_count(2)
             check_layouts(page)
             machine.bucket.rename(tmp_path / "unplugged")
-            machine.write(commits=21)
+            machine.write(commits=101)
             expect(verdict).to_have_attribute("data-severity", "failing")
             expect(page.locator("#history > li.failed")).not_to_have_count(0)
             check_layouts(page)
             (tmp_path / "unplugged").rename(machine.bucket)
             page.locator("#sync").click()
-            expect(page.locator("#result")).to_contain_text("Uploaded")
+            expect(page.locator("#result")).to_contain_text(re.compile("Uploaded|[Nn]othing"))  # a retry may come first
             expect(verdict).to_contain_text("All memories are safe")
 
 
@@ -300,14 +301,14 @@ def serving(body: str):
             thread.join()
 
 
-NEWEST = """async () => (await (await fetch('/v1/history?limit=1', {headers: {Authorization: 'Bearer '
-    + sessionStorage.getItem('session')}})).json()).entries[0].position"""
+SYNCS = """async () => (await (await fetch("/v1/history?limit=100&outcome=skipped", { headers: {
+    Authorization: `Bearer ${sessionStorage.getItem("session")}` } })).json()).entries.map(entry => entry.position)"""
 
 
 def test_another_origin_reads_and_triggers_nothing(browser, rested):
     with opened(browser, rested) as watched:
         agent = watched.page.url.rstrip("/")
-        before = watched.page.evaluate(NEWEST)
+        before = watched.page.evaluate(SYNCS)
         hostile = Watched(browser)
         with serving(HOSTILE_PAGE.replace("AGENT", agent)) as address:
             hostile.page.goto(address)
@@ -328,4 +329,4 @@ def test_another_origin_reads_and_triggers_nothing(browser, rested):
         hostile.context.close()
         watched.page.locator("#sync").click()  # were another sync requested before, it would have a result by now
         expect(watched.page.locator("#result")).to_contain_text("nothing", ignore_case=True)
-        assert watched.page.evaluate(NEWEST) == before + 2
+        assert len(set(watched.page.evaluate(SYNCS)) - set(before)) == 1
