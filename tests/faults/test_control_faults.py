@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -17,7 +17,9 @@ import structlog
 from structlog.testing import capture_logs
 
 from agent.entrypoints.control_api import Limits
+from agent.entrypoints.control_api.connection import SPARE_CONNECTIONS
 from tests.support.control_api import JSON, SECONDS, FakeAgentService, serve_agent, wait_until_clients_left
+from tests.support.waiting import until
 
 SHORT = Limits(head_seconds=0.2, body_seconds=0.2)
 OTHER_UID = 65_534
@@ -59,6 +61,13 @@ def untouched_logs():
 @pytest.fixture
 def agent_service():
     return FakeAgentService()
+
+
+@pytest.fixture
+def tcp_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @asynccontextmanager
@@ -251,6 +260,38 @@ async def test_too_many_connections_get_a_503_until_others_close(agent_service, 
         async with connected(agent) as (reader, writer):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
             assert await read_problem(reader) == (200, {"status": "ok"})
+
+
+async def test_connections_to_the_port_do_not_use_up_those_of_the_unix_socket(agent_service, tmp_path, tcp_port):
+    few = Limits(connections=4)
+    async with serve_agent(agent_service, tmp_path / "state", limits=few, agent_http_port=tcp_port) as agent:
+        with ExitStack() as stack:
+            for _ in range(4 + SPARE_CONNECTIONS):
+                stack.enter_context(socket.create_connection(("127.0.0.1", tcp_port)))
+            refused = stack.enter_context(socket.create_connection(("127.0.0.1", tcp_port)))
+            refused.settimeout(SECONDS)
+            with suppress(ConnectionResetError):
+                assert await asyncio.to_thread(refused.recv, 1) == b""
+            async with connected(agent) as (reader, writer):
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+                assert await read_problem(reader) == (200, {"status": "ok"})
+
+
+async def test_a_client_that_does_not_read_the_response_is_disconnected(agent_service, tmp_path):
+    tasks = []
+
+    async def large_metrics() -> tuple[bytes, str]:
+        tasks.append(asyncio.current_task())
+        return b"x" * 2**24, "text/plain"  # more than a socket buffers
+
+    limits = Limits(stalled_seconds=0.2)
+    async with serve_agent(agent_service, tmp_path / "state", limits=limits, metrics=large_metrics) as agent:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(agent.path))
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+            await until(lambda: tasks)
+            done, _ = await asyncio.wait(tasks, timeout=SECONDS)
+            assert done
 
 
 async def test_pipelined_requests_are_answered_in_order(agent_service, tmp_path):

@@ -5,7 +5,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from agent.application.monitoring.agent_service import AgentService
-from agent.entrypoints.control_api.connection import DEFAULT_LIMITS, Limits
+from agent.entrypoints.control_api import connection
+from agent.entrypoints.control_api.connection import Limits
 from agent.entrypoints.control_api.server import ControlServer
 from agent.settings import Settings
 
@@ -19,7 +20,7 @@ async def serve(
     *,
     state_dir: Path,
     metrics: Callable[[], Awaitable[tuple[bytes, str]]],
-    limits: Limits = DEFAULT_LIMITS,
+    limits: Limits | None = None,
 ) -> AsyncIterator[None]:
     """Serve `agent_service` on `{state_dir}/control.sock` and on the port of the settings while the block runs.
 
@@ -30,5 +31,6 @@ async def serve(
     the block runs without it. At its end, within a second, the socket is removed, event streams end cleanly, and no
     task is left.
     """
+    limits = limits or connection.DEFAULT_LIMITS
     async with ControlServer(agent_service, settings, state_dir=state_dir, metrics=metrics, limits=limits):
         yield

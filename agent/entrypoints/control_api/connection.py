@@ -1,4 +1,4 @@
-"""Connections: which and how many are admitted, and the time limit for the first request."""
+"""Connections: which and how many are admitted, and the time limits for the first request and for a stalled client."""
 
 import asyncio
 import functools
@@ -29,8 +29,9 @@ _log = structlog.get_logger()
 class Limits:
     """Limits of the control API. Times in seconds, sizes in bytes.
 
-    `head_seconds` also limits the idle time between two requests. `stalled_seconds` limits how long a reader of events
-    may accept no data. `shutdown_seconds` limits the requests in progress at shutdown.
+    `head_seconds` also limits the idle time between two requests. `stalled_seconds` limits how long a client may accept
+    no data. `shutdown_seconds` limits the requests in progress at shutdown. A quarter of the `connections` is reserved
+    for the Unix socket: every local user can connect to a port.
     """
 
     head_seconds: float = 10.0
@@ -68,9 +69,19 @@ class Connections:
             if connection.rules is rules:
                 connection.force_close()
 
-    def admit(self, transport: asyncio.Transport) -> bool:
+    def excess(self, rules: LoopbackRules | None) -> int:
+        """Return by how many the connections of a port, or of the Unix socket (None), exceed their limit."""
+        of_ports, limit_of_ports = sum(one.rules is not None for one in self.open), self.limit - self.limit // 4
+        excess = len(self.open) - self.limit
+        if rules is None:
+            excess -= max(of_ports - limit_of_ports, 0)
+        else:
+            excess = max(excess, of_ports - limit_of_ports)
+        return excess
+
+    def admit(self, transport: asyncio.Transport, rules: LoopbackRules | None) -> bool:
         # Without a limit, clients could use up the file descriptors that syncs need.
-        if self.closed or len(self.open) >= self.limit + SPARE_CONNECTIONS:
+        if self.closed or self.excess(rules) >= SPARE_CONNECTIONS:
             return False
         connected = transport.get_extra_info("socket")
         if connected.family != socket.AF_UNIX:
@@ -90,10 +101,19 @@ class Connections:
 class Connection(web.RequestHandler):
     """A connection with a time limit for the head of its first request; aiohttp limits the idle time after that.
 
-    `rules` are those of the port, None over the Unix socket.
+    A client that accepts no data is disconnected. `rules` are those of the port, None over the Unix socket.
     """
 
-    __slots__ = ("_connections", "_head_timer", "has_own_peer", "lost", "over_limit", "rules")
+    __slots__ = (
+        "_connections",
+        "_head_timer",
+        "_write_timer",
+        "bytes_stalled",
+        "has_own_peer",
+        "lost",
+        "over_limit",
+        "rules",
+    )
 
     def __init__(self, manager: web.Server, connections: Connections, *, rules: LoopbackRules | None) -> None:
         loop, limits = asyncio.get_running_loop(), connections.limits
@@ -109,6 +129,9 @@ class Connection(web.RequestHandler):
         )
         self._connections = connections
         self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self.bytes_stalled = 0
+        """The data that the client had not accepted when it was disconnected for that."""
         self.rules = rules
         self.has_own_peer: bool | None = None
         """Whether the peer of the TCP connection belongs to this user; None until it was asked."""
@@ -118,11 +141,12 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        if not self._connections.admit(transport):
+        if not self._connections.admit(transport, self.rules):
             transport.abort()  # nothing has been read or sent
             return
-        self.over_limit = len(self._connections.open) >= self._connections.limit
+        self.over_limit = self._connections.excess(self.rules) >= 0
         self._connections.open.add(self)
+        transport.set_write_buffer_limits(0)  # writing pauses until the kernel has all data
         super().connection_made(transport)
         loop = asyncio.get_running_loop()
         self._head_timer = loop.call_later(self._connections.limits.head_seconds, self.force_close)
@@ -131,8 +155,34 @@ class Connection(web.RequestHandler):
         if self in self._connections.open:
             super().data_received(data)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._limit_stall()
+
+    def resume_writing(self) -> None:
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def _limit_stall(self, waiting_before: int | None = None) -> None:
+        """Disconnect the client unless it has accepted data since the last call; then wait again."""
+        if self.transport is None:
+            return
+        waiting = self.transport.get_write_buffer_size()
+        if waiting_before is not None and waiting >= waiting_before:
+            self.bytes_stalled = waiting
+            self.transport.abort()
+            return
+        seconds = self._connections.limits.stalled_seconds
+        self._write_timer = asyncio.get_running_loop().call_later(seconds, self._limit_stall, waiting)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self.head_received()
+        self._stop_write_timer()
         self._connections.open.discard(self)
         super().connection_lost(exc)
         if not self.lost.done():

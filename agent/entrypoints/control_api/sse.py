@@ -19,9 +19,6 @@ EVENT_STREAM = "text/event-stream"
 
 _RETRY = b"retry: 1000\n\n"
 _HEARTBEAT = b":\n\n"
-_WRITE_BYTES = 16 * 1024
-"""Part of an event for which a reader has the stall timeout."""
-
 _log = structlog.get_logger()
 
 
@@ -63,14 +60,15 @@ class EventStreams:
         except AkoshaError as error:
             _log.warning("control_events_broken", error=str(error))
             _abort(request)  # not a clean end, so the reader reconnects and continues
-        except TimeoutError:
-            waiting = request.transport.get_write_buffer_size() if request.transport else 0
-            _log.info("control_reader_stalled", bytes_waiting=waiting, after_seconds=self._limits.stalled_seconds)
-            _abort(request)
         except ConnectionError:
-            pass  # the reader has disconnected
+            pass  # the reader has disconnected, or was
         finally:
             self._readers -= 1
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        if connection.bytes_stalled:
+            seconds = self._limits.stalled_seconds
+            _log.info("control_reader_stalled", bytes_waiting=connection.bytes_stalled, after_seconds=seconds)
         return response
 
     def end(self) -> None:
@@ -83,8 +81,6 @@ class EventStreams:
     ) -> None:
         connection = request.protocol
         assert isinstance(connection, Connection)
-        if request.transport is not None:
-            request.transport.set_write_buffer_limits(0)  # `drain` then returns only once the kernel has all data
         await self._write(request, response, _RETRY if present is None else _RETRY + b"id: %d\n\n" % present)
         async with aclosing(self._agent_service.events(after=present if after is None else after)) as events:
             following = asyncio.ensure_future(anext(events))
@@ -115,11 +111,9 @@ class EventStreams:
         return b"%sevent: %s\ndata: %s\n\n" % (position, event.type.encode(), self._encode_event(event))
 
     async def _write(self, request: web.Request, response: web.StreamResponse, data: bytes) -> None:
-        """Write in parts. Raises ConnectionError, and TimeoutError if the reader has stalled."""
-        for start in range(0, len(data), _WRITE_BYTES):
-            async with asyncio.timeout(self._limits.stalled_seconds):
-                await response.write(data[start : start + _WRITE_BYTES])
-                await request.writer.drain()
+        """Write, and wait until the kernel has all data. Raises ConnectionError, also if the reader has stalled."""
+        await response.write(data)
+        await request.writer.drain()
 
 
 def _abort(request: web.Request) -> None:
