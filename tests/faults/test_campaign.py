@@ -9,18 +9,21 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import psutil
 import pytest
 
 from agent.adapters.directory_store.layout import incoming_folder
+from agent.domain.webhooks import signature
 from tests.campaign import checks, leftovers, world as world_module
 from tests.campaign.checks import violations
+from tests.campaign.deliveries import Delivery, Results
 from tests.campaign.faults import AgentKilled, LedgerDamaged, NatsLine, StoreLine
 from tests.campaign.faults.lines import HALF_OPEN
+from tests.campaign.faults.webhooks import FAULTY, KEY, UNDELAYED_SECONDS, WebhookAnswers
 from tests.campaign.play import play
-from tests.campaign.world import CANARY, World
+from tests.campaign.world import CANARY, NotSettled, World
 from tests.support.servers.link import Link
 
 pytestmark = pytest.mark.long
@@ -68,6 +71,59 @@ def test_a_wait_of_more_than_twice_the_limit_is_a_violation():
     assert [*line.check(world=None)] == []
     line.link.waits.append(2 * line.limit_seconds + 1)
     assert [*line.check(world=None)] == ["half-open: the agent waited 5.0 s on a connection; its limit is 2 s"]
+
+
+def delivery(event_id, *, webhook_id=None, key=KEY):
+    """A delivery of an event, signed with the key."""
+    named = f"msg_{event_id}" if webhook_id is None else webhook_id
+    body = json.dumps({"id": event_id})
+    signed = signature(key, named, 1, body.encode())
+    return Delivery(FAULTY, {"webhook-id": named, "webhook-timestamp": "1", "webhook-signature": signed}, body)
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "expected"),
+    [
+        ("ab", ["result c has not arrived at the webhook"]),
+        ("abbc", []),
+        ("acb", ["the webhook got results in another order or not selected ones: ['a', 'c', 'b']"]),
+        ("abac", ["the webhook got results in another order or not selected ones: ['a', 'b', 'a', 'c']"]),
+        ("abxc", ["the webhook got results in another order or not selected ones: ['a', 'b', 'x', 'c']"]),
+    ],
+    ids=["missing", "repeated", "reordered", "repeated-later", "not-selected"],
+)
+def test_a_missing_or_reordered_delivery_to_a_webhook_is_a_violation(deliveries, expected):
+    assert [*Results("abc").violations([delivery(one) for one in deliveries], KEY)] == expected
+
+
+@pytest.mark.parametrize(
+    ("delivered", "expected"),
+    [
+        (delivery("b", webhook_id="msg_2"), "one result has several webhook-ids"),
+        (delivery("c", webhook_id="msg_b"), "one webhook-id has several results"),
+        (delivery("c", key=b"another"), "msg_c has no valid signature"),
+    ],
+    ids=["result-with-two-ids", "id-of-two-results", "signature"],
+)
+def test_a_wrong_webhook_id_or_signature_is_a_violation(delivered, expected):
+    deliveries = [delivery("a"), delivery("b"), delivered, *[delivery("c")] * (delivered.event_id == "b")]
+    assert [*Results("abc").violations(deliveries, KEY)] == [expected]
+
+
+def test_a_result_that_a_webhook_may_miss_is_no_violation_unless_it_arrives_in_another_order():
+    results = Results("abc", optional="ab")
+    assert [*results.violations([delivery("c")], KEY)] == []
+    assert [*results.violations([delivery(one) for one in "ca"], KEY)]
+
+
+def test_a_sync_that_waits_for_a_failing_webhook_is_a_violation():
+    fault, world = WebhookAnswers(), Mock()
+    fault.lasts, fault._proxy = False, Mock()
+    world.settle.side_effect = NotSettled
+    with pytest.raises(NotSettled):
+        fault.heal(world, random.Random(1))
+    world.settle.assert_called_once_with(UNDELAYED_SECONDS)
+    fault._proxy.clear.assert_not_called()  # it still fails
 
 
 def find_each(planted, world, subtests):

@@ -1,15 +1,16 @@
-"""Clients of the agent's control socket: a GET with retries, and a reader of the event stream."""
+"""Clients of the agent's control API: a GET with retries, and a reader of the event stream."""
 
 import http.client
 import json
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
 RETRY_SECONDS = 30.0
-"""Maximum time without a socket, while the agent restarts its components."""
+"""Maximum time without a server, while the agent restarts its components."""
 
 _TIMEOUT_SECONDS = 45.0
 _PAUSE_SECONDS = 0.1
@@ -53,11 +54,15 @@ class Reader:
     """Reads the event stream from the first event; reconnects with the last ID when it ends, as browsers do.
 
     `results` counts the results by outcome. `error` describes a problem: a missing or repeated position, a timeout, a
-    socket that is not available.
+    server that is not available. `last`: the position of the last event.
+
+    `connect` returns a connection; each request has the headers.
     """
 
-    def __init__(self, socket_path: Path) -> None:
-        self._socket_path, self._last = socket_path, 0
+    def __init__(
+        self, connect: Callable[[float], http.client.HTTPConnection], headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._connect, self._headers, self.last = connect, headers or {}, 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._read, name="reader", daemon=True)
         self.results: dict[str, int] = {}
@@ -75,9 +80,10 @@ class Reader:
     def _read(self) -> None:
         available = time.monotonic()
         while not self._stopping.is_set() and not self.error:
-            connection = ControlConnection(self._socket_path, _TIMEOUT_SECONDS)
+            connection = self._connect(_TIMEOUT_SECONDS)
             try:
-                connection.request("GET", "/v1/events", headers={"Last-Event-ID": str(self._last)})
+                headers = {**self._headers, "Last-Event-ID": str(self.last)}
+                connection.request("GET", "/v1/events", headers=headers)
                 response = connection.getresponse()
                 if response.status == http.client.OK:
                     self._take(response)
@@ -87,7 +93,7 @@ class Reader:
                 self.error = f"no event and no keep-alive for {_TIMEOUT_SECONDS:g} s"
             except (OSError, http.client.HTTPException):
                 if time.monotonic() - available > RETRY_SECONDS:
-                    self.error = f"the socket is not available for {RETRY_SECONDS:g} s"
+                    self.error = f"the server is not available for {RETRY_SECONDS:g} s"
             finally:
                 connection.close()
             self._stopping.wait(_PAUSE_SECONDS)
@@ -109,8 +115,8 @@ class Reader:
             self.progress += 1
             return
         position = int(fields["id"])
-        if position != self._last + 1:
-            self.error = f"position {position} follows position {self._last}"
-        self._last = position
+        if position != self.last + 1:
+            self.error = f"position {position} follows position {self.last}"
+        self.last = position
         kind = json.loads(fields["data"])["type"].split(".")[2]
         self.results[kind] = self.results.get(kind, 0) + 1

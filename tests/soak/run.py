@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from agent.entrypoints.hook.hook_command import hook_command
 from agent.settings import Settings
 from tests.bench.report import machine as this_machine
-from tests.soak.clients import Reader, get
+from tests.soak.clients import ControlConnection, Reader, get
 from tests.soak.usage import FIFTHS, JUDGED, Usage, formatted, sample, verdict
 from tests.support import upload_contents, zygote
 from tests.support.machine import Machine, Running
@@ -73,7 +74,7 @@ class Soak:
                 HANGUP_SECONDS: lambda: self._hang_up(agent, restart=time.monotonic() < started + seconds / FIFTHS),
                 CLEANUP_SECONDS + 1: self._delete_old_uploads,
             }
-            with Reader(socket) as reader:
+            with Reader(partial(ControlConnection, socket)) as reader:
                 self._generate_load(tasks, started, seconds, agent)
                 self._check_last_commit(writer, agent)
             self._check_log(agent, reader)

@@ -50,7 +50,7 @@ from tests.campaign.faults.mounts import DataDirectoryUnmounted, TargetUnmounted
 from tests.campaign.faults.networks import InterfaceGone, OtherAddresses, Vpn
 from tests.campaign.faults.servers import AkoshaKilled, CloudDown, NatsKilled, StoreKilled
 from tests.campaign.faults.settings import AuthorityReplaced, CredentialsReplaced, SettingsChanged
-from tests.campaign.faults.webhooks import WebhookFails
+from tests.campaign.faults.webhooks import WebhookAnswers, WebhookKilled, WebhookLine
 
 ALL: tuple[type[Fault], ...] = (
     AgentKilled,
@@ -115,5 +115,7 @@ ALL: tuple[type[Fault], ...] = (
     InterfaceGone,
     OtherAddresses,
     Vpn,
-    WebhookFails,
+    WebhookLine,
+    WebhookAnswers,
+    WebhookKilled,
 )

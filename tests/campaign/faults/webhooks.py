@@ -1,77 +1,156 @@
-"""The receiver of a webhook fails while changes are synced."""
+"""Faults of webhooks' receivers. No sync and no other webhook waits; what a filter selects arrives in order."""
 
+import base64
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
+from urllib.parse import urlsplit
 
+from tests.campaign.deliveries import ReceiverProcess, Results
+from tests.campaign.faults.answers import Answer, Failures
 from tests.campaign.faults.fault import Fault
-from tests.campaign.world import CANARY, SAY_SECONDS, World
-from tests.support.servers.threaded_proxy import running
-from tests.support.servers.webhook import HANG, OK, Received, Receiver, answer
+from tests.campaign.faults.lines import LIMIT_SECONDS, Line
+from tests.campaign.leftovers import LASTING_SECONDS
+from tests.campaign.world import CANARY, NotSettled, World
+from tests.support.servers.faulty_proxy import FaultyProxy, another_protocol, refuse
+from tests.support.servers.threaded_proxy import running_faulty_proxy
 from tests.support.waiting import happens
 
-ANSWERS: Mapping[str, bytes] = {
-    "refuses": answer("500 Internal Server Error"),
-    "is busy": answer("429 Too Many Requests", Retry_After="1"),
-    "does not know it": answer("404 Not Found"),
-    "redirects": answer("308 Permanent Redirect", Location="http://127.0.0.1:9/"),
-    "hangs": HANG,
-    "closes early": b"HTTP/1.1 200 OK\r\nContent-Le",
-    "is another server": b"SSH-2.0-OpenSSH_9\r\n",
-}
-KILLED = 0.3
-"""The share of the strikes in which the agent is killed, too."""
+KEY = f"{CANARY} of webhooks".encode()
+SECRET = f"whsec_{base64.b64encode(KEY).decode()}"
+FAULTY, OTHER = "/faulty", "/other"
+"""Paths of the webhook whose receiver fails, and of one that has no fault, except if the receiver is killed."""
+
+UNDELAYED_SECONDS = 20.0
+"""Maximum time of the syncs of a round while a webhook fails. An attempt to deliver lasts `LIMIT_SECONDS`."""
+
+DELIVERY_SECONDS = 3.0
+"""Maximum time that a kill waits for a result to arrive."""
+
+GONE = 410
 
 
-class WebhookFails(Fault):
-    """The receiver gives wrong answers until a change has been delivered; sometimes the agent is killed meanwhile."""
+class Webhooks(Fault):
+    """Starts the receiver; the agent reaches it by `address`. `optional`: results that FAULTY may not get."""
 
-    row = "Webhook: refuses, redirects, hangs, closes early; SIGKILL of the agent while it sends"
-    rounds = 20
-    typical_seconds = 7.0
-    bar = "no sync waits; each result arrives at the webhook, in order, under one ID"
+    bar = "each selected result arrives in order, signed, with one webhook-id; no sync waits"
+    delayed = False
 
     def prepare(self, world: World) -> None:
-        self.now, self.accepted = OK, list[Received]()
-        receiver = world.enter(running(Receiver(self._answer)))
-        world.machine.set(
-            agent_webhooks=json.dumps([{"url": f"{receiver.url}?token={CANARY}", "events": ["succeeded"]}])
-        )
-        world.machine.constants |= {
-            "agent.adapters.webhook_sender:SECONDS": 0.5,
-            "agent.domain.webhooks:FIRST_DELAY_SECONDS": 0.05,
-            "agent.domain.webhooks:LAST_DELAY_SECONDS": 0.5,
-        }
-        self.struck.update(dict.fromkeys(ANSWERS, 0))
+        self.optional = set[str]()
+        self.receiver = world.enter(ReceiverProcess(world.folder / "receiver"))
+        self.use(world, self.receiver.url)
+        super().prepare(world)
 
-    def strike(self, world: World, rng: random.Random) -> None:
-        how = rng.choice([*ANSWERS])
-        self.struck[how] += 1
-        self.now = ANSWERS[how]
-        world.commit()
-        world.settle()
-        if rng.random() < KILLED:
-            world.kill_agent()
-            world.start_agent()
+    def use(self, world: World, address: str) -> None:
+        """Make the agent send the events of FAULTY to this address."""
+        webhooks = [
+            {"url": f"{base}{path}?token={CANARY}", "secret": SECRET, "events": ["succeeded", "failed"]}
+            for base, path in ((address, FAULTY), (self.receiver.url, OTHER))
+        ]
+        world.machine.set(agent_webhooks=json.dumps(webhooks))
+        world.machine.secrets += (SECRET,)
+        world.machine.constants |= {
+            "agent.domain.webhooks:FIRST_DELAY_SECONDS": 0.1,
+            "agent.domain.webhooks:LAST_DELAY_SECONDS": 1.0,
+            "agent.adapters.webhook_sender:SECONDS": LIMIT_SECONDS,
+        }
 
     def heal(self, world: World, rng: random.Random) -> None:
-        self.now = OK
+        """Neither the syncs nor the other webhook wait while this one fails."""
+        world.settle(UNDELAYED_SECONDS)
+        self._arrived(world, OTHER, UNDELAYED_SECONDS)
+        super().heal(world, rng)
 
-    def check(self, world: World) -> Iterable[str]:
-        results = [*dict.fromkeys(world.listener.ids())]
-        if not happens(lambda: {*results} <= {*self._uploads()}, SAY_SECONDS):
-            yield f"the webhook has not got {sorted({*results} - {*self._uploads()})}"
-        elif [each for each in dict.fromkeys(self._uploads()) if each in results] != results:
-            yield f"the webhook got {self._uploads()}, the bus {results}"
-        names = {(one.event["id"], one.headers["webhook-id"]) for one in self.accepted}
-        if len(names) != len({event_id for event_id, _ in names}):
-            yield "an event came under several webhook-ids"
+    def check(self, world: World) -> Iterator[str]:
+        for path in (FAULTY, OTHER):
+            results = self._arrived(world, path, LASTING_SECONDS)
+            problems = results.violations(self.receiver.deliveries(path), KEY)
+            yield from (f"{path}: {text}" for text in problems)
+        yield from super().check(world)
 
-    def _uploads(self) -> list[str]:
-        """Return the IDs of the accepted events about uploads."""
-        return [one.event["id"] for one in self.accepted if one.kind == "succeeded"]
+    def _arrived(self, world: World, path: str, seconds: float) -> Results:
+        """Wait until a webhook has got the results so far. Raises NotSettled."""
+        results = Results.of(world.machine.events(), self.optional if path == FAULTY else ())
+        if not happens(lambda: not results.missing(self.receiver.deliveries(path)), seconds):
+            raise NotSettled(f"{path} has not got {results.missing(self.receiver.deliveries(path))}")
+        return results
 
-    def _answer(self, request: Received) -> bytes:
-        if self.now is OK:
-            self.accepted.append(request)
-        return self.now
+
+class WebhookLine(Webhooks, Line):
+    row = "Webhook: connections reset, truncated, stalled, slow, half-open"
+    rounds = 40
+    typical_seconds = 9.0
+
+    def port(self, world: World) -> int:
+        return urlsplit(self.receiver.url).port
+
+    def connect(self, world: World, port: int) -> None:
+        self.use(world, f"http://127.0.0.1:{port}")
+
+
+class WebhookAnswers(Webhooks, Failures):
+    """After a 410 the webhook gets nothing until the agent is started again, and then what happens from then on."""
+
+    row = "Webhook: 1 % or 50 % of answers are 500, 503, 429, 301, 307, 404, 410, not HTTP, or lost"
+    rounds = 40
+    typical_seconds = 7.0
+
+    def prepare(self, world: World) -> None:
+        super().prepare(world)
+        self._proxy = world.enter(running_faulty_proxy(self.receiver.url))
+        self.use(world, self._proxy.url)
+
+    def proxy(self, world: World) -> FaultyProxy:
+        return self._proxy
+
+    def failures(self) -> Iterator[Answer]:
+        yield from super().failures()
+        yield "", "", refuse(404, "NotFound")
+        yield "", "", refuse(429, "TooManyRequests", headers={"Retry-After": "1"})
+        yield "", "", another_protocol()
+        yield GONE_ANSWER
+
+    def begin(self, world: World, rng: random.Random, answer: Answer, *, share: float = 1.0) -> None:
+        self.gone = answer is GONE_ANSWER
+        super().begin(world, rng, answer, share=share)
+
+    def heal(self, world: World, rng: random.Random) -> None:
+        super().heal(world, rng)
+        if self.gone and self.met.is_set():
+            assert world.stop_agent() == 0
+            self.optional.update(Results.of(world.machine.events()).ids)
+            world.start_agent()
+
+
+GONE_ANSWER: Answer = ("", "", refuse(GONE, "Gone"))
+
+
+class WebhookKilled(Webhooks):
+    """The agent, the receiver, or both are killed; in half of the rounds when a result has just arrived."""
+
+    row = "SIGKILL of the agent or of a webhook's receiver"
+    rounds = 60
+    delayed = True
+
+    def strike(self, world: World, rng: random.Random) -> None:
+        self.killed = rng.choice(("agent", "receiver", "both"))
+        if rng.random() < 0.5:
+            before = len(self.receiver.deliveries(FAULTY))
+            happens(lambda: len(self.receiver.deliveries(FAULTY)) > before, DELIVERY_SECONDS)
+        if self.killed != "receiver":
+            world.kill_agent()
+        if self.killed != "agent":
+            self.receiver.kill()
+
+    def heal(self, world: World, rng: random.Random) -> None:
+        if self.killed != "receiver":
+            world.start_agent()
+        world.settle(UNDELAYED_SECONDS)
+        if self.killed != "agent":
+            self.receiver.start()
+
+    def check(self, world: World) -> Iterator[str]:
+        yield from super().check(world)
+        deliveries = self.receiver.deliveries(FAULTY)
+        self.struck["delivered twice"] = len(deliveries) - len({one.event_id for one in deliveries})

@@ -130,6 +130,18 @@ def reset(*, after: int) -> Action:
     return action
 
 
+def another_protocol() -> Action:
+    """Answer as a server that does not speak HTTP."""
+
+    async def action(request: web.Request, _forward: Forward) -> web.StreamResponse:
+        await request.read()
+        request.transport.write(b"SSH-2.0-OpenSSH_9\r\n")
+        request.transport.close()
+        return web.Response()
+
+    return action
+
+
 def stall(reached: asyncio.Event, *, at: int = 0) -> Action:
     """Read `at` bytes of the body, set `reached`, and never answer."""
 
