@@ -176,7 +176,7 @@ def _retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
         return float(text[:9])
     try:
         until = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: a year or an offset out of range
         return None
     return ((until if until.tzinfo else until.replace(tzinfo=UTC)) - now).total_seconds()
 

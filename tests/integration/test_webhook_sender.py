@@ -74,6 +74,7 @@ async def test_without_a_secret_there_is_no_signature_and_a_user_in_the_url_is_b
         ("503 Service Unavailable", {"Retry_After": "120"}, True, 120),
         ("429 Too Many Requests", {"Retry_After": "7"}, True, 7),
         ("429 Too Many Requests", {"Retry_After": "soon"}, True, None),
+        ("503 Service Unavailable", {"Retry_After": f"Fri, 31 Dec {'9' * 20} 23:59:59 GMT"}, True, None),
         ("400 Bad Request", {}, False, None),
         ("404 Not Found", {}, False, None),
         ("410 Gone", {}, False, None),

@@ -261,6 +261,17 @@ async def test_a_webhook_that_keeps_failing_is_a_status_warning_until_it_accepts
         assert await world.warnings() == []
 
 
+async def test_the_warning_ends_although_the_event_that_failed_was_not_sent_any_more(world):
+    world.sender.answers[1] = [refused("status 404", transient=False)]
+    async with world.delivering(webhook()):
+        await world.add(result(1, NOON - KEPT))
+        assert await world.warnings()
+        await world.clock.advance(5)
+        await world.add(result(2))
+        assert world.sender.accepted == {1: ["f-2"]}
+        assert await world.warnings() == []
+
+
 async def test_a_permanent_error_is_reported_at_once_and_tried_again(world):
     world.sender.answers[1] = [refused("status 404", transient=False)]
     async with world.delivering(webhook()):

@@ -108,6 +108,7 @@ class WebhookDelivery:
         await self._store()
         if before.attempts:
             _log.info("webhook_recovered", webhook=str(webhook), attempts=before.attempts)
+        if before.attempts or webhook.id in self._errors:  # the event that failed may have become too old
             self._errors.pop(webhook.id, None)
             await self._update_warning(hint="")
 

@@ -274,7 +274,7 @@ def _seconds_ahead(context: DoctorContext, date: str) -> float | None:
     """Return how far the server's clock is ahead of this machine's, by its Date header; None without one."""
     try:
         server = parsedate_to_datetime(date)
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: a year or an offset out of range
         return None
     server = server if server.tzinfo else server.replace(tzinfo=UTC)
     return (server - context.home.clock.now()).total_seconds()
