@@ -79,7 +79,9 @@ export async function* events(signal) {
 }
 
 function message(block) {
-  const fields = new Map(block.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]));
+  const fields = new Map(
+    block.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]),
+  );
   return fields.has("data") ? { type: fields.get("event"), data: JSON.parse(fields.get("data")) } : null;
 }
 

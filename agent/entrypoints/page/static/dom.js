@@ -41,7 +41,11 @@ export function show(container, data, make) {
 const ICONS = {
   safe: ["M12 2.8 4.5 5.6v5.6c0 4.7 3.1 8.3 7.5 10 4.4-1.7 7.5-5.3 7.5-10V5.6z", "m8.4 12 2.6 2.6 4.8-5.2"],
   owed: ["M12 3.2a8.8 8.8 0 1 0 0 17.6 8.8 8.8 0 0 0 0-17.6z", "M12 7.6V12l3 2"],
-  unknown: ["M12 3.2a8.8 8.8 0 1 0 0 17.6 8.8 8.8 0 0 0 0-17.6z", "M9.6 9.6a2.5 2.5 0 1 1 3.6 2.2c-.8.4-1.2.9-1.2 1.8", "M12 16.6v.1"],
+  unknown: [
+    "M12 3.2a8.8 8.8 0 1 0 0 17.6 8.8 8.8 0 0 0 0-17.6z",
+    "M9.6 9.6a2.5 2.5 0 1 1 3.6 2.2c-.8.4-1.2.9-1.2 1.8",
+    "M12 16.6v.1",
+  ],
   failing: ["M12 3.6 2.8 19.6h18.4z", "M12 9.8v4.4", "M12 17v.1"],
   damaged: ["M8.2 3h7.6L21 8.2v7.6L15.8 21H8.2L3 15.8V8.2z", "m9 9 6 6", "m15 9-6 6"],
   succeeded: ["m5 12.6 4.4 4.4L19 7.4"],
@@ -54,13 +58,22 @@ const ICONS = {
 /** Return an icon, which is hidden from screen readers. */
 export function icon(name) {
   const paths = (ICONS[name] ?? ICONS.other).map((d) => svg("path", { d }));
-  return svg("svg", { class: `icon icon-${name}`, viewBox: "0 0 24 24", "aria-hidden": "true", focusable: "false" }, ...paths);
+  return svg(
+    "svg",
+    { class: `icon icon-${name}`, viewBox: "0 0 24 24", "aria-hidden": "true", focusable: "false" },
+    ...paths,
+  );
 }
 
 /** Return a button that copies a text, and says whether that succeeded. */
 export function copyButton(text, label = "Copy") {
   const words = el("span", {}, label);
-  const button = el("button", { type: "button", class: "copy", "data-key": `copy ${text}`, "aria-label": `${label}: ${text}` }, icon("copy"), words);
+  const button = el(
+    "button",
+    { type: "button", class: "copy", "data-key": `copy ${text}`, "aria-label": `${label}: ${text}` },
+    icon("copy"),
+    words,
+  );
   button.addEventListener("click", async () => {
     let said = "Copied";
     try {
@@ -82,7 +95,8 @@ export function command(text) {
 
 const COMMAND =
   /(akosha-agent config (?:set|unset) \w+(?: [A-Z]{2,})?|akosha-agent (?:(?:service|hook|uploads) )?[a-z]+(?: --[a-z-]+)*(?: [A-Z]{2,})*|kill -CONT \d+|\bakosha_[a-z_]+\b)/;
-const CAPITAL = /^(a|an|another|check|free|in|it|last|no|nothing|process|run|sent|set|the|this|upload|uploaded|waiting) /;
+const CAPITAL =
+  /^(a|an|another|check|free|in|it|last|no|nothing|process|run|sent|set|the|this|upload|uploaded|waiting) /;
 
 /** Return a text of the agent as the beginning of a sentence. A name at its beginning stays as it is. */
 export function sentence(text) {

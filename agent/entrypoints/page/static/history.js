@@ -26,7 +26,13 @@ export class History {
       this.#outcome = outcome;
       this.restart().catch(failed);
     };
-    const input = el("input", { type: "radio", name: "outcome", value: outcome, checked: outcome === "", change: chosen });
+    const input = el("input", {
+      type: "radio",
+      name: "outcome",
+      value: outcome,
+      checked: outcome === "",
+      change: chosen,
+    });
     return el("label", {}, input, el("span", {}, name));
   }
 
@@ -66,7 +72,9 @@ export class History {
     this.#next = page.next;
     byId("history-more").hidden = page.next == null;
     byId("history-empty").hidden = byId("history").children.length > 0;
-    byId("history-empty").textContent = this.#outcome ? "There is no entry with this outcome." : "There is no entry yet.";
+    byId("history-empty").textContent = this.#outcome
+      ? "There is no entry with this outcome."
+      : "There is no entry yet.";
     return rows[0];
   }
 
@@ -85,13 +93,35 @@ export async function newestEntries(get) {
 
 function entryRow(entry) {
   const at = Date.parse(entry.time);
-  const time = el("time", { datetime: entry.time, title: localTime(at) }, el("span", { class: "day" }, day(at)), " ", clock(at));
-  const figures = [entry.bytes ? bytes(entry.bytes) : "", entry.duration_seconds >= 0.05 ? took(entry.duration_seconds) : ""].filter(Boolean).join(" · ");
+  const time = el(
+    "time",
+    { datetime: entry.time, title: localTime(at) },
+    el("span", { class: "day" }, day(at)),
+    " ",
+    clock(at),
+  );
+  const figures = [
+    entry.bytes ? bytes(entry.bytes) : "",
+    entry.duration_seconds >= 0.05 ? took(entry.duration_seconds) : "",
+  ]
+    .filter(Boolean)
+    .join(" · ");
   return el(
     "li",
     { class: entry.outcome, tabindex: "-1" },
-    el("span", { class: "outcome" }, icon(entry.outcome), el("span", { class: "visually-hidden" }, `${WORDS[entry.outcome] ?? entry.outcome}: `)),
-    el("div", { class: "words" }, el("p", { class: "title" }, sentence(entry.title)), entry.detail && el("p", { class: "quiet" }, sentence(entry.detail)), entry.hint && hint(entry.hint)),
+    el(
+      "span",
+      { class: "outcome" },
+      icon(entry.outcome),
+      el("span", { class: "visually-hidden" }, `${WORDS[entry.outcome] ?? entry.outcome}: `),
+    ),
+    el(
+      "div",
+      { class: "words" },
+      el("p", { class: "title" }, sentence(entry.title)),
+      entry.detail && el("p", { class: "quiet" }, sentence(entry.detail)),
+      entry.hint && hint(entry.hint),
+    ),
     el("p", { class: "figures" }, figures),
     time,
   );

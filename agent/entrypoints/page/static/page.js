@@ -28,7 +28,7 @@ let updated = 0;
 
 /** Follow the agent for as long as there is a session. */
 async function follow() {
-  for (let attempt = 0; ; ) {
+  for (let attempt = 0; ;) {
     await visible();
     try {
       for await (const { type, data } of events(visit.signal)) {
@@ -50,7 +50,8 @@ async function follow() {
 
 /** Wait until the tab is visible. */
 async function visible() {
-  while (document.hidden) await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
+  while (document.hidden)
+    await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
   if (visit.signal.aborted) visit = new AbortController();
 }
 
@@ -69,7 +70,10 @@ function pause(milliseconds) {
 
 function received(type, event) {
   if (type !== PROGRESS) return refreshSoon(SETTLE_MS, true);
-  const known = status?.activity?.request_id === event.data.request_id && status.activity.phase === event.data.phase ? status.activity : {};
+  const known =
+    status?.activity?.request_id === event.data.request_id && status.activity.phase === event.data.phase
+      ? status.activity
+      : {};
   showActivity({ ...known, ...event.data });
   refreshSoon(PROGRESS_MS, false);
 }
@@ -90,7 +94,11 @@ function refreshSoon(milliseconds, withHistory) {
 
 async function refresh({ everything = false, history = everything }) {
   const number = ++refreshes;
-  const [current, plots] = await Promise.all([get("/v1/status"), history ? get("/v1/plots") : null, history ? entries.update() : null]);
+  const [current, plots] = await Promise.all([
+    get("/v1/status"),
+    history ? get("/v1/plots") : null,
+    history ? entries.update() : null,
+  ]);
   if (number === refreshes) {
     status = current;
     if (status.verdict) verdict = { at: Date.now(), text: status.verdict.text };
@@ -146,18 +154,26 @@ function gone() {
 /** Handle an error of a request: the event stream notices an agent that is gone. */
 function failed(error) {
   if (error instanceof NoSession) noSession("expired");
-  else if (error instanceof Refused) byId("result").replaceChildren(sentence(error.message), error.hint ? hint(error.hint) : "");
+  else if (error instanceof Refused)
+    byId("result").replaceChildren(sentence(error.message), error.hint ? hint(error.hint) : "");
 }
 
 function setState(state, words) {
   document.body.dataset.state = state;
   byId("connection").textContent = words;
-  for (const button of document.querySelectorAll(".actions button, #uploads-load, #history-more, #filter")) button.disabled = state !== "live";
+  for (const button of document.querySelectorAll(".actions button, #uploads-load, #history-more, #filter"))
+    button.disabled = state !== "live";
 }
 
 const ACCESS = {
-  none: ["Open this page with a command", "The address alone does not open it, so that no other program and no web page can read your status."],
-  refused: ["This link was used before, or is too old", "A link opens the page once, within a minute. The command makes a new one."],
+  none: [
+    "Open this page with a command",
+    "The address alone does not open it, so that no other program and no web page can read your status.",
+  ],
+  refused: [
+    "This link was used before, or is too old",
+    "A link opens the page once, within a minute. The command makes a new one.",
+  ],
   expired: ["The session has ended", "A session ends 12 hours after its last use. The command starts a new one."],
 };
 
@@ -198,7 +214,8 @@ async function showResults() {
   if (!actions.sync && !actions.verify) return;
   for (const entry of await newestEntries(get)) {
     const isSync = actions.sync && entry.request_id === actions.sync.id && entry.outcome !== "other";
-    const isVerify = actions.verify && entry.type === "akosha.archive.verified.v1" && entry.position > actions.verify.since;
+    const isVerify =
+      actions.verify && entry.type === "akosha.archive.verified.v1" && entry.position > actions.verify.since;
     if (!isSync && !isVerify) continue;
     ended(isSync ? "sync" : "verify", sentence(entry.title), entry.hint);
   }

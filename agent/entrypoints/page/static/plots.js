@@ -29,10 +29,30 @@ function sizes(points) {
     id: "sizes",
     title: "Bytes sent and database size",
     summary: `${bytes(sum)} sent in ${done.length} syncs${last ? `; the databases have ${bytes(last.database_bytes)}` : ""}.`,
-    legend: [["line-size", "Database size"], ["dots-sent", "Sent by a sync"]],
-    drawing: [...axes(x, y), path("line-size", steps(sized.map((one) => [x.at(one.at), y.at(one.database_bytes)]), x.end)), dots("dots-sent", sent.map((one) => [x.at(one.at), y.at(one.bytes)]))],
+    legend: [
+      ["line-size", "Database size"],
+      ["dots-sent", "Sent by a sync"],
+    ],
+    drawing: [
+      ...axes(x, y),
+      path(
+        "line-size",
+        steps(
+          sized.map((one) => [x.at(one.at), y.at(one.database_bytes)]),
+          x.end,
+        ),
+      ),
+      dots(
+        "dots-sent",
+        sent.map((one) => [x.at(one.at), y.at(one.bytes)]),
+      ),
+    ],
     head: ["Time", "Sent", "Database size"],
-    rows: done.map((one) => [localTime(one.at), bytes(one.bytes), one.database_bytes ? bytes(one.database_bytes) : "–"]),
+    rows: done.map((one) => [
+      localTime(one.at),
+      bytes(one.bytes),
+      one.database_bytes ? bytes(one.database_bytes) : "–",
+    ]),
   });
 }
 
@@ -47,8 +67,18 @@ function durations(points) {
     id: "durations",
     title: "Duration of syncs",
     summary: `${done.length} succeeded${median}; ${failed.length} failed.`,
-    legend: [["dots-sent", "Succeeded"], ["crosses", "Failed"]],
-    drawing: [...axes(x, y), dots("dots-sent", done.map((one) => [x.at(one.at), y.at(one.duration_seconds)])), crosses(failed.map((one) => [x.at(one.at), y.at(one.duration_seconds)]))],
+    legend: [
+      ["dots-sent", "Succeeded"],
+      ["crosses", "Failed"],
+    ],
+    drawing: [
+      ...axes(x, y),
+      dots(
+        "dots-sent",
+        done.map((one) => [x.at(one.at), y.at(one.duration_seconds)]),
+      ),
+      crosses(failed.map((one) => [x.at(one.at), y.at(one.duration_seconds)])),
+    ],
     head: ["Time", "Outcome", "Duration"],
     rows: points.map((one) => [localTime(one.at), one.success ? "succeeded" : "failed", took(one.duration_seconds)]),
   });
@@ -62,21 +92,33 @@ function ages(points) {
   const longest = Math.max(...gaps.map((gap) => gap.until - gap.at), 60_000);
   const y = linear(longest / 1000, spanLabel, TIMES);
   const x = times(from, now);
-  const line = gaps.flatMap((gap) => [[x.at(gap.at), y.at(0)], [x.at(gap.until), y.at((gap.until - gap.at) / 1000)]]);
+  const line = gaps.flatMap((gap) => [
+    [x.at(gap.at), y.at(0)],
+    [x.at(gap.until), y.at((gap.until - gap.at) / 1000)],
+  ]);
   return figure({
     id: "ages",
     title: "Age of the last success",
-    summary: done.length ? `Now ${twoUnits(Math.max(Math.floor((now - done.at(-1)) / 1000), 0))}; at most ${twoUnits(Math.floor(longest / 1000))}.` : "No sync has succeeded.",
+    summary: done.length
+      ? `Now ${twoUnits(Math.max(Math.floor((now - done.at(-1)) / 1000), 0))}; at most ${twoUnits(Math.floor(longest / 1000))}.`
+      : "No sync has succeeded.",
     legend: [["line-age", "Time since the last success"]],
     drawing: [...axes(x, y), path("line-age", line)],
     head: ["Success at", "Next success after"],
-    rows: gaps.map((gap, index) => [localTime(gap.at), index + 1 < gaps.length ? twoUnits(Math.floor((gap.until - gap.at) / 1000)) : "–"]),
+    rows: gaps.map((gap, index) => [
+      localTime(gap.at),
+      index + 1 < gaps.length ? twoUnits(Math.floor((gap.until - gap.at) / 1000)) : "–",
+    ]),
   });
 }
 
 function figure({ id, title, summary, legend, drawing, head, rows }) {
   const open = byId(`${id}-table`)?.open ?? false;
-  const details = el("details", { id: `${id}-table`, "data-key": id, open }, el("summary", { "data-key": `${id} summary` }, "Values as a table"));
+  const details = el(
+    "details",
+    { id: `${id}-table`, "data-key": id, open },
+    el("summary", { "data-key": `${id} summary` }, "Values as a table"),
+  );
   const fill = () => details.open && !details.querySelector("table") && details.append(values(title, head, rows));
   details.addEventListener("toggle", fill);
   fill();
@@ -84,8 +126,18 @@ function figure({ id, title, summary, legend, drawing, head, rows }) {
     "figure",
     {},
     el("figcaption", {}, el("h3", {}, title), el("p", { class: "quiet", id: `${id}-summary` }, summary)),
-    svg("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}: ${summary}` }, ...drawing),
-    el("ul", { class: "legend", "aria-hidden": "true" }, ...legend.map(([kind, name]) => el("li", {}, svg("svg", { viewBox: "0 0 20 10", class: "key" }, sample(kind)), name))),
+    svg(
+      "svg",
+      { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}: ${summary}` },
+      ...drawing,
+    ),
+    el(
+      "ul",
+      { class: "legend", "aria-hidden": "true" },
+      ...legend.map(([kind, name]) =>
+        el("li", {}, svg("svg", { viewBox: "0 0 20 10", class: "key" }, sample(kind)), name),
+      ),
+    ),
     details,
   );
 }
@@ -94,12 +146,21 @@ function values(title, head, rows) {
   return el(
     "div",
     { class: "values", tabindex: "0", role: "region", "aria-label": `${title}: values` },
-    el("table", {}, el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, ...rows.toReversed().map((row) => el("tr", {}, ...row.map((cell) => el("td", {}, cell)))))),
+    el(
+      "table",
+      {},
+      el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))),
+      el("tbody", {}, ...rows.toReversed().map((row) => el("tr", {}, ...row.map((cell) => el("td", {}, cell))))),
+    ),
   );
 }
 
 function sample(kind) {
-  if (kind.startsWith("line")) return path(kind, [[1, 5], [19, 5]]);
+  if (kind.startsWith("line"))
+    return path(kind, [
+      [1, 5],
+      [19, 5],
+    ]);
   return kind === "crosses" ? crosses([[10, 5]]) : dots(kind, [[10, 5]]);
 }
 
@@ -116,7 +177,10 @@ function linear(most, label, steps) {
   const step = steps.find((one) => most / one <= 4) ?? most;
   const top = Math.ceil(most / step) * step;
   const ticks = Array.from({ length: Math.round(top / step) + 1 }, (_, at) => at * step);
-  return { at: (value) => inside(value / top), ticks: ticks.map((tick) => [tick, tick ? label(tick).replace(/\.0(?=\s)/, "") : "0"]) };
+  return {
+    at: (value) => inside(value / top),
+    ticks: ticks.map((tick) => [tick, tick ? label(tick).replace(/\.0(?=\s)/, "") : "0"]),
+  };
 }
 
 /** Return a logarithmic scale of bytes: a sync sends much less than the databases have. */
@@ -125,8 +189,13 @@ function powers(all) {
   let [low, high] = [Math.floor(Math.log10(least)), Math.ceil(Math.log10(most))];
   if (high - low < 2) low = high - 2;
   const every = Math.ceil((high - low) / 4);
-  const ticks = Array.from({ length: high - low + 1 }, (_, at) => low + at).filter((power) => (high - power) % every === 0);
-  return { at: (value) => inside((Math.log10(value) - low) / (high - low)), ticks: ticks.map((power) => [10 ** power, bytes(10 ** power).replace(/\.0(?=\s)/, "")]) };
+  const ticks = Array.from({ length: high - low + 1 }, (_, at) => low + at).filter(
+    (power) => (high - power) % every === 0,
+  );
+  return {
+    at: (value) => inside((Math.log10(value) - low) / (high - low)),
+    ticks: ticks.map((power) => [10 ** power, bytes(10 ** power).replace(/\.0(?=\s)/, "")]),
+  };
 }
 
 function inside(fraction) {
@@ -142,12 +211,16 @@ function times(from, to) {
   const start = new Date(from);
   start.setHours(0, 0, 0, 0);
   const ticks = [];
-  for (let time = start.getTime(); time <= to; time += step) if (time >= from) ticks.push([time, isLong ? shortDay(time) : clock(time)]);
+  for (let time = start.getTime(); time <= to; time += step)
+    if (time >= from) ticks.push([time, isLong ? shortDay(time) : clock(time)]);
   return { at, ticks, end: at(to) };
 }
 
 function niceStep(span) {
-  return [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720].map((minutes) => minutes * 60_000).find((step) => span / step <= 4) ?? 12 * HOUR;
+  return (
+    [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720].map((minutes) => minutes * 60_000).find((step) => span / step <= 4) ??
+    12 * HOUR
+  );
 }
 
 function axes(x, y) {
@@ -160,17 +233,32 @@ function axes(x, y) {
     svg("path", { class: "axis", d: `M${EDGE.left} ${bottom}H${right}` }),
     ...x.ticks.flatMap(([time, label]) => [
       svg("path", { class: "axis", d: `M${round(x.at(time))} ${bottom}v4` }),
-      svg("text", { class: "tick", x: round(Math.min(Math.max(x.at(time), EDGE.left + 8), right - 14)), y: HEIGHT - 8, "text-anchor": "middle" }, label),
+      svg(
+        "text",
+        {
+          class: "tick",
+          x: round(Math.min(Math.max(x.at(time), EDGE.left + 8), right - 14)),
+          y: HEIGHT - 8,
+          "text-anchor": "middle",
+        },
+        label,
+      ),
     ]),
   ];
 }
 
 function steps(points, end) {
-  return points.flatMap(([x, y], at) => [[x, y], [points[at + 1]?.[0] ?? end, y]]);
+  return points.flatMap(([x, y], at) => [
+    [x, y],
+    [points[at + 1]?.[0] ?? end, y],
+  ]);
 }
 
 function path(kind, points) {
-  return svg("path", { class: kind, d: points.map(([x, y], at) => `${at ? "L" : "M"}${round(x)} ${round(y)}`).join("") });
+  return svg("path", {
+    class: kind,
+    d: points.map(([x, y], at) => `${at ? "L" : "M"}${round(x)} ${round(y)}`).join(""),
+  });
 }
 
 function dots(kind, points) {
@@ -178,7 +266,10 @@ function dots(kind, points) {
 }
 
 function crosses(points) {
-  return svg("path", { class: "crosses", d: points.map(([x, y]) => `M${round(x - 3)} ${round(y - 3)}l6 6m0 -6l-6 6`).join("") });
+  return svg("path", {
+    class: "crosses",
+    d: points.map(([x, y]) => `M${round(x - 3)} ${round(y - 3)}l6 6m0 -6l-6 6`).join(""),
+  });
 }
 
 function round(number) {

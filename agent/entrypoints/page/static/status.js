@@ -12,10 +12,23 @@ const REASONS = {
   retry: "because the last attempt failed",
 };
 const STAGES = {
-  cloud: [["snapshot", "Copy"], ["upload", "Upload databases"], ["memories", "Upload memories"]],
-  http: [["snapshot", "Copy"], ["push", "Send memories"]],
+  cloud: [
+    ["snapshot", "Copy"],
+    ["upload", "Upload databases"],
+    ["memories", "Upload memories"],
+  ],
+  http: [
+    ["snapshot", "Copy"],
+    ["push", "Send memories"],
+  ],
 };
-const DOING = { "": "Syncing", snapshot: "Copying", upload: "Uploading", memories: "Uploading memories", push: "Sending" };
+const DOING = {
+  "": "Syncing",
+  snapshot: "Copying",
+  upload: "Uploading",
+  memories: "Uploading memories",
+  push: "Sending",
+};
 
 /** Show a status document. */
 export function showStatus(status) {
@@ -35,7 +48,8 @@ export function showStatus(status) {
 export function showVerdict({ severity, text }) {
   const section = byId("verdict");
   const [headline, detail] = clauses(text);
-  if (section.dataset.severity !== severity || !byId("verdict-icon").firstChild) byId("verdict-icon").replaceChildren(icon(severity));
+  if (section.dataset.severity !== severity || !byId("verdict-icon").firstChild)
+    byId("verdict-icon").replaceChildren(icon(severity));
   section.dataset.severity = severity;
   byId("severity").textContent = SEVERITIES[severity] ?? severity;
   byId("detail").textContent = detail;
@@ -62,7 +76,12 @@ export function showActivity(activity) {
     box.replaceChildren();
     return;
   }
-  if (!box.firstChild) box.append(el("ol", { class: "stages" }), el("progress", { max: 1, "aria-label": "Progress of this stage" }), el("p", { class: "figures" }));
+  if (!box.firstChild)
+    box.append(
+      el("ol", { class: "stages" }),
+      el("progress", { max: 1, "aria-label": "Progress of this stage" }),
+      el("p", { class: "figures" }),
+    );
   const [stages, progress, figures] = box.children;
   const steps = STAGES[activity.method] ?? [];
   const now = steps.findIndex(([phase]) => phase === activity.phase);
@@ -77,12 +96,18 @@ export function showActivity(activity) {
 
 function stage(name, at, now) {
   const done = at < now;
-  return el("li", { class: done ? "done" : at === now ? "now" : "", "aria-current": at === now && "step" }, done && icon("succeeded"), name);
+  return el(
+    "li",
+    { class: done ? "done" : at === now ? "now" : "", "aria-current": at === now && "step" },
+    done && icon("succeeded"),
+    name,
+  );
 }
 
 function figuresOf(activity, fraction) {
   const figures = [];
-  if (fraction !== null) figures.push(`${Math.floor(fraction * 100)} %`, `${bytes(activity.done_bytes)} of ${bytes(activity.total_bytes)}`);
+  if (fraction !== null)
+    figures.push(`${Math.floor(fraction * 100)} %`, `${bytes(activity.done_bytes)} of ${bytes(activity.total_bytes)}`);
   if (activity.bytes_per_second != null) figures.push(`${bytes(activity.bytes_per_second)}/s`);
   if (activity.remaining_seconds != null) figures.push(`${duration(activity.remaining_seconds)} left`);
   return figures;
@@ -90,14 +115,32 @@ function figuresOf(activity, fraction) {
 
 function factData(status) {
   const { pending, next_sync, sync_enabled, problem, activity, targets, verified } = status;
-  return { pending, next_sync, sync_enabled, problem, syncing: Boolean(activity), target: targets[0], verified, uploads: targets.some((one) => one.method === "cloud") };
+  return {
+    pending,
+    next_sync,
+    sync_enabled,
+    problem,
+    syncing: Boolean(activity),
+    target: targets[0],
+    verified,
+    uploads: targets.some((one) => one.method === "cloud"),
+  };
 }
 
 function facts(data) {
-  const found = [fact("Pending", data.problem || data.pending.join(", ") || "Nothing"), fact("Next sync", ...nextSync(data))];
+  const found = [
+    fact("Pending", data.problem || data.pending.join(", ") || "Nothing"),
+    fact("Next sync", ...nextSync(data)),
+  ];
   const { target, verified } = data;
   if (target) found.push(fact(target.method === "http" ? "Last push" : "Last upload", ...lastDelivery(target)));
-  if (data.uploads) found.push(fact("Verified", ...(verified ? [verified.whole ? "Intact, " : "Damaged, ", ago(verified.at)] : ["No upload yet"])));
+  if (data.uploads)
+    found.push(
+      fact(
+        "Verified",
+        ...(verified ? [verified.whole ? "Intact, " : "Damaged, ", ago(verified.at)] : ["No upload yet"]),
+      ),
+    );
   return found;
 }
 
@@ -113,7 +156,7 @@ function lastDelivery(target) {
 function nextSync({ pending, next_sync: next, sync_enabled: enabled, problem, syncing }) {
   if (!enabled) return ["None: sync is disabled"];
   if (syncing) return ["Running now"];
-  if (problem) return ["When there is a database"];
+  if (problem) return ["When there are databases to read"];
   if (!pending.length) return ["When a database changes or a session ends"];
   if (!next) return ["Within a minute or two"];
   if (!next.at) return ["When a session ends"];
@@ -121,19 +164,35 @@ function nextSync({ pending, next_sync: next, sync_enabled: enabled, problem, sy
 }
 
 function warningsOf(status) {
-  const unhealthy = Object.entries(status.unhealthy).sort().map(([name, reason]) => ({ message: `${name}: ${reason}`, hint: "" }));
+  const unhealthy = Object.entries(status.unhealthy)
+    .sort()
+    .map(([name, reason]) => ({ message: `${name}: ${reason}`, hint: "" }));
   const none = status.targets.length ? [] : [{ message: "no target is set", hint: "akosha-agent init" }];
   return [...none, ...unhealthy, ...status.warnings];
 }
 
 function warning({ message, hint: cure, since }) {
-  return el("li", {}, icon("failing"), el("div", {}, el("p", {}, sentence(message)), cure && hint(cure), since && el("p", { class: "quiet" }, "First seen ", ago(since))));
+  return el(
+    "li",
+    {},
+    icon("failing"),
+    el(
+      "div",
+      {},
+      el("p", {}, sentence(message)),
+      cure && hint(cure),
+      since && el("p", { class: "quiet" }, "First seen ", ago(since)),
+    ),
+  );
 }
 
 function databases(status) {
   const target = status.targets[0];
-  if (!target?.databases.length) return el("p", { class: "quiet" }, status.problem ? sentence(status.problem) : "There is no database yet.");
-  const head = ["Database", "Size", "Last change", "Last upload", "Verified"].map((name) => el("th", { scope: "col" }, name));
+  if (!target?.databases.length)
+    return el("p", { class: "quiet" }, status.problem ? sentence(status.problem) : "There is no database yet.");
+  const head = ["Database", "Size", "Last change", "Last upload", "Verified"].map((name) =>
+    el("th", { scope: "col" }, name),
+  );
   return el(
     "table",
     { class: "stacked" },
@@ -145,7 +204,13 @@ function databases(status) {
 
 function database(one, target, verified) {
   const state = one.pending ? ["owed", "pending"] : one.removed ? ["unknown", "removed here"] : ["safe", "up to date"];
-  const name = el("th", { scope: "row" }, el("span", { class: "name" }, one.name), " ", el("span", { class: `tag ${state[0]}` }, icon(state[0]), state[1]));
+  const name = el(
+    "th",
+    { scope: "row" },
+    el("span", { class: "name" }, one.name),
+    " ",
+    el("span", { class: `tag ${state[0]}` }, icon(state[0]), state[1]),
+  );
   if (one.problem) name.append(hint(one.problem));
   const cell = (label, ...content) => el("td", { "data-label": label }, el("span", {}, ...content));
   return el(
@@ -154,14 +219,19 @@ function database(one, target, verified) {
     name,
     cell("Size", one.removed ? "–" : bytes(one.size)),
     cell("Last change", one.changed_at ? ago(one.changed_at) : "–"),
-    cell("Last upload", !target.last_success ? "Never" : one.pending ? "Lacks the last change" : ago(target.last_success)),
+    cell(
+      "Last upload",
+      !target.last_success ? "Never" : one.pending ? "Lacks the last change" : ago(target.last_success),
+    ),
     cell("Verified", ...verifiedAs(one, target, verified)),
   );
 }
 
 function verifiedAs(one, target, verified) {
   if (target.method !== "cloud" || !verified) return ["–"];
-  const problem = Object.entries(verified.problems).find(([name]) => name.startsWith(one.name) || name === "manifest.json");
+  const problem = Object.entries(verified.problems).find(
+    ([name]) => name.startsWith(one.name) || name === "manifest.json",
+  );
   if (problem) return [`Damaged, ${problem[1]}, `, ago(verified.at)];
   return [ago(verified.at), verified.upload_id === target.newest_upload_id ? "" : ", of an earlier upload"];
 }
@@ -173,19 +243,42 @@ function route(status) {
 }
 
 function destination(method, target, at) {
-  const name = el("h3", {}, METHODS[method] ?? method, at ? el("span", { class: "quiet" }, " if the one above fails") : "");
+  const name = el(
+    "h3",
+    {},
+    METHODS[method] ?? method,
+    at ? el("span", { class: "quiet" }, " if the one above fails") : "",
+  );
   if (!target) return el("li", {}, name, el("p", { class: "quiet" }, "Not used yet"));
   const location = [target.endpoint, target.bucket].filter(Boolean).join(" · ");
-  const tag = target.error ? ["failing", "last attempt failed"] : target.last_success ? ["safe", "reachable"] : ["unknown", "not used yet"];
+  const tag = target.error
+    ? ["failing", "last attempt failed"]
+    : target.last_success
+      ? ["safe", "reachable"]
+      : ["unknown", "not used yet"];
   const { delivered } = target.memories;
   return el(
     "li",
     {},
     name,
-    el("p", {}, el("span", { class: `tag ${tag[0]}` }, icon(tag[0]), tag[1]), target.last_success && !target.error ? el("span", { class: "quiet" }, " at the last sync, ", ago(target.last_success)) : ""),
+    el(
+      "p",
+      {},
+      el("span", { class: `tag ${tag[0]}` }, icon(tag[0]), tag[1]),
+      target.last_success && !target.error
+        ? el("span", { class: "quiet" }, " at the last sync, ", ago(target.last_success))
+        : "",
+    ),
     location && el("p", { class: "location" }, location),
     target.error && hint(target.error),
-    target.error && el("p", { class: "quiet" }, count(target.failures, "failed attempt", "failed attempts"), target.next_try ? ", next try " : "", target.next_try ? until(target.next_try) : ""),
+    target.error &&
+      el(
+        "p",
+        { class: "quiet" },
+        count(target.failures, "failed attempt", "failed attempts"),
+        target.next_try ? ", next try " : "",
+        target.next_try ? until(target.next_try) : "",
+      ),
     delivered ? el("p", { class: "quiet" }, `${count(delivered, "memory", "memories")} delivered`) : "",
   );
 }
@@ -193,15 +286,23 @@ function destination(method, target, at) {
 function bus(status) {
   const waiting = status.results_waiting;
   const rows = [];
-  if (status.bus) rows.push(fact("Bus", sentence(status.bus.text)), status.bus.since && fact("Since", ago(status.bus.since)));
+  if (status.bus)
+    rows.push(fact("Bus", sentence(status.bus.text)), status.bus.since && fact("Since", ago(status.bus.since)));
   else rows.push(fact("Bus", "Unknown"));
-  rows.push(fact("Results", waiting ? `${waiting} ${plural(waiting, "waits", "wait")} to be published` : "All are published"));
+  rows.push(
+    fact("Results", waiting ? `${waiting} ${plural(waiting, "waits", "wait")} to be published` : "All are published"),
+  );
   return rows.filter(Boolean);
 }
 
 function footer(status) {
-  const agent = status.running && el("p", {}, `Agent ${status.running.pid}, started `, ago(status.running.since.replace(" ", "T")));
-  return [agent, el("p", {}, "Databases in ", el("code", {}, status.data_dir)), el("p", {}, "State in ", el("code", {}, status.state_dir))];
+  const agent =
+    status.running && el("p", {}, `Agent ${status.running.pid}, started `, ago(status.running.since.replace(" ", "T")));
+  return [
+    agent,
+    el("p", {}, "Databases in ", el("code", {}, status.data_dir)),
+    el("p", {}, "State in ", el("code", {}, status.state_dir)),
+  ];
 }
 
 /** Show that the agent does not answer since a time, and no longer the verdict, which may not hold any more. */
@@ -214,7 +315,17 @@ export function showGone(since, verdict) {
       "div",
       { class: "banner" },
       icon("unknown"),
-      el("div", {}, el("p", {}, el("strong", {}, `The agent has not answered since ${clock(since)}.`), " This page shows what it reported before, and connects again by itself."), el("p", { class: "hint" }, "If it does not run: ", command("akosha-agent service restart"))),
+      el(
+        "div",
+        {},
+        el(
+          "p",
+          {},
+          el("strong", {}, `The agent has not answered since ${clock(since)}.`),
+          " This page shows what it reported before, and connects again by itself.",
+        ),
+        el("p", { class: "hint" }, "If it does not run: ", command("akosha-agent service restart")),
+      ),
     ),
   );
 }

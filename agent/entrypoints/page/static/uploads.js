@@ -12,7 +12,9 @@ export function prepareUploads(get) {
   let left = [];
   const more = () => {
     const rows = left.splice(0, SHOWN).map(upload);
-    byId("uploads").querySelector("tbody").append(...rows);
+    byId("uploads")
+      .querySelector("tbody")
+      .append(...rows);
     byId("uploads-more").hidden = !left.length;
     return rows[0];
   };
@@ -25,7 +27,9 @@ export function prepareUploads(get) {
       const { uploads, error } = await get("/v1/uploads", READ_MS);
       left = uploads;
       byId("uploads").replaceChildren(...(uploads.length ? [table()] : []));
-      text.textContent = error || (uploads.length ? `${count(uploads.length, "upload", "uploads")}, newest first.` : "There is no upload yet.");
+      text.textContent =
+        error ||
+        (uploads.length ? `${count(uploads.length, "upload", "uploads")}, newest first.` : "There is no upload yet.");
       if (uploads.length) more();
       button.textContent = "Read the list again";
     } catch (problem) {
@@ -48,17 +52,28 @@ function table() {
 }
 
 function damage(problems) {
-  return Object.entries(problems ?? {}).map(([name, reason]) => el("span", { class: "tag failing" }, icon("damaged"), `${name}: ${reason}`));
+  return Object.entries(problems ?? {}).map(([name, reason]) =>
+    el("span", { class: "tag failing" }, icon("damaged"), `${name}: ${reason}`),
+  );
 }
 
 function upload(one) {
   const at = Date.parse(one.time);
   const cell = (label, ...content) => el("td", { "data-label": label }, el("span", {}, ...content));
-  const contents = (one.databases ?? []).map(({ name, bytes: size }) => el("span", { class: "content" }, name, " ", el("span", { class: "quiet" }, size == null ? "" : bytes(size))));
+  const contents = (one.databases ?? []).map(({ name, bytes: size }) =>
+    el("span", { class: "content" }, name, " ", el("span", { class: "quiet" }, size == null ? "" : bytes(size))),
+  );
   return el(
     "tr",
     { tabindex: "-1" },
-    el("th", { scope: "row" }, el("span", { class: "name" }, `${day(at)} ${clock(at)}`), KINDS[one.kind] ? el("span", { class: "quiet" }, KINDS[one.kind]) : "", ...damage(one.problems), command(one.restore_command)),
+    el(
+      "th",
+      { scope: "row" },
+      el("span", { class: "name" }, `${day(at)} ${clock(at)}`),
+      KINDS[one.kind] ? el("span", { class: "quiet" }, KINDS[one.kind]) : "",
+      ...damage(one.problems),
+      command(one.restore_command),
+    ),
     cell("Databases", ...(contents.length ? contents : ["–"])),
     cell("Rows", one.memories == null ? "–" : one.memories.toLocaleString("en")),
     cell("Stored", bytes(one.stored_bytes)),
