@@ -19,9 +19,19 @@ from agent.domain.webhooks import signature
 from tests.campaign import checks, leftovers, world as world_module
 from tests.campaign.checks import violations
 from tests.campaign.deliveries import Delivery, Results
-from tests.campaign.faults import AgentKilled, LedgerDamaged, NatsLine, StoreLine
+from tests.campaign.faults import (
+    AgentKilled,
+    LedgerDamaged,
+    NatsLine,
+    PageAttacked,
+    PageOpen,
+    StoreLine,
+    WebhookAnswers,
+    page as page_faults,
+)
 from tests.campaign.faults.lines import HALF_OPEN
-from tests.campaign.faults.webhooks import FAULTY, KEY, UNDELAYED_SECONDS, WebhookAnswers
+from tests.campaign.faults.webhooks import FAULTY, KEY, SECRET, UNDELAYED_SECONDS
+from tests.campaign.pages import JSON as PAGE_JSON, Page, unread
 from tests.campaign.play import play
 from tests.campaign.world import CANARY, NotSettled, World
 from tests.support.servers.link import Link
@@ -71,6 +81,111 @@ def test_a_wait_of_more_than_twice_the_limit_is_a_violation():
     assert [*line.check(world=None)] == []
     line.link.waits.append(2 * line.limit_seconds + 1)
     assert [*line.check(world=None)] == ["half-open: the agent waited 5.0 s on a connection; its limit is 2 s"]
+
+
+def test_the_checks_of_the_page_find_each_planted_violation_and_nothing_else(tmp_path, subtests):
+    opened, attacked = PageOpen(), PageAttacked()
+    with World(tmp_path, random.Random(1), prepare=opened.prepare) as world:
+        opened.page = attacked.page = Page(world, tabs=1)
+        attacked.admitted, attacked.clients = [], []
+        assert [*opened.check(world), *attacked.check(world), *violations(world)] == []
+        with patch.object(page_faults, "LASTING_SECONDS", 0), patch.object(leftovers, "LASTING_SECONDS", 0):
+            for plant in PLANTED_ON_THE_PAGE:
+                with subtests.test(plant.__name__), plant(world, opened, attacked) as expected:
+                    found = [*opened.check(world), *attacked.check(world), *leftovers.secrets(world)]
+                    assert [text for text in found if expected in text]
+            assert [*opened.check(world), *attacked.check(world), *leftovers.secrets(world)] == []
+            opened.clients = opened.stalled = [unread(opened.page, "/v1/history?limit=200", times=200)]
+            with subtests.test("a client that never reads"), pytest.raises(NotSettled, match="1 connections of"):
+                opened.heal(world, random.Random(1))
+            with subtests.test("a triggered sync"):
+                assert opened.page.send("POST", "/v1/sync", "{}", PAGE_JSON | opened.page.bearing)[0] == 202
+                world.settle()
+                assert [text for text in attacked.check(world) if "has triggered" in text]
+            with subtests.test("a second session"):
+                Page(world)
+                assert "2 sessions of the page, but one was opened" in [*attacked.check(world)]
+
+
+@contextmanager
+def lost_session(world, opened, attacked):
+    with patch.object(opened.page, "bearing", {"Authorization": "Bearer wrong"}):
+        yield "the page has lost its session or its port: 401"
+
+
+@contextmanager
+def lost_port(world, opened, attacked):
+    with patch.object(opened.page, "port", 9):
+        yield "the page has lost its session or its port: 0"
+
+
+@contextmanager
+def gap_in_a_tab(world, opened, attacked):
+    with patch.object(opened.page.tabs[0], "error", "position 7 follows position 5"):
+        yield "position 7 follows position 5"
+
+
+@contextmanager
+def tab_without_the_newest_event(world, opened, attacked):
+    with patch.object(opened.page, "tabs", [Mock(last=1, error="")]):
+        yield "a tab of the page has events up to 1 of "
+
+
+@contextmanager
+def gap_in_the_history(world, opened, attacked):
+    with patch.object(opened.page, "uploads_of_history", list):
+        yield "the history of the page is not the agent's"
+
+
+@contextmanager
+def session_in_the_state_directory(world, opened, attacked):
+    page = world.machine.state / "page.json"
+    document = json.loads(page.read_text())
+    with replaced(page, json.dumps({**document, "session": opened.page.session}).encode()):
+        yield f"page.json has {opened.page.session[:6]}..."
+
+
+@contextmanager
+def one_time_token_in_the_log(world, opened, attacked):
+    with patch.object(world, "log", [opened.page.token]):
+        yield f"the log has {opened.page.token[:6]}..."
+
+
+@contextmanager
+def webhook_secret_in_an_event(world, opened, attacked):
+    with (
+        patch.object(world.machine, "secrets", (*world.machine.secrets, SECRET)),
+        patch.object(world.listener, "raw", [SECRET.encode()]),
+    ):
+        yield f"an event has {SECRET[:6]}..."
+
+
+@contextmanager
+def answer_to_a_client_without_access(world, opened, attacked):
+    with patch.object(attacked, "admitted", []):
+        attacked.refused(opened.page, "GET", "/v1/status", opened.page.bearing)
+        yield "GET /v1/status with ['Authorization'] was answered with 200"
+
+
+@contextmanager
+def control_socket_without_an_answer(world, opened, attacked):
+    with patch.object(attacked, "admitted", []), patch.object(world, "status", lambda: None):
+        attacked._answers(world)
+        yield "the control socket does not answer"
+
+
+PLANTED_ON_THE_PAGE = (
+    lost_session,
+    lost_port,
+    gap_in_a_tab,
+    tab_without_the_newest_event,
+    gap_in_the_history,
+    session_in_the_state_directory,
+    one_time_token_in_the_log,
+    webhook_secret_in_an_event,
+    answer_to_a_client_without_access,
+    control_socket_without_an_answer,
+)
 
 
 def delivery(event_id, *, webhook_id=None, key=KEY):

@@ -48,6 +48,7 @@ from tests.campaign.faults.lines import AkoshaLine, NatsLine, StoreLine, StoreLi
 from tests.campaign.faults.mirrors import MirrorChanged
 from tests.campaign.faults.mounts import DataDirectoryUnmounted, TargetUnmounted
 from tests.campaign.faults.networks import InterfaceGone, OtherAddresses, Vpn
+from tests.campaign.faults.page import PageAttacked, PageOpen
 from tests.campaign.faults.servers import AkoshaKilled, CloudDown, NatsKilled, StoreKilled
 from tests.campaign.faults.settings import AuthorityReplaced, CredentialsReplaced, SettingsChanged
 from tests.campaign.faults.webhooks import WebhookAnswers, WebhookKilled, WebhookLine
@@ -118,4 +119,6 @@ ALL: tuple[type[Fault], ...] = (
     WebhookLine,
     WebhookAnswers,
     WebhookKilled,
+    PageOpen,
+    PageAttacked,
 )
