@@ -64,11 +64,12 @@ def test_a_newest_upload_that_another_program_deleted_is_noticed_by_uploads_and_
 
 
 def large(machine) -> None:
-    """Create a database of several parts of 5 MiB after compression."""
+    """Create a database of several parts of 1 MiB after compression."""
     import duckdb
 
+    machine.set(chunk_size_mb=1)
     with duckdb.connect(str(machine.data / REFLECTION)) as base:
-        base.execute("CREATE TABLE numbers AS SELECT random() AS n FROM range(2_000_000)")
+        base.execute("CREATE TABLE numbers AS SELECT random() AS n FROM range(400_000)")
 
 
 def origins(manifest) -> dict[str, str]:

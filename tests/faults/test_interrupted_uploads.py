@@ -10,9 +10,11 @@ from typing import ClassVar
 import pytest
 from structlog.testing import capture_logs
 
+from agent.adapters.gzip_members import GzipMembers
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner, spared_by
 from agent.application.sync import subscriber
+from agent.bootstrap import methods
 from agent.domain import naming
 from agent.domain.events import SyncFailed, SyncSucceeded
 from agent.domain.retention import KeepRules
@@ -28,14 +30,14 @@ from tests.support.session_buddy import REFLECTION, Checker, Writer
 pytest_plugins = ["tests.support.servers.fixtures"]
 
 MIB = 2**20
-MEMBER = 8 * MIB
-"""Uncompressed bytes of a gzip member, in which progress is counted. Two parts have one."""
-PART = 5 * MIB
+MEMBER = MIB
+"""Uncompressed bytes of a gzip member in this process, in which progress is counted. Two parts have one."""
+PART = MIB
 CONCURRENT = 3
 """Parts in transit at the same time."""
 
-NOISE = "CREATE TABLE noise AS SELECT random() AS n FROM range(2_600_000)"
-"""A table of 20 MB that does not compress: four parts."""
+NOISE = "CREATE TABLE noise AS SELECT random() AS n FROM range({})"
+"""A table of eight bytes a row, which do not compress."""
 
 
 class PartLog:
@@ -85,11 +87,12 @@ class PartLog:
 def rig(tmp_path, monkeypatch, proxied, proxy, moto):
     rig = Rig(tmp_path, monkeypatch)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
-    rig.settings |= {"max_retries": 0, "upload_timeout_seconds": 30}
+    monkeypatch.setattr(methods, "GzipMembers", lambda: GzipMembers(member_bytes=MEMBER))
+    rig.settings |= {"max_retries": 0, "upload_timeout_seconds": 30, "chunk_size_mb": PART // MIB}
     rig.s3_bucket = moto.new_bucket()
     rig.store = proxied(bucket=rig.s3_bucket)
     rig.parts = PartLog(proxy)
-    rig.change(NOISE)
+    rig.change(NOISE.format(5 * PART // 8))
     return rig
 
 
@@ -198,6 +201,7 @@ async def test_the_parts_of_an_abandoned_upload_are_removed(rig, proxy, moto):
     proxy.on("list_multipart_uploads", refuse(403, "AccessDenied"))
     unfinished = await interrupted(rig)
     rig.commit()
+    rig.commit("knowledge_graph")
     result, logs = await synced(rig)
     assert result.upload_id != unfinished
     assert events(logs, "put_resumed", "upload_abandoned") == ["upload_abandoned"]
@@ -265,11 +269,11 @@ async def test_a_lost_ledger_sends_everything_and_removes_the_parts_after_a_day(
 
 @pytest.fixture
 def machine(tmp_path):
-    machine = Machine(tmp_path, max_retries=0)
+    machine = Machine(tmp_path, max_retries=0, chunk_size_mb=PART // MIB)
     machine.environ |= aws_environment()
     machine.write(commits=20, entities=5)
     with _database(machine) as base:
-        base.execute(NOISE.replace("2_600_000", "4_600_000"))
+        base.execute(NOISE.format(7 * PART // 8))
     return machine
 
 
@@ -319,7 +323,7 @@ def test_killed_uploads_send_each_part_once_except_those_in_transit(machine, buc
     assert parts.bytes <= sent["stored_size"] + len(kills) * CONCURRENT * PART
     requested = [number for number, _ in parts.sent]
     assert all(requested.count(number) == 1 for number in (1, 2))
-    assert manifest["bytes_sent"] <= sum(part["stored_size"] for part in manifest["parts"]) - 4 * PART + MIB
+    assert manifest["bytes_sent"] <= sum(part["stored_size"] for part in manifest["parts"]) - 4 * PART + PART // 5
     assert bucket.pending_uploads == 0
     with Checker() as checker:
         folder = upload_contents.unpack(manifest, bucket.object, tmp_path / "arrived")
@@ -333,7 +337,8 @@ def test_a_killed_upload_of_databases_that_have_changed_leaves_no_parts(machine,
     kill_after(machine, parts, 2)
     with _database(machine) as base:
         base.execute("CREATE TABLE extra AS SELECT 1")
-    machine.sync()
+    machine.write(entities=6)
+    assert '"event": "upload_abandoned"' in machine.call("sync", "-v").err
     assert len(bucket.manifests) == 1
     assert bucket.pending_uploads == 0
     assert {naming.upload_of(key) for key in bucket.keys} == {bucket.manifests[0]["upload_id"]}
