@@ -490,7 +490,7 @@ def edits(draw):
     return statement, parameters, draw(st.booleans())
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.lists(edits(), max_size=4), st.lists(edits(), min_size=1, max_size=4))
 def test_the_new_rows_are_those_with_new_digests(tmp_path_factory, earlier, later):
     """Every new state of a row is found, and no row is read that no statement touched."""

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -39,6 +40,7 @@ _MESSAGE_BYTES = 2**20
 _TITLE_BYTES = 1000
 _HEAVY = ("_strptime", "aiobotocore.session", "aiohttp.web", "duckdb", "httpx2", "isal.isal_zlib", "mcp", "tzlocal")
 _ROOT = Path(__file__).parents[2]
+_NOWHERE = Path("/nowhere")
 _LIGHT = {"events", "status", "config", "hook", "--help", "--version"}
 """Commands of the agent that start no child processes."""
 _CHILDLESS = {"agent.adapters.duckdb.child", "agent.adapters.patches.child", session_buddy.__file__}
@@ -206,11 +208,25 @@ def main() -> None:
     for name in (*_HEAVY, *(module.name for module in pkgutil.walk_packages(agent.__path__, "agent."))):
         importlib.import_module(name)
     botocore_data.share()
+    _warm_up()
     gc.collect()
     gc.freeze()
     gc.enable()
     _use_huge_pages()
     serve(requests)
+
+
+def _warm_up() -> None:
+    """Fill caches that every process would fill: of DuckDB's parser, of the command line and of the settings."""
+    import duckdb
+
+    from agent.settings import load
+
+    with duckdb.connect(":memory:", config={"threads": 1}) as engine:  # without threads: this process forks
+        engine.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+    with redirect_stdout(io.StringIO()), suppress(SystemExit):
+        sys.modules["agent.entrypoints.cli.app"].app(["sync", "--help"])
+    load(environ={}, cwd=_NOWHERE, home=_NOWHERE)
 
 
 def serve(requests: socket.socket) -> None:
