@@ -78,7 +78,7 @@ def lines(folder: Path, databases: Databases, size: int, rounds: int, idle_secon
         wait_for_uploads(agent, 1)
     add_results(machine.state / "ledger.sqlite")
     with machine.run() as agent:
-        agent.logged("results_republished")
+        agent.logged("watch_mode", 2)
         time.sleep(START_SECONDS)
         views = [_seconds_of_view(machine, agent) for _ in range(VIEWS + 1)]
         with open_pages(machine, 1):
