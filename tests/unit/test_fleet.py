@@ -298,6 +298,12 @@ def made(bucket):
     return make
 
 
+async def test_without_any_system_the_fleet_is_not_fine_because_the_bucket_may_be_the_wrong_one(made):
+    found = made(Stream())
+    await found.read()
+    assert not found.report().is_fine
+
+
 async def test_a_source_that_fails_does_not_hide_the_other_and_keeps_what_it_knew(store, made):
     await put_all(store, {UPLOAD.key: UPLOAD.encode()})
     stream = Stream(fleet.succeeded(fleet.upload("b", NOON - HOUR)))

@@ -44,10 +44,9 @@ class FleetReport:
 
     @property
     def is_fine(self) -> bool:
-        """Whether every system is fine and every configured source was read."""
-        return not any(one.condition is not Condition.FINE for one in self.systems) and not any(
-            source.error for source in self.sources
-        )
+        """Whether there is a system, all are fine, and every configured source was read. A wrong bucket has none."""
+        all_fine = all(one.condition is Condition.FINE for one in self.systems)
+        return bool(self.systems) and all_fine and not any(source.error for source in self.sources)
 
 
 @dataclass(slots=True)

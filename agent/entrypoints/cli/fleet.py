@@ -36,7 +36,7 @@ async def fleet(
 ) -> int:
     """Show every system in the bucket and on NATS: its last result, failures, version, and how far ingestion is.
 
-    Exits with 0 if all systems are fine and both sources could be read, else with 1.
+    Exits with 0 if there are systems, all are fine, and both sources could be read; else with 1.
     """
     if watch and as_json:
         raise SettingsError(
