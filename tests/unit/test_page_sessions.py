@@ -70,12 +70,13 @@ async def test_a_session_ends_12_hours_after_its_last_use(tmp_path, clock):
 
 async def test_a_clock_that_is_set_back_does_not_make_a_session_longer(tmp_path, clock):
     page = opened(tmp_path, clock)
-    session = await start(page)
+    used, unused = await start(page), await start(page)
     clock.jump(-timedelta(days=300))
     assert page.seconds_left() == SESSION_SECONDS
-    assert await use(page, session)
+    assert await use(page, used)
     await clock.advance(SESSION_SECONDS)
-    assert not await use(page, session)
+    assert not await use(page, used)
+    assert not await use(page, unused)
 
 
 async def test_sessions_and_the_port_are_stored_privately_without_a_secret(tmp_path, clock):
@@ -193,5 +194,11 @@ async def test_a_disk_that_is_full_does_not_prevent_a_session(tmp_path, clock, m
     monkeypatch.setattr(sessions.fs, "write_atomically", full)
     page = opened(tmp_path, clock)
     with capture_logs() as logs:
-        assert await use(page, await start(page))
-    assert {line["event"] for line in logs} == {"page_sessions_not_stored"}
+        session = await start(page)
+        for _ in range(10):
+            assert await use(page, session)
+    assert [line["event"] for line in logs] == ["page_sessions_not_stored"]
+    await clock.advance(STORED_EVERY.total_seconds())
+    with capture_logs() as logs:
+        assert await use(page, session)
+    assert [line["event"] for line in logs] == ["page_sessions_not_stored"]

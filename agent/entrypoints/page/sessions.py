@@ -43,7 +43,7 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class _Session:
-    """When a session was used last, and that time in the file; None if it is not there."""
+    """When a session was used last, and that time when the file was last written, or could not be; None: never."""
 
     last_use: datetime
     stored: datetime | None = None
@@ -119,14 +119,12 @@ class PageSessions:
         async with self._saving:
             self._drop_ended()
             uses = {digest: session.last_use for digest, session in self._sessions.items()}
+            for session in self._sessions.values():  # after an error, too: not each request tries again and logs it
+                session.stored = session.last_use
             try:
                 await asyncio.to_thread(self._write, uses)
             except OSError as error:
                 _log.warning("page_sessions_not_stored", path=str(self._path), error=str(error))
-                return
-            for digest, last_use in uses.items():
-                if digest in self._sessions:
-                    self._sessions[digest].stored = last_use
 
     async def save_uses(self) -> None:
         """Write the file if a session was used since it was written."""
@@ -135,7 +133,8 @@ class PageSessions:
 
     def _left(self, session: _Session) -> float:
         """Return the seconds until a session ends without further use. A last use in the future counts as now."""
-        return min((session.last_use + SESSION_LIFE - self._clock.now()), SESSION_LIFE).total_seconds()
+        session.last_use = min(session.last_use, now := self._clock.now())
+        return (session.last_use + SESSION_LIFE - now).total_seconds()
 
     def _drop_ended(self) -> None:
         self._sessions = {digest: session for digest, session in self._sessions.items() if self._left(session) > 0}
