@@ -114,6 +114,10 @@ class EventStreams:
         """Write, and wait until the kernel has all data. Raises ConnectionError, also if the reader has stalled."""
         await response.write(data)
         await request.writer.drain()
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        if connection.lost.done():  # `drain` then returns
+            raise ConnectionResetError("the reader has disconnected, or has stalled")
 
 
 def _abort(request: web.Request) -> None:
