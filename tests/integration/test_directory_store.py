@@ -18,6 +18,7 @@ from agent.adapters.directory_store.errors import translate
 from agent.adapters.gzip_members import GzipMembers
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError
 from agent.ports import Creation, StoredObject
+from tests.support import zygote
 from tests.support.files import folder_on_another_disk
 
 ROOT = Path(__file__).parents[2]
@@ -391,10 +392,7 @@ asyncio.run(DirectoryStore(Path(sys.argv[1])).put(sys.argv[2], body(), metadata=
 
 
 def writer(root, key):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(root), key], stdout=subprocess.PIPE, env=environment, cwd=ROOT
-    )
+    process = zygote.popen([sys.executable, "-c", WRITER, str(root), key], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
     return process
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ from agent.adapters.directory_store import DirectoryStore, sharing
 from agent.adapters.directory_store.incoming import Incoming
 from agent.domain.errors import CopyUnsupported
 from agent.ports import StoredObject
+from tests.support import zygote
 from tests.support.files import folder_on_another_disk
 
 DATA = bytes(range(256)) * 2000
@@ -326,14 +326,8 @@ asyncio.run(DirectoryStore(Path(sys.argv[1])).copy(sys.argv[3], sys.argv[4], exp
 @pytest.mark.parametrize("point", ["read", "record", "move", "keep"])
 async def test_a_copy_killed_at_a_link_leaves_the_object_or_nothing_and_is_swept(store, root, point):
     tag = (await put(store, key_of(0))).etag
-    repository = Path(__file__).parents[2]
     arguments = [str(root), point, key_of(0), key_of(1), str(len(DATA)), tag]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments],
-        env={**os.environ, "PYTHONPATH": str(repository)},
-        cwd=repository,
-        check=False,
-    )
+    killed = zygote.run([sys.executable, "-c", KILLED, *arguments])
     assert killed.returncode == -9
     assert await fetch(store, key_of(0)) == DATA
     assert (root / key_of(1)).exists() == (point == "keep")

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from agent.adapters.state_directory import Holder, StateDirectory, lock
 from agent.domain.errors import AlreadyRunning, NamingError, StateError
+from tests.support import zygote
 
 AT = datetime(2025, 6, 1, 12, 0, tzinfo=UTC)
 
@@ -33,7 +34,7 @@ def state(tmp_path):
 
 def start(program: str, *args: object) -> subprocess.Popen[str]:
     """Start a Python program with pipes for input and output."""
-    return subprocess.Popen(
+    return zygote.popen(
         [sys.executable, "-c", program, *map(str, args)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
