@@ -22,6 +22,8 @@ JSON = {"Content-Type": "application/json"}
 
 SUCCEEDED = "akosha.sync.succeeded.v1"
 
+NO_ANSWER = 0
+
 Answer = tuple[int, bytes]
 """Status and body."""
 
@@ -64,18 +66,18 @@ class Page:
         self.session = json.loads(answer)["session"]
         world.machine.secrets += (self.token, self.session)
         self.bearing = {"Authorization": f"Bearer {self.session}"}
-        self.tabs = [world.enter(Reader(partial(_connection, self.port), self.bearing)) for _ in range(tabs)]
+        self.tabs = [world.enter(Tab(self)) for _ in range(tabs)]
 
     def send(self, method: str, path: str, body: str | None = None, headers: Mapping[str, str] | None = None) -> Answer:
         """Send a request without the session. Raises OSError, HTTPException."""
         return ask(_connection(self.port, SECONDS), method, path, body, headers)
 
     def get(self, path: str) -> Answer:
-        """Send a request of the page; status 0 if no agent answers."""
+        """Send a request of the page; the status is NO_ANSWER if no agent answers."""
         try:
             return self.send("GET", path, headers=self.bearing)
         except (OSError, http.client.HTTPException) as error:
-            return 0, str(error).encode()
+            return NO_ANSWER, str(error).encode()
 
     def uploads_of_history(self) -> list[str]:
         """Return the IDs of the uploads in the page's history, oldest first."""
@@ -86,6 +88,21 @@ class Page:
             found += [entry["upload_id"] for entry in document["entries"] if entry["type"] == SUCCEEDED]
             before = document["next"]
         return found[::-1]
+
+
+class Tab(Reader):
+    """Reads the events and, as the page's script does, the status and the history after each."""
+
+    def __init__(self, page: Page) -> None:
+        super().__init__(partial(_connection, page.port), page.bearing)
+        self._page = page
+
+    def _event(self, fields: dict[str, str]) -> None:
+        super()._event(fields)
+        for path in ("/v1/status", "/v1/history") if "id" in fields else ():
+            status, answer = self._page.get(path)
+            if status not in (NO_ANSWER, http.client.OK):
+                self.error = f"{path} was answered with {status} {answer[:200]!r}"
 
 
 def _connection(port: int, seconds: float) -> http.client.HTTPConnection:

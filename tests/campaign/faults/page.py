@@ -21,6 +21,9 @@ STALLED = 5
 KILLED_SECONDS = 1.0
 """Maximum time from a commit to the kill of the agent."""
 
+SUSPENDED_SECONDS = 5.0
+"""Maximum time that the agent is suspended: longer than `stalled_seconds` of LIMITS."""
+
 UNDELAYED_SECONDS = 20.0
 """Maximum time of the syncs of a round while clients of the page behave badly."""
 
@@ -52,9 +55,9 @@ class PageFault(Fault):
 
 
 class PageOpen(PageFault):
-    """The agent is killed or restarted, or readers never read, while tabs show the page."""
+    """The agent is killed, restarted or suspended, or readers never read, while tabs show the page."""
 
-    row = "Page open: agent killed, agent restarted, readers that never read"
+    row = "Page open: agent killed, restarted or suspended, readers that never read"
     rounds = 40
     bar = "the page comes back at its port, with its session and without a gap; such readers are disconnected"
     typical_seconds = 7.0
@@ -63,7 +66,7 @@ class PageOpen(PageFault):
     def strike(self, world: World, rng: random.Random) -> None:
         super().strike(world, rng)
         self.stalled: list[socket.socket] = []
-        how = rng.choice((self._kill, self._restart, self._stall))
+        how = rng.choice((self._kill, self._restart, self._suspend, self._stall))
         how(world, rng)
 
     def heal(self, world: World, rng: random.Random) -> None:
@@ -96,6 +99,12 @@ class PageOpen(PageFault):
 
     def _restart(self, world: World, rng: random.Random) -> None:
         assert world.stop_agent() == 0
+
+    def _suspend(self, world: World, rng: random.Random) -> None:
+        assert world.agent is not None
+        world.commit()
+        with world.agent.suspended():
+            threading.Event().wait(rng.uniform(0, SUSPENDED_SECONDS))
 
     def _stall(self, world: World, rng: random.Random) -> None:
         assert self.page is not None
