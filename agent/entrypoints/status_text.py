@@ -148,7 +148,7 @@ def _facts(status: StatusDocument, other_id: str, now: datetime, *, over_nats: b
         later = f"; {newest} is not verified yet" if newest and newest != status.verified.upload_id else ""
         yield _fact("verified", _verified(status.verified, now) + later, style)
     elif newest:
-        yield _fact("verified", "no upload yet")
+        yield _fact("verified", "never")
 
 
 def _fact(label: str, text: str, style: Style = Style.PLAIN) -> Line:

@@ -275,4 +275,4 @@ def notice_of_earlier_settings(at: datetime, settings: Settings) -> str:
         return ""  # the agent reports it itself
     if holder is None or holder.command != RUN or (holder.since is not None and holder.since >= at):
         return ""
-    return f"The agent of {holder} uses the earlier settings until: kill -HUP {holder.pid}"
+    return f"The running agent uses the earlier settings until: kill -HUP {holder.pid}"

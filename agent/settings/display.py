@@ -50,7 +50,14 @@ def _default(key: str, field: FieldInfo) -> str:
 
 
 def validation_messages(error: ValidationError, given: Mapping[str, SourcedValue]) -> Iterator[str]:
-    """Yield a line for each invalid setting: key, value (secrets masked), source, and the allowed values."""
+    """Yield a line for each invalid setting: key, value (secrets masked), source, and the allowed values.
+
+    No line is repeated: pydantic reports a list with one wrong element twice, the element and the length.
+    """
+    yield from dict.fromkeys(_messages(error, given))
+
+
+def _messages(error: ValidationError, given: Mapping[str, SourcedValue]) -> Iterator[str]:
     for detail in error.errors(include_url=False):
         reason = detail.get("ctx", {}).get("error")
         key = reason.key if isinstance(reason, EarlierFieldError) else str(detail["loc"][0])

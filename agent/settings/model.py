@@ -381,8 +381,11 @@ class Settings(BaseModel):
     @classmethod
     def _check_encrypted(cls, value: Webhooks, info: ValidationInfo) -> Webhooks:
         if (allowed := info.data.get("agent_allow_plaintext")) is not None:
-            for webhook in value:
-                endpoints.check_plaintext(webhook.url.get_secret_value(), allowed)
+            for number, webhook in enumerate(value, 1):
+                try:
+                    endpoints.check_plaintext(webhook.url.get_secret_value(), allowed)
+                except ValueError as error:
+                    raise ValueError(f"webhook {number}: url {error}") from None
         return value
 
     @field_validator("agent_nats_allow_plaintext")

@@ -125,7 +125,7 @@ def webhook_problem(place: tuple[int | str, ...], kind: str, reason: object) -> 
     name = str(names[0])
     if name not in _FIELDS:  # not shown: it may be a secret at the wrong place
         close = difflib.get_close_matches(name, _FIELDS, n=1)
-        return f"{webhook}: a key is not known" + (f": did you mean {close[0]}?" if close else "")
+        return f"{webhook} has an unknown key" + (f": did you mean {close[0]}?" if close else "")
     if kind == "missing":
         return f"{webhook}: {name} is missing"
     return f"{webhook}: {name} {reason if isinstance(reason, ValueError) else _FIELDS[name]}"

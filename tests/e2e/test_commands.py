@@ -12,6 +12,8 @@ from tests.support import upload_contents
 from tests.support.machine import COMMAND, NO_AKOSHA, Machine
 from tests.support.session_buddy import REAL, STATES, Checker, Finding
 
+FALLBACK_OFF = "akosha_enable_fallback: false switches the fallback to Akosha off"
+
 PROMISED = {
     "method": str,
     "success": bool,
@@ -154,7 +156,7 @@ def test_the_errors_of_two_methods_are_lines_with_their_fixes_below(machine, tmp
         f"cloud: {missing.as_uri()} cannot be reached",
         f"  is the disk mounted? To make the directory: mkdir -p {missing}",
         f"http: {NO_AKOSHA} cannot be reached",
-        "  start Akosha there, or set akosha_http_endpoint; akosha_enable_fallback: false switches this fallback off",
+        f"  start Akosha there, or set akosha_http_endpoint; {FALLBACK_OFF}",
     ]
     assert (
         f"""

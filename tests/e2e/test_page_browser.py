@@ -119,6 +119,7 @@ def test_every_state_of_the_agent_is_shown_and_is_accessible(browser, tmp_path):
             expect(verdict).to_contain_text("All memories are safe")
             expect(banner).to_be_empty()
             expect(page.locator("#databases .tag.safe")).to_have_count(2)
+            expect(page.locator("#sizes-summary")).to_contain_text("sent in 1 sync;")
             check_layouts(page)
             machine.bucket.rename(tmp_path / "unplugged")
             machine.write(commits=101)

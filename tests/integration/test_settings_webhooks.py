@@ -107,7 +107,7 @@ def test_no_text_shows_a_path_a_query_a_password_or_a_secret(home):
         ({"url": "https://canary.example"}, "must be a list of webhooks"),
         ([{"url": "https://x.example/canary"}], "webhook 1: events is missing"),
         ([PING, {"events": ["failed"]}], "webhook 2: url is missing"),
-        ([PING | {"canary": 1}], "webhook 1: a key is not known"),
+        ([PING | {"canary": 1}], "webhook 1 has an unknown key"),
         ([PING | {"event": "canary"}], "did you mean events?"),
         ([PING | {"events": []}], "webhook 1: events must be a list of succeeded"),
         ([PING | {"events": ["canary"]}], "webhook 1: events must be a list of succeeded"),
@@ -115,7 +115,7 @@ def test_no_text_shows_a_path_a_query_a_password_or_a_secret(home):
         ([PING | {"url": "https://x.example/a b canary"}], "percent-encoded"),
         ([PING | {"url": "https://x.example/${CANARY}canary"}], "percent-encoded"),
         ([PING | {"url": "https://x.example/#canary"}], "must not contain #"),
-        ([PING | {"url": "http://x.example/canary"}], "akosha_agent_allow_plaintext: x.example"),
+        ([PING | {"url": "http://x.example/canary"}], "webhook 1: url would be unencrypted to another machine"),
         ([PING | {"secret": "canary"}], "webhook 1: secret must be whsec_"),
         ([PING | {"secret": f"whsec_{b64encode(b'canary').decode()}"}], "24 to 64 bytes"),
         ([PING | {"overdue_hours": 0}], "webhook 1: overdue_hours must be a number above 0"),
@@ -129,7 +129,7 @@ def test_an_invalid_webhook_is_refused_with_its_place_and_without_its_content(ho
     text = given if isinstance(given, str) else json.dumps(given)
     with pytest.raises(SettingsError) as caught:
         loaded(home, AKOSHA_AGENT_WEBHOOKS=text)
-    assert problem in str(caught.value)
+    assert str(caught.value).count(problem) == 1
     assert "canary" not in str(caught.value).lower().replace("${canary}", "")
 
 

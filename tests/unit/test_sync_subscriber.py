@@ -193,7 +193,7 @@ async def test_an_unavailable_method_forwards_at_once_without_an_attempt(tmp_pat
             NO_CLOUD,
             "akosha-agent init chooses where memories go; or start Akosha there",
         ),
-        (SyncPolicy(cloud_configured=True), "akosha_enable_fallback: false switches this fallback off"),
+        (SyncPolicy(cloud_configured=True), "akosha_enable_fallback: false switches the fallback to Akosha off"),
         (SyncPolicy(cloud_configured=True, force_method="http"), "start Akosha there, or set akosha_http_endpoint"),
     ],
     ids=["no bucket", "fallback", "forced"],

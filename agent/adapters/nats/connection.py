@@ -124,7 +124,7 @@ def _connect_error(server: Server, error: Exception, to_mask: Iterable[str]) -> 
     text = str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__
     for secret in filter(None, to_mask):
         text = text.replace(json.dumps(secret)[1:-1], MASK).replace(secret, MASK)
-    hint = "check akosha_agent_nats_url; the agent keeps trying to connect"
+    hint = "check akosha_agent_nats_url, and that the server is running"
     if isinstance(error, AuthorizationError) or "authorization" in text.lower() or "authentication" in text.lower():
         hint = "check akosha_agent_nats_user, _token, _credentials_file or _nkey_file: the server refused the login"
     elif isinstance(error, ssl.SSLError):

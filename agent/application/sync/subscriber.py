@@ -344,7 +344,7 @@ def _unreachable(target: Target, policy: SyncPolicy) -> tuple[str, str]:
         return message, f"{_START_AKOSHA}, akosha_cloud_bucket or akosha_cloud_endpoint"
     hints = [] if is_default and HTTP in policy.route[1:] else [_START_AKOSHA]
     if HTTP in policy.route[1:]:
-        hints.append("akosha_enable_fallback: false switches this fallback off")
+        hints.append("akosha_enable_fallback: false switches the fallback to Akosha off")
     return message, "; ".join(hints)
 
 

@@ -33,10 +33,10 @@ LAST_WRITE_SECONDS = 1.0
 INVALID_PARAMS = -32602
 
 INSTRUCTIONS = (
-    "Uploads the memories that Session-Buddy keeps on this machine to Akosha. If `akosha-agent run` is running, "
-    "changes are synced automatically. Call sync_to_akosha to sync now, akosha_sync_status to see what is pending, "
-    "errors and the configuration, and akosha_restore_points to list the uploads that can be restored. "
-    "None of them accepts or returns the memories themselves."
+    "Copies the memories that Session-Buddy keeps on this machine to a bucket, a directory or an Akosha server. "
+    "If `akosha-agent run` is running, changes are synced automatically. Call sync_to_akosha to sync now, "
+    "akosha_sync_status to see what is pending, errors and the configuration, and akosha_restore_points to list the "
+    "uploads that can be restored. None of them accepts or returns the memories themselves."
 )
 
 # mypy sees only the installed version.

@@ -92,11 +92,11 @@ def tool_definitions() -> list[dict[str, object]]:
             "name": SYNC,
             "title": "Sync memories to Akosha",
             "description": (
-                "Upload every memory that Session-Buddy has committed on this machine to Akosha now, and return when "
-                "the upload is complete. Use it when the user asks to sync, back up or upload memories. It is safe to "
-                "call again: delivered data is not sent again (outcome: skipped). The call itself never fails: check "
-                "success, and if it is false, show the user error and hint. It takes from a second to minutes, and "
-                "reports its progress."
+                "Upload every memory that Session-Buddy has committed on this machine now, to the bucket, directory or "
+                "Akosha server of the settings, and return when the upload is complete. Use it when the user asks to "
+                "sync, back up or upload memories. It is safe to call again: delivered data is not sent again "
+                "(outcome: skipped). The call itself never fails: check success, and if it is false, show the user "
+                "error and hint. It takes from a second to minutes, and reports its progress."
             ),
             "inputSchema": {
                 "type": "object",

@@ -96,7 +96,7 @@ export function command(text) {
 const COMMAND =
   /(akosha-agent config (?:set|unset) \w+(?: [A-Z]{2,})?|akosha-agent (?:(?:service|hook|uploads) )?[a-z]+(?: --[a-z-]+)*(?: [A-Z]{2,})*|kill -CONT \d+|\bakosha_[a-z_]+\b)/;
 const CAPITAL =
-  /^(a|an|another|check|free|in|it|last|no|nothing|process|run|sent|set|the|this|upload|uploaded|waiting) /;
+  /^(a|an|another|check|events|free|in|is|it|last|mount|no|nothing|process|run|sent|set|the|this|upload|uploaded|waiting) /;
 
 /** Return a text of the agent as the beginning of a sentence. A name at its beginning stays as it is. */
 export function sentence(text) {

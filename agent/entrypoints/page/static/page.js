@@ -230,7 +230,9 @@ function ended(name, text, cure = "") {
 async function start() {
   prepareUploads(get);
   byId("sync").addEventListener("click", () => act("sync", "/v1/sync", "The sync was requested."));
-  byId("verify").addEventListener("click", () => act("verify", "/v1/verify", "The verification was started."));
+  const waiting =
+    "The verification was requested. It starts when no sync is running and the bucket or directory can be reached.";
+  byId("verify").addEventListener("click", () => act("verify", "/v1/verify", waiting));
   for (let attempt = 0; ; attempt++) {
     try {
       const session = await openSession();

@@ -1,7 +1,7 @@
 // Three plots of the results over time, as SVG, each with a table of the same values.
 
 import { byId, el, show, svg } from "./dom.js";
-import { bytes, clock, localTime, shortDay, took, twoUnits } from "./format.js";
+import { bytes, clock, count, localTime, shortDay, took, twoUnits } from "./format.js";
 
 const [WIDTH, HEIGHT] = [360, 190];
 const EDGE = { left: 54, right: 10, top: 12, bottom: 26 };
@@ -28,7 +28,7 @@ function sizes(points) {
   return figure({
     id: "sizes",
     title: "Bytes sent and database size",
-    summary: `${bytes(sum)} sent in ${done.length} syncs${last ? `; the databases have ${bytes(last.database_bytes)}` : ""}.`,
+    summary: `${bytes(sum)} sent in ${count(done.length, "sync", "syncs")}${last ? `; the databases have ${bytes(last.database_bytes)}` : ""}.`,
     legend: [
       ["line-size", "Database size"],
       ["dots-sent", "Sent by a sync"],

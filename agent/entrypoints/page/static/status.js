@@ -138,7 +138,7 @@ function facts(data) {
     found.push(
       fact(
         "Verified",
-        ...(verified ? [verified.whole ? "Intact, " : "Damaged, ", ago(verified.at)] : ["No upload yet"]),
+        ...(verified ? [verified.whole ? "Intact, " : "Damaged, ", ago(verified.at)] : ["Never"]),
       ),
     );
   return found;
@@ -249,7 +249,7 @@ function destination(method, target, at) {
     METHODS[method] ?? method,
     at ? el("span", { class: "quiet" }, " if the one above fails") : "",
   );
-  if (!target) return el("li", {}, name, el("p", { class: "quiet" }, "Not used yet"));
+  if (!target) return el("li", {}, name, el("p", { class: "quiet" }, "Nothing has been sent to it"));
   const location = [target.endpoint, target.bucket].filter(Boolean).join(" · ");
   const tag = target.error
     ? ["failing", "last attempt failed"]
@@ -324,7 +324,14 @@ export function showGone(since, verdict) {
           el("strong", {}, `The agent has not answered since ${clock(since)}.`),
           " This page shows what it reported before, and connects again by itself.",
         ),
-        el("p", { class: "hint" }, "If it does not run: ", command("akosha-agent service restart")),
+        el(
+          "p",
+          { class: "hint" },
+          "If it does not run: ",
+          command("akosha-agent service restart"),
+          " or ",
+          command("akosha-agent run"),
+        ),
       ),
     ),
   );
