@@ -60,7 +60,6 @@ class PageOpen(PageFault):
     row = "Page open: agent killed, restarted or suspended, readers that never read"
     rounds = 40
     bar = "the page comes back at its port, with its session and without a gap; such readers are disconnected"
-    typical_seconds = 7.0
     tabs = TABS
 
     def strike(self, world: World, rng: random.Random) -> None:
@@ -129,7 +128,7 @@ class PageAttacked(PageFault):
     row = "Page: floods of requests without a session, of other sites, too large, half-open, or never read"
     rounds = 40
     bar = "nothing is read or triggered; the control socket answers; no sync waits"
-    typical_seconds = 6.0
+    typical_seconds = 3.0
 
     def prepare(self, world: World) -> None:
         super().prepare(world)

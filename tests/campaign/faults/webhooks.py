@@ -80,7 +80,7 @@ class Webhooks(Fault):
 class WebhookLine(Webhooks, Line):
     row = "Webhook: connections reset, truncated, stalled, slow, half-open"
     rounds = 40
-    typical_seconds = 9.0
+    typical_seconds = 6.0
 
     def port(self, world: World) -> int:
         return urlsplit(self.receiver.url).port
@@ -94,7 +94,6 @@ class WebhookAnswers(Webhooks, Failures):
 
     row = "Webhook: 1 % or 50 % of answers are 500, 503, 429, 301, 307, 404, 410, not HTTP, or lost"
     rounds = 40
-    typical_seconds = 7.0
 
     def prepare(self, world: World) -> None:
         super().prepare(world)
