@@ -67,8 +67,7 @@ def test_the_page_of_a_running_agent_shows_and_verifies_its_uploads_and_comes_ba
         assert len(page.read("/v1/history")["entries"]) >= 2
         assert page.request("POST", "/v1/page/session", {"token": page.token})[0] == 401
     restored = machine.home / "restored-memories"
-    words = upload["restore_command"].removeprefix("akosha-agent ").replace("~", str(machine.home)).split()
-    assert machine.call(*words).code == 0
+    assert machine.call("restore", upload["upload_id"], "--to", str(restored)).code == 0
     assert (restored / "reflection.duckdb").exists()
 
 

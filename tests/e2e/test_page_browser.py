@@ -236,6 +236,23 @@ def test_without_a_session_the_page_says_how_to_open_it(browser, rested):
         watched.context.close()
 
 
+def test_a_program_that_takes_the_address_of_a_dead_agent_gets_no_session(browser, tmp_path):
+    """It answers as the agent would, but cannot prove that it knows the session."""
+    machine = Machine(tmp_path)
+    with watched_page(browser) as watched:
+        page = watched.page
+        with machine.run():
+            page.goto(link_of(machine))
+            expect(page.locator("body")).to_have_attribute("data-state", "live")
+            session = page.evaluate("sessionStorage.getItem('session')")
+        with serving('{"proof": "' + "0" * 64 + '"}', urlsplit(page.url).netloc) as (_, heads):
+            expect(page.locator("#access-title")).to_contain_text("Another program has the agent's address")
+            expect(page.locator("#access-command code")).to_have_text("akosha-agent open")
+            expect(page.locator("#content")).to_be_hidden()
+        assert {head.split()[0] for head in heads} == {"POST"}
+        assert session not in "".join(heads)
+
+
 HOSTILE_PAGE = """<!doctype html><title>waiting</title><iframe name="frame"></iframe>
 <form method="post" action="AGENT/v1/sync" target="frame" enctype="text/plain"><input name='{"a' value='":1}'></form>
 <script>
@@ -279,8 +296,10 @@ ATTEMPTS = 12
 
 
 @contextmanager
-def serving(body: str):
-    """Serve a page at another origin of this machine."""
+def serving(body: str, address: str = "127.0.0.1:0"):
+    """Serve a page at another origin of this machine; yield its address, and the requests that it gets."""
+    host, _, port = address.partition(":")
+    heads = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -289,14 +308,18 @@ def serving(body: str):
             self.end_headers()
             self.wfile.write(body.encode())
 
+        def do_POST(self):
+            heads.append(f"{self.requestline}\n{self.headers}")
+            self.do_GET()
+
         def log_message(self, *_):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer((host, int(port)), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/"
+            yield f"http://{host}:{server.server_port}/", heads
         finally:
             server.shutdown()
             thread.join()
@@ -311,11 +334,14 @@ def test_another_origin_reads_and_triggers_nothing(browser, rested):
         agent = watched.page.url.rstrip("/")
         before = watched.page.evaluate(SYNCS)
         hostile = Watched(browser)
-        with serving(HOSTILE_PAGE.replace("AGENT", agent)) as address:
+        with serving(HOSTILE_PAGE.replace("AGENT", agent)) as (address, _):
             hostile.page.goto(address)
             expect(hostile.page).to_have_title("done")
             read = hostile.page.evaluate("read")
-        with serving(HOSTILE_PAGE.replace("AGENT", "")) as address:  # where nothing is refused, the attempts succeed
+        with serving(HOSTILE_PAGE.replace("AGENT", "")) as (
+            address,
+            _,
+        ):  # where nothing is refused, the attempts succeed
             hostile.page.goto(address)
             expect(hostile.page).to_have_title("done")
             allowed = {name for name, text in hostile.page.evaluate("read").items() if text}

@@ -736,7 +736,7 @@ async def test_the_openapi_document_is_valid_and_has_every_route_that_is_served(
         ("/v1/status", "GET"), ("/v1/sync", "POST"), ("/v1/sync/{request_id}", "GET"), ("/v1/events", "POST"),
         ("/v1/events", "GET"), ("/metrics", "GET"), ("/healthz", "GET"), ("/readyz", "GET"), ("/openapi.json", "GET"),
         ("/v1/history", "GET"), ("/v1/plots", "GET"), ("/v1/uploads", "GET"), ("/v1/verify", "POST"),
-        ("/v1/page", "POST"), ("/v1/page/session", "POST"),
+        ("/v1/page", "POST"), ("/v1/page/session", "POST"), ("/v1/page/proof", "POST"),
     }  # fmt: skip
     for path, method in asked:
         response = await agent.request("HEAD" if method == "GET" else method, path.replace("{request_id}", "r1"))

@@ -1,6 +1,8 @@
 """The page over real sockets with a fake agent: who gets in, what is served, and when its port is open."""
 
 import asyncio
+import hashlib
+import hmac
 import json
 import os
 import socket
@@ -28,6 +30,7 @@ from tests.support.clock import ManualClock
 from tests.support.control_api import JSON, SECONDS, FakeAgentService, ServedAgent, serve_agent
 
 TOKEN = "a-token-of-the-settings-0123456789"
+NONCE = "0123456789abcdef" * 2
 OTHER_UID = 65_534
 SESSION_SECONDS = SESSION_LIFE.total_seconds()
 DATA = ("/v1/status", "/v1/events", "/v1/history", "/v1/plots", "/v1/uploads", "/metrics", "/healthz", "/readyz")
@@ -94,6 +97,10 @@ class Page(ServedAgent):
 
     async def exchange(self, **headers: str):
         return await self.request("POST", "/v1/page/session", {"token": self.token}, headers=JSON | headers)
+
+    async def prove(self, session: str, **changed: str):
+        asked = {"id": hashlib.sha256(session.encode()).hexdigest()[:16], "nonce": NONCE, **changed}
+        return await self.request("POST", "/v1/page/proof", asked, headers=JSON)
 
     async def start(self) -> "Page":
         started = await self.exchange()
@@ -332,6 +339,7 @@ async def test_another_users_process_gets_no_session_and_cannot_use_one(agent, m
         monkeypatch.setattr(tcp_peer, "_uid_from_kernel", lambda *_: os.geteuid() + 1)
         with capture_logs() as logs:
             assert (await stolen.exchange()).status == 403
+            assert (await stolen.prove(page.session)).status == 403
             stolen.session = page.session
             for path in ("/v1/status", "/v1/history"):
                 assert (await stolen.read(path)).status == 403
@@ -339,6 +347,22 @@ async def test_another_users_process_gets_no_session_and_cannot_use_one(agent, m
         monkeypatch.undo()
         stolen.client = own
         await stolen.start()
+
+
+async def test_the_agent_proves_that_it_knows_a_session_which_is_not_sent(clock, agent):
+    """Not to another address: a server there could pass the proof on."""
+    async with opened(agent) as page, opened(agent) as other:
+        proof = await page.prove(page.session)
+        key, text = hashlib.sha256(page.session.encode()).digest(), f"akosha-agent page {urlsplit(page.base).netloc} "
+        assert proof.json == {"proof": hmac.digest(key, (text + NONCE).encode(), "sha256").hex()}
+        assert (await page.prove(page.session, nonce="f" * 32)).json != proof.json
+        assert (await page.prove("unknown")).status == 401
+        for wrong in ({"id": ""}, {"id": "a" * 64}, {"nonce": ""}, {"nonce": "x" * 32}):
+            assert (await page.prove(page.session, **wrong)).status == 400
+        await clock.advance(SESSION_SECONDS / 2)
+        assert (await other.read("/v1/status")).status == 200
+        await clock.advance(SESSION_SECONDS / 2)
+        assert [(await one.prove(one.session)).status for one in (page, other)] == [401, 200]
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only root can become another user")

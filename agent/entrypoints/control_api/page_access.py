@@ -72,6 +72,10 @@ class PageAccess:
         self._started.set()
         return started
 
+    def proof(self, session_id: str, text: str) -> str | None:
+        """Return the proof that the agent knows a session; see `PageSessions.proof`."""
+        return self._sessions.proof(session_id, text)
+
     async def use_session(self, bearer: str, connection: Connection) -> bool:
         """Return whether this is the secret of a session that has not ended; if so, it is in use.
 

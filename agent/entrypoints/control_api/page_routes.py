@@ -17,7 +17,7 @@ from agent.entrypoints.control_api.connection import Connection, Limits
 from agent.entrypoints.control_api.messages import json_response, parse_body, read_body
 from agent.entrypoints.control_api.page_access import PageAccess
 from agent.entrypoints.control_api.problems import Problem
-from agent.entrypoints.control_api.routes import JSON, MOST_ENTRIES, PageToken
+from agent.entrypoints.control_api.routes import JSON, MOST_ENTRIES, PageToken, ProofRequest
 from agent.entrypoints.control_api.shared import SharedCalls
 from agent.entrypoints.page.documents import OUTCOMES
 from agent.entrypoints.page.sessions import TOKEN_SECONDS
@@ -69,14 +69,20 @@ class PageRoutes:
         await self._access.check_peer(connection)
         started = await self._access.start_session(given.token)
         if started is None:
-            raise Problem(
-                HTTPStatus.UNAUTHORIZED,
-                f"the address of the page is valid once, for {TOKEN_SECONDS:g} s",
-                hint="akosha-agent open",
-                headers={"WWW-Authenticate": 'Bearer realm="akosha-agent"'},
-            )
+            raise _unauthorized(f"the address of the page is valid once, for {TOKEN_SECONDS:g} s")
         session, ends = started
         return json_response(HTTPStatus.OK, {"session": session, "expires_at": ends.isoformat()})
+
+    async def prove(self, request: web.Request) -> web.StreamResponse:
+        """The proof holds for the address in `Host` only: a server at another address cannot pass it on."""
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        asked = parse_body(await read_body(request, (JSON,), self._limits), ProofRequest)
+        await self._access.check_peer(connection)
+        proof = self._access.proof(asked.id, f"{request.host} {asked.nonce}")
+        if proof is None:
+            raise _unauthorized("the session has ended")
+        return json_response(HTTPStatus.OK, {"proof": proof})
 
     async def history(self, request: web.Request) -> web.StreamResponse:
         from agent.entrypoints.page.history import read_history  # noqa: PLC0415
@@ -118,6 +124,11 @@ class PageRoutes:
         except (SettingsError, NoSuchObject) as error:
             raise Problem(HTTPStatus.CONFLICT, error.message, hint=error.hint) from error
         return json_response(HTTPStatus.ACCEPTED, {"accepted": True})
+
+
+def _unauthorized(detail: str) -> Problem:
+    headers = {"WWW-Authenticate": 'Bearer realm="akosha-agent"'}
+    return Problem(HTTPStatus.UNAUTHORIZED, detail, hint="akosha-agent open", headers=headers)
 
 
 def _number(request: web.Request, name: str) -> int | None:

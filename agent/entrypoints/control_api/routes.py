@@ -73,6 +73,22 @@ class PageToken(_Model):
     token: str
 
 
+class ProofRequest(_Model):
+    """A session of the page, named without its secret, and a number that was not used before."""
+
+    id: str = Field(pattern=r"^[0-9a-f]{16}$", description="The first 16 hexadecimal digits of the session's SHA-256.")
+    nonce: str = Field(pattern=r"^[0-9a-f]{32}$", description="Random.")
+
+
+class Proof(_Model):
+    """The proof that this server knows the session's SHA-256."""
+
+    proof: str = Field(
+        description="HMAC-SHA256 of `akosha-agent page HOST NONCE` in hexadecimal digits. The key is the session's "
+        "SHA-256 (32 bytes), HOST the value of the header `Host`."
+    )
+
+
 class PageSession(_Model):
     """A session of the page."""
 
@@ -328,6 +344,18 @@ ROUTES = (
         request_body=PageToken,
         content_types=(JSON,),
         responses=_CHANGE_PROBLEMS | {HTTPStatus.OK: Response(description="The session.", body=PageSession)},
+    ),
+    Route(
+        method="POST",
+        path="/v1/page/proof",
+        handler="page.prove",
+        operation_id="proveServer",
+        access=Access.ALL,
+        summary="Prove that this server knows a session, before the session is sent to it. On Linux, only to processes "
+        "of this user.",
+        request_body=ProofRequest,
+        content_types=(JSON,),
+        responses=_CHANGE_PROBLEMS | {HTTPStatus.OK: Response(description="The proof.", body=Proof)},
     ),
     Route(
         method="GET",

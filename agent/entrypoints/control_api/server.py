@@ -142,11 +142,11 @@ class ControlServer:
     async def _close(self) -> None:
         """Wait briefly for the requests in progress, then close everything."""
         self._connections.closed = True  # the loop may still hand over a connection that was just accepted
+        self._app.streams.end()  # first: a page sends its session without a proof while its stream is open
         for listener in self._listeners:
             listener.close()
         await self._page_access.aclose()
         if self._socket is not None:
             await asyncio.to_thread(self._socket.close)
-        self._app.streams.end()
         await self._runner.cleanup()
         await self._app.aclose()

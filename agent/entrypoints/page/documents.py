@@ -82,7 +82,6 @@ class UploadItem:
     memories: int | None
     kind: Literal["whole", "patches", "unknown"]
     problems: dict[str, str]
-    restore_command: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

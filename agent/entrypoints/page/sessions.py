@@ -6,7 +6,9 @@ directory. Tokens do not.
 
 import asyncio
 import hashlib
+import hmac
 import json
+import re
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,9 +36,12 @@ MOST_SESSIONS = 100
 STORED_EVERY = timedelta(minutes=30)
 """The last use of a session is written to the file if the one in the file is older than this."""
 
+_PROOF = "akosha-agent page"
+"""Beginning of each text whose HMAC is a proof."""
+
 _MAX_BYTES = 64 * 1024
 _LARGEST_PORT = 65_535
-_DIGEST_CHARACTERS = 64
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _log = structlog.get_logger()
 
@@ -87,6 +92,16 @@ class PageSessions:
         """Return whether this is the secret of a session that has not ended."""
         found = self._sessions.get(_digest(session))
         return found is not None and self._left(found) > 0
+
+    def proof(self, session_id: str, text: str) -> str | None:
+        """Return the HMAC of a text with a session's digest, which begins with the ID, as the key.
+
+        None if there is no such session. This is no use of the session.
+        """
+        found = next((one for one in self._sessions if one.startswith(session_id)), None)
+        if found is None or self._left(self._sessions[found]) <= 0:
+            return None
+        return hmac.digest(bytes.fromhex(found), f"{_PROOF} {text}".encode(), "sha256").hex()
 
     async def use(self, session: str) -> None:
         """Record that a session is used now. Does nothing if it has ended meanwhile."""
@@ -146,7 +161,7 @@ class PageSessions:
         if not (type(port) is int and 0 < port <= _LARGEST_PORT and len(uses) <= MOST_SESSIONS):
             raise ValueError("the port or the number of sessions is not valid")
         for digest, last_use in uses.items():
-            if len(digest) != _DIGEST_CHARACTERS:
+            if not _DIGEST.fullmatch(digest):
                 raise ValueError("a session is not a SHA-256")
             at = aware_time(last_use)
             self._sessions[digest] = _Session(min(at, self._clock.now()), at)

@@ -37,7 +37,6 @@ def _item(entry: CatalogEntry) -> UploadItem:
         memories=entry.rows,
         kind="unknown" if manifest is None else "patches" if any(part.layers for part in manifest.parts) else "whole",
         problems={printable(name): printable(problem) for name, problem in entry.problems.items()},
-        restore_command=f"akosha-agent restore {entry.upload_id} --to ~/restored-memories",
     )
 
 

@@ -2,10 +2,15 @@
 
 const SESSION = "session";
 const ANSWER_MS = 15_000;
+const NONCE_BYTES = 16;
+const ID_DIGITS = 16;
 const SILENCE_MS = 40_000; // the agent sends a comment every 15 s
 
 /** The agent does not know the session, or it has ended. */
 export class NoSession extends Error {}
+
+/** The server does not know the session: it is another program, which has the agent's address. */
+export class OtherServer extends Error {}
 
 /** The agent refused a request: the message is the problem's, `hint` says how to fix it. */
 export class Refused extends Error {
@@ -15,6 +20,8 @@ export class Refused extends Error {
     this.status = status;
   }
 }
+
+let following = false; // an event stream is open: its server has proven that it is the agent, and still has the address
 
 /**
  * Start the session: exchange the one-time token of the address, if it has one.
@@ -61,6 +68,7 @@ export async function* events(signal) {
   try {
     const response = await request("/v1/events", { signal: ended.signal });
     alive();
+    following = true;
     yield { type: "open", data: null };
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
@@ -73,9 +81,35 @@ export async function* events(signal) {
       yield* blocks.map(message).filter(Boolean);
     }
   } finally {
+    following = false;
     clearTimeout(watchdog);
     ended.abort();
   }
+}
+
+/** Let the server prove that it knows the session, without sending it. Throws OtherServer if it does not. */
+async function checkServer(signal) {
+  const bytes = new TextEncoder();
+  const key = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes.encode(sessionStorage.getItem(SESSION))));
+  const nonce = hex(crypto.getRandomValues(new Uint8Array(NONCE_BYTES)));
+  const hmac = await crypto.subtle.importKey("raw", key, { name: "HMAC", hash: "SHA-256" }, false, ["verify"]);
+  let proof = "";
+  try {
+    const body = { id: hex(key).slice(0, ID_DIGITS), nonce };
+    const answer = await request("/v1/page/proof", { method: "POST", body, session: false, signal });
+    ({ proof } = await answer.json());
+  } catch (error) {
+    if (!(error instanceof Refused || error instanceof SyntaxError)) throw error;
+    if (error.status === 401) throw new NoSession();
+    if (error.status === 503) throw error; // too many connections
+  }
+  const given = Uint8Array.from(String(proof).match(/[0-9a-f]{2}/g) ?? [], (digits) => parseInt(digits, 16));
+  const text = bytes.encode(`akosha-agent page ${location.host} ${nonce}`);
+  if (!(await crypto.subtle.verify("HMAC", hmac, given, text))) throw new OtherServer();
+}
+
+function hex(bytes) {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function message(block) {
@@ -87,6 +121,7 @@ function message(block) {
 
 async function request(path, { method = "GET", body, signal, session = true, limitMs = ANSWER_MS } = {}) {
   const headers = {};
+  if (session && !following) await checkServer(signal);
   if (session) headers.Authorization = `Bearer ${sessionStorage.getItem(SESSION)}`;
   if (body) headers["Content-Type"] = "application/json";
   const waiting = new AbortController();

@@ -1,6 +1,6 @@
 // The page: follows the agent's events while it is visible, and shows what they change.
 
-import { events, forgetSession, get, NoSession, openSession, post, Refused } from "./api.js";
+import { events, forgetSession, get, NoSession, openSession, OtherServer, post, Refused } from "./api.js";
 import { byId, command, hint, sentence } from "./dom.js";
 import { updateTimes } from "./format.js";
 import { History, newestEntries } from "./history.js";
@@ -40,7 +40,7 @@ async function follow() {
       }
       gone(); // the agent has stopped
     } catch (error) {
-      if (error instanceof NoSession) return noSession("expired");
+      if (document.body.dataset.state === "closed" || isOver(error)) return;
       if (document.hidden || visit.signal.aborted) continue;
       gone();
     }
@@ -151,11 +151,20 @@ function gone() {
   showGone(goneSince, verdict);
 }
 
-/** Handle an error of a request: the event stream notices an agent that is gone. */
-function failed(error) {
+/** Return whether an error ends the page; if so, the page says why. */
+function isOver(error) {
   if (error instanceof NoSession) noSession("expired");
-  else if (error instanceof Refused)
-    byId("result").replaceChildren(sentence(error.message), error.hint ? hint(error.hint) : "");
+  else if (error instanceof OtherServer) noSession("other");
+  else return false;
+  return true;
+}
+
+/** Show an error of a request. Return false if the agent did not answer: the event stream notices that. */
+function failed(error) {
+  if (isOver(error)) return true;
+  if (!(error instanceof Refused)) return false;
+  byId("result").replaceChildren(sentence(error.message), error.hint ? hint(error.hint) : "");
+  return true;
 }
 
 function setState(state, words) {
@@ -174,6 +183,7 @@ const ACCESS = {
     "This link was used before, or is too old",
     "A link opens the page once, within a minute. The command makes a new one.",
   ],
+  other: ["Another program has the agent's address", "Close this page, and open a new one with the command."],
   expired: ["The session has ended", "A session ends 12 hours after its last use. The command starts a new one."],
 };
 
@@ -203,8 +213,7 @@ async function act(name, path, waiting) {
     actions[name] = { since, id: (await post(path)).request_id };
   } catch (error) {
     button.removeAttribute("aria-disabled");
-    if (error instanceof NoSession || error instanceof Refused) failed(error);
-    else byId("result").textContent = "The agent does not answer.";
+    if (!failed(error)) byId("result").textContent = "The agent does not answer.";
   }
   refreshSoon(0, true);
 }

@@ -5,6 +5,7 @@ import { bytes, clock, count, day } from "./format.js";
 
 const SHOWN = 10;
 const READ_MS = 120_000;
+const UPLOAD_ID = /^[0-9]{8}_[0-9]{6}_[A-Za-z0-9_-]{1,100}$/;
 const KINDS = { whole: "", patches: "base and patches", unknown: "contents unknown" };
 
 /** Let the button read the list. */
@@ -72,7 +73,7 @@ function upload(one) {
       el("span", { class: "name" }, `${day(at)} ${clock(at)}`),
       KINDS[one.kind] ? el("span", { class: "quiet" }, KINDS[one.kind]) : "",
       ...damage(one.problems),
-      command(one.restore_command),
+      UPLOAD_ID.test(one.upload_id) && command(`akosha-agent restore ${one.upload_id} --to ~/restored-memories`),
     ),
     cell("Databases", ...(contents.length ? contents : ["–"])),
     cell("Rows", one.memories == null ? "–" : one.memories.toLocaleString("en")),
