@@ -26,7 +26,7 @@ from agent.domain.events import Event
 from agent.domain.webhooks import Webhook, message_id, signature
 from agent.ports import Clock, Codec, UnexpectedErrors
 from agent.ports.concurrency import in_daemon_thread
-from agent.settings.endpoints import is_loopback
+from agent.settings.endpoints import check_webhook_url, is_loopback
 
 SECONDS = 10.0
 """Time limit of an attempt, from the name resolution to the status."""
@@ -34,6 +34,7 @@ SECONDS = 10.0
 SETTING = "akosha_agent_webhooks"
 _ADDRESS = f"correct the URL in {SETTING}"
 _RECEIVER = f"check the receiver, and the URL in {SETTING}"
+_PROXY = "check HTTPS_PROXY, ALL_PROXY and NO_PROXY"
 _CERTIFICATE = f"set SSL_CERT_FILE to the certificate file of the CA that signed it, or correct {SETTING}"
 
 _TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
@@ -56,9 +57,11 @@ class HttpWebhookSender:
             body = self._text(event) if webhook.as_text else self._codec.encode(event)
             async with asyncio.timeout(SECONDS):
                 status, answered = await self._post(webhook, body, self._headers(webhook, event, body))
+            _check(status, answered, self._clock.now())
+        except WebhookError:
+            raise
         except Exception as error:
             raise self._translated(error, SECONDS) from error
-        _check(status, answered, self._clock.now())
 
     async def connect(self, webhook: Webhook, *, seconds: float = SECONDS) -> None:
         """Connect, with TLS for https://, and send no request: some receivers count any request as an event.
@@ -66,16 +69,17 @@ class HttpWebhookSender:
         Behind a proxy, connect to the proxy. Raises WebhookError.
         """
         parts = urlsplit(webhook.url)
-        proxy = urlsplit(_proxy(webhook.url) or "")
         try:
             async with asyncio.timeout(seconds):
-                if proxy.hostname:
-                    _, writer = await asyncio.open_connection(proxy.hostname, proxy.port or 80)
+                if proxy := _proxy(webhook.url):
+                    _, writer = await asyncio.open_connection(proxy.host, proxy.port)
                 else:
                     port = parts.port or _DEFAULT_PORTS[parts.scheme]
                     encrypted = await self._tls() if parts.scheme == "https" else None
                     _, writer = await asyncio.open_connection(parts.hostname, port, ssl=encrypted)
                 writer.transport.abort()
+        except WebhookError:
+            raise
         except Exception as error:
             raise self._translated(error, seconds) from error
 
@@ -136,8 +140,7 @@ class HttpWebhookSender:
                 return WebhookError(f"no connection: {_reason(inner)}", hint=_RECEIVER, transient=True)
             inner = inner.__cause__ or inner.__context__
         if isinstance(error, aiohttp.ClientHttpProxyError):
-            hint = "check HTTPS_PROXY, ALL_PROXY and NO_PROXY"
-            return WebhookError(f"the proxy answers with status {error.status}", hint=hint, transient=True)
+            return WebhookError(f"the proxy answers with status {error.status}", hint=_PROXY, transient=True)
         if isinstance(error, aiohttp.ClientConnectionError):
             return WebhookError("the connection was closed before a response", hint=_RECEIVER, transient=True)
         if isinstance(error, aiohttp.ClientResponseError):
@@ -181,9 +184,15 @@ def _retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     return ((until if until.tzinfo else until.replace(tzinfo=UTC)) - now).total_seconds()
 
 
-def _proxy(url: str) -> str | None:
-    """Return the URL of the proxy, with its user and password; None for an address on this machine."""
+def _proxy(url: str) -> URL | None:
+    """Return the proxy, with its user and password; None for an address on this machine. Raises WebhookError."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     found = None if is_loopback(host) else proxy_address(host, parts.scheme, "all")
-    return found[1] if found else None
+    if found is None:
+        return None
+    try:
+        check_webhook_url(found[1])  # a proxy may have the same parts
+        return URL(found[1])
+    except ValueError as error:
+        raise WebhookError("the address of the proxy is not valid", hint=_PROXY) from error

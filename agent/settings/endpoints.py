@@ -26,6 +26,7 @@ ALL_HOSTS = "true"
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+_LONGEST_LABEL, _LONGEST_HOST = 63, 253
 # URL parsers drop or reinterpret these characters, each in its own way, so they are rejected.
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\]")
 _PROVIDERS = re.compile(
@@ -228,6 +229,9 @@ def _check_host(parts: SplitResult, allowed: str) -> None:
     host = parts.hostname or ""
     if not _HOST.fullmatch(host) and not (":" in host and _ipv6(host)):
         raise ValueError(f"has no valid host name; must be {allowed}")
+    if ":" not in host and (len(host) > _LONGEST_HOST or max(map(len, host.split("."))) > _LONGEST_LABEL):
+        most = f"at most {_LONGEST_LABEL} characters between dots, {_LONGEST_HOST} in all"
+        raise ValueError(f"has a host name that is too long: {most}")
     try:
         port = parts.port
     except ValueError:

@@ -116,6 +116,10 @@ def test_no_text_shows_a_path_a_query_a_password_or_a_secret(home):
         ([PING | {"url": "https://x.example/${CANARY}canary"}], "percent-encoded"),
         ([PING | {"url": "https://x.example/#canary"}], "must not contain #"),
         ([PING | {"url": "http://x.example/canary"}], "webhook 1: url would be unencrypted to another machine"),
+        (
+            [PING | {"url": f"https://{'x' * 64}.example/canary"}],
+            "host name that is too long: at most 63 characters",
+        ),
         ([PING | {"secret": "canary"}], "webhook 1: secret must be whsec_"),
         ([PING | {"secret": f"whsec_{b64encode(b'canary').decode()}"}], "24 to 64 bytes"),
         ([PING | {"overdue_hours": 0}], "webhook 1: overdue_hours must be a number above 0"),

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from agent.domain.errors import LedgerDamaged, SettingsError, StoreError
+from agent.entrypoints.doctor import delivery_checks
 from agent.entrypoints.doctor.context import DoctorContext, in_thread
 from agent.entrypoints.doctor.findings import (
     Check,
@@ -192,3 +193,10 @@ def test_a_hanging_thread_does_not_keep_the_process_alive():
         assert found.level is Level.ERROR
     finally:
         released.set()
+
+
+@pytest.mark.parametrize(
+    "date", ["", "soon", f"Fri, 31 Dec {'9' * 20} 23:59:59 GMT", f"Fri, 31 Dec 2026 23:59:59 +{'9' * 20}"]
+)
+def test_a_date_header_that_is_no_time_is_not_compared(date):
+    assert delivery_checks._seconds_ahead(CONTEXT, date) is None
