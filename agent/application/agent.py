@@ -215,8 +215,7 @@ class Agent:
         """Request a sync of what changed while no agent ran. The watch starts first, so that no change is missed."""
         _log.info("agent_started", system_id=self.identity.system_id, agent_id=self.identity.agent_id)
         await self.file_changes.started.wait()
-        if not self.webhook_loops:
-            await forget_webhooks(self.ledger)
+        await forget_webhooks(self.ledger, self.webhook_loops)
         for ask in self.unanswered:
             await self.spool_reader.submit(ask)
         await self.publisher.trigger(STARTUP)

@@ -1,10 +1,15 @@
 """Status warnings, kept in the ledger's notes, one per code. `status`, `doctor`, the control API and MCP show them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from agent.domain.errors import WebhookError
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger
+
+if TYPE_CHECKING:  # few have a webhook
+    from agent.domain.webhooks import Webhook
 
 PREFIX = "warning."
 
@@ -54,12 +59,15 @@ def _decoded(notes: Mapping[str, str], code: str) -> StatusWarning | None:
     return StatusWarning.decode(code, text) if text else None
 
 
-def webhook_warning(failing: Sequence[str], hint: str) -> StatusWarning:
-    """Return the warning about webhooks that do not accept events."""
+def webhook_warning(failing: "Mapping[Webhook, WebhookError]") -> StatusWarning:
+    """Return the warning about webhooks that do not accept events. A hint that not all share names its webhooks."""
+    hints: dict[str, list[str]] = {}
+    for webhook, error in failing.items():
+        hints.setdefault(error.hint, []).append(f"webhook {webhook.number}")
     return StatusWarning(
         code=WEBHOOK_FAILING,
-        message=f"events do not arrive: {'; '.join(failing)}",
-        hint=hint or "akosha-agent doctor checks the addresses",
+        message=f"events do not arrive: {'; '.join(f'{one}: {error.message}' for one, error in failing.items())}",
+        hint="; ".join(hints if len(hints) == 1 else (f"{', '.join(who)}: {hint}" for hint, who in hints.items())),
     )
 
 

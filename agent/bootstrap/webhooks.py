@@ -36,12 +36,11 @@ def webhook_loops(
         return {}
     from agent.application.monitoring.overdue import OverdueMonitor  # noqa: PLC0415
     from agent.application.monitoring.webhooks import WebhookDelivery  # noqa: PLC0415
-    from agent.domain.webhooks import OVERDUE, RECOVERED  # noqa: PLC0415
+    from agent.domain.webhooks import overdue_hours  # noqa: PLC0415
 
     webhooks = [one.webhook(number) for number, one in enumerate(settings.agent_webhooks, 1)]
     loops = dict(WebhookDelivery(webhooks, sender, publisher.ledger, publisher.clock).loops())
-    hours = sorted({one.overdue_hours for one in webhooks if not one.events.isdisjoint({OVERDUE, RECOVERED})})
-    if hours:
+    if hours := sorted(overdue_hours(webhooks)):
         monitor = OverdueMonitor(
             hours=hours,
             identity=publisher.identity,

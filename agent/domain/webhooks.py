@@ -7,7 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Self
@@ -62,12 +62,22 @@ class Webhook:
         """Identifies the webhook in the ledger: a digest of its URL."""
         return hashlib.sha256(self.url.encode()).hexdigest()[:16]
 
-    def wants(self, event: Event) -> bool:
-        """Return whether the webhook gets an event of the history."""
-        if isinstance(event, DeliveryOverdue | DeliveryRecovered):
-            kind = OVERDUE if isinstance(event, DeliveryOverdue) else RECOVERED
-            return kind in self.events and event.hours == self.overdue_hours
+    def wants(self, event: Event, all_hours: Collection[float]) -> bool:
+        """Return whether the webhook gets an event of the history.
+
+        `all_hours`: the result of `overdue_hours`. The end of an outage that was announced for other hours, before the
+        setting was changed, is of interest to every webhook that gets `recovered`.
+        """
+        if isinstance(event, DeliveryOverdue):
+            return OVERDUE in self.events and event.hours == self.overdue_hours
+        if isinstance(event, DeliveryRecovered):
+            return RECOVERED in self.events and (event.hours == self.overdue_hours or event.hours not in all_hours)
         return not self.events.isdisjoint(_kinds(event))
+
+
+def overdue_hours(webhooks: Iterable[Webhook]) -> frozenset[float]:
+    """Return the hours of all webhooks that get `overdue` or `recovered`."""
+    return frozenset(one.overdue_hours for one in webhooks if not one.events.isdisjoint({OVERDUE, RECOVERED}))
 
 
 def _kinds(event: Event) -> frozenset[str]:
@@ -92,34 +102,38 @@ def delay_seconds(attempts: int, retry_after: float | None = None) -> float:
 class WebhookProgress:
     """How far a webhook is: the position in the history of the last event that it does not need any more.
 
-    `attempts` and `next_try` are those of the event that it gets next. `gone`: the receiver answered that it does not
-    exist any more.
+    `attempts`, `last_try` and `next_try` are those of the event that it gets next; the times are None before its first
+    attempt. `gone`: the receiver answered that it does not exist any more.
     """
 
     position: int
     attempts: int = 0
+    last_try: datetime | None = None
     next_try: datetime | None = None
     gone: bool = False
 
     def seconds_left(self, now: datetime) -> float:
-        """Return the seconds until the next attempt. A clock that was set back does not prolong them."""
-        left = (self.next_try - now).total_seconds() if self.next_try else 0.0
-        return left if left <= MAX_RETRY_AFTER_SECONDS else 0.0
+        """Return the seconds until the next attempt: 0 if the clock was set back to a time before the last one."""
+        if self.last_try is None or self.next_try is None or now < self.last_try:
+            return 0.0
+        return (self.next_try - now).total_seconds()
 
     def document(self) -> dict[str, object]:
         return {
             "position": self.position,
             "attempts": self.attempts,
+            "last_try": self.last_try.isoformat() if self.last_try else None,
             "next_try": self.next_try.isoformat() if self.next_try else None,
             "gone": self.gone,
         }
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
-        next_try = document["next_try"]
+        last_try, next_try = document["last_try"], document["next_try"]
         return cls(
             position=int(document["position"]),
             attempts=int(document["attempts"]),
+            last_try=datetime.fromisoformat(last_try) if last_try else None,
             next_try=datetime.fromisoformat(next_try) if next_try else None,
             gone=document["gone"] is True,
         )

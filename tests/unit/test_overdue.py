@@ -100,6 +100,25 @@ async def test_each_threshold_is_announced_on_its_own():
         assert [event.hours for event in await world.announced()] == [2.0, 30.0]
 
 
+async def test_the_end_is_announced_for_the_hours_that_were_set_when_the_database_became_overdue():
+    world = World(24.0)
+    async with world.running():
+        await world.change(1)
+        await world.clock.advance(DAY)
+    world.hours = (48.0,)
+    async with world.running():
+        await world.clock.advance(HOUR)
+        assert [event.hours for event in await world.announced()] == [24.0]
+        await world.deliver(1)
+        assert [(type(event), event.hours) for event in await world.announced()] == [
+            (DeliveryOverdue, 24.0), (DeliveryRecovered, 24.0),
+        ]  # fmt: skip
+    world.hours = (24.0,)
+    async with world.running():
+        await world.clock.advance(90 * DAY)
+        assert len(await world.announced()) == 2
+
+
 async def test_a_database_that_changes_all_the_time_and_is_delivered_is_never_overdue_but_one_beside_it_is():
     async with World(2.0).running() as world:
         await world.change(1, "knowledge_graph")

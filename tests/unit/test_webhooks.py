@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from agent.application.monitoring.status import WEBHOOKS, describe, forget_webhooks
+from agent.application.monitoring.status import OVERDUE, WEBHOOKS, describe, forget_webhooks
 from agent.application.monitoring.webhooks import BATCH, WebhookDelivery
 from agent.application.status_warnings import WEBHOOK_FAILING, warnings_in
 from agent.domain.errors import WebhookError
@@ -19,7 +19,9 @@ from agent.domain.webhooks import (
     WebhookProgress,
     decode_progress,
     delay_seconds,
+    encode_progress,
     message_id,
+    overdue_hours,
     signature,
 )
 from tests.support.clock import ManualClock
@@ -73,7 +75,14 @@ SUCCESS = succeeded(manifest(reflection=1))
     ],
 )
 def test_a_webhook_gets_the_events_that_it_names(event, kinds):
-    assert {kind for kind in ALL if webhook(kind).wants(event)} == kinds
+    assert {kind for kind in ALL if webhook(kind).wants(event, {24.0, 48.0})} == kinds
+
+
+def test_the_end_of_an_outage_for_hours_that_are_not_set_any_more_is_for_each_webhook_that_gets_recovered():
+    hooks = webhook("overdue", "recovered", overdue_hours=48.0), webhook("succeeded")
+    assert overdue_hours(hooks) == {48.0}
+    assert [one.wants(recovered(24.0), overdue_hours(hooks)) for one in hooks] == [True, False]
+    assert not hooks[0].wants(overdue(24.0), overdue_hours(hooks))
 
 
 def test_the_signature_is_that_of_the_standards_test_vector():
@@ -105,9 +114,11 @@ def test_an_unreadable_note_is_no_progress(text):
 
 
 def test_a_clock_that_was_set_back_does_not_delay_a_retry():
-    waiting = WebhookProgress(position=1, attempts=1, next_try=NOON)
-    assert waiting.seconds_left(NOON - timedelta(seconds=5)) == 5
-    assert waiting.seconds_left(NOON - timedelta(days=2)) == 0
+    waiting = WebhookProgress(position=1, attempts=1, last_try=NOON, next_try=NOON + timedelta(hours=1))
+    for restored in (waiting, decode_progress(encode_progress({"a": waiting}))["a"]):
+        assert restored.seconds_left(NOON) == 3600
+        assert restored.seconds_left(NOON - timedelta(seconds=1)) == 0
+        assert restored.seconds_left(NOON - timedelta(days=2)) == 0
 
 
 class ScriptedSender:
@@ -261,6 +272,18 @@ async def test_a_webhook_that_keeps_failing_is_a_status_warning_until_it_accepts
         assert await world.warnings() == []
 
 
+async def test_each_failing_webhook_has_its_own_hint_and_a_shared_one_is_named_once(world):
+    gone = WebhookError("status 410", hint="remove it", gone=True)
+    world.sender.answers = {1: [gone], 2: [WebhookError("status 404", hint="correct the URL")] * 2}
+    async with world.delivering(webhook(), webhook(number=2)):
+        await world.add(result(1))
+        (warning,) = await world.warnings()
+        assert warning.hint == "webhook 1: remove it; webhook 2: correct the URL"
+        await world.clock.advance(15)
+        (warning,) = await world.warnings()
+        assert (warning.message.count("webhook"), warning.hint) == (1, "remove it")
+
+
 async def test_the_warning_ends_although_the_event_that_failed_was_not_sent_any_more(world):
     world.sender.answers[1] = [refused("status 404", transient=False)]
     async with world.delivering(webhook()):
@@ -312,6 +335,12 @@ async def test_without_webhooks_nothing_of_them_is_left_in_the_ledger_and_the_st
         results_waiting=0, running=True,
     )  # fmt: skip
     assert WEBHOOKS not in status.notes
-    await forget_webhooks(world.ledger)
+    await world.ledger.note(OVERDUE, "what was announced")
+    await forget_webhooks(world.ledger, ["webhook-1", OVERDUE])
+    assert (await world.ledger.notes())[OVERDUE]
+    await forget_webhooks(world.ledger, ["webhook-1"])
+    assert not (await world.ledger.notes())[OVERDUE]
+    assert await world.warnings()
+    await forget_webhooks(world.ledger, [])
     assert not (await world.ledger.notes())[WEBHOOKS]
     assert await world.warnings() == []

@@ -122,11 +122,11 @@ class OverdueMonitor:
         record = await self.ledger.record(first.target)
         before = OverdueState.of((await self.ledger.notes()).get(OVERDUE, ""))
         state = before.observed(record, pending(record, survey), now)
-        for hours in self.hours:
+        for hours in sorted({*self.hours, *state.announced}):
             late = {name: one.since for name, one in state.waiting.items() if now - one.since >= timedelta(hours=hours)}
             if late and hours not in state.announced and grace <= 0:
                 state = await self._announce_overdue(state, record, hours, late)
-            elif not late and hours in state.announced:
+            elif not late and hours in state.announced:  # also if the setting has other hours now
                 state = await self._announce_recovered(state, record, hours)
         if state != before:
             await self.ledger.note(OVERDUE, state.note())

@@ -1,7 +1,7 @@
 """The status: the running agent, what each target has, what is pending and why."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
@@ -249,12 +249,19 @@ async def last_upload_bytes(ledger: Ledger, records: Sequence[TargetRecord], age
     return found
 
 
-async def forget_webhooks(ledger: Ledger) -> None:
-    """Remove what earlier settings with webhooks left in the ledger. Raises StateError."""
+async def forget_webhooks(ledger: Ledger, loops: Collection[str]) -> None:
+    """Remove what earlier settings left in the ledger. Raises StateError.
+
+    Without `loops`, the names of the loops of webhooks, this is all of webhooks; without the loop `overdue`, what it
+    announced.
+    """
     notes = await ledger.notes()
-    for key in (WEBHOOKS, OVERDUE):
-        if notes.get(key):
-            await ledger.note(key, "")
+    if OVERDUE not in loops and notes.get(OVERDUE):
+        await ledger.note(OVERDUE, "")
+    if loops:
+        return
+    if notes.get(WEBHOOKS):
+        await ledger.note(WEBHOOKS, "")
     await clear_warning(ledger, WEBHOOK_FAILING)
 
 

@@ -15,7 +15,15 @@ from agent.application.monitoring.status import WEBHOOKS
 from agent.application.signal import Signal
 from agent.application.status_warnings import WEBHOOK_FAILING, clear_warning, set_warning, webhook_warning
 from agent.domain.errors import WebhookError
-from agent.domain.webhooks import KEPT, Webhook, WebhookProgress, decode_progress, delay_seconds, encode_progress
+from agent.domain.webhooks import (
+    KEPT,
+    Webhook,
+    WebhookProgress,
+    decode_progress,
+    delay_seconds,
+    encode_progress,
+    overdue_hours,
+)
 from agent.ports import Clock, HistoryEntry, Ledger, WebhookSender
 
 BATCH = 100
@@ -38,7 +46,8 @@ class WebhookDelivery:
         self._signals = {webhook.id: Signal(clock, f"webhook-{webhook.number}") for webhook in webhooks}
         self._progress: dict[str, WebhookProgress] = {}
         self._stored: dict[str, int] = {}
-        self._errors: dict[str, str] = {}
+        self._hours = overdue_hours(webhooks)
+        self._errors: dict[str, WebhookError] = {}
         self._loading = asyncio.Lock()
         for signal in self._signals.values():
             ledger.on_history(signal.set)
@@ -85,7 +94,7 @@ class WebhookDelivery:
             if not entries:
                 break
             for entry in entries:
-                if webhook.wants(entry.event):
+                if webhook.wants(entry.event, self._hours):
                     if entry.event.time >= self._clock.now() - KEPT:
                         found = entry
                         break
@@ -110,15 +119,16 @@ class WebhookDelivery:
             _log.info("webhook_recovered", webhook=str(webhook), attempts=before.attempts)
         if before.attempts or webhook.id in self._errors:  # the event that failed may have become too old
             self._errors.pop(webhook.id, None)
-            await self._update_warning(hint="")
+            await self._update_warning()
 
     async def _failed(self, webhook: Webhook, before: WebhookProgress, error: WebhookError) -> None:
         attempts = before.attempts + 1
-        seconds = delay_seconds(attempts, error.retry_after)
+        seconds, now = delay_seconds(attempts, error.retry_after), self._clock.now()
         self._progress[webhook.id] = WebhookProgress(
             position=before.position,
             attempts=attempts,
-            next_try=self._clock.now() + timedelta(seconds=seconds),
+            last_try=now,
+            next_try=now + timedelta(seconds=seconds),
             gone=error.gone,
         )
         await self._store()
@@ -130,14 +140,14 @@ class WebhookDelivery:
             next_step="nothing more is sent to it" if error.gone else f"the next attempt is in {seconds:.0f} s",
         )
         if attempts >= WARNED_ATTEMPTS or not error.transient:
-            self._errors[webhook.id] = error.message
-            await self._update_warning(error.hint)
+            self._errors[webhook.id] = error
+            await self._update_warning()
 
-    async def _update_warning(self, hint: str) -> None:
+    async def _update_warning(self) -> None:
         """Set the status warning about all failing webhooks, or clear it."""
-        failing = [f"{one}: {self._errors[one.id]}" for one in self._webhooks if one.id in self._errors]
+        failing = {one: self._errors[one.id] for one in self._webhooks if one.id in self._errors}
         if failing:
-            await set_warning(self._ledger, webhook_warning(failing, hint), self._clock)
+            await set_warning(self._ledger, webhook_warning(failing), self._clock)
         else:
             await clear_warning(self._ledger, WEBHOOK_FAILING)
 
