@@ -47,8 +47,8 @@ class Page:
     def __init__(self, machine: Machine) -> None:
         done = machine.call("open", "--print")
         address, _, token = done.out.strip().partition("/#token=")
-        self.port = int(address.rpartition(":")[2])
-        self._connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        self.netloc = address.removeprefix("http://")
+        self._connection = http.client.HTTPConnection(self.netloc)
         self.headers: dict[str, str] = {}
         body = json.dumps({"token": token})
         started = json.loads(self.request("POST", "/v1/page/session", body, {"Content-Type": "application/json"}))
@@ -137,7 +137,7 @@ def add_results(ledger: Path) -> None:
 def open_pages(machine: Machine, count: int) -> Iterator[None]:
     """Simulate open pages in another process. Raises RuntimeError if one of them gets an error."""
     page = Page(machine)
-    words = [sys.executable, "-m", "tests.bench.page", str(page.port), page.session, str(count)]
+    words = [sys.executable, "-m", "tests.bench.page", page.netloc, page.session, str(count)]
     process = subprocess.Popen(
         words, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -169,8 +169,8 @@ def _sync(machine: Machine) -> float:
 class _OpenPage:
     """One simulated page: a connection for the events, and one for everything else."""
 
-    def __init__(self, port: int, session: str) -> None:
-        self._port, self._head = port, f"Host: 127.0.0.1:{port}\r\nAuthorization: Bearer {session}\r\n\r\n"
+    def __init__(self, netloc: str, session: str) -> None:
+        self._address, self._head = netloc.split(":"), f"Host: {netloc}\r\nAuthorization: Bearer {session}\r\n\r\n"
         self._due: set[str] = set()
         self._changed = asyncio.Event()
         self.followed = asyncio.Event()
@@ -218,7 +218,7 @@ class _OpenPage:
         return connection
 
     async def _send(self, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await asyncio.open_connection(*self._address)
         writer.write(f"GET {path} HTTP/1.1\r\n{self._head}".encode())
         await self._response(reader)
         return reader, writer
@@ -231,9 +231,9 @@ class _OpenPage:
         self._length = int(fields.get("content-length", 0))
 
 
-async def simulate(port: int, session: str, count: int) -> None:
+async def simulate(netloc: str, session: str, count: int) -> None:
     """Simulate open pages until standard input ends."""
-    pages = [_OpenPage(port, session) for _ in range(count)]
+    pages = [_OpenPage(netloc, session) for _ in range(count)]
     running = [asyncio.create_task(page.run()) for page in pages]
     ready = asyncio.gather(*(page.followed.wait() for page in pages))
     await asyncio.wait({ready, *running}, return_when=asyncio.FIRST_COMPLETED)
@@ -247,4 +247,4 @@ async def simulate(port: int, session: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(simulate(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    asyncio.run(simulate(sys.argv[1], sys.argv[2], int(sys.argv[3])))

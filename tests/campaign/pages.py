@@ -13,7 +13,6 @@ import psutil
 from tests.campaign.world import World
 from tests.soak.clients import ControlConnection, Reader
 
-ADDRESS = "127.0.0.1"
 SECONDS = 30.0
 """Time limit of a request."""
 
@@ -59,8 +58,10 @@ class Page:
     def __init__(self, world: World, *, tabs: int = 0) -> None:
         control = ControlConnection(world.machine.state / "control.sock", SECONDS)
         address = urlsplit(json.loads(ask(control, "POST", "/v1/page")[1])["url"])
+        assert address.hostname is not None
         assert address.port is not None
-        self.port, self.token = address.port, address.fragment.removeprefix("token=")
+        self.address = address.hostname, address.port
+        self.token = address.fragment.removeprefix("token=")
         status, answer = self.send("POST", "/v1/page/session", json.dumps({"token": self.token}), JSON)
         assert status == http.client.OK, answer
         self.session = json.loads(answer)["session"]
@@ -70,7 +71,7 @@ class Page:
 
     def send(self, method: str, path: str, body: str | None = None, headers: Mapping[str, str] | None = None) -> Answer:
         """Send a request without the session. Raises OSError, HTTPException."""
-        return ask(_connection(self.port, SECONDS), method, path, body, headers)
+        return ask(_connection(self.address, SECONDS), method, path, body, headers)
 
     def get(self, path: str) -> Answer:
         """Send a request of the page; the status is NO_ANSWER if no agent answers."""
@@ -94,7 +95,7 @@ class Tab(Reader):
     """Reads the events and, as the page's script does, the status and the history after each."""
 
     def __init__(self, page: Page) -> None:
-        super().__init__(partial(_connection, page.port), page.bearing)
+        super().__init__(partial(_connection, page.address), page.bearing)
         self._page = page
 
     def _event(self, fields: dict[str, str]) -> None:
@@ -105,8 +106,8 @@ class Tab(Reader):
                 self.error = f"{path} was answered with {status} {answer[:200]!r}"
 
 
-def _connection(port: int, seconds: float) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(ADDRESS, port, timeout=seconds)
+def _connection(address: tuple[str, int], seconds: float) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(*address, timeout=seconds)
 
 
 def unread(page: Page, path: str, *, times: int = 1) -> socket.socket:
@@ -114,15 +115,16 @@ def unread(page: Page, path: str, *, times: int = 1) -> socket.socket:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SMALL_SEGMENT_BYTES)
-    client.connect((ADDRESS, page.port))
-    head = f"GET {path} HTTP/1.1\r\nHost: {ADDRESS}:{page.port}\r\nAuthorization: Bearer {page.session}\r\n\r\n"
+    client.connect(page.address)
+    host, port = page.address
+    head = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {page.session}\r\n\r\n"
     client.sendall(head.encode() * times)
     return client
 
 
 def half_open(page: Page) -> socket.socket:
     """Send the beginning of a request."""
-    client = socket.create_connection((ADDRESS, page.port))
+    client = socket.create_connection(page.address)
     client.sendall(b"GET /v1/status HTTP/1.1\r\nHost:")
     return client
 

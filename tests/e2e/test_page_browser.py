@@ -11,7 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
-from tests.support.browser import MISSING, NARROW, REBOUND, WIDE, Watched, running_browser
+from tests.support.browser import MISSING, NARROW, WIDE, Watched, running_browser
 from tests.support.machine import Machine
 from tests.support.past_results import add_results, failed, skipped, succeeded
 
@@ -64,7 +64,7 @@ def watched_page(browser):
     watched = Watched(browser)
     try:
         yield watched
-        assert {urlsplit(url).hostname for url in watched.requested} == {"127.0.0.1"}
+        assert {urlsplit(url).netloc for url in watched.requested} == {urlsplit(watched.page.url).netloc}
         assert [text for text in watched.complaints if not text.startswith(UNREACHABLE)] == []
     finally:
         watched.context.close()
@@ -348,11 +348,6 @@ def test_another_origin_reads_and_triggers_nothing(browser, rested):
         assert allowed >= {"status", "page", "sync", "json", "session", "form"}
         assert len(read) == ATTEMPTS
         assert {name: text for name, text in read.items() if text} == {}
-        rebound = agent.replace("127.0.0.1", REBOUND)
-        for path in ("/", "/v1/status"):
-            answer = hostile.page.goto(rebound + path)
-            assert answer.status == 403
-            assert "laptop" not in answer.text()
         hostile.context.close()
         watched.page.locator("#sync").click()  # were another sync requested before, it would have a result by now
         expect(watched.page.locator("#result")).to_contain_text("nothing", ignore_case=True)

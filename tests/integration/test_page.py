@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
+from ipaddress import IPv4Address
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -22,7 +23,7 @@ from structlog.testing import capture_logs
 
 from agent.bootstrap import home
 from agent.domain.errors import NoSuchObject, SettingsError, StateError
-from agent.entrypoints.control_api import tcp_peer
+from agent.entrypoints.control_api import page_access, tcp_peer
 from agent.entrypoints.page.files import read_files
 from agent.entrypoints.page.sessions import SESSION_LIFE, TOKEN_SECONDS
 from tests.support import values
@@ -39,12 +40,13 @@ CHANGES = ("/v1/sync", "/v1/verify", "/v1/events")
 OTHER_USER = """
 import encodings.idna, http.client, json, os, sys  # the other user cannot read the files of modules
 os.setuid(int(sys.argv[1]))
-connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[2]))
-connection.request("POST", "/v1/page/session", json.dumps({"token": sys.argv[3]}), {"Content-Type": "application/json"})
+address, port, token, session = sys.argv[2:]
+connection = http.client.HTTPConnection(address, port)
+connection.request("POST", "/v1/page/session", json.dumps({"token": token}), {"Content-Type": "application/json"})
 response = connection.getresponse()
 print(response.status, response.read().decode())
-connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[2]))
-connection.request("GET", "/v1/status", headers={"Authorization": "Bearer " + sys.argv[4]})
+connection = http.client.HTTPConnection(address, port)
+connection.request("GET", "/v1/status", headers={"Authorization": "Bearer " + session})
 response = connection.getresponse()
 print(response.status, response.read().decode())
 """
@@ -88,8 +90,9 @@ class Page(ServedAgent):
     token = session = ""
 
     @property
-    def port(self) -> int:
-        return urlsplit(self.base).port
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.base)
+        return parts.hostname, parts.port
 
     @property
     def bearing(self) -> dict:
@@ -118,7 +121,8 @@ async def opened(agent, *, started: bool = True):
     response = await agent.request("POST", "/v1/page")
     assert response.status == 200, response.body
     address = urlsplit(response.json["url"])
-    assert (address.hostname, address.path, address.query) == ("127.0.0.1", "/", "")
+    assert IPv4Address(address.hostname).is_loopback
+    assert (address.path, address.query) == ("/", "")
     async with aiohttp.ClientSession() as client:
         page = Page(agent.state, agent.settings, client, f"http://{address.netloc}")
         page.token = address.fragment.removeprefix("token=")
@@ -131,9 +135,9 @@ async def port_closed() -> None:
         await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "page-port"))
 
 
-def is_open(port: int) -> bool:
+def is_open(address: tuple[str, int]) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex(address) == 0
 
 
 # ------------------------------------------------------------------------------------------------ tokens and sessions
@@ -210,7 +214,7 @@ async def test_a_session_ends_12_hours_after_its_last_use_and_the_port_is_closed
                 await port_closed()
                 with pytest.raises(aiohttp.ClientError):
                     await stream.end()
-            assert not is_open(page.port)
+            assert not is_open(page.address)
     assert [line["event"] for line in logs] == ["page_port_open", "page_port_closed"]
     assert page.token not in str(logs)
     assert not (agent.state / "page.json").exists()
@@ -222,17 +226,17 @@ async def test_an_address_that_is_never_used_closes_the_port_when_its_token_ends
     async with opened(agent, started=False) as page:
         await clock.advance(TOKEN_SECONDS)
         await port_closed()
-        assert not is_open(page.port)
+        assert not is_open(page.address)
 
 
 async def test_an_open_page_is_served_at_its_port_again_after_a_restart(agent_service, tmp_path):
     async with serve_agent(agent_service, tmp_path / "state") as agent:
         async with opened(agent) as page, opened(agent) as other:
-            assert page.port == other.port
+            assert page.base == other.base
         file = agent.state / "page.json"
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert page.session not in file.read_text()
-    assert not is_open(page.port)
+    assert not is_open(page.address)
     async with serve_agent(agent_service, tmp_path / "state") as again, aiohttp.ClientSession() as client:
         for session in (page.session, other.session):
             browser = Page(again.state, again.settings, client, page.base)
@@ -251,9 +255,9 @@ async def test_if_another_program_has_the_port_after_a_restart_the_page_is_opene
 ):
     async with serve_agent(agent_service, tmp_path / "state") as agent, opened(agent) as page:
         pass
-    with socket.create_server(("127.0.0.1", page.port)), capture_logs() as logs:
+    with socket.create_server(page.address), capture_logs() as logs:
         async with serve_agent(agent_service, tmp_path / "state") as agent, opened(agent) as other:
-            assert other.port != page.port
+            assert other.base != page.base
             assert (await other.read("/v1/status")).status == 200
     assert "page_port_unavailable" in [line["event"] for line in logs]
 
@@ -263,6 +267,8 @@ async def test_if_another_program_has_the_port_after_a_restart_the_page_is_opene
 
 ATTACKS = {
     "rebinding": {"Host": "evil.example:{port}"},
+    "another name": {"Host": "localhost:{port}"},
+    "another address": {"Host": "127.0.0.1:{port}"},
     "origin": {"Origin": "http://evil.example"},
     "another port": {"Origin": "http://127.0.0.1:1"},
     "null": {"Origin": "null"},
@@ -275,7 +281,7 @@ ATTACKS = {
 async def test_another_site_reads_and_triggers_nothing(agent, agent_service, attack):
     """Not even with the token or the session, which it cannot know."""
     async with opened(agent, started=False) as page:
-        headers = {name: value.format(port=page.port) for name, value in ATTACKS[attack].items()}
+        headers = {name: value.format(port=page.address[1]) for name, value in ATTACKS[attack].items()}
         assert (await page.exchange(**headers)).status == 403
         await page.start()
         for path in ("/", "/page.js", "/nothing", *DATA):
@@ -311,22 +317,46 @@ async def test_the_page_is_not_opened_over_a_port(agent_service, tmp_path, port)
             assert problem["hint"] == "akosha-agent open"
 
 
-async def test_over_the_port_of_the_settings_the_page_needs_its_session_and_programs_their_token(
+async def test_the_page_is_not_at_the_port_of_the_settings_and_its_session_is_of_no_use_there(
     agent_service, tmp_path, port
 ):
-    """What was readable without a token stays so."""
+    """Nor is the token of the port of any use at the page's address. What was readable without a token stays so."""
     state = tmp_path / "state"
-    async with serve_agent(agent_service, state, agent_http_port=port, agent_http_token=TOKEN) as agent:
-        async with opened(agent) as page:
-            assert page.port == port
-            assert (await page.request("GET", "/v1/status")).status == 200
-            for path in ("/v1/history", "/v1/plots", "/v1/uploads"):
-                assert (await page.request("GET", path)).status == 401
-                for secret in (page.session, TOKEN):
-                    headers = {"Authorization": f"Bearer {secret}"}
-                    assert (await page.request("GET", path, headers=headers)).status == 200
-            assert (await page.request("POST", "/v1/sync", {}, headers=page.bearing)).status == 202
-        assert not [task for task in asyncio.all_tasks() if task.get_name() == "page-port"]
+    async with (
+        serve_agent(agent_service, state, agent_http_port=port, agent_http_token=TOKEN) as agent,
+        opened(agent) as page,
+    ):
+        token = {"Authorization": f"Bearer {TOKEN}"}
+        assert (await page.request("GET", "/v1/status", headers=token)).status == 401
+        page.base = f"http://127.0.0.1:{port}"
+        assert (await page.request("GET", "/v1/status")).status == 200
+        for path in ("/v1/history", "/v1/plots", "/v1/uploads"):
+            for headers, status in (({}, 401), (page.bearing, 401), (token, 200)):
+                assert (await page.request("GET", path, headers=headers)).status == status
+        for path in ("/", "/page.js"):
+            assert (await page.request("GET", path)).status == 404
+        for response in (await page.exchange(), await page.prove(page.session)):
+            assert (response.status, response.json["hint"]) == (403, "akosha-agent open")
+
+
+async def test_where_other_loopback_addresses_do_not_exist_the_page_is_at_127_0_0_1(agent, monkeypatch):
+    monkeypatch.setattr(page_access, "random_address", lambda: "192.0.2.1")  # an address of no machine
+    async with opened(agent) as page:
+        assert page.address[0] == "127.0.0.1"
+        assert (await page.read("/v1/status")).status == 200
+
+
+async def test_each_time_that_the_page_is_opened_its_address_is_a_new_one(clock, agent):
+    """No server was at it before, and so no service worker of one is in the browser."""
+    addresses = set()
+    for _ in range(3):
+        async with opened(agent, started=False) as page:
+            addresses.add(page.address[0])
+        await clock.advance(TOKEN_SECONDS)
+        await port_closed()
+    assert len(addresses) == 3
+    assert not addresses & {"127.0.0.1", "127.0.0.53", "127.0.1.1"}
+    assert not [address for address in addresses if address.endswith((".0", ".255"))]
 
 
 # ------------------------------------------------------------------------------------------------------- other users
@@ -368,7 +398,7 @@ async def test_the_agent_proves_that_it_knows_a_session_which_is_not_sent(clock,
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only root can become another user")
 async def test_a_process_of_a_real_other_user_is_refused(agent):
     async with opened(agent) as page, opened(agent, started=False) as unused:
-        arguments = map(str, (OTHER_UID, page.port, unused.token, page.session))
+        arguments = map(str, (OTHER_UID, *page.address, unused.token, page.session))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", OTHER_USER, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -398,6 +428,7 @@ async def test_the_files_are_served_with_a_policy_that_forbids_other_hosts_and_i
                 "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
             }  # fmt: skip
             assert expected.items() <= response.headers.items()
+            assert "Service-Worker-Allowed" not in response.headers
         for path in ("/nothing.js", "/__init__.py", "/..%2f__init__.py", "/static/page.js", "/page.js?a=b"):
             assert (await page.request("GET", path)).status in (400, 404)
 

@@ -12,9 +12,6 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/c
 MISSING = "" if Path(CHROMIUM).exists() else "Chromium is not installed: apt-get install chromium, or set CHROMIUM"
 """Why there is no browser; "" if there is one."""
 
-REBOUND = "rebound.test"
-"""A name that this browser resolves to 127.0.0.1, like one that an attacker has rebound."""
-
 NARROW = {"width": 375, "height": 812}
 WIDE = {"width": 1280, "height": 900}
 
@@ -26,7 +23,7 @@ _OPTIONS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.*",
 )
 
 _REPORT_VIOLATIONS = """

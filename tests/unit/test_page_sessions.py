@@ -28,7 +28,7 @@ def clock():
 
 def opened(tmp_path, clock) -> PageSessions:
     made = PageSessions(tmp_path, clock)
-    made.port = 4711
+    made.address, made.port = "127.1.2.3", 4711
     return made
 
 
@@ -89,9 +89,10 @@ async def test_sessions_and_the_port_are_stored_privately_without_a_secret(tmp_p
     assert session not in file.read_text()
     await clock.advance(SESSION_SECONDS - 1)
     later = opened(tmp_path, clock)
-    later.port = 0
+    later.address, later.port = "", 0
     await later.load()
-    assert (later.port, await use(later, session), await later.start(token)) == (4711, True, None)
+    assert (later.address, later.port) == ("127.1.2.3", 4711)
+    assert (await use(later, session), await later.start(token)) == (True, None)
 
 
 async def test_uses_are_written_rarely_and_at_the_end(tmp_path, clock, monkeypatch):
@@ -146,13 +147,16 @@ async def test_the_number_of_tokens_and_sessions_is_limited(tmp_path, clock):
         b"",
         b"[]",
         b"{}",
-        b'{"port": 0, "sessions": {}}',
-        b'{"port": "80", "sessions": {}}',
-        b'{"port": true, "sessions": {}}',
-        b'{"port": 80, "sessions": []}',
-        b'{"port": 80, "sessions": {"x": "2025-06-01T12:00:00+00:00"}}',
-        b'{"port": 80, "sessions": {"' + b"a" * 64 + b'": "2025-06-01T12:00:00"}}',
-        b'{"port": 80, "sessions": {"' + b"a" * 64 + b'": 1}}',
+        b'{"port": 80, "sessions": {}}',
+        b'{"address": "192.0.2.1", "port": 80, "sessions": {}}',
+        b'{"address": "localhost", "port": 80, "sessions": {}}',
+        b'{"address": "127.1.2.3", "port": 0, "sessions": {}}',
+        b'{"address": "127.1.2.3", "port": "80", "sessions": {}}',
+        b'{"address": "127.1.2.3", "port": true, "sessions": {}}',
+        b'{"address": "127.1.2.3", "port": 80, "sessions": []}',
+        b'{"address": "127.1.2.3", "port": 80, "sessions": {"x": "2025-06-01T12:00:00+00:00"}}',
+        b'{"address": "127.1.2.3", "port": 80, "sessions": {"' + b"a" * 64 + b'": "2025-06-01T12:00:00"}}',
+        b'{"address": "127.1.2.3", "port": 80, "sessions": {"' + b"a" * 64 + b'": 1}}',
         b"[" * 50_000,
         b" " * 100_000,
     ],

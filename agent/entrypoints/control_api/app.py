@@ -103,8 +103,11 @@ class ControlApp:
         if resource is None:  # no such route or method: the handler raises
             return await handler(request)
         route = _ROUTES.get(("GET" if request.method == "HEAD" else request.method, resource.canonical))
-        if connection.rules is not None and route is not None:  # else it is a file of the page
-            await self._check_credentials(request, connection, connection.rules, route.access)
+        if connection.rules is not None:
+            if route is not None:
+                await self._check_credentials(request, connection, connection.rules, route.access)
+            elif not connection.rules.is_for_page:  # it is a file of the page
+                raise web.HTTPNotFound
         known = route.query_parameters if route is not None else ()
         if unknown := sorted(request.query.keys() - set(known)):
             detail = f"unknown query parameter {unknown[0][:80]!r}"
@@ -115,14 +118,13 @@ class ControlApp:
         self, request: web.Request, connection: Connection, rules: LoopbackRules, access: Access
     ) -> None:
         """Raise Problem (401 or 403) unless the request over a port has access."""
-        if access is Access.SOCKET:
-            raise Problem(
-                HTTPStatus.FORBIDDEN, "this is done over the control socket only", hint="akosha-agent open", close=True
-            )
-        if access is Access.ALL or (access is Access.READ and not rules.is_for_page):
+        if access is Access.SOCKET or (access is Access.PAGE and not rules.is_for_page):
+            where = "over the control socket" if access is Access.SOCKET else "at the address of the page"
+            raise Problem(HTTPStatus.FORBIDDEN, f"this is done {where} only", hint="akosha-agent open", close=True)
+        if access is Access.PAGE or (access is Access.READ and not rules.is_for_page):
             return
-        bearer = bearer_of(request)
-        if not (rules.has_token(bearer) or await self._page_access.use_session(bearer, connection)):
+        bearer, use = bearer_of(request), self._page_access.use_session
+        if not (await use(bearer, connection) if rules.is_for_page else rules.has_token(bearer)):
             raise unauthorized(request, rules)
 
     async def status(self, _request: web.Request) -> web.StreamResponse:

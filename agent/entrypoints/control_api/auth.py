@@ -55,16 +55,17 @@ def peer_uid(connection: socket.socket | TransportSocket) -> int | None:
 class LoopbackRules:
     """Rules of a loopback port, which every local process and, through a browser, every web page can reach.
 
-    `token` is empty for a port of the page's own: there, only sessions of the page have access. `check_origin` raises
-    Problem (403).
+    `token` is empty for a port of the page: there, only its sessions have access, and the address has no other name.
+    `check_origin` raises Problem (403).
     """
 
+    address: str
     port: int
     token: str = ""
 
     @property
     def is_for_page(self) -> bool:
-        """Whether the port is served only while the page is open."""
+        """Whether this is a port of the page, which is served only while that is open."""
         return not self.token
 
     def check_origin(self, request: web.BaseRequest) -> None:
@@ -73,13 +74,14 @@ class LoopbackRules:
         In a DNS rebinding attack, Host contains the attacker's name. For an image or a script of a page, a browser
         sends no Origin, but Sec-Fetch-Site; it is `none` if the user has entered the address.
         """
-        allowed = {f"{name}:{self.port}" for name in _HOSTS} | (set(_HOSTS) if self.port == _HTTP_PORT else set())
+        names = {self.address} if self.is_for_page else set(_HOSTS)
+        allowed = {f"{name}:{self.port}" for name in names} | (names if self.port == _HTTP_PORT else set())
         hosts = request.headers.getall("Host", [])
         if len(hosts) != 1 or hosts[0].lower() not in allowed:
             raise Problem(
                 HTTPStatus.FORBIDDEN,
                 f"Host is {_quoted(hosts)}, which is not this agent's address",
-                hint=f"use http://{ADDRESS}:{self.port}/",
+                hint=f"use http://{self.address}:{self.port}/",
                 close=True,
             )
         origins = request.headers.getall("Origin", [])
@@ -121,7 +123,7 @@ def unauthorized(request: web.BaseRequest, rules: LoopbackRules) -> Problem:
         text = f"this request needs a token over this port: {detail}"
         hint = (
             "send Authorization: Bearer TOKEN, with the value of akosha_agent_http_token or, if that is not set, the "
-            "content of http-token in the state directory; for the page, akosha-agent open"
+            "content of http-token in the state directory"
         )
     return Problem(
         HTTPStatus.UNAUTHORIZED,

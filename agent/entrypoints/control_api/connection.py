@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from agent.entrypoints.control_api.auth import ADDRESS, LoopbackRules, peer_uid
+from agent.entrypoints.control_api.auth import LoopbackRules, peer_uid
 from agent.entrypoints.control_api.problems import Problem, internal_error
 
 SPARE_CONNECTIONS = 32
@@ -229,10 +229,12 @@ class LoopbackListener:
     _connections: Connections
 
     @classmethod
-    async def open(cls, manager: web.Server, connections: Connections, *, port: int, token: str, backlog: int) -> Self:
+    async def open(
+        cls, manager: web.Server, connections: Connections, *, address: str, port: int, token: str, backlog: int
+    ) -> Self:
         """Listen on a port, 0: on any that is free. Raises OSError. `token`: see `LoopbackRules`."""
-        listening = socket.create_server((ADDRESS, port), backlog=backlog)
-        rules = LoopbackRules(listening.getsockname()[1], token)
+        listening = socket.create_server((address, port), backlog=backlog)
+        rules = LoopbackRules(address, listening.getsockname()[1], token)
         accept = functools.partial(Connection, manager, connections, rules=rules)
         server = await asyncio.get_running_loop().create_server(accept, sock=listening, backlog=backlog)
         return cls(rules, server, connections)

@@ -40,7 +40,7 @@ def openapi_document() -> dict[str, object]:
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "The token of the port, or a session of the page. Not needed over the socket.",
+                    "description": "A port: its token. The page's address: a session. The socket: nothing.",
                 }
             },
         },

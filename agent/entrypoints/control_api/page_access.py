@@ -1,10 +1,12 @@
-"""Access to the page: its port, and its sessions.
+"""Access to the page: its sessions, and its address and port, which are open while a session or a token is valid.
 
-The page is served at the port of the settings, or else at a port of its own, which is open while a session or a
-one-time token is valid.
+A service worker that a server registers in a browser answers for all later servers at the same address and port. So the
+page is at a random address of 127.0.0.0/8, at which no other server was before.
 """
 
 import asyncio
+import errno
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
@@ -27,13 +29,10 @@ _log = structlog.get_logger()
 
 
 class PageAccess:
-    """Opens the page. `listen` opens a loopback port (0: any that is free) whose requests need a session.
-
-    `settings_port` is the port of the settings once that is open.
-    """
+    """Opens the page. `listen` listens at a loopback address and port (0: any that is free), for the page only."""
 
     def __init__(
-        self, sessions: PageSessions, clock: Clock, listen: Callable[[int], Awaitable[LoopbackListener]]
+        self, sessions: PageSessions, clock: Clock, listen: Callable[[str, int], Awaitable[LoopbackListener]]
     ) -> None:
         self._sessions, self._listen = sessions, listen
         self._listener: LoopbackListener | None = None
@@ -41,30 +40,27 @@ class PageAccess:
         self._started = Signal(clock, "page-port")
         self._waiting: asyncio.Task[None] | None = None
         self._refused = False
-        self.settings_port = 0
 
     async def resume(self) -> None:
-        """Open the page of an earlier agent at its port again, if one of its sessions has not ended."""
+        """Open the page of an earlier agent at its address again, if one of its sessions has not ended."""
         await self._sessions.load()
-        if self.settings_port or not self._sessions.seconds_left():
+        if not self._sessions.seconds_left():
             return
-        port = self._sessions.port
+        address, port = self._sessions.address, self._sessions.port
         try:
             async with self._changing:
-                await self._open_port(port)
+                await self._open_port(address, port)
         except OSError as error:
-            hint = "akosha-agent open opens the page at another port"
-            _log.warning("page_port_unavailable", port=port, error=error.strerror or str(error), hint=hint)
+            reason, hint = error.strerror or str(error), "akosha-agent open opens the page at another address"
+            _log.warning("page_port_unavailable", address=f"http://{address}:{port}/", error=reason, hint=hint)
 
     async def open(self) -> str:
         """Return the address of the page, with a new one-time token. Raises OSError if no port can be opened."""
         async with self._changing:
-            port = self.settings_port
             token = self._sessions.issue_token()
-            if not port:
-                port = (self._listener or await self._open_port(0)).rules.port
-            self._sessions.port = port
-        return f"http://{ADDRESS}:{port}/#token={token}"
+            rules = (self._listener or await self._open_new_port()).rules
+            self._sessions.address, self._sessions.port = rules.address, rules.port
+        return f"http://{rules.address}:{rules.port}/#token={token}"
 
     async def start_session(self, token: str) -> tuple[str, datetime] | None:
         """Start a session with a one-time token: return its secret and its end. None if the token is not valid."""
@@ -96,7 +92,7 @@ class PageAccess:
             client = transport.get_extra_info("peername") if transport else None
             if client is None:
                 raise ConnectionResetError("the client has disconnected")
-            server = ADDRESS, connection.rules.port
+            server = connection.rules.address, connection.rules.port
             connection.has_own_peer = await asyncio.to_thread(is_of_this_user, client, server)
         if not connection.has_own_peer:
             if not self._refused:  # once: others must not fill the log
@@ -105,7 +101,7 @@ class PageAccess:
             raise Problem(HTTPStatus.FORBIDDEN, "only processes of the agent's user may use the page", close=True)
 
     async def aclose(self) -> None:
-        """Close the page's own port."""
+        """Close the page's port."""
         if self._waiting is not None:
             self._waiting.cancel()
             with suppress(asyncio.CancelledError):
@@ -114,14 +110,22 @@ class PageAccess:
             self._listener.close()
         await self._sessions.save_uses()
 
-    async def _open_port(self, port: int) -> LoopbackListener:
-        self._listener = listener = await self._listen(port)
+    async def _open_new_port(self) -> LoopbackListener:
+        try:
+            return await self._open_port(random_address(), 0)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+        return await self._open_port(ADDRESS, 0)  # macOS has no other loopback address
+
+    async def _open_port(self, address: str, port: int) -> LoopbackListener:
+        self._listener = listener = await self._listen(address, port)
         self._waiting = asyncio.create_task(self._close_unused(), name="page-port")
-        _log.info("page_port_open", address=f"http://{ADDRESS}:{listener.rules.port}/")
+        _log.info("page_port_open", address=f"http://{address}:{listener.rules.port}/")
         return listener
 
     async def _close_unused(self) -> None:
-        """Close the page's own port when no session and no token is left."""
+        """Close the page's port when no session and no token is left."""
         while True:
             async with self._changing:
                 left = self._sessions.seconds_left()
@@ -134,3 +138,8 @@ class PageAccess:
                     break
             await self._started.wait(min(left, CHECK_SECONDS))  # a new session may end before the token would have
         await self._sessions.save()
+
+
+def random_address() -> str:
+    """Return a random loopback address, which no well-known server uses."""
+    return f"127.{1 + secrets.randbelow(255)}.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"

@@ -57,7 +57,7 @@ class PageRoutes:
             url = await self._access.open()
         except OSError as error:
             detail = f"no port of this machine can be opened: {error.strerror or error}"
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, hint="set akosha_agent_http_port") from error
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, hint="run akosha-agent open again later") from error
         ends = self._clock.now() + timedelta(seconds=TOKEN_SECONDS)
         return json_response(HTTPStatus.OK, {"url": url, "expires_at": ends.isoformat()})
 

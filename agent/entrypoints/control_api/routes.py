@@ -63,7 +63,7 @@ class EventAccepted(_Model):
 class PageAddress(_Model):
     """The address of the page, with a token that is valid once."""
 
-    url: str = Field(description="http://127.0.0.1:PORT/#token=TOKEN")
+    url: str = Field(description="http://ADDRESS:PORT/#token=TOKEN")
     expires_at: str = Field(description="When the token ends.", json_schema_extra={"format": "date-time"})
 
 
@@ -120,12 +120,12 @@ class Unhealthy(_Model):
 class Access(Enum):
     """Who may use a route over TCP. Over the Unix socket, processes of this user may use all of them."""
 
-    ALL = auto()
-    """Without a token."""
+    PAGE = auto()
+    """Everybody, over the port of the page only."""
     READ = auto()
-    """Over the port of the settings, without a token; over a port of the page's own, with a session of the page."""
+    """Over the port of the settings, without a token; over the port of the page, with a session."""
     TOKEN = auto()
-    """With the token of the port, or a session of the page."""
+    """Over the port of the settings, with its token; over the port of the page, with a session."""
     SOCKET = auto()
     """Nobody."""
 
@@ -338,7 +338,7 @@ ROUTES = (
         path="/v1/page/session",
         handler="page.start_session",
         operation_id="startPageSession",
-        access=Access.ALL,
+        access=Access.PAGE,
         summary="Exchange the one-time token in the page's address for a session. On Linux, only processes of this "
         "user can.",
         request_body=PageToken,
@@ -350,7 +350,7 @@ ROUTES = (
         path="/v1/page/proof",
         handler="page.prove",
         operation_id="proveServer",
-        access=Access.ALL,
+        access=Access.PAGE,
         summary="Prove that this server knows a session, before the session is sent to it. On Linux, only to processes "
         "of this user.",
         request_body=ProofRequest,

@@ -125,18 +125,17 @@ class ControlServer:
             _log.error("control_port_unavailable", port=port, error=f"no token: {error}", hint=hint)
             return
         try:
-            self._listeners.append(await self._listen(port, token))
+            self._listeners.append(await self._listen(ADDRESS, port, token))
         except OSError as error:
             hint = "set akosha_agent_http_port to a free port, or to 0 to disable it"
             _log.error("control_port_unavailable", port=port, error=error.strerror or str(error), hint=hint)
             return
-        self._page_access.settings_port = port
         _log.info("control_port_open", address=f"http://{ADDRESS}:{port}/")
 
-    async def _listen(self, port: int, token: str = "") -> LoopbackListener:
+    async def _listen(self, address: str, port: int, token: str = "") -> LoopbackListener:
         assert self._runner.server is not None
         return await LoopbackListener.open(
-            self._runner.server, self._connections, port=port, token=token, backlog=BACKLOG
+            self._runner.server, self._connections, address=address, port=port, token=token, backlog=BACKLOG
         )
 
     async def _close(self) -> None:

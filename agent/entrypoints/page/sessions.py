@@ -1,7 +1,7 @@
 """One-time tokens and sessions of the page. A token starts one session, within a minute.
 
-Sessions outlive the agent: their SHA-256, their last use and the port of the page are in `page.json` in the state
-directory. Tokens do not.
+Sessions outlive the agent: their SHA-256, their last use and the address and port of the page are in `page.json` in
+the state directory. Tokens do not.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import structlog
@@ -57,7 +58,7 @@ class _Session:
 class PageSessions:
     """The tokens and sessions. Only their digests are kept.
 
-    `port` is the port at which browsers have the page, 0 if they have none.
+    `address` and `port` are those at which browsers have the page; `port` is 0 if they have none.
     """
 
     def __init__(self, state_dir: Path, clock: Clock) -> None:
@@ -65,7 +66,7 @@ class PageSessions:
         self._tokens: dict[str, float] = {}
         self._sessions: dict[str, _Session] = {}
         self._saving = asyncio.Lock()
-        self.port = 0
+        self.address, self.port = "", 0
 
     def issue_token(self) -> str:
         """Return a new one-time token."""
@@ -120,7 +121,7 @@ class PageSessions:
         return max([0.0, *ends])
 
     async def load(self) -> None:
-        """Read the sessions that have not ended, and the port. If the file cannot be used, that is logged."""
+        """Read the sessions that have not ended, and the address. If the file cannot be used, that is logged."""
         try:
             self._take(await asyncio.to_thread(fs.read_own, self._path, _MAX_BYTES, private=True))
         except FileNotFoundError:
@@ -130,7 +131,7 @@ class PageSessions:
             _log.warning("page_sessions_lost", path=str(self._path), reason=str(error))
 
     async def save(self) -> None:
-        """Write the sessions and the port to the file; remove it if there are none. An error is logged."""
+        """Write the sessions and the address and port to the file; remove it if there are none. An error is logged."""
         async with self._saving:
             self._drop_ended()
             uses = {digest: session.last_use for digest, session in self._sessions.items()}
@@ -157,7 +158,9 @@ class PageSessions:
     def _take(self, data: bytes) -> None:
         """Take the content of the file. Raises ValueError, TypeError, KeyError or AttributeError if it is not valid."""
         document = parse_json(data)
-        port, uses = document["port"], document["sessions"]
+        address, port, uses = IPv4Address(document["address"]), document["port"], document["sessions"]
+        if not address.is_loopback:
+            raise ValueError("the address is not one of this machine")
         if not (type(port) is int and 0 < port <= _LARGEST_PORT and len(uses) <= MOST_SESSIONS):
             raise ValueError("the port or the number of sessions is not valid")
         for digest, last_use in uses.items():
@@ -166,7 +169,7 @@ class PageSessions:
             at = aware_time(last_use)
             self._sessions[digest] = _Session(min(at, self._clock.now()), at)
         self._drop_ended()
-        self.port = port
+        self.address, self.port = str(address), port
 
     def _write(self, uses: dict[str, datetime]) -> None:
         if not uses:
@@ -174,7 +177,7 @@ class PageSessions:
                 self._path.unlink()
             return
         sessions = {digest: last_use.isoformat() for digest, last_use in uses.items()}
-        document = {"port": self.port, "sessions": sessions}
+        document = {"address": self.address, "port": self.port, "sessions": sessions}
         fs.write_atomically(self._path, json.dumps(document).encode(), sole_writer=True)
 
 
