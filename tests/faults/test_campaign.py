@@ -188,12 +188,12 @@ PLANTED_ON_THE_PAGE = (
 )
 
 
-def delivery(event_id, *, webhook_id=None, key=KEY):
+def delivery(event_id, *, webhook_id=None, key=KEY, at=1):
     """A delivery of an event, signed with the key."""
     named = f"msg_{event_id}" if webhook_id is None else webhook_id
     body = json.dumps({"id": event_id})
-    signed = signature(key, named, 1, body.encode())
-    return Delivery(FAULTY, {"webhook-id": named, "webhook-timestamp": "1", "webhook-signature": signed}, body)
+    signed = signature(key, named, at, body.encode())
+    return Delivery(FAULTY, {"webhook-id": named, "webhook-timestamp": str(at), "webhook-signature": signed}, body)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +223,12 @@ def test_a_missing_or_reordered_delivery_to_a_webhook_is_a_violation(deliveries,
 def test_a_wrong_webhook_id_or_signature_is_a_violation(delivered, expected):
     deliveries = [delivery("a"), delivery("b"), delivered, *[delivery("c")] * (delivered.event_id == "b")]
     assert [*Results("abc").violations(deliveries, KEY)] == [expected]
+
+
+def test_an_attempt_that_a_slow_connection_brings_late_is_no_violation_but_a_late_attempt_is():
+    deliveries = [delivery("a", at=4), delivery("b", at=5), delivery("c", at=6)]
+    assert [*Results("abc").violations([*deliveries, delivery("a", at=2)], KEY)] == []
+    assert [*Results("abc").violations([*deliveries, delivery("a", at=7)], KEY)]
 
 
 def test_a_result_that_a_webhook_may_miss_is_no_violation_unless_it_arrives_in_another_order():
