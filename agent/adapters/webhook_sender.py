@@ -7,6 +7,7 @@ pass between two of them.
 import asyncio
 import json
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -36,6 +37,9 @@ _ADDRESS = f"correct the URL in {SETTING}"
 _RECEIVER = f"check the receiver, and the URL in {SETTING}"
 _PROXY = "check HTTPS_PROXY, ALL_PROXY and NO_PROXY"
 _CERTIFICATE = f"set SSL_CERT_FILE to the certificate file of the CA that signed it, or correct {SETTING}"
+
+_MARKUP = re.compile(r"@|:(?=//)|\](?=\()")
+_ZERO_WIDTH_SPACE = "\u200b"
 
 _TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -84,9 +88,12 @@ class HttpWebhookSender:
             raise self._translated(error, seconds) from error
 
     def _text(self, event: Event) -> bytes:
-        """Return `{"text": ...}`. Slack shows a text between < and > as a link or a mention."""
+        """Return `{"text": ...}` without mentions, Markdown links and URLs.
+
+        Slack shows a text between < and > as a link or a mention. Mattermost knows @all and Markdown, both link URLs.
+        """
         text = escape(f"akosha-agent on {event.system_id}: {self._summary(event)}", quote=False)
-        return json.dumps({"text": text}).encode()
+        return json.dumps({"text": _MARKUP.sub(r"\g<0>" + _ZERO_WIDTH_SPACE, text)}).encode()
 
     def _headers(self, webhook: Webhook, event: Event, body: bytes) -> Mapping[str, str]:
         message, timestamp = message_id(event), int(self._clock.now().timestamp())

@@ -1,4 +1,7 @@
-"""What the sender of webhooks raises, without connections: WebhookError, and nothing else."""
+"""The sender of webhooks without connections: it raises only WebhookError, and its texts mention and link nothing."""
+
+import json
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
@@ -31,7 +34,7 @@ async def test_any_exception_is_a_transient_webhook_error(broken, monkeypatch):
     monkeypatch.setattr(HttpWebhookSender, "_post", post)
     monkeypatch.setattr(webhook_sender, broken, fail)
     with pytest.raises(WebhookError) as caught:
-        await sender().send(Webhook(number=1, url=HOOK.url, events=HOOK.events, key=b"k" * 24), failed())
+        await sender().send(replace(HOOK, key=b"k" * 24), failed())
     assert (caught.value.unexpected, caught.value.transient) == ("IndexError in send", True)
 
 
@@ -46,3 +49,20 @@ async def test_an_invalid_proxy_is_an_error_with_the_variables_and_no_traceback(
     assert caught.value.hint == "check HTTPS_PROXY, ALL_PROXY and NO_PROXY"
     assert caught.value.unexpected == ""
     assert logs == []
+
+
+async def test_a_text_for_people_has_no_mention_no_markdown_link_and_no_url(monkeypatch):
+    sent = []
+
+    async def post(self, webhook, body, headers):
+        sent.append(json.loads(body)["text"])
+        return 200, {}
+
+    monkeypatch.setattr(HttpWebhookSender, "_post", post)
+    event = replace(failed(), errors=(), error="@channel @all [log in](evil.example) https://evil.example <!here>")
+    await sender().send(replace(HOOK, as_text=True), event)
+    (text,) = sent
+    assert not any(mark in text for mark in ("@c", "@a", "](", "://", "<"))
+    assert text.replace("\u200b", "").endswith(
+        "@channel @all [log in](evil.example) https://evil.example &lt;!here&gt;"
+    )
