@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
+from agent.adapters.directory_store import DirectoryStore
 from agent.application.fleet.bucket import FleetBucket
 from agent.application.fleet.events import FleetEvents
 from agent.application.fleet.fleet import Fleet
@@ -35,7 +36,9 @@ async def open_fleet(settings: Settings, *, overdue: timedelta) -> AsyncIterator
         if settings.cloud_configured:
             store = object_store(settings)
             stack.push_async_callback(store.aclose)
-            bucket = FleetBucket(store, home.clock)
+            bucket = FleetBucket(
+                store, home.clock, check=store.check_root if isinstance(store, DirectoryStore) else None
+            )
         if settings.over_nats:
             reader = await _reader(settings, home)
             stack.push_async_callback(reader.aclose)

@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 
 from agent.application.fleet.fleet import FleetReport, Source
 from agent.application.fleet.merge import Condition, FleetSystem
-from agent.domain.plain_text import printable, shorten
+from agent.domain.plain_text import printable
 from agent.entrypoints.formatting import age, columns, human_bytes
-from agent.entrypoints.text_lines import Line, Style, labelled, text_width
+from agent.entrypoints.text_lines import Line, Style, cut_to_width, labelled, text_width
 
 STYLES = {
     Condition.DAMAGED: Style.BAD,
@@ -67,7 +67,7 @@ COLUMNS: Mapping[str, tuple[int, Callable[[FleetSystem, datetime], str]]] = {
     "size": (10, lambda one, _: "" if one.stored_bytes is None else human_bytes(one.stored_bytes)),
     "host": (24, lambda one, _: one.host),
 }
-"""The columns of the table, from the left: the longest cell, so that no system takes the place of others; the cells."""
+"""The columns of the table, from the left: the widest cell, so that no system takes the place of others; the cells."""
 
 DROPPED = ("host", "last result", "size", "version", "ingestion", "failures")
 """The columns that a narrow terminal does not get, the first one first."""
@@ -146,4 +146,4 @@ def _width(report: FleetReport, titles: list[str], name_width: int) -> int:
 
 
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else shorten(text, width - 3)
+    return text if text_width(text) <= width else f"{cut_to_width(text, width - 3)}..."

@@ -9,16 +9,19 @@ import pytest
 from agent.application.fleet import bucket as fleet_bucket
 from agent.application.fleet.bucket import BucketFacts, FleetBucket, NewestUpload
 from agent.application.fleet.events import FleetEvents, SystemEvents
-from agent.application.fleet.fleet import Fleet
+from agent.application.fleet.fleet import Fleet, FleetReport
 from agent.application.fleet.merge import Condition, by_severity, merged
 from agent.application.ingest.cursor import Cursor
 from agent.application.ingest.journal import finished_uploads, note_prefix
+from agent.bootstrap.fleet import open_fleet
 from agent.domain import naming
 from agent.domain.errors import BusError, LedgerDamaged, StoreError
 from agent.domain.events import SyncSucceeded, UploadVerified
 from agent.domain.naming import subject_matches
+from agent.entrypoints.fleet_text import fleet_lines
 from agent.entrypoints.fleet_watch import FleetWatch, _printer
 from agent.ports import StreamEntry
+from agent.settings import Settings
 from tests.support import fleet
 from tests.support.clock import ManualClock
 from tests.support.faulty_store import FaultyStore
@@ -302,6 +305,33 @@ async def test_without_any_system_the_fleet_is_not_fine_because_the_bucket_may_b
     found = made(Stream())
     await found.read()
     assert not found.report().is_fine
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda path: None, "No such file or directory"),
+        (lambda path: path.write_text("a note"), "Not a directory"),
+        (lambda path: path.mkdir(), ""),
+    ],
+    ids=["missing", "file", "empty"],
+)
+async def test_a_directory_that_does_not_exist_is_an_error_and_an_empty_one_is_not(make, error, tmp_path):
+    make(tmp_path / "bucket")
+    settings = Settings(
+        cloud_endpoint=tmp_path.as_uri(), cloud_bucket="bucket", agent_state_dir=tmp_path / "state", agent_nats_url=""
+    )
+    async with open_fleet(settings, overdue=DAY) as found:
+        await found.read()
+    (source,) = [one for one in found.report().sources if one.name == "bucket"]
+    assert error in source.error
+    assert bool(source.error) == bool(error)
+
+
+def test_a_cell_is_cut_to_its_width_in_columns():
+    one = merged(MAC, in_bucket(host="記" * 20), None, now=NOON, overdue=DAY)
+    *_, row = fleet_lines(FleetReport(time=NOON, sources=(), systems=(one,)), width=None)
+    assert row.text.endswith(f"  {'記' * 10}...")
 
 
 async def test_a_source_that_fails_does_not_hide_the_other_and_keeps_what_it_knew(store, made):

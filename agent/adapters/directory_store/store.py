@@ -9,6 +9,7 @@ import builtins
 import contextlib
 import hashlib
 import itertools
+import os
 import stat
 from collections.abc import (
     AsyncGenerator,
@@ -84,6 +85,10 @@ class DirectoryStore:
             probe = self._probe = asyncio.create_task(in_daemon_thread(self._answers), name="directory-store-probe")
         done, _ = await asyncio.wait({probe}, timeout=AVAILABLE_SECONDS)
         return not done or probe.result()
+
+    async def check_root(self) -> None:
+        """Raise StoreError unless the root is a directory. The other methods take a missing one for an empty store."""
+        await self._run("list", "", lambda: os.scandir(self._root).close())
 
     async def put(
         self,

@@ -6,7 +6,7 @@ the manifest of the newest one, and owner.json. Any other system costs at most `
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -77,10 +77,10 @@ class BucketFacts:
 
 
 class FleetBucket:
-    """Reads the facts of all systems in a store."""
+    """Reads the facts of all systems in a store. `check` raises StoreError if the store does not exist."""
 
-    def __init__(self, store: ObjectStore, clock: Clock) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: ObjectStore, clock: Clock, check: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._store, self._clock, self._check = store, clock, check
 
     @property
     def location(self) -> str:
@@ -136,6 +136,8 @@ class FleetBucket:
         if not systems and not await self._store.is_available():
             hint = "if it is a directory: is its disk mounted?"
             raise StoreError(f"{self.location} cannot be reached, or does not exist", hint=hint, transient=True)
+        if not systems and self._check is not None:
+            await self._check()
         return systems, left_out("folders", others, left)
 
     async def _newest(self, system_id: str, problems: list[str]) -> NewestUpload | None:
