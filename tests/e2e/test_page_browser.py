@@ -169,6 +169,23 @@ SET_HIDDEN = """hidden => {
 }"""
 
 
+def test_in_seven_windows_of_a_browser_requests_are_answered(browser, rested):
+    """A browser has 6 connections to an address: if each window had an event stream, none would be left."""
+    with opened(browser, rested) as watched:
+        streams = []
+        watched.context.on("request", lambda request: streams.append(request.url.endswith("/v1/events")))
+        pages = [watched.context.new_page() for _ in range(6)]
+        for page in pages:
+            page.goto(link_of(rested))
+            expect(page.locator("body")).to_have_attribute("data-state", "live")
+        assert sum(streams) == 3
+        pages[-1].locator("#sync").click()
+        expect(pages[-1].locator("#result")).to_contain_text("nothing", ignore_case=True)
+        watched.page.close()
+        with pages[-1].expect_request("**/v1/events"):
+            pages[-1].evaluate("dispatchEvent(new Event('focus'))")
+
+
 def test_the_keyboard_reaches_and_operates_everything(browser, rested):
     with opened(browser, rested) as watched:
         page = watched.page

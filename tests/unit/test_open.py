@@ -60,10 +60,12 @@ def test_without_a_running_agent_the_error_names_the_commands_that_start_one(tmp
         (503, PROBLEM, PROBLEM["detail"], PROBLEM["hint"]),
         (200, b"<html>", "responds with 200", ""),
         (500, [], "responds with 500", ""),
+        (BrokenPipeError("x"), None, "closes its connections", "run akosha-agent open again in a few seconds"),
+        (ConnectionResetError("x"), None, "closes its connections", "run akosha-agent open again in a few seconds"),
         (TimeoutError("x"), None, "does not answer", "akosha-agent service restart"),
         (ConnectionRefusedError("refused"), None, "refused", "akosha-agent service restart"),
     ],
-    ids=["earlier version", "refused", "not JSON", "no problem", "silent", "gone"],
+    ids=["earlier version", "refused", "not JSON", "no problem", "broken pipe", "reset", "silent", "gone"],
 )
 def test_an_agent_that_does_not_open_the_page_is_an_error_with_its_cure(tmp_path, answer, status, body, message, hint):
     answer(status, body)

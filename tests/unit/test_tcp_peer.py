@@ -13,7 +13,7 @@ from agent.entrypoints.control_api.tcp_peer import is_of_this_user
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not report the user")
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-ROW = "   {number}: {ends} 01 00000000:00000000 00:00000000 00000000 {uid:5}        0 1234 1 ffff8880 20 4 30 10 -1\n"
+ROW = "   {number}: {ends} {state} 00000000:00000000 00:00000000 00000000 {uid:5}        0 1234 1 ffff8880 20 4 30\n"
 CLIENT, SERVER = ("127.0.0.1", 50_000), ("127.0.0.1", 8787)
 V4 = "0100007F:C350 0100007F:2253"
 V4_BACK = "0100007F:2253 0100007F:C350"
@@ -29,8 +29,8 @@ def tables(tmp_path, monkeypatch):
     monkeypatch.setattr(tcp_peer, "PROC_NET", tmp_path)
     monkeypatch.setattr(tcp_peer, "_uid_from_kernel", not_supported)
 
-    def write(name, *rows):
-        lines = [ROW.format(number=number, ends=ends, uid=uid) for number, (ends, uid) in enumerate(rows)]
+    def write(name, *rows, state="01"):
+        lines = [ROW.format(number=number, ends=ends, uid=uid, state=state) for number, (ends, uid) in enumerate(rows)]
         (tmp_path / name).write_text(HEAD + "".join(lines))
 
     return write
@@ -78,4 +78,10 @@ def test_the_user_is_that_of_the_clients_end(tables, name, ends, uid):
 def test_a_connection_that_is_in_no_table_is_of_nobody(tables):
     assert not is_of_this_user(CLIENT, SERVER)  # the tables cannot be read
     tables("tcp", (V4_BACK, os.geteuid()))
+    assert not is_of_this_user(CLIENT, SERVER)
+
+
+def test_a_connection_that_is_not_established_is_of_nobody(tables):
+    """A socket in TIME_WAIT has the user ID 0."""
+    tables("tcp", (V4, os.geteuid()), state="06")
     assert not is_of_this_user(CLIENT, SERVER)

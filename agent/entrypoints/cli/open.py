@@ -63,6 +63,9 @@ def page_url(home: Home) -> str:
         if not is_own_socket(path):
             raise OSError("it has no control socket")
         response = request(path, "POST", "/v1/page", seconds=RESPONSE_SECONDS, max_bytes=MAX_RESPONSE_BYTES)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        message = "the running agent closes its connections: it has too many, or is about to end"
+        raise AgentUnavailable(message, hint="run akosha-agent open again in a few seconds") from error
     except OSError as error:
         reason = "" if isinstance(error, TimeoutError) else str(error)
         warning = unresponsive_warning(home, holder.pid, holder.command, reason=reason)

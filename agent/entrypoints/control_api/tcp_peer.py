@@ -77,7 +77,7 @@ def _uid_from_kernel(client: Address, server: Address) -> int | None:
 def _uid_from_tables(client: Address, server: Address) -> int | None:
     """Return the user ID of the client's end, None if no table has the connection."""
     for name, prefix in (("tcp", b""), ("tcp6", _MAPPED)):
-        ends = f": {_in_table(prefix, client)} {_in_table(prefix, server)} "
+        ends = f": {_in_table(prefix, client)} {_in_table(prefix, server)} {_ESTABLISHED:02X} "
         try:
             rows = (PROC_NET / name).read_text("ascii")
         except OSError:  # without IPv6 there is no tcp6

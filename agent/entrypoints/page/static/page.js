@@ -12,6 +12,7 @@ const SECOND_MS = 1_000;
 const REFRESH_MS = 30_000;
 const SETTLE_MS = 250; // several events of one sync cause one refresh
 const PROGRESS_MS = 2_000; // the rate and the remaining time are in the status only
+const MOST_STREAMS = 4; // a browser has 6 connections to one address, which all windows share
 const BACKOFF_MS = [1_000, 2_000, 4_000, 8_000, 15_000, 30_000];
 const PROGRESS = "akosha.sync.progress.v1";
 
@@ -20,6 +21,7 @@ const actions = { sync: null, verify: null };
 let status = null;
 let verdict = null;
 let goneSince = null;
+let following = false; // the event stream
 let visit = new AbortController(); // ends when the tab is hidden
 let due = { timer: 0, at: 0 };
 let refreshes = 0;
@@ -30,21 +32,46 @@ let updated = 0;
 async function follow() {
   for (let attempt = 0; ;) {
     await visible();
+    const live = async () => {
+      await refresh({ everything: true });
+      attempt = 0;
+      connected();
+    };
     try {
-      for await (const { type, data } of events(visit.signal)) {
-        if (type === "open") {
-          await refresh({ everything: true });
-          attempt = 0;
-          connected();
-        } else received(type, data);
+      if (await ifPermitted(() => stream(live))) gone(); // the agent has stopped
+      else {
+        await live();
+        await pause(REFRESH_MS);
+        continue;
       }
-      gone(); // the agent has stopped
     } catch (error) {
       if (document.body.dataset.state === "closed" || isOver(error)) return;
       if (document.hidden || visit.signal.aborted) continue;
       gone();
     }
     await pause(BACKOFF_MS[Math.min(attempt++, BACKOFF_MS.length - 1)]);
+  }
+}
+
+/** Await `work` while fewer than MOST_STREAMS pages of this browser do; else return false. */
+function ifPermitted(work, number = 0) {
+  if (number === MOST_STREAMS) return false;
+  return navigator.locks.request(`stream ${number}`, { ifAvailable: true }, async (lock) => {
+    if (!lock) return ifPermitted(work, number + 1);
+    await work();
+    return true;
+  });
+}
+
+async function stream(live) {
+  following = true;
+  try {
+    for await (const { type, data } of events(visit.signal)) {
+      if (type === "open") await live();
+      else received(type, data);
+    }
+  } finally {
+    following = false;
   }
 }
 
@@ -55,16 +82,18 @@ async function visible() {
   if (visit.signal.aborted) visit = new AbortController();
 }
 
-/** Wait, or until the tab is shown or hidden. */
+/** Wait, or until the tab is shown or hidden, or gets the focus. */
 function pause(milliseconds) {
   return new Promise((resolve) => {
     const done = () => {
       clearTimeout(timer);
       document.removeEventListener("visibilitychange", done);
+      removeEventListener("focus", done);
       resolve();
     };
     const timer = setTimeout(done, milliseconds);
     document.addEventListener("visibilitychange", done);
+    addEventListener("focus", done);
   });
 }
 
@@ -114,10 +143,11 @@ async function refresh({ everything = false, history = everything }) {
 /** Count down each second. Read the status regularly: its verdict has ages, and files may change without an event. */
 function tick() {
   updateTimes("until");
-  if (Date.now() - updated < REFRESH_MS) return;
+  const waiting = !following && (actions.sync || actions.verify); // no event reports the result
+  if (Date.now() - updated < (waiting ? PROGRESS_MS : REFRESH_MS)) return;
   updated = Date.now();
   updateTimes();
-  if (status && !goneSince) refreshSoon(0, false);
+  if (status && !goneSince) refreshSoon(0, waiting);
 }
 
 /** Let no timer run and no connection be open while the tab is hidden. */
