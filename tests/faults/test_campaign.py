@@ -115,7 +115,7 @@ def lost_session(world, opened, attacked):
 
 @contextmanager
 def lost_port(world, opened, attacked):
-    with patch.object(opened.page, "port", 9):
+    with patch.object(opened.page, "address", ("127.0.0.1", 9)):
         yield "the page has lost its session or its port: 0"
 
 
