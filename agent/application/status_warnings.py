@@ -16,6 +16,9 @@ PREFIX = "warning."
 WEBHOOK_FAILING = "webhook_failing"
 """Code of the warning that events do not arrive at a webhook."""
 
+PORT_UNAVAILABLE = "control_port_unavailable"
+"""Code of the warning that the port of the settings is not open."""
+
 
 async def set_warning(ledger: Ledger, warning: StatusWarning, clock: Clock) -> bool:
     """Store a warning until `clear_warning`. Return whether its code is new; log the warning only then.
@@ -69,6 +72,11 @@ def webhook_warning(failing: "Mapping[Webhook, WebhookError]") -> StatusWarning:
         message=f"events do not arrive: {'; '.join(f'{one}: {error.message}' for one, error in failing.items())}",
         hint="; ".join(hints if len(hints) == 1 else (f"{', '.join(who)}: {hint}" for hint, who in hints.items())),
     )
+
+
+def port_warning(port: int, error: str, hint: str) -> StatusWarning:
+    """Return the warning that the port of the settings is not open."""
+    return StatusWarning(code=PORT_UNAVAILABLE, message=f"port {port} for HTTP is not open: {error}", hint=hint)
 
 
 def notes_waiting(count: int) -> tuple[StatusWarning, ...]:

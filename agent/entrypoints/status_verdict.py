@@ -105,6 +105,8 @@ HARMLESS_CODES = frozenset(
         "upload_id_ahead",  # the memories are uploaded; retention and restore use the times of the objects
         "upload_damaged",  # of the newest upload, damage has a row of its own
         "deep_verify_limited",
+        "verification_waits",
+        "control_port_unavailable",
         "ledger_replaced",
         "bus_unexpected_error",
         "stream_unavailable",

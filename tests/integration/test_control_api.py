@@ -720,6 +720,10 @@ async def test_a_port_in_use_is_logged_with_a_hint_and_the_agent_runs_without_it
     assert (line["event"], line["port"], "akosha_agent_http_port" in line["hint"]) == (
         "control_port_unavailable", taken, True,
     )  # fmt: skip
+    assert agent_service.port_problem.message == f"port {taken} for HTTP is not open: {line['error']}"
+    assert agent_service.port_problem.hint.startswith(line["hint"])
+    async with serve_agent(agent_service, tmp_path / "state", agent_http_port=taken, agent_http_token=TOKEN):
+        assert agent_service.port_problem is None, "the port is free now"
 
 
 # ------------------------------------------------------------------------------------------------------ the document

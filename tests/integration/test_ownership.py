@@ -609,6 +609,10 @@ async def test_a_directory_without_a_parent_is_reported_with_a_mkdir_hint(machin
     assert not (tmp_path / "mnt").exists()
     (tmp_path / "mnt" / "nas").mkdir(parents=True)
     assert isinstance(await one.sync(), SyncSucceeded), "the first upload makes the directory itself"
+    (tmp_path / "mnt").rename(tmp_path / "unmounted")
+    one.change()
+    hint = f"mount it; if the disk or directory was replaced on purpose: mkdir -p {tmp_path}/mnt/nas/akosha, then"
+    assert_refused(await one.sync(), "cannot be reached", hint)
 
 
 @on_directories

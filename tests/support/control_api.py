@@ -18,6 +18,7 @@ from agent.domain.delivery_state import TargetRecord
 from agent.domain.errors import WireError
 from agent.domain.events import SessionEnded, SyncAsked, SyncProgress, SyncRequested, SyncResult, request_event_id
 from agent.domain.identity import Identity
+from agent.domain.status_warning import StatusWarning
 from agent.entrypoints.control_api import Limits, serve
 from agent.ports import HistoryEntry, MemoryCounts
 from agent.settings import Settings
@@ -55,6 +56,7 @@ class FakeAgentService(AgentService):
         self.outcomes: dict[str, SyncResult] = {}
         self.history: list[HistoryEntry] = []
         self.verifications = 0
+        self.port_problem: StatusWarning | None = None
         self.reader_count = 0
         """Number of readers of the events."""
         self._queues: list[asyncio.Queue] = []
@@ -131,6 +133,9 @@ class FakeAgentService(AgentService):
             if isinstance(entry.event, tuple(types)) and (before is None or entry.position < before)
         ]
         return found[:limit]
+
+    async def report_port(self, problem) -> None:
+        self.port_problem = problem
 
     async def request_verification(self) -> None:
         await self._enter()

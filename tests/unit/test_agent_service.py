@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from agent.application.status_warnings import PORT_UNAVAILABLE
 from agent.bootstrap.metrics import metering
 from agent.domain.errors import BusError, SnapshotError, WireError
 from agent.domain.events import CAUSED_BY_BYTES, Event, SessionEnded, SyncRequested, SyncResult, SyncSucceeded
@@ -43,6 +44,15 @@ async def test_only_a_full_status_checks_the_target():
         assert (await metering().exposition(w.agent.agent_service))[0]
         assert checks == []
         assert (await w.agent.agent_service.status()).warnings == (unmounted,)
+
+
+async def test_a_port_that_is_not_open_is_a_warning_until_an_agent_reports_none():
+    async with simulated_agent() as w:
+        problem = StatusWarning(code=PORT_UNAVAILABLE, message="port 8700 for HTTP is not open: in use")
+        await w.agent.agent_service.report_port(problem)
+        assert [str(one) for one in (await w.agent.agent_service.status()).warnings] == [problem.message]
+        await w.agent.agent_service.report_port(None)
+        assert (await w.agent.agent_service.status()).warnings == ()
 
 
 async def test_a_repeated_sync_command_is_the_same_request_before_during_and_after_its_sync():

@@ -12,7 +12,7 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.target_check import CHECK_FAILED, EVERY_SECONDS, TargetCheck
 from agent.application.archive.verify import MOST_PROBLEMS, Verifier, VerifyResult
-from agent.application.archive.verify_loop import FIRST_SECONDS, VerifyLoop, VerifyReporter
+from agent.application.archive.verify_loop import FIRST_SECONDS, VERIFICATION_WAITS, VerifyLoop, VerifyReporter
 from agent.application.monitoring.status import VerifyStatus
 from agent.application.signal import Signal
 from agent.application.status_warnings import warnings_in
@@ -267,8 +267,9 @@ async def test_a_requested_verification_waits_for_the_sync_and_for_the_bucket(se
     setup.store.fail("get", StoreError("the network is down", transient=True), times=1)
     await setup.pass_time(10)
     assert (setup.opened, await setup.recorded()) == (1, [])
+    assert await setup.warnings() == [VERIFICATION_WAITS]
     await setup.pass_time(301)
-    assert (setup.opened, len(await setup.recorded())) == (2, 1)
+    assert (setup.opened, len(await setup.recorded()), await setup.warnings()) == (2, 1, [])
 
 
 async def test_without_an_upload_a_verification_cannot_be_requested(tmp_path):

@@ -63,7 +63,7 @@ def translate(error: OSError, action: str, root: Path, key: str, *, reading: boo
     if number == errno.ENOENT:
         return StoreError(
             text,
-            hint=f"is the disk or share of {root} mounted? To create the directory: mkdir -p {root}",
+            hint=f"is the disk or share of {root} mounted? If it never had uploads: mkdir -p {root}",
             transient=root.is_dir(),
         )
     if number == errno.ENOLCK:

@@ -26,7 +26,7 @@ from agent.application.archive.target_check import TargetCheck
 from agent.application.archive.verify import Verifier, VerifyResult
 from agent.application.monitoring.status import VERIFIED, VerifyStatus
 from agent.application.signal import Signal
-from agent.application.status_warnings import clear_warning, set_warning
+from agent.application.status_warnings import clear_warning, has_warning, set_warning
 from agent.application.sync.confirmed_upload import forget_confirmation
 from agent.application.sync.results import ResultRecorder
 from agent.domain import naming
@@ -54,6 +54,9 @@ LONGEST_NOTED = 200
 """Number of problems in the status, and maximum length of each."""
 
 LIMITED = "deep_verify_limited"
+
+VERIFICATION_WAITS = "verification_waits"
+"""Code of the warning that a requested verification could not read the target. It ends with the next verification."""
 
 _LIMITED_HINT = "akosha_agent_deep_verify_mb is the limit; akosha-agent verify --deep has no limit"
 
@@ -186,7 +189,7 @@ class VerifyLoop:
     async def request(self) -> None:
         """Verify the newest upload now, or as soon as no sync runs and the bucket can be reached.
 
-        Raises NoSuchObject if there is no upload, StateError.
+        A status warning says why it waits for the bucket. Raises NoSuchObject if there is no upload, StateError.
         """
         if (await self.ledger.record(self.target)).newest_upload_id is None:
             raise NoSuchObject("there is no upload yet", hint="akosha-agent sync")
@@ -196,6 +199,7 @@ class VerifyLoop:
 
     async def run(self) -> None:
         """Verify uploads when they are due or requested, until cancelled. Raises StateError."""
+        self._requested |= await has_warning(self.ledger, VERIFICATION_WAITS)  # requested of an earlier agent
         await self._started.wait(FIRST_SECONDS)
         while True:
             wait = await self._verify_if_due()
@@ -251,12 +255,17 @@ class VerifyLoop:
                     await forget_deleted({*damaged} - {*await verifier.uploads()}, self.ledger, self.clock)
         except StoreError as error:
             await self.target_check.failed(upload, error)
+            if self._requested:
+                message = f"the requested verification of {upload} waits: {error.message}"
+                warning = StatusWarning(code=VERIFICATION_WAITS, message=message, hint=error.hint)
+                await set_warning(self.ledger, warning, self.clock)
             return False
         await self.target_check.succeeded()
         if self.sync_lock.locked() or (await self.ledger.record(self.target)).newest_upload_id != upload:
             return False  # there is a newer upload, or a sync is making one
         event = self.reporter.event(found)
         await self.reporter.report(found, event, VERIFIED, _status(found, event.time).note(self.target))
+        await clear_warning(self.ledger, VERIFICATION_WAITS)
         self._requested = False
         if not found.whole:
             await self._resend_damaged(found)

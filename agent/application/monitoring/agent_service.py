@@ -1,18 +1,20 @@
 """The requests that local processes can make to the running agent, over any interface."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 from agent.application.monitoring.event_stream import EventStream
 from agent.application.monitoring.health import HealthMonitor
 from agent.application.monitoring.status import NextSync, Status, describe, disk_warning, last_upload_bytes
+from agent.application.status_warnings import PORT_UNAVAILABLE, clear_warning, set_warning
 from agent.application.sync.subscriber import SyncSubscriber
 from agent.application.triggers.file_changes import FileChanges
 from agent.application.triggers.inbox import Inbox
 from agent.domain.databases import NO_DATABASES, Survey
 from agent.domain.delivery_state import Target
-from agent.domain.errors import BusError, SnapshotError, WireError
+from agent.domain.errors import BusError, SnapshotError, StateError, WireError
 from agent.domain.events import Event, SessionEnded, SyncAsked, SyncProgress, SyncRequested, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.routing import SESSION_END
@@ -124,6 +126,17 @@ class AgentService:
         if there is none, StateError.
         """
         await self._request_verification()
+
+    async def report_port(self, problem: StatusWarning | None) -> None:
+        """Set the warning that the port of the settings is not open, or clear that of an earlier agent.
+
+        It is stored, so that `doctor` has it. A ledger that cannot be written does not keep the agent from starting.
+        """
+        with suppress(StateError):  # the log has the problem
+            if problem is not None:
+                await set_warning(self._ledger, problem, self._clock)
+            else:
+                await clear_warning(self._ledger, PORT_UNAVAILABLE)
 
     def events(self, *, after: int | None) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
         """Yield the history after a position (None: the newest), then new entries and progress as they happen.

@@ -67,14 +67,20 @@ def not_owner(decision: Decision, *, location: str, system_id: str, machine: Mac
             hint=decision.owner_error.hint or other_fixes,
         )
     if location.startswith("file:"):
-        mkdir = f"mkdir -p {shlex.quote(unquote(location.removeprefix('file://')))}"
         return NotOwner(
             f"this directory had uploads and is now empty or missing: is the disk mounted? ({location})",
-            hint=f"mount it; if the disk or directory was replaced on purpose: {mkdir}, then {NEW_TARGET}",
+            hint=used_directory_hint(unquote(location.removeprefix("file://"))),
         )
     return NotOwner(
         f"{location} had uploads of {system_id}, and {key} is missing: was the bucket emptied or replaced?",
         hint=f"if that was on purpose: {NEW_TARGET}",
+    )
+
+
+def used_directory_hint(path: str) -> str:
+    """Return the fix for a directory that had uploads and is missing or empty."""
+    return (
+        f"mount it; if the disk or directory was replaced on purpose: mkdir -p {shlex.quote(path)}, then {NEW_TARGET}"
     )
 
 

@@ -21,11 +21,12 @@ import structlog
 
 from agent.application.signal import Signal
 from agent.application.status_warnings import clear_warning, set_warning
+from agent.application.sync.ownership_decision import used_directory_hint
 from agent.application.sync.request_log import RequestLog
 from agent.application.sync.results import ResultRecorder
 from agent.application.sync.stall import ProgressReporter, sync_with_restarts
 from agent.domain.databases import Survey
-from agent.domain.delivery_state import Target, TargetRecord
+from agent.domain.delivery_state import TargetRecord
 from agent.domain.errors import AkoshaError, NotOwner, SinkError, SnapshotError, StoreError, SyncError
 from agent.domain.events import Event, SyncRequested
 from agent.domain.progress import Activity
@@ -275,7 +276,7 @@ class SyncSubscriber:
             self._unreachable.add(self.method.name)
             await self._check_data_directory()
             record = await self._ledger.record(self.method.target)
-            message, hint = _unreachable(self.method.target, self._policy)
+            message, hint = _unreachable(record, self._policy)
             raise SyncError(
                 message,
                 self.method.name,
@@ -326,11 +327,17 @@ class SyncSubscriber:
         )
 
 
-def _unreachable(target: Target, policy: SyncPolicy) -> tuple[str, str]:
-    """Return message and hint for a target that cannot be reached. They depend on nothing that changes meanwhile."""
+def _unreachable(record: TargetRecord, policy: SyncPolicy) -> tuple[str, str]:
+    """Return message and hint for a target that cannot be reached. They depend on nothing that changes meanwhile.
+
+    Only for a directory without uploads is the hint to make it: an empty one hides that its disk is not mounted.
+    """
+    target = record.target
     message = f"{target.endpoint or 'the store'} cannot be reached"
     if target.method == CLOUD and target.endpoint.startswith("file:"):
         path = "/".join(filter(None, (unquote(target.endpoint.removeprefix("file://")).rstrip("/"), target.bucket)))
+        if record.newest_upload_id:
+            return message, used_directory_hint(path)
         return message, f"is the disk mounted? To make the directory: mkdir -p {shlex.quote(path)}"
     if target.method == CLOUD:
         return message, "check the network, akosha_cloud_endpoint and akosha_cloud_bucket"

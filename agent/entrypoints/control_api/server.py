@@ -13,7 +13,9 @@ from aiohttp import web
 
 from agent.adapters.unix_http import CONTROL_SOCKET, socket_address
 from agent.application.monitoring.agent_service import AgentService
+from agent.application.status_warnings import port_warning
 from agent.bootstrap.home import Home
+from agent.domain.status_warning import StatusWarning
 from agent.entrypoints.control_api.app import ControlApp, Metrics
 from agent.entrypoints.control_api.auth import ADDRESS, load_or_create_token
 from agent.entrypoints.control_api.connection import Connection, Connections, Limits, LoopbackListener
@@ -75,7 +77,7 @@ class ControlServer:
     def __init__(
         self, agent_service: AgentService, settings: Settings, *, state_dir: Path, metrics: Metrics, limits: Limits
     ) -> None:
-        self._settings, self._state_dir = settings, state_dir
+        self._agent_service, self._settings, self._state_dir = agent_service, settings, state_dir
         clock = Home.of(settings).clock
         self._page_access = PageAccess(PageSessions(state_dir, clock), clock, self._listen)
         self._app = ControlApp(agent_service, settings, metrics=metrics, limits=limits, page_access=self._page_access)
@@ -88,8 +90,10 @@ class ControlServer:
         await self._runner.setup()
         try:
             await self._open_socket()
+            problem = None
             if self._settings.agent_http_port:
-                await self._open_port(self._settings.agent_http_port)
+                problem = await self._open_port(self._settings.agent_http_port)
+            await self._agent_service.report_port(problem)
             await self._page_access.resume()
         except BaseException:
             await self._close()
@@ -116,21 +120,21 @@ class ControlServer:
         self._listeners.append(await loop.create_server(accept, sock=self._socket.listening, backlog=BACKLOG))
         _log.debug("control_socket_open", path=str(self._socket.path))
 
-    async def _open_port(self, port: int) -> None:
+    async def _open_port(self, port: int) -> StatusWarning | None:
+        """Open the port of the settings. Return a warning if it cannot be opened."""
         token = self._settings.agent_http_token.get_secret_value()
         try:
             token = token or await asyncio.to_thread(load_or_create_token, self._state_dir)
         except OSError as error:
             hint = "set akosha_agent_http_token, or remove http-token from the state directory"
-            _log.error("control_port_unavailable", port=port, error=f"no token: {error}", hint=hint)
-            return
+            return _port_unavailable(port, f"no token: {error}", hint)
         try:
             self._listeners.append(await self._listen(ADDRESS, port, token))
         except OSError as error:
             hint = "set akosha_agent_http_port to a free port, or to 0 to disable it"
-            _log.error("control_port_unavailable", port=port, error=error.strerror or str(error), hint=hint)
-            return
+            return _port_unavailable(port, error.strerror or str(error), hint)
         _log.info("control_port_open", address=f"http://{ADDRESS}:{port}/")
+        return None
 
     async def _listen(self, address: str, port: int, token: str = "") -> LoopbackListener:
         assert self._runner.server is not None
@@ -149,3 +153,8 @@ class ControlServer:
             await asyncio.to_thread(self._socket.close)
         await self._runner.cleanup()
         await self._app.aclose()
+
+
+def _port_unavailable(port: int, error: str, hint: str) -> StatusWarning:
+    _log.error("control_port_unavailable", port=port, error=error, hint=hint)
+    return port_warning(port, error, f"{hint}; then restart the agent")

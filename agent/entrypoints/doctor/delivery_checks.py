@@ -248,7 +248,7 @@ async def _probe_key(context: DoctorContext) -> str:
         hint = "check the network, akosha_cloud_endpoint, and HTTPS_PROXY if you use a proxy"
         if settings.directory is not None:
             path = shlex.quote(str(settings.directory / settings.cloud_bucket))
-            hint = f"mount it, or create the directory: mkdir -p {path}; or set akosha_cloud_endpoint"
+            hint = f"mount it; if it never had uploads: mkdir -p {path}; or set akosha_cloud_endpoint"
         raise StoreError(f"{store.location} cannot be reached", hint=hint, transient=True)
     async with context.home.ownership(await context.identity(), store) as ownership:
         return f"systems/{await ownership.system_id()}/{PROBE_NAME}"
