@@ -58,6 +58,11 @@ class Webhook:
         return f"webhook {self.number} ({parts.scheme}://{parts.netloc.rpartition('@')[2]})"
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of events that it gets, in the order of the documentation."""
+        return tuple(kind for kind in (SUCCEEDED, FAILED, OVERDUE, RECOVERED, DAMAGED) if kind in self.events)
+
+    @property
     def id(self) -> str:
         """Identifies the webhook in the ledger: a digest of its URL."""
         return hashlib.sha256(self.url.encode()).hexdigest()[:16]

@@ -92,7 +92,8 @@ def _summary(report: FleetReport) -> Line:
         counted = ", ".join(f"{counts[condition]:,} {condition.value}" for condition in (*bad, Condition.FINE))
         return Line(f"{systems}: {counted}{more}", STYLES[bad[0]])
     if not total:
-        return Line(f"No system is known{more}", Style.WARNING)
+        reason = f": {' and '.join(unread)} could not be read" if unread else ""
+        return Line(f"No system is known{reason}", Style.WARNING)
     return Line(f"{systems}: all fine{more}", Style.WARNING if unread else Style.GOOD)
 
 

@@ -164,5 +164,5 @@ def shown_webhooks(value: object) -> str:
     for number, one in enumerate(value, 1):
         if isinstance(one, WebhookSetting):
             name = str(one.webhook(number)).partition("(")[2].removesuffix(")")
-            found.append(f"{name}: {' '.join(one.events)}")
+            found.append(f"{name}: {', '.join(one.webhook(number).kinds)}")
     return "; ".join(found)

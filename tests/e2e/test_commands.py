@@ -158,13 +158,15 @@ def test_the_errors_of_two_methods_are_lines_with_their_fixes_below(machine, tmp
         f"http: {NO_AKOSHA} cannot be reached",
         f"  start Akosha there, or set akosha_http_endpoint; {FALLBACK_OFF}",
     ]
+    shown = machine.call("status").out
     assert (
         f"""
   last error   {missing.as_uri()} cannot be reached
                is the disk mounted? To make the directory: mkdir -p {missing}
 """
-        in machine.call("status").out
+        in shown
     )
+    assert f"  last error   {NO_AKOSHA} cannot be reached\n" in shown
 
 
 def test_run_without_a_target_logs_one_failure(machine):

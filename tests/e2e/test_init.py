@@ -71,6 +71,7 @@ def test_by_flags_memories_are_delivered_and_every_shell_has_the_settings(machin
     done = init(machine, "--to", machine.bucket.as_uri(), "--system-id", "laptop")
     assert f"directory: {machine.bucket.as_uri()}: put, get, list and delete work" in done.out
     assert f"target disk: {machine.bucket} is on the same disk as the databases" in done.out
+    assert "the service lacks" not in done.err, "there is no service"
     assert (
         "\nEverything is uploaded; for later changes: akosha-agent service install, or akosha-agent run\n" in done.out
     )
@@ -108,6 +109,9 @@ def test_keys_of_this_shell_are_stored_for_the_service_and_a_change_of_target_re
 def test_what_only_this_shell_has_is_stored_or_named(machine, moto):
     bucket = moto.new_bucket()
     machine.data = machine.data.rename(machine.home / "elsewhere")
+    unit = machine.home / ".config" / "systemd" / "user" / "akosha-agent.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\n")
     done = init(
         machine, "--to", f"s3://{bucket}", "--system-id", "laptop",
         SESSION_BUDDY_DATA_DIR=str(machine.data), AWS_ENDPOINT_URL_S3=moto.endpoint, AWS_REGION="us-east-1",

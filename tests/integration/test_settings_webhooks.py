@@ -92,7 +92,7 @@ def test_config_set_stores_json_in_the_file_that_it_belongs_to(home, given, requ
 def test_no_text_shows_a_path_a_query_a_password_or_a_secret(home):
     found = loaded(home, AKOSHA_AGENT_WEBHOOKS=json.dumps([PING, SIGNED]))
     (row,) = [row for row in settings_table(found) if row.key == "akosha_agent_webhooks"]
-    assert row.value == "https://hc-ping.example: succeeded; https://hooks.example:8443: overdue damaged"
+    assert row.value == "https://hc-ping.example: succeeded; https://hooks.example:8443: overdue, damaged"
     for text in (str(found), repr(found.settings), found.settings.model_dump_json(), row.value):
         assert "canary" not in text
         assert SECRET not in text

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from agent.adapters.directory_store import DirectoryStore
 from agent.application.fleet import bucket as fleet_bucket
 from agent.application.fleet.bucket import BucketFacts, FleetBucket, NewestUpload
 from agent.application.fleet.events import FleetEvents, SystemEvents
@@ -332,6 +333,15 @@ def test_a_cell_is_cut_to_its_width_in_columns():
     one = merged(MAC, in_bucket(host="記" * 20), None, now=NOON, overdue=DAY)
     *_, row = fleet_lines(FleetReport(time=NOON, sources=(), systems=(one,)), width=None)
     assert row.text.endswith(f"  {'記' * 10}...")
+
+
+async def test_a_directory_that_is_missing_is_the_reason_that_no_system_is_known(tmp_path):
+    bucket = FleetBucket(DirectoryStore(tmp_path / "unmounted" / "nas"), ManualClock(NOON))
+    found = Fleet(bucket=bucket, events=None, cursors=no_cursors, clock=ManualClock(NOON), overdue=HOUR)
+    await found.read()
+    first, second, *_ = [line.text for line in fleet_lines(found.report(), width=None)]
+    assert first == "No system is known: bucket could not be read"
+    assert "does not exist (mount its disk, or correct akosha_cloud_endpoint and akosha_cloud_bucket)" in second
 
 
 async def test_a_source_that_fails_does_not_hide_the_other_and_keeps_what_it_knew(store, made):

@@ -134,7 +134,9 @@ class FleetBucket:
             text = f"{self.location} did not answer within {SYSTEM_SECONDS:g} s"
             raise StoreError(text, transient=True) from error
         if not systems and not await self._store.is_available():
-            hint = "if it is a directory: is its disk mounted?"
+            hint = "check the network, akosha_cloud_endpoint and akosha_cloud_bucket"
+            if self.location.startswith("file:"):
+                hint = "mount its disk, or correct akosha_cloud_endpoint and akosha_cloud_bucket"
             raise StoreError(f"{self.location} cannot be reached, or does not exist", hint=hint, transient=True)
         if not systems and self._check is not None:
             await self._check()

@@ -196,12 +196,13 @@ def describe(
     """Make the status from the ledger's records and the present state of the files.
 
     `records` are in the order of the route, `memory_counts` and `last_bytes` are by method. A fallback that was never
-    used is left out. `running`: an agent runs and keeps the notes up to date. `warnings` were computed for this status;
-    those in the notes are appended.
+    used is left out, unless the first target fails and it failed too. `running`: an agent runs and keeps the notes up
+    to date. `warnings` were computed for this status; those in the notes are appended.
     """
     cloud = next((record for record in records if record.target.method == CLOUD), None)
     undecided = default_system_id and cloud is not None and not cloud.known and not is_decided(notes, system_id)
-    used = [record for at, record in enumerate(records) if at == 0 or record.databases]
+    failing = bool(records and records[0].error)
+    used = [record for at, record in enumerate(records) if at == 0 or record.databases or (failing and record.error)]
     targets = tuple(
         _target(
             record,

@@ -26,7 +26,7 @@ async def webhooks(context: DoctorContext) -> list[Finding]:
             error = WebhookError(f"{webhook}: {problem.message}", hint=problem.hint)
             hint = "check the network, and akosha_agent_webhooks"
             return from_error(WEBHOOKS, error, hint=hint, level=Level.WARNING)  # the memories do not depend on it
-        return ok(WEBHOOKS, f"{webhook} can be reached, and gets {', '.join(sorted(webhook.events))}")
+        return ok(WEBHOOKS, f"{webhook} can be reached, and gets {', '.join(webhook.kinds)}")
 
     found = [one.webhook(number) for number, one in enumerate(context.settings.agent_webhooks, 1)]
     return list(await asyncio.gather(*map(check, found)))

@@ -30,6 +30,7 @@ from agent.entrypoints.init.check import (
 from agent.entrypoints.init.destination import ADDRESSES
 from agent.entrypoints.init.integrations import Installation, Wishes, install_service, wanted_installations
 from agent.entrypoints.service import environment as env
+from agent.entrypoints.service.status import service_status
 from agent.entrypoints.shutdown import run_to_end
 from agent.entrypoints.stored_settings import (
     Draft,
@@ -173,7 +174,8 @@ def _apply(accepted: Draft, installations: Sequence[Installation], *, syncs: boo
     settings, problems = accepted.loaded.settings, 0
     for _, name in set_in_shell_only(settings, shell_settings(os.environ, Path.home()), os.environ):
         dialogue.say(f"warning: {name} is set in this shell, whose commands use it instead", err=True)
-    if install_service not in installations and (missing := _missing_variables(accepted)):
+    has_service = service_status(Path.home(), os.environ).installed  # one that is installed now warns by itself
+    if has_service and install_service not in installations and (missing := _missing_variables(accepted)):
         dialogue.say(f"warning: {missing}", err=True)
     for install in installations:
         try:

@@ -112,7 +112,7 @@ class LedgerNewer(Fault):
 
     row = "Ledger of a newer version"
     rounds = 20
-    bar = "refused and unchanged; the error names the cure"
+    bar = "refused and unchanged; the error names the fix"
     delayed = False
 
     def strike(self, world: World, rng: random.Random) -> None:

@@ -83,19 +83,35 @@ export function ago(iso) {
 
 /** Return an element with the time that is left until a time, which `updateTimes` keeps up to date. */
 export function until(iso) {
-  return el("time", { datetime: iso, title: localTime(Date.parse(iso)), "data-form": "until" }, left(Date.parse(iso)));
+  return timeLeft("until", iso);
 }
 
+/** Return the same for the beginning of a text, with a capital letter. */
+export function untilFirst(iso) {
+  return timeLeft("until-first", iso);
+}
+
+function timeLeft(form, iso) {
+  const at = Date.parse(iso);
+  return el("time", { datetime: iso, title: localTime(at), "data-form": form }, FORMS[form](at));
+}
+
+const FORMS = {
+  age,
+  until: left,
+  "until-first": (at) => left(at).replace(/^[in]/, (letter) => letter.toUpperCase()),
+};
+
 function left(at) {
+  if (document.body.dataset.state === "gone") return "–"; // no agent keeps to it
   const seconds = (at - Date.now()) / 1000;
   return seconds >= 1 ? `in ${duration(seconds)}` : "now";
 }
 
-/** Bring the ages and the times that are left up to date, or those of one form. */
+/** Bring the ages and the times that are left up to date, or those whose form begins with a text. */
 export function updateTimes(form = "") {
-  for (const element of document.querySelectorAll(form ? `time[data-form="${form}"]` : "time[data-form]")) {
-    const at = Date.parse(element.dateTime);
-    const text = element.dataset.form === "age" ? age(at) : left(at);
+  for (const element of document.querySelectorAll(form ? `time[data-form^="${form}"]` : "time[data-form]")) {
+    const text = FORMS[element.dataset.form](Date.parse(element.dateTime));
     if (element.textContent !== text) element.textContent = text;
   }
 }

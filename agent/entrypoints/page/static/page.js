@@ -245,7 +245,7 @@ async function act(name, path, waiting) {
     button.removeAttribute("aria-disabled");
     if (!failed(error)) byId("result").textContent = "The agent does not answer.";
   }
-  refreshSoon(0, true);
+  refreshSoon(name === "verify" ? SETTLE_MS : 0, true); // a target that cannot be read is a warning by then
 }
 
 /** Show the results of the actions, once the history has them. */

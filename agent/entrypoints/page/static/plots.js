@@ -89,8 +89,8 @@ function ages(points) {
   const done = points.filter((one) => one.success).map((one) => one.at);
   const from = points[0].at;
   const gaps = done.map((at, index) => ({ at, until: done[index + 1] ?? Math.max(now, at) }));
-  const longest = Math.max(...gaps.map((gap) => gap.until - gap.at), 60_000);
-  const y = linear(longest / 1000, spanLabel, TIMES);
+  const longest = Math.max(...gaps.map((gap) => gap.until - gap.at), 0) / 1000;
+  const y = linear(Math.max(longest, 60), spanLabel, TIMES);
   const x = times(from, now);
   const line = gaps.flatMap((gap) => [
     [x.at(gap.at), y.at(0)],
@@ -98,13 +98,13 @@ function ages(points) {
   ]);
   return figure({
     id: "ages",
-    title: "Age of the last success",
+    title: "Time since the last upload",
     summary: done.length
-      ? `Now ${twoUnits(Math.max(Math.floor((now - done.at(-1)) / 1000), 0))}; at most ${twoUnits(Math.floor(longest / 1000))}.`
-      : "No sync has succeeded.",
-    legend: [["line-age", "Time since the last success"]],
+      ? `Now ${twoUnits(Math.max(Math.floor((now - done.at(-1)) / 1000), 0))}; at most ${twoUnits(Math.floor(longest))}.`
+      : "There is no upload.",
+    legend: [["line-age", "Time since the last upload"]],
     drawing: [...axes(x, y), path("line-age", line)],
-    head: ["Success at", "Next success after"],
+    head: ["Upload at", "Next upload after"],
     rows: gaps.map((gap, index) => [
       localTime(gap.at),
       index + 1 < gaps.length ? twoUnits(Math.floor((gap.until - gap.at) / 1000)) : "–",

@@ -1,7 +1,7 @@
 // The sections that show the status: verdict, activity, facts, warnings, databases, route and bus.
 
 import { announce, byId, command, el, hint, icon, sentence, show } from "./dom.js";
-import { ago, bytes, clock, count, duration, plural, until } from "./format.js";
+import { ago, bytes, clock, count, duration, plural, until, untilFirst, updateTimes } from "./format.js";
 
 const SEVERITIES = { safe: "Safe", owed: "Pending", unknown: "Unknown", failing: "Failing", damaged: "Damaged" };
 const METHODS = { cloud: "Bucket or directory", http: "Akosha server" };
@@ -30,11 +30,14 @@ const DOING = {
   push: "Sending",
 };
 
+let shownFacts = null;
+
 /** Show a status document. */
 export function showStatus(status) {
   showVerdict(status.verdict ?? { severity: "unknown", text: "Unknown: the agent is of an earlier version" });
   showActivity(status.activity);
-  show(byId("facts"), factData(status), facts);
+  shownFacts = factData(status);
+  show(byId("facts"), shownFacts, facts);
   show(byId("warning-list"), warningsOf(status), (warnings) => warnings.map(warning));
   byId("warnings").hidden = !warningsOf(status).length;
   show(byId("databases"), [status.targets, status.verified, status.problem], () => databases(status));
@@ -153,14 +156,15 @@ function lastDelivery(target) {
   return [ago(target.last_success), target.last_bytes == null ? "" : `, ${bytes(target.last_bytes)} sent`];
 }
 
-function nextSync({ pending, next_sync: next, sync_enabled: enabled, problem, syncing }) {
+function nextSync({ pending, next_sync: next, sync_enabled: enabled, problem, syncing, isGone }) {
+  if (isGone) return ["–"];
   if (!enabled) return ["None: sync is disabled"];
   if (syncing) return ["Running now"];
   if (problem) return ["When there are databases to read"];
   if (!pending.length) return ["When a database changes or a session ends"];
   if (!next) return ["Within a minute or two"];
   if (!next.at) return ["When a session ends"];
-  return [until(next.at), `, ${REASONS[next.reason] ?? next.reason}`];
+  return [untilFirst(next.at), `, ${REASONS[next.reason] ?? next.reason}`];
 }
 
 function warningsOf(status) {
@@ -196,7 +200,7 @@ function databases(status) {
   return el(
     "table",
     { class: "stacked" },
-    el("caption", { class: "visually-hidden" }, "Databases, with their state at the first target"),
+    el("caption", { class: "visually-hidden" }, "Databases, with their state in the first target of the route"),
     el("thead", {}, el("tr", {}, ...head)),
     el("tbody", {}, ...target.databases.map((one) => database(one, target, status.verified))),
   );
@@ -310,6 +314,8 @@ export function showGone(since, verdict) {
   const last = verdict ? `The last verdict, at ${clock(verdict.at)}, was: ${verdict.text}` : "";
   showVerdict({ severity: "unknown", text: ["The agent does not answer", last].filter(Boolean).join(": ") });
   showActivity(null);
+  if (shownFacts) show(byId("facts"), { ...shownFacts, isGone: true }, facts);
+  updateTimes("until");
   show(byId("banner"), since, () =>
     el(
       "div",
