@@ -1,6 +1,7 @@
 """The ledger without a thread and without fsync, in memory or in a file, for tests of its users."""
 
 import sqlite3
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import closing
@@ -33,13 +34,18 @@ def without_fsync(ledger: SqliteLedger) -> None:
 
 
 def inline_ledger(clock: Clock, path: Path | None = None) -> SqliteLedger:
-    """Return the ledger of a file, or an empty one in memory. A file can be opened again, like after a restart."""
-    connection = sqlite3.connect(path or ":memory:", isolation_level=None)
+    """Return the ledger of a file, or an empty one in memory. A file can be opened again, like after a restart.
+
+    It is closed when it is no longer used.
+    """
+    connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("PRAGMA foreign_keys = ON")
     schema.migrate(connection)
     codec = CloudEventsCodec(max_bytes=LEDGER_EVENT_BYTES)
-    return SqliteLedger(path or Path("/nowhere"), InlineExecutor(), connection, codec, clock, read_only=False)
+    ledger = SqliteLedger(path or Path("/nowhere"), InlineExecutor(), connection, codec, clock, read_only=False)
+    weakref.finalize(ledger, connection.close)
+    return ledger
 
 
 def downgrade(path: Path, version: int) -> None:

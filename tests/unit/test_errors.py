@@ -28,6 +28,7 @@ TREE = {
     "RestoreError": "AkoshaError",
     "SinkError": "AkoshaError",
     "BusError": "AkoshaError",
+    "WebhookError": "AkoshaError",
     "AgentUnavailable": "AkoshaError",
     "SyncError": "AkoshaError",
     "CloudUploadError": "SyncError",
