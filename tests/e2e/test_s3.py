@@ -134,7 +134,8 @@ def test_a_failing_store_is_retried_as_configured_and_then_backs_off(machine, bu
     assert ("status 500" in done.err, "status 503" in done.err) == (True, True)
     delays = [float(text) for text in re.findall(r'"delay_seconds": ([0-9.]+)', done.err)]
     assert [round(delay / 0.05 / 2**n) for n, delay in enumerate(delays)] == [1, 1, 1]
-    (target,) = machine.status()["targets"]
+    target, fallback = machine.status()["targets"]
+    assert (fallback["method"], bool(fallback["error"])) == ("http", True)
     assert (target["failures"], bool(target["next_try"]), bool(result["retry_at"])) == (1, True, True)
     assert (
         "  next try     none, because no agent is running (akosha-agent sync tries now)\n" in machine.call("status").out
