@@ -45,7 +45,7 @@ def notes(results: Results) -> list[str]:
     for row in results.rows:
         if row.struck:
             never = [name for name, count in row.struck.items() if not count]
-            struck = f"{row.row}: {sum(row.struck.values())} of {row.rounds} rounds reached their point, "
+            struck = f"{row.row}: {sum(row.struck.values())} kills at a point in {row.rounds} rounds, "
             struck += f"{len(row.struck) - len(never)} of {len(row.struck)} points were reached"
             names = f"; never {', '.join(never)}" if never and row.rounds >= rounds[row.row] else ""
             found.append(f"{struck}{names}.")

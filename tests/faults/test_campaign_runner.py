@@ -180,5 +180,5 @@ def test_the_report_of_all_rounds_names_the_points_that_were_never_reached():
     kind = AgentKilledAtPoint
     outcome = Outcome(kind.row, kind.rounds, struck={"ack:before": kind.rounds - 1, "ack:after": 0})
     (note,) = report.notes(Results.of([played(outcome, chunk=Chunk(kind.row, 1, kind.rounds, 20.0))]))
-    assert f"{kind.rounds - 1} of {kind.rounds} rounds reached their point, 1 of 2 points" in note
+    assert f"{kind.rounds - 1} kills at a point in {kind.rounds} rounds, 1 of 2 points" in note
     assert note.endswith("; never ack:after.")

@@ -16,15 +16,18 @@ from tests.support.ledger import downgrade
 from tests.support.machine import COMMAND
 from tests.support.waiting import happens
 
-SMALL_PARTS = {"agent.bootstrap.methods:MEBIBYTE": 2**12}
-"""Constants with which the databases of a campaign are sent in parts: 5 of these."""
-
 LATER_SECONDS = 1.0
 """How long after everything has arrived a point may be reached: a message is acknowledged, a prune runs."""
 
 
 OF_MAIN_FILE = frozenset({"reflection", "make-patch", "patch", "base"})
 """Points that only an upload of a changed main file reaches."""
+
+
+def send_in_parts(world: World) -> None:
+    """Let the agent send parts of 20 KiB, and whole files: a patch of a small database is one part."""
+    world.machine.constants["agent.bootstrap.methods:MEBIBYTE"] = 2**12
+    world.machine.set(agent_mirror=False)
 
 
 class AgentKilled(Fault):
@@ -88,7 +91,7 @@ class AgentKilledInMultipart(AgentKilledAtPoint):
     points: ClassVar = [f"{name}:{when}" for name in killed_run.MULTIPART for when in ("before", "after")]
 
     def prepare(self, world: World) -> None:
-        world.machine.constants |= SMALL_PARTS
+        send_in_parts(world)
 
     def strike(self, world: World, rng: random.Random) -> None:
         """Let the agent send a main file: a WAL is one part."""
@@ -100,6 +103,7 @@ class AgentKilledInMultipart(AgentKilledAtPoint):
         world.settle(or_ended=True)
         if happens(lambda: world.agent.process.poll() is not None, LATER_SECONDS):
             world.kill_agent()
+            self.struck[self.point] += 1
             self.point = rng.choice(self.points)
             world.prefix = (sys.executable, killed_run.__file__, self.point)
             world.start_agent()

@@ -12,7 +12,7 @@ from typing import ClassVar
 from urllib.parse import urlsplit
 
 from tests.campaign.faults.fault import Fault
-from tests.campaign.faults.kills import SMALL_PARTS
+from tests.campaign.faults.kills import send_in_parts
 from tests.campaign.world import World
 from tests.support.servers.link import Pass, Silent, at_rate, dripping, ending
 from tests.support.servers.threaded_proxy import running_link
@@ -104,7 +104,7 @@ class StoreLineInParts(StoreLine):
     rounds = 60
 
     def prepare(self, world: World) -> None:
-        world.machine.constants |= SMALL_PARTS
+        send_in_parts(world)
         super().prepare(world)
 
     def after(self, rng: random.Random) -> int:
