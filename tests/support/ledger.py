@@ -44,7 +44,7 @@ def inline_ledger(clock: Clock, path: Path | None = None) -> SqliteLedger:
     schema.migrate(connection)
     codec = CloudEventsCodec(max_bytes=LEDGER_EVENT_BYTES)
     ledger = SqliteLedger(path or Path("/nowhere"), InlineExecutor(), connection, codec, clock, read_only=False)
-    weakref.finalize(ledger, connection.close)
+    weakref.finalize(ledger._transactions, connection.close)  # `ledger.memories()` uses it alone
     return ledger
 
 
