@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
 import structlog
 
@@ -308,14 +309,12 @@ class Upload:
     async def _send_patch(self, step: Patch) -> Part:
         """Send the patch while the store copies the layers; if it does not copy one as it was, send the whole file."""
         layers = patched_layers(step, system_id=self.system_id, upload_id=self.upload_id)
-        copy = self._copy_all(step.layers, layers[:-1])
-        send = self._send_file(step.database, step.patch, layers[-1], self.uncompressed)
+        copy = partial(self._copy_all, step.layers, layers[:-1])
+        send = partial(self._send_file, step.database, step.patch, layers[-1], self.uncompressed)
         if self.uploads.copies:
-            copied, _ = await gather_all([copy, send], "patched-part")
-        elif copied := await copy:
-            await send
-        else:
-            send.close()
+            copied, _ = await gather_all([copy(), send()], "patched-part")
+        elif copied := await copy():
+            await send()
         if not copied:
             self._placed.pop(layers[-1].key, None)
             return await self._send(Send(step.database, step.file), counted=False)

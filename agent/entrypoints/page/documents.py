@@ -12,7 +12,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryItem:
-    """A result in the history. `title` is a sentence, `detail` further ones, a line each; `hint` is the cure, or empty.
+    """A result in the history. `title` is a sentence, `detail` further ones, a line each; `hint` is the fix, or empty.
 
     `outcome` is `failed` also for an upload that was found damaged and a prune that did not delete everything, `other`
     for verifications, prunes and ingestions without a problem. `bytes` were sent; by a prune, they were freed.
