@@ -60,6 +60,7 @@ class MemoryDurableBus(_MemoryState):
     """`agent.ports.DurableBus` without a server: nothing consumes its events. `status` and `events` read the ledger."""
 
     stream = None
+    consumers = None
 
     def check_connection(self) -> None:
         """Do nothing: there is no connection."""

@@ -329,6 +329,7 @@ def assemble(
         identity=identity,
         ledger=ledger,
         bus=bus,
+        results_bus=a.results_bus,
         taker=a.taker,
         clock=clock,
         subscribers=subscribers,

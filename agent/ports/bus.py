@@ -130,6 +130,14 @@ class DurableBus(Bus, Protocol):
         """
         ...
 
+    @property
+    def consumers(self) -> int | None:
+        """How many consumers the stream had when it was last examined: after each new connection, and once an hour.
+
+        None for an in-process bus, and if the server does not permit to examine the stream.
+        """
+        ...
+
     def check_connection(self) -> None:
         """Check the connection and the stream now, and replace a dead connection. Returns at once."""
         ...

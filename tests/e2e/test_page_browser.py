@@ -1,7 +1,9 @@
 """The page in a real Chromium, shown by a real agent: what it says, and what it cannot do."""
 
+import asyncio
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +16,7 @@ from playwright.sync_api import expect
 from tests.support.browser import MISSING, NARROW, WIDE, Watched, running_browser
 from tests.support.machine import Machine
 from tests.support.past_results import add_results, failed, skipped, succeeded
+from tests.support.servers.nats import connected, running_nats
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
@@ -136,6 +139,26 @@ def test_every_state_of_the_agent_is_shown_and_is_accessible(browser, tmp_path):
             page.locator("#sync").click()
             expect(page.locator("#result")).to_contain_text(re.compile("Uploaded|[Nn]othing"))  # a retry may come first
             expect(verdict).to_contain_text("All memories are safe")
+
+
+def test_the_bus_and_its_consumers_are_shown(browser, tmp_path):
+    async def add_consumer(url: str) -> None:
+        async with connected(url) as client:
+            await client.jetstream().add_consumer("AKOSHA_SYNC", durable_name="program")
+
+    with running_nats(tmp_path / "nats") as server:
+        machine = Machine(tmp_path / "machine", agent_nats_url=server.url)
+        machine.write(commits=1)
+        with machine.run() as agent:
+            agent.logged("sync_succeeded")
+        with ThreadPoolExecutor() as threads:  # the browser has the event loop of this one
+            threads.submit(asyncio.run, add_consumer(server.url)).result()
+        with machine.run(), opened(browser, machine) as watched:
+            bus = watched.page.locator("#bus")
+            expect(bus).to_contain_text(urlsplit(server.url).netloc)
+            expect(bus).to_contain_text("All are published")
+            expect(bus).to_contain_text("1 on the stream")
+            check_layouts(watched.page)
 
 
 def test_a_long_history_is_shown_in_parts_and_filtered(browser, rested):

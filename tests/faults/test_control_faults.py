@@ -13,7 +13,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from agent.entrypoints.control_api import Limits
@@ -50,12 +49,6 @@ with socket.socket(socket.AF_UNIX) as listener:
     print("open", flush=True)
     sys.stdin.read()
 """
-
-
-@pytest.fixture(autouse=True)
-def untouched_logs():
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from agent.adapters.system_clock import SystemClock
@@ -47,12 +46,6 @@ async def appears(file: Path) -> str:
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def untouched_logs():
-    yield
-    structlog.reset_defaults()
 
 
 # ---------------------------------------------------------------------------------------------------- the ledger

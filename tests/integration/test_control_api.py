@@ -12,7 +12,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-import structlog
 from jsonschema import Draft202012Validator, ValidationError
 from structlog.testing import capture_logs
 
@@ -47,12 +46,6 @@ CODEC = CloudEventsCodec()
 EVENT = {"Content-Type": "application/cloudevents+json"}
 INVALID_REQUESTS = "cut bytes deep nan array unknown method null number text space newline long id-number"
 TOKEN = "a-token-of-the-settings-0123456789"
-
-
-@pytest.fixture(autouse=True)
-def untouched_logs():
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

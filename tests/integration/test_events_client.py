@@ -7,7 +7,6 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
-import structlog
 from nats.js.errors import NotFoundError
 from structlog.testing import capture_logs
 
@@ -37,12 +36,6 @@ STREAM = "AKOSHA_SYNC"
 def options(server) -> NatsOptions:
     patience = Patience(connect=5, ping=5, reconnect=0.05, reconnect_max=0.1, ack_wait=ACK_WAIT)
     return NatsOptions(servers=(server.url,), name="client", patience=patience)
-
-
-@pytest.fixture(autouse=True)
-def untouched_logs():
-    yield
-    structlog.reset_defaults()
 
 
 @asynccontextmanager

@@ -195,6 +195,21 @@ async def test_a_consumer_without_permission_reports_it_at_once_and_once(tmp_pat
             assert buses.volatile.state.ready
 
 
+async def test_the_consumers_of_the_stream_are_counted_when_it_is_examined(tmp_path):
+    with running_nats(tmp_path) as server:
+        async with opened_buses(server.url) as agent, opened_buses(server.url) as program:
+            await ready(agent)
+            assert agent.durable.consumers == 0
+            await program.durable.consume("akosha.session.>", RecordingHandler(), durable="program")
+            agent.durable.check_connection()
+            await until(lambda: agent.durable.consumers == 1)
+            lost = agent._connection.client().lost
+            server.stop()
+            async with asyncio.timeout(SECONDS):
+                await lost.wait()
+            assert agent.durable.consumers is None
+
+
 async def test_a_stream_that_may_not_be_examined_is_used(tmp_path):
     """A lost stream shows in the sequence of the confirmation, but a duplicate's sequence shows nothing."""
     admin = {"user": "admin", "password": PASSWORD}
@@ -210,7 +225,7 @@ async def test_a_stream_that_may_not_be_examined_is_used(tmp_path):
             for number in range(3):
                 await buses.durable.publish(ended(number))
             before = buses.durable.stream
-            assert (before.created, before.sequence) == ("", 3)
+            assert (before.created, before.sequence, buses.durable.consumers) == ("", 3, None)
             await buses.durable.publish(ended(1))
             assert buses.durable.stream == before
             await delete_streams(server, **admin)

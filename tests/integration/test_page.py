@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from agent.bootstrap import home
@@ -50,12 +49,6 @@ connection.request("GET", "/v1/status", headers={"Authorization": "Bearer " + se
 response = connection.getresponse()
 print(response.status, response.read().decode())
 """
-
-
-@pytest.fixture(autouse=True)
-def untouched_logs():
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -272,6 +272,17 @@ async def test_a_requested_verification_waits_for_the_sync_and_for_the_bucket(se
     assert (setup.opened, len(await setup.recorded()), await setup.warnings()) == (2, 1, [])
 
 
+async def test_a_target_that_refuses_a_requested_verification_is_named_in_one_warning(setup):
+    setup.store.fail("get", StoreError("403 AccessDenied", hint="allow s3:GetObject"), times=2)
+    await setup.loop.request()
+    await setup.pass_time(1)
+    warnings = warnings_in(await setup.ledger.notes())
+    assert {warning.code for warning in warnings} == {VERIFICATION_WAITS, CHECK_FAILED}
+    assert [warning.code for warning in warnings if "AccessDenied" in str(warning)] == [CHECK_FAILED]
+    await setup.pass_time(301)
+    assert (len(await setup.recorded()), await setup.warnings()) == (1, [])
+
+
 async def test_without_an_upload_a_verification_cannot_be_requested(tmp_path):
     clock = ManualClock(values.NOON)
     ledger = inline_ledger(clock)

@@ -40,6 +40,10 @@ class NatsDurableBus(ConnectedBus):
     def stream(self) -> StreamMark | None:
         return self._stream.mark
 
+    @property
+    def consumers(self) -> int | None:
+        return self._stream.consumers if self._connection.is_up else None
+
     async def wait_until_ready(self) -> None:
         await self._stream_examined()
         while self._error() is not None:

@@ -24,18 +24,22 @@ _log = structlog.get_logger()
 
 
 class Stream:
-    """Creates and checks the stream; warns once if its configuration differs. `mark` is its newest known position."""
+    """Creates and checks the stream; warns once if its configuration differs.
+
+    `mark` is its newest known position; `consumers` is how many it had when it was last examined, None if unknown.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._reported = limits, ""
         self.mark: StreamMark | None = None
+        self.consumers: int | None = None
 
     async def ensure(self, client: Client, seconds: float) -> bool:
         """Create the stream if it does not exist. Raises BusError if that fails or if it cannot store the events.
 
         Return False if the user may not examine the stream: the confirmations of events show whether it exists.
         """
-        jetstream = client.jetstream(timeout=seconds)
+        jetstream, self.consumers = client.jetstream(timeout=seconds), None
         try:
             info = await self._found(jetstream)
         except Denied as error:
@@ -46,7 +50,7 @@ class Stream:
         else:
             info = await self._updated(jetstream, info)
             self._check_config(info.config)
-        self.mark = StreamMark(str(info.created), info.state.last_seq)
+        self.mark, self.consumers = StreamMark(str(info.created), info.state.last_seq), info.state.consumer_count
         return True
 
     async def examine(self, client: Client, seconds: float) -> list[Lack] | None:

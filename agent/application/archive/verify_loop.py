@@ -256,8 +256,12 @@ class VerifyLoop:
         except StoreError as error:
             await self.target_check.failed(upload, error)
             if self._requested:
-                message = f"the requested verification of {upload} waits: {error.message}"
-                warning = StatusWarning(code=VERIFICATION_WAITS, message=message, hint=error.hint)
+                waits = f"the requested verification of {upload} waits"
+                warning = (
+                    StatusWarning(code=VERIFICATION_WAITS, message=f"{waits}: {error.message}", hint=error.hint)
+                    if error.transient  # otherwise the target has a warning with the reason
+                    else StatusWarning(code=VERIFICATION_WAITS, message=f"{waits} until the target can be read")
+                )
                 await set_warning(self.ledger, warning, self.clock)
             return False
         await self.target_check.succeeded()

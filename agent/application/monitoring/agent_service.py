@@ -19,7 +19,7 @@ from agent.domain.events import Event, SessionEnded, SyncAsked, SyncProgress, Sy
 from agent.domain.identity import Identity
 from agent.domain.routing import SESSION_END
 from agent.domain.status_warning import StatusWarning
-from agent.ports import Clock, HistoryEntry, Ledger, MemoryCounts, SnapshotTaker, VolatileBus
+from agent.ports import Clock, DurableBus, HistoryEntry, Ledger, MemoryCounts, SnapshotTaker, VolatileBus
 
 
 class AgentService:
@@ -33,6 +33,7 @@ class AgentService:
         identity: Identity,
         ledger: Ledger,
         bus: VolatileBus,
+        results_bus: DurableBus,
         taker: SnapshotTaker,
         clock: Clock,
         subscribers: Sequence[SyncSubscriber],
@@ -44,7 +45,7 @@ class AgentService:
         warnings: Callable[[], Awaitable[Sequence[StatusWarning]]] | None = None,
     ) -> None:
         self._route, self._state_dir, self._identity = route, state_dir, identity
-        self._ledger, self._bus = ledger, bus
+        self._ledger, self._bus, self._results_bus = ledger, bus, results_bus
         self._taker, self._clock = taker, clock
         self._subscribers, self._file_changes = {one.method.name: one for one in subscribers}, file_changes
         self._inbox, self._event_stream, self._health = inbox, event_stream, health
@@ -185,6 +186,7 @@ class AgentService:
             activity=next((one.activity for one in self._subscribers.values() if one.activity), None),
             next_sync=self.upcoming(),
             unhealthy=self._health.problems(),
+            consumers=self._results_bus.consumers,
         )
 
     async def _survey(self) -> tuple[Survey, str]:

@@ -86,10 +86,15 @@ class TargetStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusStatus:
-    """The bus in use. `text`: the NATS server, `in this process` and why, or `waiting` and for what."""
+    """The bus in use. `text`: the NATS server, `in this process` and why, or `waiting` and for what.
+
+    `consumers` is the number of consumers of the stream, at most an hour old. It is null if events stay in the process,
+    or the server does not permit to examine the stream.
+    """
 
     text: str
     since: datetime | None
+    consumers: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +197,7 @@ def describe(
     activity: Activity | None = None,
     next_sync: NextSync | None = None,
     unhealthy: Mapping[str, str] | None = None,
+    consumers: int | None = None,
 ) -> Status:
     """Make the status from the ledger's records and the present state of the files.
 
@@ -224,7 +230,7 @@ def describe(
         targets=targets,
         pending=lacking,
         notes=_without_webhooks(without_claims(without_confirmations(without_probes(without_warnings(notes))))),
-        bus=_bus(notes) if running else None,
+        bus=_bus(notes, consumers) if running else None,
         results_waiting=results_waiting,
         verified=VerifyStatus.from_notes(notes, cloud.target) if cloud else None,
         warnings=(*warnings, *warnings_in(notes)),
@@ -270,7 +276,7 @@ def _without_webhooks(notes: Mapping[str, str]) -> dict[str, str]:
     return {key: text for key, text in notes.items() if key not in (WEBHOOKS, OVERDUE)}
 
 
-def _bus(notes: Mapping[str, str]) -> BusStatus | None:
+def _bus(notes: Mapping[str, str], consumers: int | None) -> BusStatus | None:
     """Return the bus in the notes, without the prefix `nats: ` or `memory: `: the rest shows which one it is."""
     text = notes.get(BUS)
     if text is None:
@@ -278,7 +284,7 @@ def _bus(notes: Mapping[str, str]) -> BusStatus | None:
     for name in ("nats", "memory"):
         text = text.removeprefix(f"{name}: ")
     since = notes.get(BUS_SINCE)
-    return BusStatus(text=text, since=datetime.fromisoformat(since) if since else None)
+    return BusStatus(text=text, since=datetime.fromisoformat(since) if since else None, consumers=consumers)
 
 
 def _target(

@@ -296,6 +296,7 @@ function bus(status) {
   rows.push(
     fact("Results", waiting ? `${waiting} ${plural(waiting, "waits", "wait")} to be published` : "All are published"),
   );
+  if (status.bus?.consumers != null) rows.push(fact("Consumers", `${status.bus.consumers} on the stream`));
   return rows.filter(Boolean);
 }
 
@@ -335,7 +336,7 @@ export function showGone(since, verdict) {
           { class: "hint" },
           "If it does not run: ",
           command("akosha-agent service restart"),
-          " or ",
+          ", or without the service ",
           command("akosha-agent run"),
         ),
       ),
