@@ -356,13 +356,18 @@ class DeliveryOverdue(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryRecovered(Event):
-    """No database waits as long as `hours` any more, after a DeliveryOverdue with the same `hours` and `since`."""
+    """No database waits as long as `hours` any more, after a DeliveryOverdue with the same `hours` and `since`.
+
+    `removed` names at most ten databases whose files were removed before the target got their changes. It
+    got those of all others.
+    """
 
     type: ClassVar[str] = "akosha.archive.recovered.v1"
 
     method: str
     hours: float
     since: datetime
+    removed: tuple[str, ...] = ()
 
     @property
     def subject(self) -> str:

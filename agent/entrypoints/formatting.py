@@ -159,6 +159,10 @@ def event_summary(event: Event) -> str:
 def overdue_summary(event: DeliveryOverdue | DeliveryRecovered) -> str:
     """Return in one line what waits for too long, or that it does not any more."""
     since = f"since {local_time(event.since)}"
+    if isinstance(event, DeliveryRecovered) and event.removed:
+        return (
+            f"{event.method}: {', '.join(event.removed)} removed before delivery; nothing else waits {since} any more"
+        )
     if isinstance(event, DeliveryRecovered):
         return f"{event.method}: delivers again what waited {since}"
     error = f": {event.error}" if event.error else ""

@@ -74,7 +74,8 @@ def event_lines(event: Event, pending: Sequence[DatabaseStatus] = ()) -> list[Li
     if isinstance(event, IngestCompleted | IngestFailed):
         return [Line(ingest_summary(event))]
     if isinstance(event, DeliveryOverdue | DeliveryRecovered):
-        return [Line(overdue_summary(event), Style.BAD if isinstance(event, DeliveryOverdue) else Style.GOOD)]
+        style = Style.BAD if isinstance(event, DeliveryOverdue) else Style.WARNING if event.removed else Style.GOOD
+        return [Line(overdue_summary(event), style)]
     assert not isinstance(event, SyncResult), event.type
     return []
 

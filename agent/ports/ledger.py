@@ -134,8 +134,11 @@ class Ledger(Protocol):
         """Clear attempts, failures and the retry time, so that the target is tried now."""
         ...
 
-    async def announce(self, event: Event) -> None:
-        """Add an event that is not the result of a request to the history and the outbox."""
+    async def announce(self, event: Event, *, notes: Mapping[str, str] | None = None) -> None:
+        """Add an event that is not the result of a request to the history and the outbox.
+
+        Store notes, as `note` does, in the same transaction.
+        """
         ...
 
     async def outbox(self) -> Sequence[Event]:

@@ -128,7 +128,9 @@ FULL: tuple[Event, ...] = (
         since=NOON - timedelta(days=1),
         error="status 503",
     ),
-    DeliveryRecovered(id="r", time=NOON, system_id=SYSTEM, method="cloud", hours=24.0, since=NOON - timedelta(days=1)),
+    DeliveryRecovered(
+        id="r", time=NOON, system_id=SYSTEM, method="cloud", hours=24.0, since=NOON - timedelta(days=1), removed=("a",)
+    ),
 )
 """An event of each class with all its optional fields."""
 

@@ -941,7 +941,8 @@ async def test_history_listeners_are_called_after_each_write_that_adds_an_event(
 
 
 async def test_an_announced_event_stays_in_the_outbox_until_it_is_confirmed(ledger):
-    await ledger.announce(PRUNED)
+    await ledger.announce(PRUNED, notes={"what": "was announced"})
+    assert (await ledger.notes())["what"] == "was announced"
     assert [entry.event for entry in await ledger.history()] == list(await ledger.outbox()) == [PRUNED]
     await ledger.confirm(PRUNED)
     assert list(await ledger.outbox()) == []

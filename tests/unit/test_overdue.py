@@ -7,16 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent.application.monitoring.overdue import OverdueMonitor, OverdueState
+from agent.application.monitoring.overdue import OverdueMonitor
 from agent.application.signal import Signal
 from agent.domain.errors import CloudUploadError, SnapshotError
 from agent.domain.events import DeliveryOverdue, DeliveryRecovered
+from agent.domain.overdue import OverdueState
 from agent.domain.routing import SyncPolicy
+from agent.entrypoints.formatting import overdue_summary
 from tests.support import values
 from tests.support.agent import IDENTITY, simulated_agent
 from tests.support.clock import ManualClock
 from tests.support.ledger import inline_ledger
-from tests.support.values import NOON, TARGET
+from tests.support.values import NOON, OTHER_TARGET, TARGET
 
 HOUR, DAY = 3600.0, 86_400.0
 POLICY = SyncPolicy(
@@ -31,9 +33,10 @@ class World:
         self.clock = ManualClock(NOON)
         self.ledger = inline_ledger(self.clock)
         self.seen = {}
+        self.target = TARGET
         self.unreadable = False
         self.hours = hours
-        self.publisher = SimpleNamespace(policy=policy, methods={"cloud": SimpleNamespace(target=TARGET)}, taker=self)
+        self.publisher = SimpleNamespace(policy=policy, methods={"cloud": self}, taker=self)
         self.signal = Signal(self.clock, "overdue")
 
     async def survey(self):
@@ -58,17 +61,23 @@ class World:
 
     async def change(self, generation: int, name: str = "reflection") -> None:
         self.seen[name] = values.fingerprint(name, generation)
+        await self.check()
+
+    async def remove(self, name: str) -> None:
+        del self.seen[name]
+        await self.check()
+
+    async def check(self) -> None:
         self.signal.set()
         await self.clock.advance(0)
 
     async def deliver(self, generation: int, name: str = "reflection") -> None:
-        await self.ledger.mark_owed(TARGET, [name])
-        await self.ledger.begin(TARGET, values.intent(generation, f"r-{generation}", **{name: generation}))
+        await self.ledger.mark_owed(self.target, [name])
+        await self.ledger.begin(self.target, values.intent(generation, f"r-{generation}", **{name: generation}))
         manifest = values.manifest(generation, f"r-{generation}", **{name: generation})
         seen = {name: values.fingerprint(name, generation)}
-        await self.ledger.deliver(TARGET, manifest, seen, {}, values.succeeded(manifest))
-        self.signal.set()
-        await self.clock.advance(0)
+        await self.ledger.deliver(self.target, manifest, seen, {}, values.succeeded(manifest))
+        await self.check()
 
     async def announced(self):
         entries = [one.event for one in await self.ledger.history()]
@@ -189,13 +198,101 @@ async def test_a_clock_that_was_set_back_starts_the_time_again():
         assert len(await world.announced()) == 1
 
 
-async def test_what_is_overdue_has_not_recovered_while_the_databases_cannot_be_read():
+async def test_a_time_that_a_clock_without_a_battery_showed_does_not_count():
+    async with World(24.0).running() as world:
+        world.clock.jump(-timedelta(days=20 * 365))
+        await world.change(1)
+        world.clock.jump(timedelta(days=20 * 365))
+        await world.clock.advance(HOUR)
+        assert await world.announced() == []
+        await world.clock.advance(DAY)
+        (event,) = await world.announced()
+        assert event.since >= NOON
+
+
+@pytest.mark.parametrize("what", ["clock set back", "copies lost", "not mounted", "unreadable"])
+async def test_what_is_overdue_has_not_recovered_before_a_delivery_and_its_end_is_announced_then(what):
     async with World(24.0).running() as world:
         await world.change(1)
+        await world.deliver(1)
+        for generation in (2, 3):
+            await world.change(generation)
+            await world.clock.advance(DAY)
+            count = len(await world.announced())
+            seen = dict(world.seen)
+            if what == "clock set back":
+                world.clock.jump(-timedelta(minutes=5))
+            elif what == "copies lost":
+                await world.ledger.forget(TARGET, ["reflection"])
+            elif what == "not mounted":
+                world.seen.clear()
+            else:
+                world.unreadable = True
+            await world.check()
+            await world.clock.advance(2 * DAY)
+            assert len(await world.announced()) == count
+            world.unreadable, world.seen = False, seen
+            await world.deliver(generation)
+        assert [type(event) for event in await world.announced()] == [DeliveryOverdue, DeliveryRecovered] * 2
+
+
+async def test_an_earlier_delivery_to_another_target_is_no_delivery_after_a_change_to_it():
+    async with World(24.0).running() as world:
+        world.target = OTHER_TARGET
+        await world.change(1)
+        await world.deliver(1)
+        world.target = TARGET
+        await world.change(2)
         await world.clock.advance(DAY)
-        world.unreadable = True
+        world.target = OTHER_TARGET
+        await world.check()
+        assert [type(event) for event in await world.announced()] == [DeliveryOverdue]
+        await world.deliver(2)
+        assert [type(event) for event in await world.announced()] == [DeliveryOverdue, DeliveryRecovered]
+
+
+async def test_what_was_delivered_does_not_end_it_while_another_database_is_late():
+    async with World(24.0).running() as world:
+        await world.change(1)
+        await world.clock.advance(HOUR)
+        await world.change(1, "knowledge_graph")
         await world.clock.advance(DAY)
+        await world.deliver(1)
+        assert [type(event) for event in await world.announced()] == [DeliveryOverdue]
+        await world.deliver(1, "knowledge_graph")
+        assert [type(event) for event in await world.announced()] == [DeliveryOverdue, DeliveryRecovered]
+
+
+async def test_the_end_names_the_databases_that_were_removed_before_their_delivery():
+    async with World(24.0).running() as world:
+        await world.change(1)
+        await world.change(1, "knowledge_graph")
+        await world.clock.advance(DAY)
+        await world.remove("knowledge_graph")
         assert len(await world.announced()) == 1
+        await world.deliver(1)
+        _, recovered = await world.announced()
+        assert recovered.removed == ("knowledge_graph",)
+        assert "knowledge_graph removed before delivery" in overdue_summary(recovered)
+
+
+async def test_a_kill_after_an_announcement_does_not_lose_its_end(monkeypatch):
+    world = World(24.0)
+    async with world.running():
+        await world.change(1)
+        await world.clock.advance(DAY - 1)
+
+    async def killed(key, value):
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.ledger, "note", killed)
+        async with world.running():
+            await world.clock.advance(1000)
+    assert [type(event) for event in await world.announced()] == [DeliveryOverdue]
+    async with world.running():
+        await world.deliver(1)
+    assert [type(event) for event in await world.announced()] == [DeliveryOverdue, DeliveryRecovered]
 
 
 async def test_nothing_is_announced_while_sync_is_switched_off():

@@ -182,8 +182,13 @@ class SqliteLedger:
     async def reset(self, target: Target) -> None:
         await self._change(target, transitions.reset)
 
-    async def announce(self, event: Event) -> None:
-        await self._transactions.write(lambda: self._history.add(event, published_at=None))
+    async def announce(self, event: Event, *, notes: Mapping[str, str] | None = None) -> None:
+        def announced() -> None:
+            self._history.add(event, published_at=None)
+            for key, value in (notes or {}).items():
+                self._note(key, value)
+
+        await self._transactions.write(announced)
         self._notify()
 
     async def outbox(self) -> Sequence[Event]:
@@ -243,14 +248,7 @@ class SqliteLedger:
         return await asyncio.to_thread(file.size_of, self._path)
 
     async def note(self, key: str, value: str) -> None:
-        def noted() -> None:
-            self._connection.execute(
-                "INSERT INTO notes VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-                " WHERE value <> excluded.value",
-                (key, plain(value)),
-            )
-
-        await self._transactions.write(noted)
+        await self._transactions.write(lambda: self._note(key, value))
 
     async def notes(self) -> Mapping[str, str]:
         return await self._transactions.read(
@@ -262,6 +260,13 @@ class SqliteLedger:
 
     async def aclose(self) -> None:
         await self._transactions.aclose()
+
+    def _note(self, key: str, value: str) -> None:
+        self._connection.execute(
+            "INSERT INTO notes VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+            " WHERE value <> excluded.value",
+            (key, plain(value)),
+        )
 
     def _notify(self) -> None:
         for listener in self._listeners:

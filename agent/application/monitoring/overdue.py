@@ -1,15 +1,13 @@
 """Announces that a target has lacked changes for too long, and the end of that.
 
 The first target of the route counts: what it lacks is pending, as in the status, even if another method has delivered
-it. A database waits since it was first seen to be pending; each delivery of it starts that time again. So a database
-that changes all the time and is delivered regularly is never overdue, and one that alone cannot be delivered is.
+it. A database that changes all the time and is delivered regularly is never overdue, and one that alone cannot be
+delivered is.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Self
 
 import structlog
 
@@ -21,7 +19,7 @@ from agent.domain.delivery_state import TargetRecord, pending
 from agent.domain.errors import SnapshotError
 from agent.domain.events import LONGEST_TEXT, MOST_NAMED, DeliveryOverdue, DeliveryRecovered, archive_event_id
 from agent.domain.identity import Identity
-from agent.domain.parsing import parse_json
+from agent.domain.overdue import OverdueState, Waiting
 from agent.domain.plain_text import shorten
 from agent.ports import Clock, Ledger
 
@@ -35,56 +33,6 @@ SUSPENDED_SECONDS = 60.0
 """The machine was suspended if the wall clock is so much further ahead of the event loop's clock than before."""
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Since when a database is pending. `delivered_by`: the result of its last delivery, "" if there was none."""
-
-    since: datetime
-    delivered_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class OverdueState:
-    """What waits, by database, and what was announced: number of hours -> since when the first database waits."""
-
-    waiting: Mapping[str, Waiting] = field(default_factory=dict)
-    announced: Mapping[float, datetime] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, text: str) -> Self:
-        """Return the state in a ledger note; an empty one for any other text."""
-        try:
-            document: Mapping[str, Any] = parse_json(text)
-            return cls(
-                {
-                    str(name): Waiting(datetime.fromisoformat(since), str(delivered_by))
-                    for name, (since, delivered_by) in document["waiting"].items()
-                },
-                {float(hours): datetime.fromisoformat(since) for hours, since in document["announced"].items()},
-            )
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return cls()
-
-    def note(self) -> str:
-        """Return the state as a note for `of`."""
-        return json.dumps(
-            {
-                "waiting": {name: [one.since.isoformat(), one.delivered_by] for name, one in self.waiting.items()},
-                "announced": {str(hours): since.isoformat() for hours, since in self.announced.items()},
-            }
-        )
-
-    def observed(self, record: TargetRecord, lacking: frozenset[str], now: datetime) -> "OverdueState":
-        """Return the state after an observation of what the target lacks."""
-        waiting = {}
-        for name in sorted(lacking):
-            delivered_by = known.delivered_by if (known := record.databases.get(name)) else ""
-            before = self.waiting.get(name)
-            same = before is not None and before.delivered_by == delivered_by and before.since <= now
-            waiting[name] = before if before is not None and same else Waiting(now, delivered_by)
-        return replace(self, waiting=waiting)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,7 +61,9 @@ class OverdueMonitor:
         now, grace = self.clock.now(), self._grace_left()
         try:
             survey = await self.publisher.taker.survey()
-        except SnapshotError:  # what is pending is unknown; the rescan logs it
+        except SnapshotError:  # the rescan logs it
+            survey = {}
+        if not survey:  # what is pending is unknown: perhaps a disk is not mounted
             return LONGEST_SECONDS
         policy, methods = self.publisher.policy, self.publisher.methods
         first = next((methods[name] for name in policy.route if name in methods), None)
@@ -121,13 +71,21 @@ class OverdueMonitor:
             return LONGEST_SECONDS
         record = await self.ledger.record(first.target)
         before = OverdueState.of((await self.ledger.notes()).get(OVERDUE, ""))
-        state = before.observed(record, pending(record, survey), now)
-        for hours in sorted({*self.hours, *state.announced}):
-            late = {name: one.since for name, one in state.waiting.items() if now - one.since >= timedelta(hours=hours)}
-            if late and hours not in state.announced and grace <= 0:
-                state = await self._announce_overdue(state, record, hours, late)
-            elif not late and hours in state.announced:  # also if the setting has other hours now
-                state = await self._announce_recovered(state, record, hours)
+        lacking = pending(record, survey)
+        state = before.observed(record, lacking, now)
+        for hours in sorted({*self.hours, *state.announced}):  # also those that the setting does not have any more
+            late = state.late(hours, now)
+            if hours not in state.announced:
+                if late and grace <= 0:
+                    state = state.with_late(hours, late)
+                    await self._announce(self._overdue(record, hours, late), state)
+                continue
+            state = state.with_late(hours, late)
+            undelivered = state.undelivered(hours, record)
+            if not undelivered & lacking:
+                event = self._recovered(record, hours, state.announced[hours].since, undelivered - survey.keys())
+                state = state.without(hours)
+                await self._announce(event, state)
         if state != before:
             await self.ledger.note(OVERDUE, state.note())
         return self._seconds_left(state, now, grace)
@@ -150,40 +108,46 @@ class OverdueMonitor:
         ]
         return max(1.0, min([LONGEST_SECONDS, *due]))
 
-    async def _announce_overdue(
-        self, state: OverdueState, record: TargetRecord, hours: float, late: Mapping[str, datetime]
-    ) -> OverdueState:
-        since = min(late.values())
-        event = DeliveryOverdue(
-            id=self._event_id(f"overdue-{hours:g}h", since),
-            time=self.clock.now(),
+    async def _announce(self, event: DeliveryOverdue | DeliveryRecovered, state: OverdueState) -> None:
+        """Store the event and the state after it in one transaction, and publish the event."""
+        await self.ledger.announce(event, notes={OVERDUE: state.note()})
+        self.recorder.flush_soon()
+        since = event.since.isoformat()
+        if isinstance(event, DeliveryOverdue):
+            _log.warning("delivery_overdue", databases=list(event.databases), since=since, error=event.error)
+        else:
+            _log.info("delivery_recovered", since=since, removed=list(event.removed))
+
+    def _overdue(self, record: TargetRecord, hours: float, late: Mapping[str, Waiting]) -> DeliveryOverdue:
+        now = self.clock.now()
+        return DeliveryOverdue(
+            id=self._event_id(f"overdue-{hours:g}h", now),
+            time=now,
             system_id=self.identity.system_id,
             method=record.target.method,
             hours=hours,
-            databases=tuple(shorten(name, LONGEST_TEXT) for name in sorted(late)[:MOST_NAMED]),
-            since=since,
+            databases=_named(late),
+            since=min(one.since for one in late.values()),
             error=shorten(record.error, LONGEST_TEXT),
         )
-        await self.ledger.announce(event)
-        self.recorder.flush_soon()
-        _log.warning("delivery_overdue", databases=sorted(late), since=since.isoformat(), error=record.error)
-        return replace(state, announced={**state.announced, hours: since})
 
-    async def _announce_recovered(self, state: OverdueState, record: TargetRecord, hours: float) -> OverdueState:
-        since = state.announced[hours]
-        event = DeliveryRecovered(
-            id=self._event_id(f"recovered-{hours:g}h", since),
-            time=self.clock.now(),
+    def _recovered(
+        self, record: TargetRecord, hours: float, since: datetime, removed: Collection[str]
+    ) -> DeliveryRecovered:
+        now = self.clock.now()
+        return DeliveryRecovered(
+            id=self._event_id(f"recovered-{hours:g}h", now),
+            time=now,
             system_id=self.identity.system_id,
             method=record.target.method,
             hours=hours,
             since=since,
+            removed=_named(removed),
         )
-        await self.ledger.announce(event)
-        self.recorder.flush_soon()
-        _log.info("delivery_recovered", since=since.isoformat())
-        return replace(state, announced={known: at for known, at in state.announced.items() if known != hours})
 
-    def _event_id(self, outcome: str, since: datetime) -> str:
-        """Return an ID that is the same if the agent is killed before it has stored what it announced."""
-        return archive_event_id(self.identity.system_id, self.identity.agent_id, outcome, since)
+    def _event_id(self, outcome: str, now: datetime) -> str:
+        return archive_event_id(self.identity.system_id, self.identity.agent_id, outcome, now)
+
+
+def _named(databases: Collection[str]) -> tuple[str, ...]:
+    return tuple(shorten(name, LONGEST_TEXT) for name in sorted(databases)[:MOST_NAMED])
