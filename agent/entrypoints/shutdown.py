@@ -11,7 +11,7 @@ from contextlib import suppress
 import structlog
 
 from agent.domain.errors import AkoshaError
-from agent.ports.concurrency import SharingExecutor
+from agent.ports.concurrency import DaemonResolverLoop, SharingExecutor
 
 STOP_SECONDS = 10.0
 STDIN = 0
@@ -31,11 +31,19 @@ def run_to_end(work: Coroutine[None, None, int], *, stopped: int | None = None) 
     """
     _watch_children_without_threads()
     try:
-        return asyncio.run(_run(work, stopped))
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            return runner.run(_run(work, stopped))
     finally:
         if sys.version_info < (3, 12):
             # The watcher belongs to the closed loop. None: the next loop gets a new one.
             asyncio.set_child_watcher(None)  # type: ignore[arg-type]
+        asyncio.set_event_loop(None)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    loop = DaemonResolverLoop()
+    asyncio.set_event_loop(loop)  # before Python 3.12, this attaches the watcher of child processes
+    return loop
 
 
 def _watch_children_without_threads() -> None:

@@ -10,15 +10,15 @@ about 50 microseconds.
 
 import asyncio
 import contextlib
+import functools
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
-
-P = ParamSpec("P")
 
 
 async def finish_cleanup(task: "asyncio.Task[Any]", seconds: float) -> None:
@@ -115,28 +115,6 @@ class SharingExecutor(ThreadPoolExecutor):
                 raise
 
 
-class DaemonExecutor(ThreadPoolExecutor):
-    """An event loop's default executor (used for name resolution) with daemon threads, which do not block its end."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(max_workers=1)  # never used: each call has a thread of its own
-        self._name = name
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run `fn` in a new daemon thread; otherwise like the base class."""
-        future: Future[T] = Future()
-        future.set_running_or_notify_cancel()
-
-        def run() -> None:
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001 - raised where the future is awaited
-                future.set_exception(error)
-
-        threading.Thread(target=run, name=self._name, daemon=True).start()
-        return future
-
-
 async def in_daemon_thread(work: Callable[[], T], *, name: str = "daemon") -> T:
     """Run `work` in a new daemon thread; return its result or raise its error.
 
@@ -170,3 +148,24 @@ async def in_daemon_thread(work: Callable[[], T], *, name: str = "daemon") -> T:
     except RuntimeError:
         return await asyncio.to_thread(work)
     return await done
+
+
+class DaemonResolverLoop(asyncio.SelectorEventLoop):
+    """An event loop that resolves each host name in a daemon thread of its own.
+
+    asyncio's loops use the default executor: names that are not resolved would then keep all other blocking calls
+    waiting, and the loop from ending.
+    """
+
+    async def getaddrinfo(
+        self,
+        host: bytes | str | None,
+        port: bytes | str | int | None,
+        *,
+        family: int = 0,
+        type: int = 0,  # noqa: A002 - the name in the base class
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[Any]:
+        resolve = functools.partial(socket.getaddrinfo, host, port, family, type, proto, flags)
+        return await in_daemon_thread(resolve, name="getaddrinfo")

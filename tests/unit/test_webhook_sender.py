@@ -1,6 +1,9 @@
 """The sender of webhooks without connections: it raises only WebhookError, and its texts mention and link nothing."""
 
+import asyncio
 import json
+import socket
+import threading
 from dataclasses import replace
 
 import pytest
@@ -12,6 +15,7 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import WebhookError
 from agent.domain.webhooks import Webhook
 from agent.entrypoints.formatting import event_summary
+from agent.entrypoints.shutdown import run_to_end
 from tests.support.clock import ManualClock
 from tests.support.values import NOON, failed
 
@@ -66,3 +70,34 @@ async def test_a_text_for_people_has_no_mention_no_markdown_link_and_no_url(monk
     assert text.replace("\u200b", "").endswith(
         "@channel @all [log in](evil.example) https://evil.example &lt;!here&gt;"
     )
+
+
+def test_names_that_are_not_resolved_keep_neither_other_calls_nor_the_end_of_the_process_waiting(monkeypatch):
+    count, hanging, resolved = 40, [], threading.Event()
+
+    def getaddrinfo(*_, **__):
+        hanging.append(True)
+        resolved.wait(20)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    async def work():
+        sending = [
+            asyncio.create_task(sender().send(replace(HOOK, url="http://hooks.example/"), failed()))
+            for _ in range(count)
+        ]
+        async with asyncio.timeout(10):
+            while len(hanging) < count:
+                await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(int) == 0
+        for task in sending:
+            task.cancel()
+        await asyncio.wait(sending)
+        return 0
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    try:
+        assert run_to_end(work()) == 0
+        assert len(hanging) == count
+    finally:
+        resolved.set()

@@ -20,7 +20,7 @@ from agent.adapters.s3 import responses
 from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.credential_sources import CredentialChain, Fingerprint, Helpers, SourceTimeout, fingerprint
 from agent.adapters.s3.local_faults import check_ca_bundle, check_proxy, check_variants
-from agent.ports.concurrency import DaemonExecutor, in_daemon_thread
+from agent.ports.concurrency import DaemonResolverLoop, in_daemon_thread
 from agent.settings.own_files import S3Credentials
 
 T = TypeVar("T")
@@ -199,13 +199,13 @@ class _WorkerThread:
     def run(self, work: "Callable[[_WorkerThread], Coroutine[Any, Any, T]]") -> T:
         async def working() -> T:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-            self._loop.set_default_executor(DaemonExecutor("s3-client-lookup"))
             if self._stopped:
                 raise asyncio.CancelledError
             return await work(self)
 
         try:
-            return asyncio.run(working())
+            with asyncio.Runner(loop_factory=DaemonResolverLoop) as runner:
+                return runner.run(working())
         except BaseException as error:
             self.failed_with = error
             raise
