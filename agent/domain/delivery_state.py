@@ -28,9 +28,6 @@ from agent.domain.errors import StateError
 from agent.domain.routing import LAST_TARGET_BACKOFF
 from agent.domain.upload_parts import Part
 
-NO_CHANGE = "nothing has changed since the last sync"
-"""Why a target needs nothing."""
-
 
 class State(StrEnum):
     """State of one database at one target."""

@@ -21,6 +21,12 @@ MOST_NAMED = 10
 may take 8 bytes) the result fits into an event.
 """
 
+NO_CHANGE = "nothing has changed since the last sync"
+ALREADY_DELIVERED = "the contents have already been delivered"
+NO_NEW_MEMORY = "no memory is new"
+CHANGES_LOST = "removed before their last changes were uploaded"
+"""How `SyncSkipped.why` begins if the target has everything; and what it contains if some changes are lost."""
+
 CAUSED_BY_BYTES = 16 * 1024
 """Maximum size of the IDs in `caused_by`, in bytes of JSON: about 400 UUIDs."""
 
@@ -194,11 +200,16 @@ class SyncSucceeded(SyncResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncSkipped(SyncResult):
-    """There was nothing to deliver; `why` is the reason, for people."""
+    """Nothing was delivered; `why` is the reason, for people."""
 
     type: ClassVar[str] = "akosha.sync.skipped.v1"
 
     why: str
+
+    @property
+    def found_nothing_to_send(self) -> bool:
+        """Whether the target has everything. For any other reason, such as disabled syncs, a skip is no success."""
+        return self.why.startswith((NO_CHANGE, ALREADY_DELIVERED, NO_NEW_MEMORY)) and CHANGES_LOST not in self.why
 
     def abridged(self) -> Self:
         return replace(self, why=shorten(self.why, LONGEST_TEXT))

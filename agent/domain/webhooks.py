@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from agent.domain.delivery_state import NO_CHANGE
 from agent.domain.events import (
     DeliveryOverdue,
     DeliveryRecovered,
@@ -88,7 +87,7 @@ def overdue_hours(webhooks: Iterable[Webhook]) -> frozenset[float]:
 def _kinds(event: Event) -> frozenset[str]:
     if isinstance(event, SyncSucceeded):
         return frozenset({SUCCEEDED, DAMAGED} if event.unreadable else {SUCCEEDED})
-    if isinstance(event, SyncSkipped) and event.why.startswith(NO_CHANGE):  # other reasons are no success
+    if isinstance(event, SyncSkipped) and event.found_nothing_to_send:
         return frozenset({SUCCEEDED})
     if isinstance(event, SyncFailed):
         return frozenset({FAILED})

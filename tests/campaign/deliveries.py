@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
-from agent.domain.delivery_state import NO_CHANGE
+from agent.domain.events import ALREADY_DELIVERED, CHANGES_LOST, NO_CHANGE
 from tests.support.servers import webhook_main
 from tests.support.servers.kept_process import KeptProcess
 
@@ -61,11 +61,15 @@ class Results:
     def of(cls, history: Sequence[Mapping[str, Any]], optional: Collection[str] = ()) -> Self:
         """Select the results that mean `succeeded` or `failed`."""
         kinds = ("akosha.sync.succeeded.v1", "akosha.sync.failed.v1")
+
+        def found_nothing_to_send(why: str) -> bool:
+            return why.startswith((NO_CHANGE, ALREADY_DELIVERED)) and CHANGES_LOST not in why
+
         return cls(
             [
                 event["id"]
                 for event in history
-                if event["type"] in kinds or event["data"].get("why", "").startswith(NO_CHANGE)
+                if event["type"] in kinds or found_nothing_to_send(event["data"].get("why", ""))
             ],
             optional,
         )

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain import naming
-from agent.domain.events import Event, IngestCompleted, IngestFailed, SyncFailed, SyncSkipped, SyncSucceeded
+from agent.domain.events import NO_CHANGE, Event, IngestCompleted, IngestFailed, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.identity import Machine, Owner
 from agent.domain.manifest import Manifest
 from tests.support import values
@@ -45,8 +45,8 @@ def failed(system_id: str, at: datetime, number: int = 1, error: str = "403") ->
     return replace(event, errors=tuple(replace(one, error=error) for one in event.errors))
 
 
-def skipped(system_id: str, at: datetime) -> SyncSkipped:
-    return replace(values.skipped(f"{system_id}-s", time=at), system_id=system_id)
+def skipped(system_id: str, at: datetime, why: str = NO_CHANGE) -> SyncSkipped:
+    return replace(values.skipped(f"{system_id}-s", time=at), system_id=system_id, why=why)
 
 
 def ingested(manifest: Manifest) -> IngestCompleted:

@@ -33,6 +33,7 @@ DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
 MAC = "mac"
+DISABLED = "akosha_sync_enabled is false"
 UPLOAD, OLDER = fleet.upload(MAC, NOON - HOUR), fleet.upload(MAC, NOON - 5 * HOUR)
 
 
@@ -76,6 +77,14 @@ CASES = [
     (in_bucket(), events(fleet.ingest_failed(OLDER, "too long"), fleet.ingested(UPLOAD)), Condition.FINE, ""),
     (forgotten(25), None, Condition.OVERDUE, "no result for more than 24 h"),
     (forgotten(25), events(fleet.skipped(MAC, NOON - HOUR)), Condition.FINE, ""),
+    (forgotten(25), events(fleet.skipped(MAC, NOON - HOUR, DISABLED)), Condition.OVERDUE, "no result for more"),
+    (
+        in_bucket(OLDER),
+        events(fleet.failed(MAC, NOON - 2 * HOUR), fleet.skipped(MAC, NOON - HOUR, "reflection waits: no permission")),
+        Condition.FAILING,
+        "sync fails",
+    ),
+    (None, events(fleet.skipped(MAC, NOON, DISABLED)), Condition.UNKNOWN, f"sync was skipped: {DISABLED}"),
     (BucketFacts(claimed_at=NOON - 2 * DAY), None, Condition.OVERDUE, "no complete upload yet"),
     (BucketFacts(claimed_at=NOON - HOUR), None, Condition.UNKNOWN, "no upload and no result yet"),
     (in_bucket(problems=("owner.json is damaged",)), None, Condition.UNKNOWN, "owner.json is damaged"),
@@ -117,7 +126,11 @@ def test_a_time_in_the_future_hides_no_later_failure_and_makes_no_system_fresh()
     found = judge(None, stream)
     assert found.condition is Condition.FAILING
     assert found.last_success == NOON - HOUR
-    assert judge(in_bucket(replace(UPLOAD, uploaded_at=NOON + DAY))).last_success == NOON
+    in_future = in_bucket(replace(UPLOAD, uploaded_at=NOON + DAY))
+    assert judge(in_future).last_success is None
+    found = judge(in_future, events(fleet.failed(MAC, NOON - MINUTE), failures=7, failing_since=NOON - HOUR))
+    assert (found.condition, found.failures, found.last_result.outcome) == (Condition.FAILING, 7, "failed")
+    assert judge(replace(in_future, claimed_at=NOON - 2 * DAY)).condition is Condition.UNKNOWN
 
 
 def test_texts_of_a_system_are_escaped_and_short():
@@ -269,6 +282,9 @@ async def test_failures_are_counted_from_the_last_result_that_was_none():
     assert (found[MAC].failures, found[MAC].failing_since) == (3, NOON + MINUTE)
     assert (found["b"].failures, found["b"].failing_since) == (0, None)
     assert stream.counted == [failures[0].subject]
+    disabled = Stream(*failures[:2], fleet.skipped(MAC, NOON + HOUR, DISABLED))
+    found, _ = await FleetEvents(disabled).read()
+    assert found[MAC].failures == 2
 
 
 async def test_forged_events_and_odd_subjects_are_named_and_hide_no_other():
@@ -285,8 +301,11 @@ def test_a_new_event_is_counted_once_and_an_older_one_is_ignored():
     assert (failing.failures, failing.failing_since) == (2, NOON)
     assert failing.with_entry(entry(fleet.failed(MAC, NOON + MINUTE, 2))) == failing
     assert failing.with_entry(entry(fleet.succeeded(OLDER))) == failing
+    disabled = failing.with_entry(entry(fleet.skipped(MAC, NOON + HOUR, DISABLED)))
+    assert (disabled.failures, disabled.is_failing) == (2, True)
     recovered = failing.with_entry(entry(fleet.skipped(MAC, NOON + HOUR)))
     assert (recovered.failures, recovered.failing_since) == (0, None)
+    assert recovered.with_entry(entry(replace(fleet.skipped(MAC, NOON + DAY, DISABLED), id="later"))) == recovered
 
 
 async def no_cursors():

@@ -11,6 +11,8 @@ import pytest
 from agent.application.monitoring.status import OVERDUE, WEBHOOKS, describe, forget_webhooks
 from agent.application.monitoring.webhooks import BATCH, WebhookDelivery
 from agent.application.status_warnings import WEBHOOK_FAILING, warnings_in
+from agent.application.sync.attempt import skip_reason
+from agent.domain.delivery_state import DatabaseRecord, State, TargetRecord
 from agent.domain.errors import WebhookError
 from agent.domain.events import DeliveryOverdue, DeliveryRecovered, UploadVerified
 from agent.domain.webhooks import (
@@ -26,7 +28,18 @@ from agent.domain.webhooks import (
 )
 from tests.support.clock import ManualClock
 from tests.support.ledger import inline_ledger
-from tests.support.values import NOON, SYSTEM, failed, manifest, request, skipped, succeeded, upload_id
+from tests.support.values import (
+    NOON,
+    SYSTEM,
+    TARGET,
+    failed,
+    fingerprint,
+    manifest,
+    request,
+    skipped,
+    succeeded,
+    upload_id,
+)
 
 ALL = frozenset({"succeeded", "failed", "overdue", "recovered", "damaged"})
 URL = "https://me:pass@hooks.example:8443/services/T0/B0?token=abc"
@@ -55,6 +68,14 @@ def recovered(hours: float) -> DeliveryRecovered:
 
 
 SUCCESS = succeeded(manifest(reflection=1))
+LOST = TargetRecord(
+    TARGET,
+    databases={
+        "reflection": DatabaseRecord("reflection", State.OWED, fingerprint=fingerprint("reflection")),
+        "other": DatabaseRecord("other", State.CLEAN, fingerprint=fingerprint("other")),
+    },
+)
+"""A record after the file of `reflection` was removed before its last changes were delivered."""
 
 
 @pytest.mark.parametrize(
@@ -63,7 +84,11 @@ SUCCESS = succeeded(manifest(reflection=1))
         (SUCCESS, {"succeeded"}),
         (replace(SUCCESS, unreadable=("reflection",)), {"succeeded", "damaged"}),
         (replace(skipped(), why="nothing has changed since the last sync"), {"succeeded"}),
+        (replace(skipped(), why="the contents have already been delivered"), {"succeeded"}),
+        (replace(skipped(), why="no memory is new (reflection: 3 wait: no embedding)"), {"succeeded"}),
         (replace(skipped(), why="akosha_sync_enabled is false"), set()),
+        (replace(skipped(), why="reflection waits: permission denied"), set()),
+        (replace(skipped(), why=skip_reason(LOST, {"other": fingerprint("other", 0)})), set()),
         (failed(), {"failed"}),
         (verified(whole=False), {"damaged"}),
         (verified(whole=True), set()),

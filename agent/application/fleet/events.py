@@ -62,9 +62,15 @@ class SystemEvents:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the newest result is a failure."""
-        failed, others = self.at(SyncFailed), (self.at(SyncSucceeded), self.at(SyncSkipped))
-        return failed is not None and all(other is None or other < failed for other in others)
+        """Whether the newest result that counts is a failure."""
+        failed = self.at(SyncFailed)
+        return failed is not None and all(event_time(other) < failed for other in self.successes)
+
+    @property
+    def successes(self) -> list[StreamEntry]:
+        """The newest success, and the newest skipped sync if it counts as one."""
+        entries = [entry for kind in (SyncSucceeded, SyncSkipped) if (entry := self.newest.get(kind))]
+        return [entry for entry in entries if is_success(entry.event)]
 
     def with_entry(self, entry: StreamEntry) -> "SystemEvents":
         """Return the events after a new, valid one; the same if the one of its kind is newer, or the same event."""
@@ -73,10 +79,17 @@ class SystemEvents:
         known, known_at = self.of(kind), self.at(kind)
         if known is not None and known_at is not None and (known.id == entry.event.id or at < known_at):
             return self
+        if is_success(known) and not is_success(entry.event):  # such a skip does not undo the one before
+            return self
         changed = replace(self, newest={**self.newest, kind: entry})
         if kind is SyncFailed and changed.is_failing:
             return replace(changed, failures=self.failures + 1, failing_since=self.failing_since or at)
         return changed if changed.is_failing else replace(changed, failures=0, failing_since=None)
+
+
+def is_success(event: Event | None) -> bool:
+    """Return whether an event counts as a success: a delivery, or a sync that found nothing to send."""
+    return isinstance(event, SyncSucceeded) or (isinstance(event, SyncSkipped) and event.found_nothing_to_send)
 
 
 def event_time(entry: StreamEntry) -> datetime:
@@ -139,9 +152,7 @@ class FleetEvents:
 
     async def _with_failures(self, events: SystemEvents) -> SystemEvents:
         """Return the events with the number of failures after the last result that is none."""
-        after = max(
-            (events.newest[kind].sequence for kind in (SyncSucceeded, SyncSkipped) if events.of(kind)), default=0
-        )
+        after = max((entry.sequence for entry in events.successes), default=0)
         last = events.newest[SyncFailed]
         counted = await self.reader.first_after(last.subject, after)
         if counted is None or counted[0].event is None:

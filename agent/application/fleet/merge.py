@@ -1,7 +1,8 @@
 """Merges what the sources know of one system, and judges it. Pure: no I/O, no clock.
 
 The bucket shows the newest upload and the agent's version; NATS shows results, failures, verifications and ingestion.
-Either may be missing. Times of events and uploads are the clock of the system; a time in the future counts as now.
+Either may be missing. Times of events and uploads are the clock of the system. An event counts at the latest with the
+time at which the server stored it; an upload whose time is in the future is no result.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from agent.application.fleet.bucket import BucketFacts
-from agent.application.fleet.events import SystemEvents
+from agent.application.fleet.events import SystemEvents, is_success
 from agent.domain.events import (
     IngestCompleted,
     IngestFailed,
@@ -100,13 +101,18 @@ class _Facts:
 
     @property
     def results(self) -> list[LastResult]:
-        """The newest result of each kind, the newest first. Of results at the same time, a failure is the last one."""
+        """The newest result of each kind, the newest first. Of results at the same time, a failure is the last one.
+
+        A manifest of a clock that is ahead is none, since nothing says when it was uploaded. Neither is a skipped sync
+        for another reason than that there was nothing to send.
+        """
         found = []
-        if (upload := self.bucket.newest) is not None:
+        upload, skipped = self.bucket.newest, self.events.of(SyncSkipped)
+        if upload is not None and not self._is_ahead(upload.uploaded_at):
             found.append(_result("succeeded", self._past(upload.uploaded_at), upload.upload_id))
         for kind, outcome in ((SyncSucceeded, "succeeded"), (SyncSkipped, "skipped"), (SyncFailed, "failed")):
             event, at = self.events.of(kind), self.events.at(kind)
-            if event is not None and at is not None:
+            if event is not None and at is not None and (event is not skipped or is_success(skipped)):
                 found.append(_result(outcome, self._past(at), _text(event)))
         return sorted(found, key=lambda one: (one.time, one.outcome == "failed"), reverse=True)
 
@@ -139,12 +145,15 @@ class _Facts:
     def clock_ahead(self) -> datetime | None:
         """The time of the newest upload or result that is ahead of the other clocks; None if none is."""
         upload, times = self.bucket.newest, list[datetime]()
-        if upload is not None and upload.uploaded_at - self.now > MAX_CLOCK_SKEW:
+        if upload is not None and self._is_ahead(upload.uploaded_at):
             times.append(upload.uploaded_at)
         for entry in self.events.newest.values():
             if entry.event is not None and entry.event.time - entry.stored_at > MAX_CLOCK_SKEW:
                 times.append(entry.event.time)
         return max(times, default=None)
+
+    def _is_ahead(self, at: datetime) -> bool:
+        return at - self.now > MAX_CLOCK_SKEW
 
     def _past(self, at: datetime) -> datetime:
         return min(at, self.now)
@@ -260,8 +269,8 @@ def _overdue(facts: _Facts) -> str:
     if facts.results:
         late = facts.now - facts.results[0].time > facts.overdue
         return f"no result for more than {hours:g} h" if late else ""
-    claimed = facts.bucket.claimed_at
-    late = claimed is not None and facts.now - claimed > facts.overdue
+    claimed, upload = facts.bucket.claimed_at, facts.bucket.newest
+    late = upload is None and claimed is not None and facts.now - claimed > facts.overdue
     return f"set up more than {hours:g} h ago, and no complete upload yet" if late else ""
 
 
@@ -269,7 +278,10 @@ def _unknown(facts: _Facts) -> str:
     problems = _problems(facts)
     if problems:
         return "; ".join(problems[:2])
-    return "" if facts.results else "no upload and no result yet"
+    if facts.results:
+        return ""
+    skipped = facts.events.of(SyncSkipped)
+    return f"sync was skipped: {skipped.why}" if skipped is not None else "no upload and no result yet"
 
 
 ROWS: Sequence[tuple[Condition, Callable[[_Facts], str]]] = (

@@ -10,7 +10,6 @@ import structlog
 
 from agent.domain.databases import NO_DATABASES, Survey, is_requested
 from agent.domain.delivery_state import (
-    NO_CHANGE,
     CopyUse,
     Problem,
     Target,
@@ -22,7 +21,7 @@ from agent.domain.delivery_state import (
     use_of_copy,
 )
 from agent.domain.errors import DamagedCopy, SnapshotError
-from agent.domain.events import SyncRequested
+from agent.domain.events import CHANGES_LOST, NO_CHANGE, SyncRequested
 from agent.domain.manifest import Rows
 from agent.domain.routing import ASKED, STARTUP, URGENT, target_backoff
 from agent.ports import Clock, Ledger, Reporter, Snapshot, SnapshotTaker
@@ -120,18 +119,23 @@ class Attempt:
 
     def skip_reason(self, record: TargetRecord) -> str:
         """Describe why there is nothing to deliver."""
-        if not self.survey:
-            return NO_DATABASES
-        waiting = _reasons(record, self.survey)
-        if waiting:
-            return "; ".join(f"{name} waits: {reason}" for name, reason in sorted(waiting.items()))
-        incomplete = removed_while_owed(record, self.survey)
-        kept = {name for name, known in record.databases.items() if known.was_delivered} - self.survey.keys()
-        texts = (
-            ("removed from this machine, kept in the target", kept - incomplete.keys()),
-            ("removed before their last changes were uploaded, the target keeps an earlier state", incomplete),
-        )
-        return "; ".join([NO_CHANGE, *(f"{text}: {', '.join(sorted(names))}" for text, names in texts if names)])
+        return skip_reason(record, self.survey)
+
+
+def skip_reason(record: TargetRecord, survey: Survey) -> str:
+    """Describe why there is nothing to deliver."""
+    if not survey:
+        return NO_DATABASES
+    waiting = _reasons(record, survey)
+    if waiting:
+        return "; ".join(f"{name} waits: {reason}" for name, reason in sorted(waiting.items()))
+    incomplete = removed_while_owed(record, survey)
+    kept = {name for name, known in record.databases.items() if known.was_delivered} - survey.keys()
+    texts = (  # the first one counts most: an event keeps only the beginning of a long reason
+        (f"{CHANGES_LOST}, the target keeps an earlier state", incomplete),
+        ("removed from this machine, kept in the target", kept - incomplete.keys()),
+    )
+    return "; ".join([NO_CHANGE, *(f"{text}: {', '.join(sorted(names))}" for text, names in texts if names)])
 
 
 def _reasons(record: TargetRecord, survey: Survey) -> Mapping[str, str]:

@@ -47,7 +47,7 @@ from agent.domain.errors import (
     StoreError,
     WireError,
 )
-from agent.domain.events import SyncRequested
+from agent.domain.events import ALREADY_DELIVERED, SyncRequested
 from agent.domain.identity import Identity, Machine
 from agent.domain.manifest import Manifest
 from agent.domain.routing import ASKED, CLOUD
@@ -180,7 +180,7 @@ class CloudSync:
             if not attempt.changed:
                 if attempt.problems:
                     raise _unfinished(attempt)
-                return Unchanged(reason="the contents have already been delivered")
+                return Unchanged(reason=ALREADY_DELIVERED)
             try:
                 manifest = await self._upload(attempt)
             except DamagedCopy as damaged:  # at most once for each database

@@ -22,7 +22,7 @@ from agent.application.sync.stall import StallMonitor, stall_timeout
 from agent.domain.databases import main_name
 from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord
 from agent.domain.errors import HTTPSyncError, SinkError, SnapshotError
-from agent.domain.events import SyncRequested, SyncSucceeded, outcome_event_id
+from agent.domain.events import NO_NEW_MEMORY, SyncRequested, SyncSucceeded, outcome_event_id
 from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
 from agent.domain.routing import ASKED, HTTP
 from agent.ports import (
@@ -100,7 +100,7 @@ class PushAttempt:
     def skip_reason(self) -> str:
         """Why nothing was delivered."""
         parts = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.kept_back.items()))
-        return f"no memory is new{f' ({parts})' if parts else ''}"
+        return NO_NEW_MEMORY + (f" ({parts})" if parts else "")
 
 
 def kept_back(pushed: Pushed) -> str:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from agent.application.sync.attempt import skip_reason
 from agent.application.sync.request_log import RequestLog
 from agent.application.sync.results import ResultRecorder
 from agent.domain.databases import Survey
-from agent.domain.delivery_state import NO_CHANGE, TargetRecord, active_methods, due
+from agent.domain.delivery_state import TargetRecord, active_methods, due
 from agent.domain.errors import SnapshotError
 from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
 from agent.domain.identity import Identity
@@ -69,17 +70,18 @@ class Publisher:
         request = replace(self._request(SESSION_END, route, None), caused_by=caused_by)
         if route:
             return await self._publish(request)
-        planned = self.policy.route
+        planned, records = self.policy.route, await self.records()
+        usable = self._usable_route(planned, records, SESSION_END)
         if not self.policy.on_session_end:
             await self._skip(request, "akosha_upload_on_session_end is false")
         elif not self.policy.enabled:
             await self._skip(request, "akosha_sync_enabled is false")
-        elif not self._usable_route(planned, await self.records(), SESSION_END):
+        elif not usable:
             await self._refuse(request, AUTO, *self._no_route(planned))
-        elif self._survey_error:
+        elif not (survey := await self.survey()) and self._survey_error:
             await self._refuse(request, AUTO, self._survey_error, "")
         else:
-            await self._skip(request, NO_CHANGE)
+            await self._skip(request, skip_reason(records[usable[0]], survey))
         return None
 
     async def republish(self, request: SyncRequested) -> None:
