@@ -23,7 +23,7 @@ from agent.entrypoints.status_watch import Screen
 from agent.entrypoints.text_lines import Line, Style, has_colours, rendered
 
 TICK_SECONDS = 5.0
-"""Interval at which ages are shown again."""
+"""Interval at which ages are shown again, and of attempts to read stored events after a failed one."""
 
 SHORTEST_SECONDS = 0.5
 """Shortest time between two drawings, and between two readings of what has changed."""
@@ -74,10 +74,10 @@ class FleetWatch:
             if self._missed_events:
                 self._missed_events = False
                 await self._fleet.read_events()
-            while self._uploaded:
-                await self._fleet.read_system(self._uploaded.pop())
+            uploaded, self._uploaded = self._uploaded, set()
+            await self._fleet.read_systems(uploaded)
             self._changed.set()
-            await self._clock.sleep(SHORTEST_SECONDS)
+            await self._clock.sleep(TICK_SECONDS if self._fleet.events_unread else SHORTEST_SECONDS)
 
     async def _read_bucket(self) -> NoReturn:
         while True:

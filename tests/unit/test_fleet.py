@@ -20,7 +20,7 @@ from agent.domain.errors import BusError, LedgerDamaged, StoreError
 from agent.domain.events import SyncSucceeded, UploadVerified
 from agent.domain.naming import subject_matches
 from agent.entrypoints.fleet_text import fleet_lines
-from agent.entrypoints.fleet_watch import FleetWatch, _printer
+from agent.entrypoints.fleet_watch import BUCKET_SECONDS, TICK_SECONDS, FleetWatch, _printer
 from agent.ports import StreamEntry
 from agent.settings import Settings
 from tests.support import fleet
@@ -402,7 +402,7 @@ async def test_an_upload_that_is_announced_is_read_and_shown_without_reading_the
     store.calls.clear()
     await stream.handler(fleet.succeeded(newer))
     assert watch._uploaded == {MAC}
-    await found.read_system(watch._uploaded.pop())
+    await found.read_systems([watch._uploaded.pop()])
     watch._draw(found.report())
     watch._draw(found.report())
     assert {key.split("/")[1] for _, key in store.calls} == {MAC}
@@ -410,6 +410,74 @@ async def test_an_upload_that_is_announced_is_read_and_shown_without_reading_the
         ["b", "fine"], [MAC, "fine"], [MAC, "fine"],
     ]  # fmt: skip
     assert found.report().systems[1].newest_upload == newer.upload_id
+
+
+@pytest.fixture
+async def watched(store, made):
+    """A fleet with a system `mac` that is watched. The tests advance its clock."""
+    await put_all(store, {UPLOAD.key: UPLOAD.encode()})
+    found = made(Stream(fleet.succeeded(UPLOAD)))
+    task = asyncio.create_task(FleetWatch(found, lambda report: None).run())
+    await found.clock.advance(1)
+    yield found
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def newest(found):
+    return {one.system_id: one.newest_upload for one in found.report().systems}
+
+
+async def test_a_system_that_publishes_without_end_delays_neither_others_nor_the_stored_events(store, watched):
+    stream, read_system, reads = watched.events.reader, watched.bucket.read_system, []
+    hostile, newer = fleet.succeeded(fleet.upload("hostile", NOON)), fleet.upload(MAC, NOON)
+
+    async def read(system_id):
+        reads.append(system_id)
+        if system_id == "hostile":
+            await stream.handler(replace(hostile, id=str(len(reads))))
+        return await read_system(system_id)
+
+    watched.bucket.read_system = read
+    await put_all(store, {newer.key: newer.encode()})
+    await stream.handler(hostile)
+    await stream.handler(fleet.succeeded(newer))
+    stream.stored.append(entry(fleet.failed("b", NOON), sequence=9))  # it is not passed on: the connection was lost
+    stream.reconnected()
+    await watched.clock.advance(0.9)
+    assert newest(watched)[MAC] == newer.upload_id
+    assert [one.system_id for one in watched.report().systems if one.condition is Condition.FAILING] == ["b"]
+    assert reads.count("hostile") <= 3
+
+
+async def test_the_whole_bucket_is_read_at_an_interval_for_systems_without_nats(store, watched):
+    other = fleet.upload("other", NOON)
+    await put_all(store, {other.key: other.encode()})
+    await watched.clock.advance(BUCKET_SECONDS - 10)
+    assert "other" not in newest(watched)
+    await watched.clock.advance(10)
+    assert newest(watched)["other"] == other.upload_id
+
+
+async def test_a_stream_that_cannot_be_read_is_not_read_again_for_each_event(watched):
+    stream, tries = watched.events.reader, []
+    stream.error = BusError("the stream does not exist")
+    subjects = stream.subjects
+
+    async def counted(pattern):
+        tries.append(pattern)
+        return await subjects(pattern)
+
+    stream.subjects = counted
+    stream.reconnected()
+    for second in range(10):
+        await watched.clock.advance(1)
+        await stream.handler(fleet.failed(MAC, NOON, second))
+    assert len(tries) <= 3
+    stream.error = None
+    await watched.clock.advance(TICK_SECONDS)
+    assert not watched.events_unread
 
 
 async def test_events_that_do_not_arrive_and_a_damaged_ledger_are_named(made):

@@ -6,7 +6,7 @@ the manifest of the newest one, and owner.json. Any other system costs at most `
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -89,6 +89,10 @@ class FleetBucket:
     async def read(self) -> tuple[dict[str, BucketFacts], tuple[str, ...]]:
         """Return the facts by system ID, and sentences about what was left out. Raises StoreError."""
         systems, notes = await self._systems()
+        return await self.read_systems(systems), notes
+
+    async def read_systems(self, systems: Collection[str]) -> dict[str, BucketFacts]:
+        """Return the facts of these systems, read concurrently. Errors are problems of their system."""
         slots = asyncio.Semaphore(SYSTEMS_AT_ONCE)
 
         async def read(system_id: str) -> BucketFacts:
@@ -96,7 +100,7 @@ class FleetBucket:
                 return await self.read_system(system_id)
 
         facts = await gather_all([read(system_id) for system_id in systems], "fleet-system")
-        return dict(zip(systems, facts, strict=True)), notes
+        return dict(zip(systems, facts, strict=True))
 
     async def read_system(self, system_id: str) -> BucketFacts:
         """Return the facts of one system. Errors are problems of that system."""

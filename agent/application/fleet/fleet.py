@@ -1,7 +1,7 @@
 """The fleet: reads its sources concurrently and merges what they know. A source that fails does not hide the others."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -53,7 +53,7 @@ class FleetReport:
 class Fleet:
     """The systems of a bucket and of a NATS server; either may be None, if it is not configured.
 
-    After `read`, `read_system` and `take` keep the fleet up to date, and `report` shows it. What a source has shown is
+    After `read`, `read_systems` and `take` keep the fleet up to date, and `report` shows it. What a source has shown is
     kept while it cannot be read again.
     """
 
@@ -118,11 +118,11 @@ class Fleet:
         """Whether the stored events could not be read."""
         return bool(self._sources[NATS].error)
 
-    async def read_system(self, system_id: str) -> None:
-        """Read what the bucket has of one system again."""
+    async def read_systems(self, systems: Collection[str]) -> None:
+        """Read what the bucket has of these systems again."""
         if self.bucket is not None:
             async with self._reading_bucket:
-                self._facts[system_id] = await self.bucket.read_system(system_id)
+                self._facts |= await self.bucket.read_systems(systems)
 
     def take(self, event: Event) -> bool:
         """Take a new event. Return whether it is of a kind that the fleet shows."""
