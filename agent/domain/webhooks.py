@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -66,17 +66,17 @@ class Webhook:
         """Identifies the webhook in the ledger: a digest of its URL."""
         return hashlib.sha256(self.url.encode()).hexdigest()[:16]
 
-    def wants(self, event: Event, all_hours: Collection[float]) -> bool:
-        """Return whether the webhook gets an event of the history.
+    def kinds_of(self, event: Event, all_hours: Collection[float]) -> frozenset[str]:
+        """Return as which kinds the webhook gets an event of the history; none if it does not get it.
 
         `all_hours`: the result of `overdue_hours`. The end of an outage that was announced for other hours, before the
         setting was changed, is of interest to every webhook that gets `recovered`.
         """
-        if isinstance(event, DeliveryOverdue):
-            return OVERDUE in self.events and event.hours == self.overdue_hours
-        if isinstance(event, DeliveryRecovered):
-            return RECOVERED in self.events and (event.hours == self.overdue_hours or event.hours not in all_hours)
-        return not self.events.isdisjoint(_kinds(event))
+        if isinstance(event, DeliveryOverdue) and event.hours != self.overdue_hours:
+            return frozenset()
+        if isinstance(event, DeliveryRecovered) and event.hours in {*all_hours} - {self.overdue_hours}:
+            return frozenset()
+        return self.events & _kinds(event)
 
 
 def overdue_hours(webhooks: Iterable[Webhook]) -> frozenset[float]:
@@ -93,6 +93,10 @@ def _kinds(event: Event) -> frozenset[str]:
         return frozenset({FAILED})
     if isinstance(event, UploadVerified) and not event.whole:
         return frozenset({DAMAGED})
+    if isinstance(event, DeliveryOverdue):
+        return frozenset({OVERDUE})
+    if isinstance(event, DeliveryRecovered):
+        return frozenset({RECOVERED})
     return frozenset()
 
 
@@ -106,15 +110,30 @@ def delay_seconds(attempts: int, retry_after: float | None = None) -> float:
 class WebhookProgress:
     """How far a webhook is: the position in the history of the last event that it does not need any more.
 
-    `attempts`, `last_try` and `next_try` are those of the event that it gets next; the times are None before its first
-    attempt. `gone`: the receiver answered that it does not exist any more.
+    `starts`: the kinds of events that it gets, each with the position after which it gets them. `attempts`, `last_try`
+    and `next_try` are those of the event that it gets next; the times are None before its first attempt. `gone`: the
+    receiver answered that it does not exist any more.
     """
 
     position: int
+    starts: Mapping[str, int]
     attempts: int = 0
     last_try: datetime | None = None
     next_try: datetime | None = None
     gone: bool = False
+
+    @classmethod
+    def new(cls, webhook: Webhook, position: int) -> Self:
+        """Return the progress of a webhook that gets the events after a position."""
+        return cls(position=position, starts=dict.fromkeys(webhook.kinds, position))
+
+    def at(self, position: int) -> Self:
+        """Return the progress at a later position, before the first attempt of the next event."""
+        return type(self)(position=position, starts=self.starts)
+
+    def for_webhook(self, webhook: Webhook, last: int) -> Self:
+        """Return the progress of a webhook whose events may have changed: it gets added ones after position `last`."""
+        return replace(self, starts={kind: self.starts.get(kind, last) for kind in webhook.kinds})
 
     def seconds_left(self, now: datetime) -> float:
         """Return the seconds until the next attempt: 0 if the clock was set back to a time before the last one."""
@@ -125,6 +144,7 @@ class WebhookProgress:
     def document(self) -> dict[str, object]:
         return {
             "position": self.position,
+            "starts": {**self.starts},
             "attempts": self.attempts,
             "last_try": self.last_try.isoformat() if self.last_try else None,
             "next_try": self.next_try.isoformat() if self.next_try else None,
@@ -136,6 +156,7 @@ class WebhookProgress:
         last_try, next_try = document["last_try"], document["next_try"]
         return cls(
             position=int(document["position"]),
+            starts={str(kind): int(position) for kind, position in document["starts"].items()},
             attempts=int(document["attempts"]),
             last_try=datetime.fromisoformat(last_try) if last_try else None,
             next_try=datetime.fromisoformat(next_try) if next_try else None,

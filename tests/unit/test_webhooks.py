@@ -100,14 +100,15 @@ LOST = TargetRecord(
     ],
 )
 def test_a_webhook_gets_the_events_that_it_names(event, kinds):
-    assert {kind for kind in ALL if webhook(kind).wants(event, {24.0, 48.0})} == kinds
+    assert {kind for kind in ALL if webhook(kind).kinds_of(event, {24.0, 48.0})} == kinds
+    assert webhook(*ALL).kinds_of(event, {24.0, 48.0}) == kinds
 
 
 def test_the_end_of_an_outage_for_hours_that_are_not_set_any_more_is_for_each_webhook_that_gets_recovered():
     hooks = webhook("overdue", "recovered", overdue_hours=48.0), webhook("succeeded")
     assert overdue_hours(hooks) == {48.0}
-    assert [one.wants(recovered(24.0), overdue_hours(hooks)) for one in hooks] == [True, False]
-    assert not hooks[0].wants(overdue(24.0), overdue_hours(hooks))
+    assert [bool(one.kinds_of(recovered(24.0), overdue_hours(hooks))) for one in hooks] == [True, False]
+    assert not hooks[0].kinds_of(overdue(24.0), overdue_hours(hooks))
 
 
 def test_the_signature_is_that_of_the_standards_test_vector():
@@ -139,7 +140,9 @@ def test_an_unreadable_note_is_no_progress(text):
 
 
 def test_a_clock_that_was_set_back_does_not_delay_a_retry():
-    waiting = WebhookProgress(position=1, attempts=1, last_try=NOON, next_try=NOON + timedelta(hours=1))
+    waiting = WebhookProgress(
+        position=1, starts={"failed": 1}, attempts=1, last_try=NOON, next_try=NOON + timedelta(hours=1)
+    )
     for restored in (waiting, decode_progress(encode_progress({"a": waiting}))["a"]):
         assert restored.seconds_left(NOON) == 3600
         assert restored.seconds_left(NOON - timedelta(seconds=1)) == 0
@@ -214,6 +217,16 @@ async def test_a_new_webhook_gets_the_events_from_now_on_in_order(world):
         assert world.sender.attempts == []
         await world.add(result(2), request(), result(3))
         assert world.sender.accepted == {1: ["f-2", "f-3"]}
+
+
+async def test_a_webhook_gets_events_of_an_added_kind_from_then_on_and_loses_none_of_the_others(world):
+    world.sender.hanging = {1}
+    async with world.delivering(webhook("damaged")):
+        await world.add(result(1), verified(whole=False), result(2))
+    world.sender.hanging = set()
+    async with world.delivering(webhook("damaged", "failed")):
+        await world.add(result(3))
+        assert world.sender.accepted == {1: ["v", "f-3"]}
 
 
 async def test_after_a_restart_a_webhook_gets_what_it_missed_once(world):
@@ -315,9 +328,9 @@ async def test_the_warning_ends_although_the_event_that_failed_was_not_sent_any_
         await world.add(result(1, NOON - KEPT))
         assert await world.warnings()
         await world.clock.advance(5)
+        assert await world.warnings() == []
         await world.add(result(2))
         assert world.sender.accepted == {1: ["f-2"]}
-        assert await world.warnings() == []
 
 
 async def test_a_permanent_error_is_reported_at_once_and_tried_again(world):

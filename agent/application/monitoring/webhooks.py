@@ -6,6 +6,7 @@ delivered, so what a webhook missed is bounded.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
@@ -76,10 +77,11 @@ class WebhookDelivery:
                 return
             last = await self._ledger.last_position()
             known = decode_progress((await self._ledger.notes()).get(WEBHOOKS, ""))
-            found = {webhook.id: known.get(webhook.id) for webhook in self._webhooks}
             self._progress = {
-                webhook_id: WebhookProgress(position=last) if one is None or one.gone else one
-                for webhook_id, one in found.items()
+                webhook.id: one.for_webhook(webhook, last)
+                if (one := known.get(webhook.id)) and not one.gone
+                else WebhookProgress.new(webhook, last)
+                for webhook in self._webhooks
             }
             await self._store()
             if not any(one.attempts for one in self._progress.values()):
@@ -87,6 +89,7 @@ class WebhookDelivery:
 
     async def _next(self, webhook: Webhook) -> HistoryEntry | None:
         """Return the next event that the webhook gets, None if there is none. Skip those that are too old."""
+        before = self._progress[webhook.id]
         found: HistoryEntry | None = None
         expired = 0
         while found is None:
@@ -94,12 +97,15 @@ class WebhookDelivery:
             if not entries:
                 break
             for entry in entries:
-                if webhook.wants(entry.event, self._hours):
+                kinds = webhook.kinds_of(entry.event, self._hours)
+                if any(before.starts[kind] < entry.position for kind in kinds):
                     if entry.event.time >= self._clock.now() - KEPT:
                         found = entry
                         break
                     expired += 1
-                self._progress[webhook.id] = WebhookProgress(position=entry.position)
+                self._progress[webhook.id] = before.at(entry.position)
+        if before.attempts and not self._progress[webhook.id].attempts:  # the event that failed is not sent any more
+            await self._clear_error(webhook)
         if expired:
             _log.warning("webhook_events_expired", webhook=str(webhook), count=expired)
         if self._progress[webhook.id].position - self._stored[webhook.id] >= BATCH:
@@ -113,19 +119,17 @@ class WebhookDelivery:
         except WebhookError as error:
             await self._failed(webhook, before, error)
             return
-        self._progress[webhook.id] = WebhookProgress(position=entry.position)
+        self._progress[webhook.id] = before.at(entry.position)
         await self._store()
         if before.attempts:
             _log.info("webhook_recovered", webhook=str(webhook), attempts=before.attempts)
-        if before.attempts or webhook.id in self._errors:  # the event that failed may have become too old
-            self._errors.pop(webhook.id, None)
-            await self._update_warning()
+            await self._clear_error(webhook)
 
     async def _failed(self, webhook: Webhook, before: WebhookProgress, error: WebhookError) -> None:
         attempts = before.attempts + 1
         seconds, now = delay_seconds(attempts, error.retry_after), self._clock.now()
-        self._progress[webhook.id] = WebhookProgress(
-            position=before.position,
+        self._progress[webhook.id] = replace(
+            before,
             attempts=attempts,
             last_try=now,
             next_try=now + timedelta(seconds=seconds),
@@ -142,6 +146,10 @@ class WebhookDelivery:
         if attempts >= WARNED_ATTEMPTS or not error.transient:
             self._errors[webhook.id] = error
             await self._update_warning()
+
+    async def _clear_error(self, webhook: Webhook) -> None:
+        self._errors.pop(webhook.id, None)
+        await self._update_warning()
 
     async def _update_warning(self) -> None:
         """Set the status warning about all failing webhooks, or clear it."""
