@@ -746,6 +746,28 @@ async def test_an_unreadable_database_is_a_warning_with_its_last_readable_upload
     assert await rig.warnings() == ()
 
 
+async def test_an_upload_that_is_adopted_after_a_kill_names_the_databases_that_could_not_be_read(rig, monkeypatch):
+    async def killed(*_):
+        raise StateError("killed", transient=True)
+
+    rig.verify = True
+    main = rig.data / "knowledge_graph.duckdb"
+    data = main.read_bytes()
+    main.write_bytes(data[:12_288] + b"\x55" * (len(data) - 12_288))
+    with monkeypatch.context() as patched:
+        patched.setattr(home_bootstrap.SqliteLedger, "deliver", killed)
+        with pytest.raises(StateError, match="killed"):
+            await rig.sync()
+    assert len(rig.manifests) == 1
+    await rig.sync()
+    assert len(rig.manifests) == 1
+    ledger = await rig.home().open_ledger()
+    events = [one.event for one in await ledger.history()]
+    await ledger.aclose()
+    (adopted,) = [event for event in events if isinstance(event, SyncSucceeded)]
+    assert adopted.unreadable == ("knowledge_graph",)
+
+
 async def files_in_bucket(rig) -> None:
     """Wait until the bucket has both main files."""
     await until(lambda: len(rig.objects) == 2)

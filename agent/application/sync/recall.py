@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -13,9 +13,11 @@ from agent.application.sync.ingestion_markers import IngestionMarkers
 from agent.application.sync.lost_databases import LostDatabases
 from agent.application.sync.patching import Patching
 from agent.application.sync.results import succeeded
+from agent.application.sync.unreadable_copies import last_readable
 from agent.domain.delivery_state import Target, TargetRecord
 from agent.domain.errors import CloudUploadError, SnapshotError, StoreError
 from agent.domain.events import SyncRequested, request_event_id
+from agent.domain.manifest import Manifest
 from agent.domain.routing import ASKED, CLOUD
 from agent.ports import Clock, Ledger, ObjectStore
 
@@ -69,6 +71,7 @@ class Recall:
             request = await self.ledger.find_event(request_event_id(manifest.request_id, CLOUD))
             caused_by = request.caused_by if isinstance(request, SyncRequested) else ()
             result = succeeded(manifest, method=CLOUD, location=self.store.location, caused_by=caused_by)
+            result = replace(result, unreadable=await self._unreadable(manifest, record))
             await self.ledger.adopt(self.target, manifest, result)
             await self.patching.retain(manifest)
             if self.markers is not None:
@@ -79,6 +82,12 @@ class Recall:
         elif attempt.request.reason in ASKED and record.newest_upload_id and record.intent is None:
             attempt.repairs = await self._forget_damaged(record, record.newest_upload_id, progress)
         return await self.ledger.record(self.target)
+
+    async def _unreadable(self, manifest: Manifest, record: TargetRecord) -> tuple[str, ...]:
+        """Return the databases of an upload of this agent that DuckDB could not read, as the note before it says."""
+        own = {*record.intent.databases} if record.intent is not None else set[str]()
+        unverified = {part.database for part in manifest.parts if not part.verified}
+        return tuple(sorted(own & unverified & (await last_readable(self.ledger, self.target)).keys()))
 
     async def _forget_damaged(self, record: TargetRecord, newest: str, progress: Callable[[], None]) -> str:
         """Send databases again that are damaged in the newest upload and exist on this machine.
