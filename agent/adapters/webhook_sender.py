@@ -34,12 +34,16 @@ SECONDS = 10.0
 
 SETTING = "akosha_agent_webhooks"
 _ADDRESS = f"correct the URL in {SETTING}"
+_REFUSED = f"correct the secret or the URL in {SETTING}, or the clock of this machine: the signature has the time"
 _RECEIVER = f"check the receiver, and the URL in {SETTING}"
 _PROXY = "check HTTPS_PROXY, ALL_PROXY and NO_PROXY"
 _CERTIFICATE = f"set SSL_CERT_FILE to the certificate file of the CA that signed it, or correct {SETTING}"
 
 _MARKUP = re.compile(r"@|:(?=//)|\](?=\()")
 _ZERO_WIDTH_SPACE = "\u200b"
+
+_REFUSALS = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+"""How receivers answer to a signature or a time that they do not accept."""
 
 _TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -173,7 +177,7 @@ def _check(status: int, headers: Mapping[str, str], now: datetime) -> None:
     transient = status in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     raise WebhookError(
         f"status {status}",
-        hint=_RECEIVER if transient else _ADDRESS,
+        hint=_RECEIVER if transient else _REFUSED if status in _REFUSALS else _ADDRESS,
         transient=transient,
         retry_after=_retry_after(headers, now),
     )

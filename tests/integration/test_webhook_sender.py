@@ -76,6 +76,7 @@ async def test_without_a_secret_there_is_no_signature_and_a_user_in_the_url_is_b
         ("429 Too Many Requests", {"Retry_After": "soon"}, True, None),
         ("503 Service Unavailable", {"Retry_After": f"Fri, 31 Dec {'9' * 20} 23:59:59 GMT"}, True, None),
         ("400 Bad Request", {}, False, None),
+        ("401 Unauthorized", {}, False, None),
         ("404 Not Found", {}, False, None),
         ("410 Gone", {}, False, None),
     ],
@@ -84,6 +85,7 @@ async def test_a_refusal_is_an_error_with_the_time_that_the_receiver_asks_for(st
     async with Receiver(lambda _: answer(status, **more)) as receiver:
         error = await error_of(receiver.url + SECRET_PATH)
     assert status[:3] in error.message
+    assert ("secret" in error.hint) == (status[:3] in ("400", "401"))
     assert (error.transient, error.retry_after, error.gone) == (transient, retry_after, status.startswith("410"))
 
 
