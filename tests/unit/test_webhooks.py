@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.application.monitoring.status import OVERDUE, WEBHOOKS, describe, forget_webhooks
 from agent.application.monitoring.webhooks import BATCH, WebhookDelivery
@@ -353,6 +354,19 @@ async def test_a_webhook_that_is_gone_gets_nothing_until_the_agent_starts_again(
     async with world.delivering(webhook(), webhook(number=2)):
         await world.add(result(3, world.clock.now()))
         assert world.sender.accepted[1] == ["f-3"]
+
+
+async def test_an_unreadable_event_is_logged_once_however_often_the_history_is_read(world):
+    with capture_logs() as logs:
+        async with world.delivering(webhook(), webhook(number=2)):
+            world.ledger._connection.execute(
+                "INSERT INTO events (event_id, type, time, payload, published_at) VALUES ('x', 'x', 'x', 'no', 'x')"
+            )
+            for _ in range(3):
+                for signal in world.ledger._listeners:
+                    signal()
+                await world.clock.advance(0)
+    assert [one["event"] for one in logs if one["log_level"] == "warning"] == ["event_unreadable"]
 
 
 async def test_the_position_is_stored_although_no_event_is_delivered(world):

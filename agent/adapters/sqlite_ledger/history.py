@@ -48,6 +48,7 @@ class History:
 
     def __init__(self, connection: sqlite3.Connection, codec: Codec) -> None:
         self._connection, self._codec = connection, codec
+        self._unreadable = set[int]()
 
     def add(self, event: Event, *, published_at: datetime | None) -> None:
         """Add an event, unless its ID exists. `published_at` None puts it into the outbox.
@@ -148,7 +149,7 @@ class History:
         return self._result(found[0]) if found else None
 
     def after(self, position: int, limit: int) -> Sequence[HistoryEntry]:
-        """Return the first `limit` events after a position. Skips an unreadable event with a warning."""
+        """Return the first `limit` events after a position. Skips an unreadable event with one warning."""
         found = self._connection.execute(
             "SELECT position, payload FROM events WHERE position > ? ORDER BY position", (position,)
         )
@@ -157,7 +158,7 @@ class History:
     def before(self, position: int | None, limit: int, types: Sequence[str]) -> Sequence[HistoryEntry]:
         """Return the last `limit` events of these types before a position, newest first; None: of all.
 
-        Skips an unreadable event with a warning.
+        Skips an unreadable event with one warning.
         """
         found = self._connection.execute(
             f"SELECT position, payload FROM events WHERE position < ? AND type IN ({', '.join('?' * len(types))})"  # noqa: S608 - only placeholders
@@ -172,7 +173,9 @@ class History:
             try:
                 entries.append(HistoryEntry(at, self._event(payload)))
             except StateError as error:
-                _log.warning("event_unreadable", position=at, reason=error.message)
+                if at not in self._unreadable:  # readers that follow the history come here each time
+                    self._unreadable.add(at)
+                    _log.warning("event_unreadable", position=at, reason=error.message)
             if len(entries) == limit:
                 break
         return entries
