@@ -1,6 +1,7 @@
 """The fleet: what is known of a system is merged and judged; one system or source that is wrong hides no other."""
 
 import asyncio
+import threading
 from dataclasses import replace
 from datetime import timedelta
 
@@ -18,6 +19,7 @@ from agent.bootstrap.fleet import open_fleet
 from agent.domain import naming
 from agent.domain.errors import BusError, LedgerDamaged, StoreError
 from agent.domain.events import SyncSucceeded, UploadVerified
+from agent.domain.manifest import Manifest
 from agent.domain.naming import subject_matches
 from agent.entrypoints.fleet_text import fleet_lines
 from agent.entrypoints.fleet_watch import BUCKET_SECONDS, TICK_SECONDS, FleetWatch, _printer
@@ -213,6 +215,20 @@ async def test_a_system_that_cannot_be_read_hides_no_other(store, bucket):
     assert found["a"].problems == ("the key was refused (renew it)",)
     assert (found["b"].newest.upload_id, found["b"].problems) == (fleet.upload("b", NOON - HOUR).upload_id, ())
     assert notes == ("folders that name no system were ignored: hostile.evil",)
+
+
+async def test_the_manifests_of_a_hostile_system_are_not_decoded_on_the_event_loop(store, bucket, monkeypatch):
+    decode, threads = Manifest.decode, []
+
+    def decoded(data):
+        threads.append(threading.current_thread())
+        return decode(data)
+
+    monkeypatch.setattr(Manifest, "decode", decoded)
+    large = replace(UPLOAD, incomplete={str(number): "x" * 100 for number in range(5_000)})
+    await put_all(store, {UPLOAD.key: large.encode()})
+    assert (await bucket.read_system(MAC)).newest.upload_id == UPLOAD.upload_id
+    assert threading.main_thread() not in threads
 
 
 async def test_a_system_that_does_not_answer_delays_no_other(store, bucket, monkeypatch):

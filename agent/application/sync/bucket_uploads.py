@@ -1,5 +1,6 @@
 """The uploads of one system in one store: the newest, its manifest, leftovers, and the ID of the next one."""
 
+import asyncio
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from agent.domain.upload_parts import ObjectRecord, Part
 from agent.ports import Clock, Ledger, ObjectStore, OpenPut, is_changed
 
 MAX_MANIFEST_BYTES = 16 * 2**20
+LARGE_MANIFEST_BYTES = 2**18
+"""A larger manifest is decoded in a thread: a hostile one may take more than a second."""
 
 LEFT_OVER_AFTER = timedelta(days=1)
 """Age at which an unfinished upload is removed. Another agent may still be working on a younger one."""
@@ -84,7 +87,8 @@ class BucketUploads:
         if data is None:
             return None
         try:
-            manifest = Manifest.decode(data)
+            is_large = len(data) > LARGE_MANIFEST_BYTES
+            manifest = await asyncio.to_thread(Manifest.decode, data) if is_large else Manifest.decode(data)
         except WireError as error:
             hint = error.hint or "is another program writing to this bucket?"
             raise NotAManifest(f"{key}: {error.message}", hint=hint) from error
