@@ -147,6 +147,23 @@ async def test_a_session_end_without_changes_has_a_skipped_result():
         assert "nothing has changed" in skipped.why
 
 
+async def test_the_skipped_result_of_a_session_end_names_changes_that_were_removed_before_their_delivery():
+    async with simulated_agent([]) as w:
+        both, target = {"reflection": 1, "knowledge_graph": 1}, w.method.target
+        seen = {name: values.fingerprint(name, 1) for name in both}
+        manifest = values.manifest(1, **both)
+        await w.agent.ledger.mark_owed(target, [*both])
+        await w.agent.ledger.begin(target, values.intent(1, **both))
+        await w.agent.ledger.deliver(target, manifest, seen, {}, values.succeeded(manifest))
+        await w.agent.ledger.mark_owed(target, ["reflection"])
+        w.files.seen = {"knowledge_graph": seen["knowledge_graph"]}
+        w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
+        await w.settle()
+        *_, skipped = await results(w)
+        assert "removed before their last changes were uploaded" in skipped.why
+        assert not skipped.found_nothing_to_send
+
+
 async def test_a_failed_session_end_sync_has_a_failed_result_and_its_retry_a_result_of_its_own():
     async with simulated_agent([PERMANENT, 1], agent_upload_on_change=False) as w:
         w.files.change(1)
