@@ -59,8 +59,11 @@ class Results:
 
     @classmethod
     def of(cls, history: Sequence[Mapping[str, Any]], optional: Collection[str] = ()) -> Self:
-        """Select the results that mean `succeeded` or `failed`."""
-        kinds = ("akosha.sync.succeeded.v1", "akosha.sync.failed.v1")
+        """Select the results that mean `succeeded` or `failed`, and the events about what is overdue."""
+        kinds = (
+            "akosha.sync.succeeded.v1", "akosha.sync.failed.v1", "akosha.archive.overdue.v1",
+            "akosha.archive.recovered.v1",
+        )  # fmt: skip
 
         def found_nothing_to_send(why: str) -> bool:
             return why.startswith((NO_CHANGE, ALREADY_DELIVERED)) and CHANGES_LOST not in why

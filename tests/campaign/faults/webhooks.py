@@ -3,9 +3,10 @@
 import base64
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
+from agent.domain.events import DeliveryOverdue, DeliveryRecovered
 from tests.campaign.deliveries import ReceiverProcess, Results
 from tests.campaign.faults.answers import Answer, Failures
 from tests.campaign.faults.fault import Fault
@@ -27,6 +28,11 @@ UNDELAYED_SECONDS = 20.0
 DELIVERY_SECONDS = 3.0
 """Maximum time that a kill waits for a result to arrive."""
 
+OVERDUE_HOURS = 1e-5
+"""So short that what waits while the agent is killed is overdue when it starts."""
+
+OVERDUE, RECOVERED = DeliveryOverdue.type, DeliveryRecovered.type
+
 GONE = 410
 
 
@@ -35,6 +41,7 @@ class Webhooks(Fault):
 
     bar = "each selected result arrives in order, signed, with one webhook-id; no sync waits"
     delayed = False
+    events: Sequence[str] = ("succeeded", "failed")
 
     def prepare(self, world: World) -> None:
         self.optional = set[str]()
@@ -45,7 +52,12 @@ class Webhooks(Fault):
     def use(self, world: World, address: str) -> None:
         """Make the agent send the events of FAULTY to this address."""
         webhooks = [
-            {"url": f"{base}{path}?token={CANARY}", "secret": SECRET, "events": ["succeeded", "failed"]}
+            {
+                "url": f"{base}{path}?token={CANARY}",
+                "secret": SECRET,
+                "events": [*self.events],
+                "overdue_hours": OVERDUE_HOURS,
+            }
             for base, path in ((address, FAULTY), (self.receiver.url, OTHER))
         ]
         world.machine.set(agent_webhooks=json.dumps(webhooks))
@@ -54,6 +66,7 @@ class Webhooks(Fault):
             "agent.domain.webhooks:FIRST_DELAY_SECONDS": 0.1,
             "agent.domain.webhooks:LAST_DELAY_SECONDS": 1.0,
             "agent.adapters.webhook_sender:SECONDS": LIMIT_SECONDS,
+            "agent.application.monitoring.overdue:GRACE_SECONDS": 0.0,
         }
 
     def heal(self, world: World, rng: random.Random) -> None:
@@ -131,6 +144,7 @@ class WebhookKilled(Webhooks):
     row = "SIGKILL of the agent or of a webhook's receiver"
     rounds = 60
     delayed = True
+    events = ("succeeded", "failed", "overdue", "recovered")
 
     def strike(self, world: World, rng: random.Random) -> None:
         self.killed = rng.choice(("agent", "receiver", "both"))
@@ -150,6 +164,19 @@ class WebhookKilled(Webhooks):
             self.receiver.start()
 
     def check(self, world: World) -> Iterator[str]:
+        if not happens(lambda: are_ended(announcements(world)), LASTING_SECONDS):
+            yield f"an overdue has no end, or is announced twice: {announcements(world)}"
         yield from super().check(world)
+        self.struck["overdue"] = announcements(world).count(OVERDUE)
         deliveries = self.receiver.deliveries(FAULTY)
         self.struck["delivered twice"] = len(deliveries) - len({one.event_id for one in deliveries})
+
+
+def announcements(world: World) -> list[str]:
+    """Return the types of the events about what is overdue, in the order of the history."""
+    return [event["type"] for event in world.machine.events() if event["type"] in (OVERDUE, RECOVERED)]
+
+
+def are_ended(types: list[str]) -> bool:
+    """Return whether each overdue is followed by its end."""
+    return types == [OVERDUE, RECOVERED] * (len(types) // 2)
