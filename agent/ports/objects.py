@@ -173,18 +173,18 @@ class ObjectStore(Protocol):
         ...
 
     async def head(self, key: str) -> StoredObject:
-        """Return the object's description, without its bytes. Raises NoSuchObject."""
+        """Return the object's description, without its bytes. Raises NoSuchObject, UnreadableObject."""
         ...
 
     async def inspect(self, key: str, *, progress: Progress = ignore_progress) -> StoredObject:
-        """Return the same as `head`, with the `etag` of the current bytes. Raises NoSuchObject.
+        """Return the same as `head`, with the `etag` of the current bytes. Raises NoSuchObject, UnreadableObject.
 
         A store without ETags reads the entire object, and calls `progress` meanwhile.
         """
         ...
 
     def get(self, key: str) -> AsyncGenerator[bytes, None]:
-        """Stream the object's bytes. Raises NoSuchObject."""
+        """Stream the object's bytes. Raises NoSuchObject, UnreadableObject."""
         ...
 
     def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import itertools
 import os
 import shutil
@@ -10,9 +11,9 @@ import sys
 
 import pytest
 
-from agent.adapters.directory_store import DirectoryStore, sharing
+from agent.adapters.directory_store import DirectoryStore, incoming as incoming_module, layout, sharing
 from agent.adapters.directory_store.incoming import Incoming
-from agent.domain.errors import CopyUnsupported
+from agent.domain.errors import CopyUnsupported, StoreError, UnreadableObject
 from agent.ports import StoredObject
 from tests.support import zygote
 from tests.support.files import folder_on_another_disk
@@ -206,6 +207,59 @@ async def test_a_flipped_bit_in_one_of_two_physical_copies_leaves_the_other_uplo
         assert (await fetch(store, key_of(number)) == DATA) == (number not in damaged)
         assert ((await store.inspect(key_of(number))).etag == tag) == (number not in damaged)
     assert len({inode(root, number) for number in range(6, 9)}) == 2
+
+
+def failing(*_args, **_how):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+class BadSector(io.FileIO):
+    readinto = readall = failing
+
+
+@pytest.fixture
+def unreadable(store, root, monkeypatch):
+    """A function that makes the disk fail to read an object, and fail entirely with `gone`."""
+
+    def damage(key, *, gone=False):
+        open_file = layout.open_file
+
+        def opened(path):
+            return io.BufferedReader(BadSector(path)) if path == root / key else open_file(path)
+
+        for module in (layout, sharing, incoming_module):
+            monkeypatch.setattr(module, "open_file", opened)
+        monkeypatch.setattr("os.copy_file_range", failing, raising=False)
+        if gone:
+            monkeypatch.setattr("os.fsync", failing)
+
+    return damage
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_an_object_in_an_unreadable_sector_is_not_copied_and_counts_as_damaged(
+    store, root, monkeypatch, unreadable, links
+):
+    tag = (await put(store, key_of(0))).etag
+    if not links:
+        monkeypatch.setattr(sharing.os, "link", failing)
+    unreadable(key_of(0))
+    with pytest.raises(CopyUnsupported, match="Input/output error"):
+        await copy(store, key_of(0), key_of(1), tag)
+    with pytest.raises(UnreadableObject):
+        await store.inspect(key_of(0))
+    await put(store, key_of(1))  # as the caller does then
+    assert await fetch(store, key_of(1)) == DATA
+
+
+async def test_an_object_on_a_disk_that_fails_entirely_does_not_count_as_damaged(store, root, unreadable):
+    tag = (await put(store, key_of(0))).etag
+    unreadable(key_of(0), gone=True)
+    for reading in (copy(store, key_of(0), key_of(1), tag), store.inspect(key_of(0))):
+        with pytest.raises(StoreError, match="Input/output error") as failure:
+            await reading
+        assert type(failure.value) is StoreError
+        assert failure.value.transient
 
 
 @pytest.mark.parametrize("number", [errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EIO, errno.EACCES])

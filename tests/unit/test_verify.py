@@ -18,7 +18,7 @@ from agent.application.signal import Signal
 from agent.application.status_warnings import warnings_in
 from agent.application.sync.results import ResultRecorder
 from agent.domain.delivery_state import State
-from agent.domain.errors import NoSuchObject, SnapshotError, StoreError
+from agent.domain.errors import NoSuchObject, SnapshotError, StoreError, UnreadableObject
 from agent.domain.events import UploadVerified
 from agent.domain.identity import Identity
 from agent.entrypoints.cli.verify import _lines
@@ -184,6 +184,21 @@ async def test_a_damaged_database_is_reported_owed_and_requested(setup):
     assert setup.sync_requests == 1
     await setup.pass_time(DAY / 2)
     assert (setup.opened, setup.sync_requests) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "owed"),
+    [("knowledge_graph.duckdb", "head", {"knowledge_graph"}), ("manifest.json", "get", {REFLECTION, GRAPH})],
+)
+async def test_an_object_that_its_disk_cannot_read_is_damaged(setup, name, call, owed):
+    setup.store.fail(call, UnreadableObject("cannot read it: Input/output error", transient=True), key=name)
+    await setup.pass_time(FIRST_SECONDS + 5)
+    (event,) = await setup.recorded()
+    assert [problem[:14] for problem in event.problems.values()] == [
+        "cannot be read" if call == "head" else "cannot read it"
+    ]
+    assert {found for found, state in (await setup.states()).items() if state is State.OWED} == owed
+    assert setup.sync_requests == 1
 
 
 async def test_the_upload_that_repairs_the_damage_is_verified_soon(setup):

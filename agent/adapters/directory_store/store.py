@@ -28,9 +28,9 @@ from typing import TypeVar
 import structlog
 
 from agent.adapters.directory_store import incoming, layout, leftovers, sharing
-from agent.adapters.directory_store.errors import translated
+from agent.adapters.directory_store.errors import reading_object, translated
 from agent.adapters.directory_store.incoming import Incoming
-from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
+from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError, UnreadableObject
 from agent.ports import (
     Creation,
     OpenPut,
@@ -144,6 +144,13 @@ class DirectoryStore:
         self, source: str, key: str, *, expected: StoredObject, progress: Progress = ignore_progress
     ) -> StoredObject:
         layout.check_key(key)
+        try:
+            return await self._copy(source, key, expected, progress)
+        except UnreadableObject as error:
+            raise CopyUnsupported(error.message, hint=error.hint) from error
+
+    async def _copy(self, source: str, key: str, expected: StoredObject, progress: Progress) -> StoredObject:
+        """Copy like `copy`. Raises UnreadableObject, too."""
         found = await self.head(source)
         if found.size != expected.size or dict(found.metadata) != dict(expected.metadata):
             raise CopyUnsupported(f"{source!r} in {self._root} differs from the object of the last upload")
@@ -155,9 +162,10 @@ class DirectoryStore:
                 loop.call_soon_threadsafe(progress, count)
 
             def fill() -> None:
-                shared = sharing.to_share(self._root, source, key, expected)
-                if shared is None or not file.share(shared, expected.etag, report):
-                    file.copy_from(layout.object_path(self._root, source), report)
+                with reading_object(self._root, source):
+                    shared = sharing.to_share(self._root, source, key, expected)
+                    if shared is None or not file.share(shared, expected.etag, report):
+                        file.copy_from(layout.object_path(self._root, source), report)
 
             await self._run("copy", source, fill)
             if file.size != expected.size:
@@ -176,7 +184,8 @@ class DirectoryStore:
             if not stat.S_ISREG(status.st_mode):
                 raise NoSuchObject(f"there is no {key!r} in {self._root}")
             size = status.st_size
-            return StoredObject(key, size, layout.read_record(layout.record_path(self._root, key), size))
+            with reading_object(self._root, key):
+                return StoredObject(key, size, layout.read_record(layout.record_path(self._root, key), size))
 
         return await self._run("read", key, work, reading=True)
 
@@ -194,8 +203,13 @@ class DirectoryStore:
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:
         opening = self._run("read", key, lambda: layout.open_file(layout.object_path(self._root, key)), reading=True)
         file = await _opened(opening, lambda file: file.close)
+
+        def read() -> bytes:
+            with reading_object(self._root, key):
+                return file.read(READ_BYTES)
+
         try:
-            while piece := await self._run("read", key, lambda: file.read(READ_BYTES)):
+            while piece := await self._run("read", key, read):
                 yield piece
         finally:
             await _finish(file.close)

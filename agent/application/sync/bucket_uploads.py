@@ -9,7 +9,7 @@ import structlog
 
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.domain import naming
-from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
+from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, UnreadableObject, WireError
 from agent.domain.events import upload_event_id
 from agent.domain.manifest import Manifest, manifest_metadata
 from agent.domain.naming import is_in_future
@@ -79,7 +79,7 @@ class BucketUploads:
         key = naming.manifest_key(self._system_id, upload)
         try:
             data = await manifest_bytes(self._store, key)
-        except WireError as error:
+        except (WireError, UnreadableObject) as error:
             raise NotAManifest(error.message, hint=error.hint) from error
         if data is None:
             return None
@@ -168,7 +168,7 @@ class BucketUploads:
         return found
 
     async def holds(self, part: ObjectRecord, progress: Callable[[], None], *, reads: bool = True) -> bool:
-        """Return whether an object exists with the recorded size, checksum and ETag.
+        """Return whether an object exists, can be read, and has the recorded size, checksum and ETag.
 
         Values that the store or the manifest lacks are not compared. `progress` is called while the store reads the
         object, and once it has answered. Without `reads`, a store that has no ETags does not read it.
@@ -179,7 +179,7 @@ class BucketUploads:
             else:
                 found = await self._store.head(part.key)
             progress()
-        except NoSuchObject:
+        except (NoSuchObject, UnreadableObject):
             return False
         sha256 = found.metadata.get("sha256", part.sha256)
         return (found.size, sha256) == (part.stored_size, part.sha256) and not is_changed(part.etag, found.etag)
