@@ -221,6 +221,14 @@ class ObjectStore(Protocol):
         """
         ...
 
+    async def separate_copies(self, prefix: str, *, progress: Progress = ignore_progress) -> None:
+        """Let no three uploads or more under `prefix` share the only physical copy of an object.
+
+        A prune may have left them so. Reads and writes whole objects, and calls `progress` meanwhile. One that cannot
+        be copied now stays as it is. Does nothing in a store that keeps copies by itself.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Close connections. Idempotent."""
         ...

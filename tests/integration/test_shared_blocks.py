@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from agent.adapters import fs
 from agent.adapters.directory_store import DirectoryStore, incoming as incoming_module, layout, sharing
 from agent.adapters.directory_store.incoming import Incoming
 from agent.domain.errors import CopyUnsupported, StoreError, UnreadableObject
@@ -112,18 +113,42 @@ async def test_after_a_prune_the_next_copies_restore_two_physical_copies(store, 
 
 
 @pytest.mark.parametrize(("kept", "copies"), [((3, 5, 9), 2), ((1, 3, 5, 7), 2), ((5, 9), 1), ((7, 8, 9), 2)])
-async def test_a_sweep_after_a_prune_leaves_no_three_uploads_with_one_physical_copy(store, root, kept, copies):
+async def test_after_a_prune_no_three_uploads_keep_one_physical_copy(store, root, kept, copies):
     """Whatever the rules of the prune are: only those that keep the two newest uploads keep both copies."""
     await uploads(store, 10)
     await store.delete([key_of(number) for number in range(10) if number not in kept])
-    await store.sweep("systems/")
+    await store.separate_copies("systems/")
     assert len({inode(root, number) for number in kept}) == copies
     for number in kept:
         assert await fetch(store, key_of(number)) == DATA
         assert (await store.head(key_of(number))).metadata == METADATA
     inodes = [inode(root, number) for number in kept]
-    await store.sweep("systems/")
+    await store.separate_copies("systems/")
     assert [inode(root, number) for number in kept] == inodes
+
+
+async def test_a_sweep_copies_nothing_because_syncs_wait_for_it(store, root):
+    await uploads(store, 10)
+    kept = (3, 5, 9)
+    await store.delete([key_of(number) for number in range(10) if number not in kept])
+    await store.sweep("systems/")
+    assert len({inode(root, number) for number in kept}) == 1
+
+
+async def test_the_separation_of_copies_reports_its_progress_and_flushes_as_it_copies(store, root, monkeypatch):
+    """On a slow disk, it takes longer than the limit on the time without progress."""
+    await uploads(store, 10)
+    await store.delete([key_of(number) for number in range(10) if number not in (3, 5, 9)])
+    monkeypatch.setattr(sharing, "READ_BYTES", 2**16)
+    monkeypatch.setattr(incoming_module, "READ_BYTES", 2**16)
+    monkeypatch.setattr(incoming_module, "FLUSH_BYTES", 2**16)
+    monkeypatch.delattr("os.copy_file_range", raising=False)
+    steps, flushed, sync = [], [], fs.sync
+    monkeypatch.setattr(fs, "sync", lambda descriptor: (flushed.append(1), sync(descriptor)))
+    await store.separate_copies("systems/", progress=steps.append)
+    assert sum(steps) == 2 * len(DATA), "read once, and copied"
+    assert steps.count(0) == 3 + 8, "three objects are compared, and the copy is read in eight pieces"
+    assert len(flushed) > 7
 
 
 async def test_an_only_copy_that_is_damaged_replaces_nothing(store, root, monkeypatch):
@@ -137,7 +162,7 @@ async def test_an_only_copy_that_is_damaged_replaces_nothing(store, root, monkey
         copy_from(self, source, progress)
 
     monkeypatch.setattr(Incoming, "copy_from", damaging)
-    await store.sweep("systems/")
+    await store.separate_copies("systems/")
     assert len({inode(root, number) for number in kept}) == 1
     assert not [path for path in (root / ".akosha" / "incoming").rglob("*") if path.is_file()]
 

@@ -156,10 +156,7 @@ class DirectoryStore:
             raise CopyUnsupported(f"{source!r} in {self._root} differs from the object of the last upload")
         file = await self._incoming(key)
         try:
-            loop = asyncio.get_running_loop()
-
-            def report(count: int) -> None:
-                loop.call_soon_threadsafe(progress, count)
+            report = _on_this_loop(progress)
 
             def fill() -> None:
                 with reading_object(self._root, source):
@@ -244,22 +241,21 @@ class DirectoryStore:
         started_before: datetime | None = None,  # noqa: ARG002
         spared: Collection[str] = (),  # noqa: ARG002
     ) -> int:
-        """Remove unfinished puts. Only the lock on each file counts, which shows whether its process lives.
+        """Remove unfinished puts. Only the lock on each file counts, which shows whether its process lives."""
+        return await self._run("sweep", "", lambda: leftovers.sweep(self._root, prefix))
 
-        Also let no three uploads or more share the only physical copy of an object: a prune may have left them so.
-        """
-        removed = await self._run("sweep", "", lambda: leftovers.sweep(self._root, prefix))
-        for key in await self._run("read", "", lambda: sharing.only_copies(self._root, prefix)):
-            with contextlib.suppress(StoreError):  # a full disk, or the object was just deleted: the next sweep tries
-                await self._separate(key)
-        return removed
+    async def separate_copies(self, prefix: str, *, progress: Progress = ignore_progress) -> None:
+        report = _on_this_loop(progress)
+        for key in await self._run("read", "", lambda: sharing.only_copies(self._root, prefix, report)):
+            with contextlib.suppress(StoreError):  # a full disk, or the object was just deleted: the next call tries
+                await self._separate(key, progress)
 
-    async def _separate(self, key: str) -> None:
+    async def _separate(self, key: str, progress: Progress) -> None:
         """Give an object a physical copy of its own. Raises StoreError; then it is as before."""
-        found, path = await self.inspect(key), layout.object_path(self._root, key)
-        file = await self._incoming(key)
+        found, path = await self.inspect(key, progress=progress), layout.object_path(self._root, key)
+        file, report = await self._incoming(key), _on_this_loop(progress)
         try:
-            await self._run("copy", key, lambda: file.copy_from(path, ignore_progress))
+            await self._run("copy", key, lambda: file.copy_from(path, report))
             if file.tag != found.etag:
                 raise StoreError(f"{key!r} in {self._root} changed while it was copied", transient=True)
             await self._run("copy", key, _call(file.commit, found.metadata))
@@ -326,6 +322,16 @@ def _time(modified: float) -> datetime | None:
         return datetime.fromtimestamp(modified, UTC)
     except (ValueError, OverflowError, OSError):
         return None
+
+
+def _on_this_loop(progress: Progress) -> Progress:
+    """Return what has the running event loop call `progress`, for use in another thread."""
+    loop = asyncio.get_running_loop()
+
+    def report(count: int) -> None:
+        loop.call_soon_threadsafe(progress, count)
+
+    return report
 
 
 def _call(function: Callable[..., T], *arguments: object) -> Callable[[], T]:

@@ -137,6 +137,9 @@ class S3Store:
     async def sweep(self, prefix: str, *, started_before: datetime | None = None, spared: Collection[str] = ()) -> int:
         return await multipart.sweep(self._connection, prefix, {*spared, *self._writer.active}, started_before)
 
+    async def separate_copies(self, prefix: str, *, progress: Progress = ignore_progress) -> None:
+        """Do nothing: the service keeps several copies of each object."""
+
     async def unfinished(self, prefix: str) -> builtins.list[Unfinished]:
         """Return the multipart uploads that `sweep` would abort, and those in progress. Raises NotPermitted."""
         return await reading.unfinished(self._connection, prefix)
