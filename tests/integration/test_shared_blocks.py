@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from agent.adapters import fs
-from agent.adapters.directory_store import DirectoryStore, incoming as incoming_module, layout, sharing
+from agent.adapters.directory_store import DirectoryStore, incoming as incoming_module, layout, leftovers, sharing
 from agent.adapters.directory_store.incoming import Incoming
 from agent.domain.errors import CopyUnsupported, StoreError, UnreadableObject
 from agent.ports import StoredObject
@@ -428,14 +428,19 @@ async def test_a_sweep_spares_the_link_of_a_put_in_progress_on_nfs(store, root, 
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", nfs_flock)
+    monkeypatch.setattr(leftovers, "_is_older_than", None)  # only locks count
     tag = (await put(store, key_of(0))).etag
     os.utime(root / key_of(0), (0, 0))
     incoming = Incoming(root, key_of(1))
     assert incoming.share(key_of(0), tag, lambda _: None)
+    assert await store.count_unfinished("systems/") == 0
     assert await store.sweep("systems/") == 0
     incoming.commit(METADATA)
     assert await fetch(store, key_of(1)) == DATA
-    assert await store.sweep("systems/") == 0
+    killed = Incoming(root, key_of(2))
+    killed._file.close()
+    assert await store.count_unfinished("systems/") == 1
+    assert await store.sweep("systems/") == 1
 
 
 async def test_a_copy_of_the_directory_that_lost_its_links_works(store, root, tmp_path):

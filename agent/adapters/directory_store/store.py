@@ -241,7 +241,7 @@ class DirectoryStore:
         started_before: datetime | None = None,  # noqa: ARG002
         spared: Collection[str] = (),  # noqa: ARG002
     ) -> int:
-        """Remove unfinished puts. Only the lock on each file counts, which shows whether its process lives."""
+        """Remove unfinished puts. `started_before` is not needed: the lock on a file ends with its process."""
         return await self._run("sweep", "", lambda: leftovers.sweep(self._root, prefix))
 
     async def separate_copies(self, prefix: str, *, progress: Progress = ignore_progress) -> None:
