@@ -151,7 +151,7 @@ async def test_the_separation_of_copies_reports_its_progress_and_flushes_as_it_c
     assert len(flushed) > 7
 
 
-async def test_an_only_copy_that_is_damaged_replaces_nothing(store, root, monkeypatch):
+async def test_an_only_copy_that_changes_while_it_is_copied_replaces_nothing(store, root, monkeypatch):
     await uploads(store, 10)
     kept = (3, 5, 9)
     await store.delete([key_of(number) for number in range(10) if number not in kept])

@@ -6,7 +6,8 @@ Damage to a shared block reaches every object that has it. Two rules limit that:
 - Two uploads may share one physical copy of an object, the third gets its own. From then on, a copy shares the physical
   copy that its source does not have. So the two newest uploads with an object never share all its blocks, and neither
   do those that a prune keeps, if it keeps these two. If a prune leaves three uploads or more with one physical copy,
-  the newest of them gets its own at the end of the prune (`only_copies`).
+  the newest of them gets its own at the end of the prune (`only_copies`). It has the bytes that are there: damage that
+  happened before is found by a verification, not by this copy.
 
 Objects are never changed in place: the store replaces files by rename.
 """
