@@ -169,6 +169,12 @@ async def test_pages_and_batches_may_be_large_mixed_and_have_duplicates(memories
     )
 
 
+async def test_of_rows_that_share_an_id_none_is_newly_held_if_one_was_held(memories):
+    shared = [waiting(seen(1)), waiting(seen(1, state=1))]
+    assert await memories.hold(TARGET, shared) == 2
+    assert await memories.hold(TARGET, [*shared, waiting(seen(2))]) == 1
+
+
 async def test_release_drops_held_memories_whose_rows_were_deleted(memories):
     deleted, remaining, graph = seen("deleted ☂"), seen(2), seen(1, kind="entity")
     await memories.delivered(TARGET, [seen(9)])
