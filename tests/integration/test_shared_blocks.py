@@ -277,6 +277,17 @@ async def test_an_object_in_an_unreadable_sector_is_not_copied_and_counts_as_dam
     assert await fetch(store, key_of(1)) == DATA
 
 
+async def test_an_object_whose_metadata_is_in_an_unreadable_sector_is_replaced(store, unreadable):
+    tag = (await put(store, key_of(0))).etag
+    unreadable(f".akosha/metadata/{key_of(0)}.json")
+    with pytest.raises(UnreadableObject):
+        await store.head(key_of(0))
+    with pytest.raises(CopyUnsupported):
+        await copy(store, key_of(0), key_of(1), tag)
+    await put(store, key_of(0), b"other")
+    assert await fetch(store, key_of(0)) == b"other"
+
+
 async def test_an_object_on_a_disk_that_fails_entirely_does_not_count_as_damaged(store, root, unreadable):
     tag = (await put(store, key_of(0))).etag
     unreadable(key_of(0), gone=True)

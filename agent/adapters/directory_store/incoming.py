@@ -341,7 +341,7 @@ def _move(root: Path, source: Path, target: Path) -> None:
 def _read_if_exists(path: Path) -> bytes | None:
     try:
         return record_bytes(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # missing, or in an unreadable sector: it is written again
         return None
 
 

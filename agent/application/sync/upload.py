@@ -14,7 +14,7 @@ import structlog
 
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.domain import naming
-from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
+from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError, UnreadableObject
 from agent.domain.manifest import Manifest, manifest_metadata
 from agent.domain.upload_parts import (
     PATCHES,
@@ -413,7 +413,7 @@ class Upload:
             return None
         try:
             stored = await self.store.head(key)
-        except NoSuchObject:
+        except (NoSuchObject, UnreadableObject):
             return None
         return stored if stored.metadata == metadata else None
 
