@@ -9,11 +9,12 @@ import socket
 import stat
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from ipaddress import IPv4Address
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -128,6 +129,18 @@ async def port_closed() -> None:
         await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "page-port"))
 
 
+def listening() -> set[tuple[str, int]]:
+    """Return the TCP addresses at which this process listens."""
+    found = set()
+    for file in Path("/dev/fd").iterdir():
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(int(file.name)).st_mode):
+                with socket.socket(fileno=os.dup(int(file.name))) as one:
+                    if one.family == socket.AF_INET and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        found.add(one.getsockname())
+    return found
+
+
 def is_open(address: tuple[str, int]) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(address) == 0
@@ -136,10 +149,24 @@ def is_open(address: tuple[str, int]) -> bool:
 # ------------------------------------------------------------------------------------------------ tokens and sessions
 
 
-async def test_before_the_page_is_opened_nothing_listens(agent):
-    """Neither does it after a start without sessions."""
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "page-port"]
-    assert [path.name for path in agent.state.iterdir()] == ["control.sock"]
+async def test_before_the_page_is_opened_nothing_listens(agent_service, tmp_path):
+    before = listening()
+    async with serve_agent(agent_service, tmp_path / "state") as agent:
+        assert listening() == before
+        assert [path.name for path in agent.state.iterdir()] == ["control.sock"]
+        async with opened(agent, started=False) as page:
+            assert listening() - before == {page.address}
+
+
+async def test_sessions_that_ended_while_no_agent_ran_open_no_port_and_leave_no_file(clock, agent_service, tmp_path):
+    before = listening()
+    async with serve_agent(agent_service, tmp_path / "state") as agent, opened(agent):
+        pass
+    assert (agent.state / "page.json").exists()
+    await clock.advance(SESSION_SECONDS)
+    async with serve_agent(agent_service, tmp_path / "state"):
+        assert listening() == before
+        assert not (agent.state / "page.json").exists()
 
 
 async def test_the_token_of_the_address_starts_a_session_with_which_everything_can_be_read(agent):
@@ -243,7 +270,7 @@ async def page_of_another_token(page, token: str):
     return await page.exchange()
 
 
-async def test_if_another_program_has_the_port_after_a_restart_the_page_is_opened_at_another_one(
+async def test_if_another_program_has_the_port_after_a_restart_the_sessions_end_and_the_page_is_opened_at_another_one(
     agent_service, tmp_path
 ):
     async with serve_agent(agent_service, tmp_path / "state") as agent, opened(agent) as page:
@@ -252,6 +279,8 @@ async def test_if_another_program_has_the_port_after_a_restart_the_page_is_opene
         async with serve_agent(agent_service, tmp_path / "state") as agent, opened(agent) as other:
             assert other.base != page.base
             assert (await other.read("/v1/status")).status == 200
+            other.session = page.session
+            assert (await other.read("/v1/status")).status == 401
     assert "page_port_unavailable" in [line["event"] for line in logs]
 
 
