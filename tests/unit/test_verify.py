@@ -287,6 +287,22 @@ async def test_a_requested_verification_waits_for_the_sync_and_for_the_bucket(se
     assert (setup.opened, len(await setup.recorded()), await setup.warnings()) == (2, 1, [])
 
 
+async def test_a_verification_that_was_requested_during_a_sync_is_made_after_a_restart(setup):
+    await setup.pass_time(FIRST_SECONDS + 5)
+    async with setup.sync_lock:  # so the first agent does not make it
+        await setup.loop.request()
+        await setup.pass_time(1)
+        later = Setup(setup.ledger, setup.clock)
+        later.store = setup.store
+        running = asyncio.create_task(later.loop.run())
+        await setup.pass_time(FIRST_SECONDS + 5)
+        assert (setup.opened, later.opened, len(await setup.recorded())) == (1, 1, 2)
+        await setup.pass_time(DAY / 2)
+        assert later.opened == 1
+        running.cancel()
+        await asyncio.wait({running})
+
+
 async def test_a_target_that_refuses_a_requested_verification_is_named_in_one_warning(setup):
     setup.store.fail("get", StoreError("403 AccessDenied", hint="allow s3:GetObject"), times=2)
     await setup.loop.request()

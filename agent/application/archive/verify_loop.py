@@ -26,7 +26,7 @@ from agent.application.archive.target_check import TargetCheck
 from agent.application.archive.verify import Verifier, VerifyResult
 from agent.application.monitoring.status import VERIFIED, VerifyStatus
 from agent.application.signal import Signal
-from agent.application.status_warnings import clear_warning, has_warning, set_warning
+from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.confirmed_upload import forget_confirmation
 from agent.application.sync.results import ResultRecorder
 from agent.domain import naming
@@ -54,6 +54,9 @@ LONGEST_NOTED = 200
 """Number of problems in the status, and maximum length of each."""
 
 LIMITED = "deep_verify_limited"
+
+REQUESTED = "verification_requested"
+"""Key of the note that a verification was requested, with the time. Its result removes it."""
 
 VERIFICATION_WAITS = "verification_waits"
 """Code of the warning that a requested verification could not read the target. It ends with the next verification."""
@@ -180,26 +183,25 @@ class VerifyLoop:
     target_check: TargetCheck
     deep: DeepVerifier | None = None
 
-    _requested: bool = field(default=False, init=False)
     _started: Signal = field(init=False)
 
     def __post_init__(self) -> None:
         self._started = Signal(self.clock, "verify-first")
 
     async def request(self) -> None:
-        """Verify the newest upload now, or as soon as no sync runs and the bucket can be reached.
+        """Verify the newest upload now, or as soon as no sync or deep verification runs and the bucket can be reached.
 
-        A status warning says why it waits for the bucket. Raises NoSuchObject if there is no upload, StateError.
+        The request outlives the agent. A status warning says why it waits for the bucket. Raises NoSuchObject if there
+        is no upload, StateError.
         """
         if (await self.ledger.record(self.target)).newest_upload_id is None:
             raise NoSuchObject("there is no upload yet", hint="akosha-agent sync")
-        self._requested = True
+        await self.ledger.note(REQUESTED, self.clock.now().isoformat())
         self._started.set()
         self.signal.set()
 
     async def run(self) -> None:
         """Verify uploads when they are due or requested, until cancelled. Raises StateError."""
-        self._requested |= await has_warning(self.ledger, VERIFICATION_WAITS)  # requested of an earlier agent
         await self._started.wait(FIRST_SECONDS)
         while True:
             wait = await self._verify_if_due()
@@ -231,9 +233,10 @@ class VerifyLoop:
 
     async def _seconds_left(self) -> float:
         """Return the seconds until the next verification: 0 if requested, or for a new upload after a damaged one."""
-        if self._requested:
+        notes = await self.ledger.notes()
+        if notes.get(REQUESTED):
             return 0.0
-        last = VerifyStatus.from_notes(await self.ledger.notes(), self.target)
+        last = VerifyStatus.from_notes(notes, self.target)
         if last is None or (last.manual and not last.whole):
             return 0.0  # after `verify` has found damage, this loop has it uploaded again
         now, upload = self.clock.now(), (await self.ledger.record(self.target)).newest_upload_id
@@ -255,7 +258,7 @@ class VerifyLoop:
                     await forget_deleted({*damaged} - {*await verifier.uploads()}, self.ledger, self.clock)
         except StoreError as error:
             await self.target_check.failed(upload, error)
-            if self._requested:
+            if (await self.ledger.notes()).get(REQUESTED):
                 waits = f"the requested verification of {upload} waits"
                 warning = (
                     StatusWarning(code=VERIFICATION_WAITS, message=f"{waits}: {error.message}", hint=error.hint)
@@ -270,7 +273,7 @@ class VerifyLoop:
         event = self.reporter.event(found)
         await self.reporter.report(found, event, VERIFIED, _status(found, event.time).note(self.target))
         await clear_warning(self.ledger, VERIFICATION_WAITS)
-        self._requested = False
+        await self.ledger.note(REQUESTED, "")
         if not found.whole:
             await self._resend_damaged(found)
         return True
