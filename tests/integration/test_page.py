@@ -242,6 +242,19 @@ async def test_a_session_ends_12_hours_after_its_last_use_and_the_port_is_closed
         assert (await page.read("/v1/status")).status == 200
 
 
+async def test_after_its_session_has_ended_a_stream_sends_nothing_while_another_session_is_valid(
+    clock, agent, agent_service
+):
+    async with opened(agent) as page, opened(agent) as other, page.follow(**page.bearing) as stream:
+        await clock.advance(SESSION_SECONDS / 2)
+        assert (await other.read("/v1/status")).status == 200
+        await clock.advance(SESSION_SECONDS / 2)
+        agent_service.add_event(values.skipped())
+        with pytest.raises(aiohttp.ClientError):
+            await stream.end()
+        assert (await other.read("/v1/status")).status == 200
+
+
 async def test_an_address_that_is_never_used_closes_the_port_when_its_token_ends(clock, agent):
     async with opened(agent, started=False) as page:
         await clock.advance(TOKEN_SECONDS)

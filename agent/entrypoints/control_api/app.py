@@ -181,7 +181,14 @@ class ControlApp:
                 f"{position[:80]!r} is not a position in the history",
                 hint="use the id of the last event received, or 0",
             )
-        return await self.streams.respond(request, after=None if position is None else int(position))
+        connection, bearer = request.protocol, bearer_of(request)
+        assert isinstance(connection, Connection)
+        is_of_page = connection.rules is not None and connection.rules.is_for_page
+        return await self.streams.respond(
+            request,
+            after=None if position is None else int(position),
+            may_read=lambda: not is_of_page or self._page_access.is_valid(bearer),  # the session may end
+        )
 
     async def metrics(self, _request: web.Request) -> web.StreamResponse:
         body, content_type = await self._metrics()

@@ -83,6 +83,10 @@ class PageAccess:
         """Return the proof that the agent knows a session; see `PageSessions.proof`."""
         return self._sessions.proof(session_id, text)
 
+    def is_valid(self, bearer: str) -> bool:
+        """Return whether this is the secret of a session that has not ended. This is no use of the session."""
+        return self._sessions.is_valid(bearer)
+
     async def use_session(self, bearer: str, connection: Connection) -> bool:
         """Return whether this is the secret of a session that has not ended; if so, it is in use.
 

@@ -1,6 +1,6 @@
 """The JSON documents of the page's routes. OpenAPI derives their schemas from these classes.
 
-Times are ISO 8601 in UTC, sizes in bytes. Texts contain no control characters.
+Times are ISO 8601 in UTC, sizes in bytes. Texts contain no control characters, except line feeds in `detail`.
 """
 
 from dataclasses import dataclass
