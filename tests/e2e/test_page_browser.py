@@ -13,7 +13,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
-from tests.support.browser import MISSING, NARROW, WIDE, Watched, running_browser
+from tests.support.browser import CHROMIUM, MISSING, NARROW, WIDE, Watched, running_browser
 from tests.support.machine import Machine
 from tests.support.past_results import add_results, failed, skipped, succeeded
 from tests.support.servers.nats import connected, running_nats
@@ -398,3 +398,23 @@ def test_another_origin_reads_and_triggers_nothing(browser, rested):
         watched.page.locator("#sync").click()  # were another sync requested before, it would have a result by now
         expect(watched.page.locator("#result")).to_contain_text("nothing", ignore_case=True)
         assert len(set(watched.page.evaluate(SYNCS)) - set(before)) == 1
+
+
+REBOUND = """paths => Promise.all(paths.map(async ([method, path]) =>
+    (await fetch(path, { method, headers: { "Content-Type": "application/json" } })).status))"""
+
+
+def test_a_name_that_is_rebound_to_the_agents_address_reads_and_triggers_nothing(browser, rested):
+    """The browser takes the agent for the other site, whose name resolves to the agent's address."""
+    agent = urlsplit(link_of(rested))
+    rules = f"--host-resolver-rules=MAP evil.test {agent.hostname}, MAP * ~NOTFOUND, EXCLUDE 127.*"
+    rebound = browser.browser_type.launch(executable_path=CHROMIUM, args=["--no-sandbox", rules], handle_sigint=False)
+    try:
+        page = rebound.new_page()
+        assert page.goto(f"http://evil.test:{agent.port}/").status == 403
+        paths = [("GET", path) for path in ("/", "/page.js", "/v1/status", "/v1/history", "/v1/events")]
+        paths += [("POST", path) for path in ("/v1/page/session", "/v1/page/proof", "/v1/sync", "/v1/verify")]
+        assert page.evaluate(REBOUND, paths) == [403] * len(paths)
+        assert page.goto(f"http://{agent.netloc}/").status == 200
+    finally:
+        rebound.close()
