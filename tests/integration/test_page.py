@@ -414,6 +414,15 @@ async def test_another_users_process_gets_no_session_and_cannot_use_one(agent, m
         await stolen.start()
 
 
+async def test_a_client_that_closes_while_its_user_is_checked_is_disconnected_without_a_warning(agent, monkeypatch):
+    async with opened(agent) as page, opened(agent, started=False) as closing:
+        monkeypatch.setattr(tcp_peer, "_uid_from_kernel", lambda *_: None)
+        with capture_logs() as logs, pytest.raises(aiohttp.ClientError):
+            await closing.exchange()
+        assert logs == []
+        assert (await page.read("/v1/status")).status == 200
+
+
 async def test_the_agent_proves_that_it_knows_a_session_which_is_not_sent(clock, agent):
     """Not to another address: a server there could pass the proof on."""
     async with opened(agent) as page, opened(agent) as other:
