@@ -79,9 +79,10 @@ class StatusDocument(Status):
 
 
 def running_process(home: Home) -> dict[str, object] | None:
-    """Return the process that holds the state directory: `pid`, `command` and `since`. Blocks briefly."""
-    holder = home.holder()
-    return None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
+    """Return the process that holds the state directory: `pid`, `command`, `since` (None: unknown). Blocks briefly."""
+    if (holder := home.holder()) is None:
+        return None
+    return {"pid": holder.pid, "command": holder.command, "since": holder.since and str(holder.since)}
 
 
 def unresponsive_warning(

@@ -12,7 +12,13 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.target_check import CHECK_FAILED, EVERY_SECONDS, TargetCheck
 from agent.application.archive.verify import MOST_PROBLEMS, Verifier, VerifyResult
-from agent.application.archive.verify_loop import FIRST_SECONDS, VERIFICATION_WAITS, VerifyLoop, VerifyReporter
+from agent.application.archive.verify_loop import (
+    FIRST_SECONDS,
+    VERIFICATION_WAITS,
+    VerifyLoop,
+    VerifyReporter,
+    record_verified,
+)
 from agent.application.monitoring.status import VerifyStatus
 from agent.application.signal import Signal
 from agent.application.status_warnings import warnings_in
@@ -177,6 +183,7 @@ async def test_a_damaged_database_is_reported_owed_and_requested(setup):
     assert (event.whole, dict(event.problems)) == (False, {"knowledge_graph.duckdb": "is missing"})
     status = await setup.status()
     assert (status.whole, dict(status.problems)) == (False, dict(event.problems))
+    assert (status.databases, status.damaged) == ((GRAPH, REFLECTION), (GRAPH,))
     assert await setup.states() == {"reflection": State.CLEAN, "knowledge_graph": State.OWED}
     assert not (await setup.ledger.record(values.TARGET)).databases["knowledge_graph"].parts, (
         "damaged parts are not reused"
@@ -199,6 +206,22 @@ async def test_an_object_that_its_disk_cannot_read_is_damaged(setup, name, call,
     ]
     assert {found for found, state in (await setup.states()).items() if state is State.OWED} == owed
     assert setup.sync_requests == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "damaged"),
+    [
+        ({}, ()),
+        ({"knowledge_graph.duckdb": "is missing"}, (GRAPH,)),
+        ({"memories.json": "is missing"}, (GRAPH, REFLECTION)),
+        ({"...": "9 more"}, (GRAPH, REFLECTION)),
+    ],
+)
+async def test_the_command_verify_reports_which_databases_are_damaged(setup, found, damaged):
+    event = VerifyResult(upload_id=values.upload_id(0), deep=True, objects=5, manifest=None, problems=found)
+    await record_verified(event.event(IDENTITY, setup.clock), values.TARGET, setup.ledger, setup.clock)
+    status = await setup.status()
+    assert (status.manual, status.databases, status.damaged) == (True, (GRAPH, REFLECTION), damaged)
 
 
 async def test_the_upload_that_repairs_the_damage_is_verified_soon(setup):

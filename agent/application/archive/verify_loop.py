@@ -6,14 +6,14 @@ cannot be reached, the verification is retried later.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from agent.application.archive.catalog import MISSING
+from agent.application.archive.catalog import MISSING, object_name
 from agent.application.archive.deep_schedule import (
     NOTE,
     DeepSchedule,
@@ -30,7 +30,8 @@ from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.confirmed_upload import forget_confirmation
 from agent.application.sync.results import ResultRecorder
 from agent.domain import naming
-from agent.domain.delivery_state import Target
+from agent.domain.databases import database_of
+from agent.domain.delivery_state import Target, TargetRecord
 from agent.domain.errors import LedgerDamaged, NoSuchObject, SnapshotError, StateError, StoreError
 from agent.domain.events import UploadVerified
 from agent.domain.identity import Identity
@@ -248,7 +249,8 @@ class VerifyLoop:
 
     async def _verify_newest(self) -> bool:
         """Verify the newest upload. Return False if there is none, it changed, or the bucket is unreachable."""
-        upload = (await self.ledger.record(self.target)).newest_upload_id
+        record = await self.ledger.record(self.target)
+        upload = record.newest_upload_id
         if upload is None:
             return False
         try:
@@ -271,7 +273,9 @@ class VerifyLoop:
         if self.sync_lock.locked() or (await self.ledger.record(self.target)).newest_upload_id != upload:
             return False  # there is a newer upload, or a sync is making one
         event = self.reporter.event(found)
-        await self.reporter.report(found, event, VERIFIED, _status(found, event.time).note(self.target))
+        databases = {part.database for part in found.manifest.parts} if found.manifest else set[str]()
+        status = _status(found, event.time, databases, found.damaged if found.manifest else {*record.databases})
+        await self.reporter.report(found, event, VERIFIED, status.note(self.target))
         await clear_warning(self.ledger, VERIFICATION_WAITS)
         await self.ledger.note(REQUESTED, "")
         if not found.whole:
@@ -316,10 +320,35 @@ async def record_verified(event: UploadVerified, target: Target, ledger: Ledger,
     if not is_old and event.upload_id == record.newest_upload_id:
         if is_missing and record.intent is None:
             await ledger.forget(target, list(record.databases))
-        await ledger.note(VERIFIED, replace(_status(event, event.time), manual=True).note(target))
+        databases = [name for name, known in record.databases.items() if known.was_delivered]
+        status = _status(event, event.time, databases, _damaged(event.problems, record))
+        await ledger.note(VERIFIED, replace(status, manual=True).note(target))
 
 
-def _status(found: VerifyResult | UploadVerified, at: datetime) -> VerifyStatus:
+def _damaged(problems: Collection[str], record: TargetRecord) -> set[str]:
+    """Return the databases that objects of the newest upload belong to: all of them for the manifest or memories.json,
+    and if there are more problems than an event names.
+    """
+    owners = {
+        object_name(stored.key): name
+        for name, known in record.databases.items()
+        for part in known.parts
+        for stored in part.objects
+    }
+    found = {owners.get(name) or database_of(name) for name in problems}
+    return {*record.databases} if None in found else {name for name in found if name}
+
+
+def _status(
+    found: VerifyResult | UploadVerified, at: datetime, databases: Collection[str], damaged: Collection[str]
+) -> VerifyStatus:
     first = sorted(found.problems.items())[:MOST_NOTED]
     problems = {name[:LONGEST_NOTED]: problem[:LONGEST_NOTED] for name, problem in first}
-    return VerifyStatus(upload_id=found.upload_id, at=at, problems=problems, whole=found.whole)
+    return VerifyStatus(
+        upload_id=found.upload_id,
+        at=at,
+        problems=problems,
+        whole=found.whole,
+        databases=tuple(sorted(databases)),
+        damaged=tuple(sorted(damaged)),
+    )
