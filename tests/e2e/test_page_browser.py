@@ -111,7 +111,7 @@ def test_every_state_of_the_agent_is_shown_and_is_accessible(browser, tmp_path):
             machine.write(commits=100, entities=3)
             expect(page.locator("#activity [aria-current=step]")).to_have_text("Upload databases")
             expect(page.locator("#activity .figures")).to_contain_text(re.compile(r"Uploading · \d+ %"))
-            expect(page.locator("#announcer")).to_contain_text("percent")
+            expect(page.locator("#progress-announcer")).to_contain_text("percent")
             check_layouts(page)
         expect(page.locator("#facts")).to_contain_text("Next sync\N{EN DASH}")
         expect(banner).to_contain_text(re.compile(r"The agent has not answered since \d\d:\d\d"))
@@ -273,12 +273,15 @@ def test_without_a_session_the_page_says_how_to_open_it(browser, rested):
             expect(watched.page.locator("#access-title")).to_contain_text(wanted)
             expect(watched.page.locator("#access-command code")).to_have_text("akosha-agent open")
             expect(watched.page.locator("#content")).to_be_hidden()
+            expect(watched.page.locator("#access-title")).to_be_focused()
             assert violations(watched.page) == []
         else:
             expect(watched.page.locator("body")).to_have_attribute("data-state", "live")
             watched.page.evaluate("sessionStorage.setItem('session', 'unknown')")
             watched.page.reload()
             expect(watched.page.locator("#access-title")).to_have_text("The session has ended")
+            expect(watched.page.locator("#access-title")).to_be_focused()
+            expect(watched.page.locator("#footer, #system")).to_have_text(["", ""])
         watched.context.close()
 
 
