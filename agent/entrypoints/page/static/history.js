@@ -26,12 +26,11 @@ export class History {
       this.#outcome = outcome;
       this.#newest = 0; // the rows are those of another outcome
       try {
-        await this.#restart();
+        if (!(await this.#restart())) return;
         const rows = byId("history").children.length;
         announce(rows ? `${name}: ${count(rows, "entry", "entries")} shown` : byId("history-empty").textContent);
       } catch (error) {
-        byId("history").replaceChildren();
-        byId("history-more").hidden = true;
+        if (this.#outcome === outcome) this.#clear();
         failed(error);
       }
     };
@@ -45,18 +44,26 @@ export class History {
     return el("label", {}, input, el("span", {}, name));
   }
 
-  /** Read the newest page, and show nothing else. */
+  /** Read the newest page, and show nothing else. Return false if another page was shown meanwhile. */
   async #restart() {
     const reading = ++this.#reading;
     const page = await this.#page(null);
-    if (reading === this.#reading) this.#replace(page);
+    if (reading !== this.#reading) return false;
+    this.#replace(page);
+    return true;
   }
 
   #replace(page) {
-    this.#reading++; // of older entries: they do not follow this page
-    byId("history").replaceChildren();
+    this.#clear();
     this.#newest = page.entries[0]?.position ?? 0;
     this.#append(page);
+  }
+
+  #clear() {
+    this.#reading++; // older entries that are being read do not follow what is shown next
+    this.#newest = 0;
+    byId("history").replaceChildren();
+    byId("history-more").hidden = true;
   }
 
   /** Add what is new at the top. Older pages stay. */

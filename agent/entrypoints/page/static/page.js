@@ -264,11 +264,15 @@ async function showResults() {
   const added = await entriesAfter(get, Math.min(...awaited.map(({ since }) => since)));
   for (const entry of added) {
     const isSync = actions.sync && entry.request_id === actions.sync.id && entry.outcome !== "other";
-    // A deep verification of an older upload may end first.
-    const isVerify = actions.verify && entry.type === VERIFIED && entry.upload_id >= actions.verify.newest;
-    if (isSync || isVerify) ended(isSync ? "sync" : "verify", sentence(entry.title), entry.hint);
+    if (isSync || isVerification(entry)) ended(isSync ? "sync" : "verify", sentence(entry.title), entry.hint);
   }
   for (const action of awaited) action.since = Math.max(action.since, added[0]?.position ?? 0);
+}
+
+/** Return whether an entry is the result of Verify, and not of a deep verification of an older upload. */
+function isVerification({ type, position, upload_id: upload }) {
+  const { verify } = actions;
+  return verify && type === VERIFIED && position > verify.since && upload >= verify.newest;
 }
 
 function ended(name, text, cure = "") {
