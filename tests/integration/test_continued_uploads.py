@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from agent.domain.errors import StoreError
+from agent.domain.errors import NotPermitted, StoreError
 from agent.domain.events import SyncFailed
 from tests.integration.test_cloud_sync import PREFIX
-from tests.integration.test_patched_uploads import MAIN, PatchRig
+from tests.integration.test_patched_uploads import MAIN, PatchRig, always_patched  # noqa: F401 - a fixture
 from tests.support import session_buddy
 
 CUT = StoreError("cut", transient=True)
@@ -70,7 +70,7 @@ async def test_an_upload_goes_on_although_another_database_has_changed(rig):
 
 
 async def test_objects_that_do_not_belong_to_the_continued_upload_are_removed(rig, writer):
-    """The file was to be sent whole; now the mirror has what a patch needs."""
+    """An earlier attempt was to send a patch; now the file is sent whole."""
     upload = await unfinished(rig, f"{MAIN}.wal")
     rig.bucket.objects[f"{PREFIX}{upload}/{MAIN}.patch-01"] = (b"of an earlier attempt", {})
     await asyncio.to_thread(writer.run, "commit 2")
@@ -78,6 +78,24 @@ async def test_objects_that_do_not_belong_to_the_continued_upload_are_removed(ri
     assert keys_of(rig, upload) == {item.key.rpartition("/")[2] for item in manifest.objects} | {"manifest.json"} | (
         {manifest.memories.key.rpartition("/")[2]} if manifest.memories else set()
     )
+
+
+@pytest.mark.parametrize("may_delete", [True, False])
+async def test_a_plain_file_of_an_earlier_attempt_never_stays_beside_a_base(rig, always_patched, may_delete):
+    """A restore without the manifest would read it, with a WAL of another state. The agent may not need to delete."""
+    assert (await rig.sync()).success
+    rig.commit()
+    upload = await unfinished(rig, ".patch-01")
+    assert GRAPH in keys_of(rig, upload)
+    rig.commit("knowledge_graph")
+    if not may_delete:
+        rig.store.fail("delete", NotPermitted("denied"), times=9)
+    manifest, _, events = await finished(rig)
+    assert rig.names(manifest, "knowledge_graph") == [f"{GRAPH}.base", f"{GRAPH}.patch-01"]
+    assert rig.names(manifest) == [f"{MAIN}.base", f"{MAIN}.patch-01"]
+    assert (manifest.upload_id == upload) is may_delete
+    assert ("upload_abandoned" in events) is not may_delete
+    assert GRAPH not in keys_of(rig, manifest.upload_id)
 
 
 async def test_an_upload_whose_manifest_was_sent_is_not_changed(rig, writer):

@@ -24,6 +24,7 @@ from agent.domain.upload_parts import (
     Origin,
     Part,
     PartCompression,
+    is_read_by_name,
     relocate,
 )
 from agent.domain.upload_plan import Patch, RawFile, Reuse, Send, part_bytes, patched_layers
@@ -55,6 +56,10 @@ _log = structlog.get_logger()
 
 class ChangedObjectError(StoreError):
     """The store has other bytes for an object than it accepted. The object's metadata may be right."""
+
+
+class UploadNotContinued(StoreError):  # noqa: N818 - named for the condition
+    """The upload cannot go on under the ID with which an earlier attempt began it: another ID is needed."""
 
 
 class Confirmation:
@@ -259,14 +264,16 @@ class Upload:
 
         Objects that an earlier attempt put under other names, as another version or with other settings, are removed.
 
-        Raises StoreError (transient) if the store lacks an object that it accepted, and ChangedObjectError (transient)
-        if one has other bytes.
+        Raises StoreError (transient) if the store lacks an object that it accepted, ChangedObjectError (transient) if
+        one has other bytes, and UploadNotContinued if an object would be restored that does not belong to the upload.
         """
         prefix = f"{naming.uploads_prefix(self.system_id)}{self.upload_id}/"
         absent = "" if self.manifest_damaged else naming.manifest_key(self.system_id, self.upload_id)
         found = await self._confirmation().objects(prefix, self._placed.values(), absent=absent)
         if self.resumed or self._sent_instead:
-            await self.uploads.remove_others(self.upload_id, self._placed)
+            left = await self.uploads.remove_others(self.upload_id, self._placed)
+            if misread := [key for key in left if is_read_by_name(key, self._placed)]:
+                raise UploadNotContinued(f"{misread[0]} does not belong to it any more, and cannot be removed")
         sent = (item.modified for key, item in found.items() if item.modified and key in self._sent)
         self.stored_at = max(sent, default=None)
         etags = {key: item.etag for key, item in found.items()}
