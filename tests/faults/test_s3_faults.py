@@ -192,6 +192,25 @@ async def test_a_missing_response_after_the_body_is_transient(proxied, proxy):
     assert reached.is_set()
 
 
+@pytest.mark.parametrize(
+    ("operation", "limit"), [("copy_object", {}), ("upload_part_copy", {"single_copy_bytes": PART})]
+)
+async def test_a_copy_may_take_longer_than_the_read_timeout(proxied, proxy, operation, limit):
+    """A store that copies bytes one by one answers after the last of them. The caller limits the time."""
+    store = proxied(read_timeout=0.5, **limit)
+    source = await put(store, SEVERAL)
+
+    async def slow(_request, forward):
+        answer = await forward()
+        await asyncio.sleep(1)
+        return answer
+
+    proxy.on(operation, slow, times=1)
+    await store.copy(KEY, "copy", expected=source)
+    assert await fetch(store, "copy") == SEVERAL
+    assert proxy.count(operation) == (4 if limit else 1)
+
+
 async def test_bytes_of_a_retry_are_rate_limited(proxied, proxy):
     rate_limiter, moved = Slowly(0), []
     proxy.on("put_object", refuse(503, "SlowDown"), times=1)

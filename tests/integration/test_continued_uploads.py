@@ -5,10 +5,12 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
+from agent.application.sync import patching
+from agent.domain import upload_plan
 from agent.domain.errors import NotPermitted, StoreError
 from agent.domain.events import SyncFailed
 from tests.integration.test_cloud_sync import PREFIX
-from tests.integration.test_patched_uploads import MAIN, PatchRig, always_patched  # noqa: F401 - a fixture
+from tests.integration.test_patched_uploads import MAIN, PatchRig
 from tests.support import session_buddy
 
 CUT = StoreError("cut", transient=True)
@@ -81,8 +83,10 @@ async def test_objects_that_do_not_belong_to_the_continued_upload_are_removed(ri
 
 
 @pytest.mark.parametrize("may_delete", [True, False])
-async def test_a_plain_file_of_an_earlier_attempt_never_stays_beside_a_base(rig, always_patched, may_delete):
-    """A restore without the manifest would read it, with a WAL of another state. The agent may not need to delete."""
+async def test_a_plain_file_of_an_earlier_attempt_never_stays_beside_a_base(rig, monkeypatch, may_delete):
+    """A restore without the manifest would read it, with a WAL of another state. A target may refuse to delete."""
+    monkeypatch.setattr(upload_plan, "LEAST_PATCHED_BYTES", 0)
+    monkeypatch.setattr(patching, "largest_patch", lambda *_: 2**30)
     assert (await rig.sync()).success
     rig.commit()
     upload = await unfinished(rig, ".patch-01")
@@ -96,6 +100,22 @@ async def test_a_plain_file_of_an_earlier_attempt_never_stays_beside_a_base(rig,
     assert (manifest.upload_id == upload) is may_delete
     assert ("upload_abandoned" in events) is not may_delete
     assert GRAPH not in keys_of(rig, manifest.upload_id)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_copy_that_the_store_made_without_an_answer_is_used_if_it_is_whole(rig, is_whole):
+    assert (await rig.sync()).success
+    rig.commit()
+    rig.store.fail("copy", CUT, key=".base", after=True)
+    assert isinstance(await rig.sync(), SyncFailed)
+    key = f"{PREFIX}{(await rig.record()).intent.upload_id}/{MAIN}.base"
+    if not is_whole:
+        data, metadata = rig.bucket.objects[key]
+        rig.bucket.objects[key] = data[:-1] + bytes([data[-1] ^ 1]), metadata
+    manifest, _, _ = await finished(rig)
+    assert rig.names(manifest) == [f"{MAIN}.base", f"{MAIN}.patch-01"]
+    assert rig.store.keys("copy").count(key) == 1 + (not is_whole)
+    assert not await rig.deep_problems(manifest)
 
 
 async def test_an_upload_whose_manifest_was_sent_is_not_changed(rig, writer):

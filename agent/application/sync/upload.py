@@ -392,8 +392,11 @@ class Upload:
         return True
 
     async def _copy(self, source: ObjectRecord, new: ObjectRecord) -> None:
+        """Let the store copy an object, unless it has made the copy after an earlier attempt had given up waiting."""
         expected = StoredObject(new.key, source.stored_size, source.metadata, etag=source.etag)
-        copy = await self.store.copy(source.key, new.key, expected=expected, progress=lambda _: self.progress())
+        copy = await self._already_there(new.key, new.metadata, copied=expected)
+        if copy is None:
+            copy = await self.store.copy(source.key, new.key, expected=expected, progress=lambda _: self.progress())
         self.progress()
         self._placed[new.key] = copy
 
@@ -414,15 +417,22 @@ class Upload:
             raise SourceObjectMissing(database, source.key)
         self._placed[new.key] = stored
 
-    async def _already_there(self, key: str, metadata: Mapping[str, str]) -> StoredObject | None:
-        """Return the object if an earlier attempt has put the same bytes; else None."""
+    async def _already_there(
+        self, key: str, metadata: Mapping[str, str], *, copied: StoredObject | None = None
+    ) -> StoredObject | None:
+        """Return the object if an earlier attempt has put the same bytes, or had `copied` copied; else None."""
         if not self.resumed:
             return None
-        try:
-            stored = await self.store.head(key)
-        except (NoSuchObject, UnreadableObject):
-            return None
-        return stored if stored.metadata == metadata else None
+        with suppress(NoSuchObject, UnreadableObject):
+            if copied is None:
+                stored = await self.store.head(key)
+            else:  # a directory computes the ETag, with which the copy is compared
+                stored = await self.store.inspect(key, progress=lambda _: self.progress())
+            # A store may add names of its own (rclone: mtime).
+            is_same = stored.metadata.items() >= metadata.items()
+            if is_same and (copied is None or not _difference(copied, stored)):
+                return stored
+        return None
 
     async def _put(
         self,
