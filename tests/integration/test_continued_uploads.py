@@ -128,6 +128,29 @@ async def test_an_upload_whose_manifest_was_sent_is_not_changed(rig, writer):
     assert keys_of(rig, upload) == set()
 
 
+@pytest.mark.parametrize(("setting", "earlier"), [("agent_mirror", 1), ("enable_compression", 0)])
+async def test_an_upload_whose_manifest_was_sent_gets_no_other_objects(rig, setting, earlier):
+    """Without the mirror, the whole file would replace base and patch. Without compression, all files are others."""
+    for _ in range(earlier):
+        assert (await rig.sync()).success
+    rig.commit()
+    upload = await unfinished(rig, "manifest.json")
+    rig.settings[setting] = False
+    manifest, _, events = await finished(rig)
+    assert "upload_abandoned" in events
+    assert manifest.upload_id > upload
+    assert keys_of(rig, upload) == set()
+
+
+async def test_the_manifest_of_an_upload_without_a_change_is_put_again(rig):
+    assert (await rig.sync()).success
+    rig.commit()
+    upload = await unfinished(rig, "manifest.json")
+    manifest, put, _ = await finished(rig)
+    assert manifest.upload_id == upload
+    assert put == [manifest.key]
+
+
 async def test_an_upload_whose_manifest_arrived_is_adopted_and_not_changed(rig, writer):
     rig.store.fail("get", CUT, key="manifest.json", times=1)
     upload = await unfinished(rig, "manifest.json", after=True)

@@ -198,22 +198,18 @@ class BucketUploads:
             await self._store.sweep(f"{self._prefix}{upload}/")
         except NotPermitted as error:
             self._log_not_removed(upload, [], error)
-        await self._delete(upload, found)
+        await self.delete(upload, found)
 
-    async def remove_others(self, upload: str, kept: Container[str]) -> list[str]:
-        """Remove the objects of an unfinished upload whose keys are not in `kept`, except its manifest.
-
-        Return the keys that may still exist, because the removal is not permitted, and log that.
-        """
+    async def others(self, upload: str, kept: Container[str]) -> list[str]:
+        """Return the keys of an unfinished upload that are not in `kept`, except that of its manifest."""
         manifest = naming.manifest_key(self._system_id, upload)
-        others = [key for key in await self._objects(upload) if key not in kept and key != manifest]
-        return [] if await self._delete(upload, others) else others
+        return [key for key in await self._objects(upload) if key not in kept and key != manifest]
 
     async def _objects(self, upload: str) -> list[str]:
         return [item.key async for item in self._store.list(f"{self._prefix}{upload}/")]
 
-    async def _delete(self, upload: str, keys: Sequence[str]) -> bool:
-        """Delete objects. Return False, and log it, if that is not permitted."""
+    async def delete(self, upload: str, keys: Sequence[str]) -> bool:
+        """Delete objects of an upload. Return False, and log it, if that is not permitted."""
         try:
             if keys:
                 await self._store.delete(keys)

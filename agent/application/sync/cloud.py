@@ -272,6 +272,7 @@ class CloudSync:
             clock=self._clock,
             journal=partial(self._ledger.put_journal, self.target),
             resumed=record.intent is not None,
+            manifest_sent=await self._sent_manifest.is_of(intent.upload_id),
             manifest_damaged=attempt.manifest_damaged,
             sent=attempt.add_sent,
         )
@@ -279,8 +280,8 @@ class CloudSync:
             async with AsyncExitStack() as draft:
                 async with ConcurrentTasks("upload") as tasks:
                     reading = tasks.start(self._read(attempt, record, intent, draft))
-                    if attempt.changed.keys() <= attempt.repeated:  # the upload may be futile
-                        await reading
+                    if upload.manifest_sent or attempt.changed.keys() <= attempt.repeated:
+                        await reading  # there may be nothing to send, or the upload may be futile
                     sending = tasks.start(self._send(attempt, record, upload))
                 manifest = await self._complete(attempt, record, intent, upload, sending.result(), reading.result())
         except UploadNotContinued as error:
