@@ -476,6 +476,27 @@ async def test_a_copy_with_other_bytes_is_rejected_and_removed(proxied, proxy):
     assert [item.key async for item in store.list("")] == [KEY]
 
 
+async def test_other_bytes_in_the_first_copy_of_an_object_in_parts_are_found_only_by_reading(proxied, proxy):
+    """Its ETag is no MD5. That of a copy is one, so the next copy is compared."""
+    store = proxied()
+    source = await put(store, SEVERAL, metadata={"sha256": "ab"})
+
+    async def other_bytes(request, forward):
+        answer = await forward()
+        key = request.path.rpartition("/")[2]
+        data = bytes([SEVERAL[0] ^ 1]) + SEVERAL[1:]
+        await store._connection.call("put_object", key, Body=data, Metadata={"sha256": "ab"})
+        return answer
+
+    proxy.on("copy_object", other_bytes, times=1)
+    await store.copy(KEY, "first", expected=source)
+    assert await fetch(store, "first") != SEVERAL
+    copied = await store.copy(KEY, "second", expected=source)
+    proxy.on("copy_object", other_bytes, times=1)
+    with pytest.raises(CopyUnsupported, match="other bytes"):
+        await store.copy("second", "third", expected=copied)
+
+
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (403, "AccessDenied"), (400, "InvalidRequest")])
 async def test_a_store_that_refuses_to_copy_raises_copy_unsupported(proxied, proxy, status, code):
     store = proxied()
