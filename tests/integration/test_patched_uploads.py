@@ -398,8 +398,9 @@ async def test_verification_names_the_damaged_layer_and_a_restore_refuses_it(rig
     data, metadata = rig.bucket.objects[key]
     rig.bucket.objects[key] = (data[:100] + bytes([data[100] ^ 1]) + data[101:], metadata)
     assert list(await rig.deep_problems(manifest)) == [key.rpartition("/")[2]]
-    with pytest.raises(RestoreError, match="does not match its manifest"):
+    with pytest.raises(RestoreError, match="does not match its manifest") as refused:
         await rig.assert_restores(manifest, "")
+    assert "--only" in refused.value.hint
     assert list((await Verifier(Catalog(rig.store, "laptop"), rig.home().clock).shallow(manifest.upload_id)).damaged)
 
 

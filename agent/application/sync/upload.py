@@ -442,7 +442,7 @@ class Upload:
                 stored = await self.store.inspect(key, progress=lambda _: self.progress())
             # A store may add names of its own (rclone: mtime).
             is_same = stored.metadata.items() >= metadata.items()
-            if is_same and (copied is None or not _difference(copied, stored)):
+            if is_same and (copied is None or (stored.etag and not _difference(copied, stored))):
                 return stored
         if self.manifest_sent:
             raise UploadNotContinued(f"its manifest was sent, and {key} would be put")
