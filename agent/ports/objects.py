@@ -167,8 +167,8 @@ class ObjectStore(Protocol):
 
         The copy gets `expected.metadata`. `expected.etag`, if known, is that of the source: a source with another one
         was damaged or replaced. Raises NoSuchObject if the source does not exist; CopyUnsupported if the store cannot
-        copy, reports a copy that it did not make, or the source is not the expected one. `progress` is called during
-        long copies.
+        copy, reports a copy that it did not make, or the source is not the expected one. It has no time limit;
+        `progress` is called during copies in parts. After a cancellation or failure the store may still make the copy.
         """
         ...
 

@@ -198,25 +198,25 @@ class BucketUploads:
             await self._store.sweep(f"{self._prefix}{upload}/")
         except NotPermitted as error:
             self._log_not_removed(upload, [], error)
-        await self._delete(upload, found)
+        await self.delete(upload, found)
 
-    async def remove_others(self, upload: str, kept: Container[str]) -> None:
-        """Remove the objects of an unfinished upload whose keys are not in `kept`, except its manifest.
-
-        Log it if the removal is not permitted.
-        """
+    async def others(self, upload: str, kept: Container[str]) -> list[str]:
+        """Return the keys of an unfinished upload that are not in `kept`, except that of its manifest."""
         manifest = naming.manifest_key(self._system_id, upload)
-        await self._delete(upload, [key for key in await self._objects(upload) if key not in kept and key != manifest])
+        return [key for key in await self._objects(upload) if key not in kept and key != manifest]
 
     async def _objects(self, upload: str) -> list[str]:
         return [item.key async for item in self._store.list(f"{self._prefix}{upload}/")]
 
-    async def _delete(self, upload: str, keys: Sequence[str]) -> None:
+    async def delete(self, upload: str, keys: Sequence[str]) -> bool:
+        """Delete objects of an upload. Return False, and log it, if that is not permitted."""
         try:
             if keys:
                 await self._store.delete(keys)
         except NotPermitted as error:
             self._log_not_removed(upload, keys, error)
+            return False
+        return True
 
     def _log_not_removed(self, upload: str, keys: Sequence[str], error: StoreError) -> None:
         _log.info("leftovers_not_removed", upload_id=upload, count=len(keys), reason=error.message, hint=error.hint)
