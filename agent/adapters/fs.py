@@ -136,13 +136,15 @@ def create_atomically(path: Path, data: bytes) -> bool:
     return True
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: Path, *, writable: bool = False) -> int:
     """Open a regular file for reading. Does not follow a link, or wait for the writer of a pipe.
 
-    Raises ValueError for any other kind of file, FileNotFoundError and other OSErrors.
+    `writable`: also for writing, which an exclusive lock needs over NFS. Raises ValueError for any other kind of file,
+    FileNotFoundError and other OSErrors.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        access = os.O_RDWR if writable else os.O_RDONLY
+        descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
             raise ValueError("not a regular file") from error

@@ -248,15 +248,27 @@ def next_try(record: TargetRecord, survey: Survey) -> datetime | None:
     return min((at for at in waiting if at is not None), default=None)
 
 
+def waits_for_change(record: TargetRecord, survey: Survey) -> bool:
+    """Return whether all that is pending could not be copied, and is not tried again before it changes."""
+    found = [_present_problem(record.databases.get(name), survey[name]) for name in pending(record, survey)]
+    return bool(found) and all(problem is not None and problem.retry_at is None for problem in found)
+
+
 def _lacks(record: DatabaseRecord | None, seen: Fingerprint) -> bool:
     return record is None or record.state in (State.OWED, State.INTENT) or record.fingerprint != seen
 
 
 def _waits(record: DatabaseRecord | None, seen: Fingerprint, now: datetime, *, at_start: bool) -> bool:
-    problem = record.problem if record else None
-    if problem is None or problem.fingerprint != seen:
+    problem = _present_problem(record, seen)
+    if problem is None:
         return False
     return problem.retry_at is None or (not at_start and _ahead(problem.retry_at, now))
+
+
+def _present_problem(record: DatabaseRecord | None, seen: Fingerprint) -> Problem | None:
+    """Return the problem of a database if its files have not changed since."""
+    problem = record.problem if record else None
+    return problem if problem is not None and problem.fingerprint == seen else None
 
 
 def _ahead(at: datetime | None, now: datetime) -> bool:

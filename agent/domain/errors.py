@@ -162,6 +162,10 @@ class NoSuchObject(StoreError):  # noqa: N818
     """There is no object with this key."""
 
 
+class UnreadableObject(StoreError):  # noqa: N818
+    """The store works, but cannot read this object: its bytes are lost, as if it were damaged."""
+
+
 class CopyUnsupported(StoreError):  # noqa: N818
     """The store cannot copy an object itself, or reported a copy that it did not make."""
 

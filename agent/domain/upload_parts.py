@@ -1,7 +1,7 @@
 """What an upload consists of, as its manifest records it: the files of the databases, memories.json, their objects."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, Self, cast, get_args
 
@@ -249,6 +249,15 @@ def part_keys(system_id: str, upload: str, name: str, *, layers: int) -> tuple[s
     plain = naming.object_name(name)
     names = [f"{plain}.patch-{number:02}" if number else f"{plain}.base" for number in range(layers)]
     return tuple(naming.object_key(system_id, upload, each) for each in names or [plain])
+
+
+def is_read_by_name(key: str, keys: Container[str]) -> bool:
+    """Return whether a restore without the manifest would read the object in an upload with these keys.
+
+    It reads the files of databases, and the patches beside a base.
+    """
+    patched, is_patch, _ = key.rpartition(".patch-")
+    return database_of(key.rpartition("/")[2]) is not None or (bool(is_patch) and f"{patched}.base" in keys)
 
 
 def relocate(part: Part, *, system_id: str, upload: str, origin: Origin, carried_from: str | None) -> Part:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Self
 
 from agent.application.monitoring.status import Status
@@ -13,6 +13,9 @@ from agent.settings import Settings
 
 AGENT_STOPPED, AGENT_SILENT = "agent_stopped", "agent_silent"
 """Codes of the warnings about an agent that holds the state directory but does not answer."""
+
+STARTING = timedelta(seconds=30)
+"""An agent that does not answer so soon after its start is probably still starting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +79,18 @@ class StatusDocument(Status):
 
 
 def running_process(home: Home) -> dict[str, object] | None:
-    """Return the process that holds the state directory: `pid`, `command` and `since`. Blocks briefly."""
-    holder = home.holder()
-    return None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
+    """Return the process that holds the state directory: `pid`, `command`, `since` (None: unknown). Blocks briefly."""
+    if (holder := home.holder()) is None:
+        return None
+    return {"pid": holder.pid, "command": holder.command, "since": holder.since and str(holder.since)}
 
 
 def unresponsive_warning(
-    home: Home, pid: int, command: str, *, reason: str = "", started: bool = False
+    home: Home, pid: int, command: str, *, since: datetime | None = None, reason: str = ""
 ) -> StatusWarning:
     """Return the warning about a process that holds the state directory but does not answer. Blocks briefly.
 
-    `reason`: why its status is unknown, "" if it gave no answer at all. `started`: a moment ago.
+    `since`: when it started, None if unknown. `reason`: why its status is unknown, "" if it gave no answer at all.
     """
     holder = f"process {pid} ({command})"
     if home.is_suspended(pid):
@@ -94,7 +98,7 @@ def unresponsive_warning(
             code=AGENT_STOPPED, message=f"{holder} does not answer: it is suspended", hint=f"kill -CONT {pid}"
         )
     message = f"{holder} does not report its status: {reason}" if reason else f"{holder} does not answer"
-    if started:
+    if since is not None and home.clock.now() - since < STARTING:
         return StatusWarning(code=AGENT_SILENT, message=message, hint="it has just started: try again in a few seconds")
     return StatusWarning(
         code=AGENT_SILENT,

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from agent.application.monitoring.status import DatabaseStatus, TargetStatus, VerifyStatus
+from agent.application.monitoring.status import CHANGE, DatabaseStatus, TargetStatus, VerifyStatus
 from agent.bootstrap.home import RUN
 from agent.domain.delivery_state import State
 from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
@@ -120,6 +120,8 @@ def _next_sync(status: StatusDocument, now: datetime) -> str:
         return "when a database changes or a session ends" if not status.problem else ""
     if upcoming is None:
         return f"within a minute or two ({SYNC_NOW})" if status.activity is None else ""
+    if upcoming.reason == CHANGE:
+        return f"when its files change, because it cannot be delivered as it is ({SYNC_NOW})"
     if upcoming.at is None:
         return f"when a session ends, because akosha_agent_upload_on_change is false ({SYNC_NOW})"
     seconds = (upcoming.at - now).total_seconds()

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
 
 import structlog
 
@@ -19,9 +18,6 @@ from agent.entrypoints.control_client import Endpoint
 from agent.entrypoints.status_document import StatusDocument, running_process, unresponsive_warning
 from agent.ports import MemoryCounts
 from agent.settings import Settings
-
-STARTING = timedelta(seconds=30)
-"""An agent that does not answer so soon after its start is probably still starting."""
 
 _log = structlog.get_logger()
 
@@ -48,9 +44,8 @@ async def gather_status(settings: Settings) -> StatusDocument:
     document = await _from_ledger(home)
     if document.running is None or document.running["pid"] != holder.pid:
         return document  # it has ended meanwhile
-    started = holder.since is not None and home.clock.now() - holder.since < STARTING
     warning = await asyncio.to_thread(
-        unresponsive_warning, home, holder.pid, holder.command, reason=reason, started=started
+        unresponsive_warning, home, holder.pid, holder.command, since=holder.since, reason=reason
     )
     return replace(document, warnings=(warning, *document.warnings)).judged()
 

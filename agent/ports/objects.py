@@ -167,24 +167,24 @@ class ObjectStore(Protocol):
 
         The copy gets `expected.metadata`. `expected.etag`, if known, is that of the source: a source with another one
         was damaged or replaced. Raises NoSuchObject if the source does not exist; CopyUnsupported if the store cannot
-        copy, reports a copy that it did not make, or the source is not the expected one. `progress` is called during
-        long copies.
+        copy, reports a copy that it did not make, or the source is not the expected one. It has no time limit;
+        `progress` is called during copies in parts. After a cancellation or failure the store may still make the copy.
         """
         ...
 
     async def head(self, key: str) -> StoredObject:
-        """Return the object's description, without its bytes. Raises NoSuchObject."""
+        """Return the object's description, without its bytes. Raises NoSuchObject, UnreadableObject."""
         ...
 
     async def inspect(self, key: str, *, progress: Progress = ignore_progress) -> StoredObject:
-        """Return the same as `head`, with the `etag` of the current bytes. Raises NoSuchObject.
+        """Return the same as `head`, with the `etag` of the current bytes. Raises NoSuchObject, UnreadableObject.
 
         A store without ETags reads the entire object, and calls `progress` meanwhile.
         """
         ...
 
     def get(self, key: str) -> AsyncGenerator[bytes, None]:
-        """Stream the object's bytes. Raises NoSuchObject."""
+        """Stream the object's bytes. Raises NoSuchObject, UnreadableObject."""
         ...
 
     def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
@@ -218,6 +218,14 @@ class ObjectStore(Protocol):
 
         `spared` are the IDs of open puts that will be continued. A store that does not know whether the process of a
         put is still running removes only puts started before `started_before`.
+        """
+        ...
+
+    async def separate_copies(self, prefix: str, *, progress: Progress = ignore_progress) -> None:
+        """Let no three uploads or more under `prefix` share the only physical copy of an object.
+
+        A prune may have left them so. Reads and writes whole objects, and calls `progress` meanwhile. One that cannot
+        be copied now stays as it is. Does nothing in a store that keeps copies by itself.
         """
         ...
 

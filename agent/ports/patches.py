@@ -21,7 +21,7 @@ class Patcher(Protocol):
     async def make(
         self, reference: Path, file: Path, patch: Path, *, most_bytes: int, checksums: Sequence[int] | None = None
     ) -> WrittenPatch | None:
-        """Write to the new file `patch` how `file` is made from `reference`.
+        """Write to `patch` how `file` is made from `reference`. An earlier patch there is replaced.
 
         The patch has been applied, and its result compared with `file`, when this returns. `checksums`, if not None,
         are those of `file` (see `RawFile`), which it must still have then. Returns None, and leaves no file, if the

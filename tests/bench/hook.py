@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agent.entrypoints.hook.hook_command import hook_command
 from agent.settings import Settings
+from tests.bench.page import open_pages
 from tests.bench.report import Line
 from tests.support.machine import Machine
 
@@ -32,10 +33,13 @@ def lines(folder: Path, rounds: int) -> list[Line]:
         agent.logged("sync_succeeded")
         running = _timed({"nothing": nothing, "hook": with_agent}, rounds, machine)
         agent.logged("session_ended", rounds)
+        with open_pages(machine, 1):
+            watched = _timed({"nothing": nothing, "hook": with_agent}, rounds, machine)
+            agent.logged("session_ended", 2 * rounds)
         agent.process.send_signal(signal.SIGSTOP)
         hanging = _timed({"nothing": nothing, "hook": with_agent}, rounds, machine)["hook"]
         agent.process.send_signal(signal.SIGCONT)
-        agent.logged("session_ended", 2 * rounds)
+        agent.logged("session_ended", 3 * rounds)
     longest = Line(
         "session-end hook, an agent that hangs (SIGSTOP)",
         f"{statistics.median(hanging) * 1000:.1f} ms (max {max(hanging) * 1000:.1f})",
@@ -43,7 +47,12 @@ def lines(folder: Path, rounds: int) -> list[Line]:
         f"{MAX_SECONDS * 1000:.0f} ms at most",
         max(hanging) <= MAX_SECONDS,
     )
-    return [_line("no agent running", stopped), _line("an agent running", running), longest]
+    return [
+        _line("no agent running", stopped),
+        _line("an agent running", running),
+        _line("a page open", watched),
+        longest,
+    ]
 
 
 def _as_installed(state: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The page: CPU of the agent for a view and while a page is open; and what 50 open pages add to a sync.
+"""The page: CPU of the agent for a view, its CPU and memory while a page is open, and what 50 pages add to a sync.
 
 A view is what a browser requests when it opens the page. Like the page's script, an open page follows the events.
 After 250 ms it reads the status, the history and the plots; 2 s after progress, and every 30 s, only the status.
@@ -25,9 +25,9 @@ from agent.adapters.sqlite_ledger.history import History
 from agent.adapters.wire import CloudEventsCodec
 from agent.entrypoints.page.files import read_files
 from tests.bench.databases import Databases
-from tests.bench.idle import START_SECONDS, scheduling
-from tests.bench.memory import wait_for_uploads
-from tests.bench.report import Line, seconds
+from tests.bench.idle import PSS_BARS, START_SECONDS, scheduling
+from tests.bench.memory import idle_pss, wait_for_uploads
+from tests.bench.report import Line, mebibytes, seconds
 from tests.support import values
 from tests.support.machine import Machine, Running
 
@@ -86,6 +86,7 @@ def lines(folder: Path, databases: Databases, size: int, rounds: int, idle_secon
             before, started = scheduling(agent.pid).seconds, time.monotonic()
             time.sleep(idle_seconds)
             idle = 100 * (scheduling(agent.pid).seconds - before) / (time.monotonic() - started)
+            pss, pss_bar = idle_pss(agent.pid), PSS_BARS["before"]
         alone, watched = list[float](), list[float]()
         for _ in range(rounds):
             alone.append(_sync(machine))
@@ -108,6 +109,9 @@ def lines(folder: Path, databases: Databases, size: int, rounds: int, idle_secon
             idle / IDLE_BAR,
             f"under {IDLE_BAR} % of a core",
             idle < IDLE_BAR,
+        ),
+        Line(
+            "idle with one open page: PSS", mebibytes(pss), pss / pss_bar, f"under {mebibytes(pss_bar)}", pss < pss_bar
         ),
         Line(f"sync of {size} MiB without a page", seconds(alone)),
         Line(

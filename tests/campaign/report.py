@@ -39,14 +39,14 @@ def table(results: Results) -> Table:
 
 
 def notes(results: Results) -> list[str]:
-    """Return why rows were skipped, and how many points were reached; after all rounds also those that never were."""
+    """Return why rows were skipped, and how many variants have struck; after all rounds also those that never have."""
     rounds = {kind.row: kind.rounds for kind in ALL}
     found = [f"{row.row}: skipped, because {row.skipped}." for row in results.rows if row.skipped]
     for row in results.rows:
         if row.struck:
             never = [name for name, count in row.struck.items() if not count]
-            struck = f"{row.row}: {sum(row.struck.values())} kills at a point in {row.rounds} rounds, "
-            struck += f"{len(row.struck) - len(never)} of {len(row.struck)} points were reached"
+            struck = f"{row.row}: struck {sum(row.struck.values())} times in {row.rounds} rounds, "
+            struck += f"in {len(row.struck) - len(never)} of {len(row.struck)} variants"
             names = f"; never {', '.join(never)}" if never and row.rounds >= rounds[row.row] else ""
             found.append(f"{struck}{names}.")
     return found

@@ -27,7 +27,7 @@ class LedgerHandle:
     """A ledger in a directory. `open` closes the open ledger first: a restart."""
 
     def __init__(self, folder, *, fsync=True):
-        self.folder, self.fsync, self.ledger = folder, fsync, None
+        self.folder, self.fsync, self.ledger, self.clock = folder, fsync, None, ManualClock(NOON)
 
     @property
     def memories(self):
@@ -35,7 +35,7 @@ class LedgerHandle:
 
     async def open(self):
         await self.close()
-        self.ledger = await SqliteLedger.open(self.folder / "ledger.db", CloudEventsCodec(), clock=ManualClock(NOON))
+        self.ledger = await SqliteLedger.open(self.folder / "ledger.db", CloudEventsCodec(), clock=self.clock)
         if not self.fsync:
             without_fsync(self.ledger)
 
@@ -169,6 +169,12 @@ async def test_pages_and_batches_may_be_large_mixed_and_have_duplicates(memories
     )
 
 
+async def test_of_rows_that_share_an_id_none_is_newly_held_if_one_was_held(memories):
+    shared = [waiting(seen(1)), waiting(seen(1, state=1))]
+    assert await memories.hold(TARGET, shared) == 2
+    assert await memories.hold(TARGET, [*shared, waiting(seen(2))]) == 1
+
+
 async def test_release_drops_held_memories_whose_rows_were_deleted(memories):
     deleted, remaining, graph = seen("deleted ☂"), seen(2), seen(1, kind="entity")
     await memories.delivered(TARGET, [seen(9)])
@@ -266,9 +272,9 @@ async def test_a_new_version_makes_known_databases_with_held_memories_owed(handl
 DATABASES = ("reflection", "knowledge_graph")
 
 
-async def begin(handle, second):
-    await handle.ledger.mark_owed(TARGET, DATABASES)
-    await handle.ledger.begin(TARGET, intent(second, reflection=second, knowledge_graph=second))
+async def begin(handle, second, target=TARGET):
+    await handle.ledger.mark_owed(target, DATABASES)
+    await handle.ledger.begin(target, intent(second, reflection=second, knowledge_graph=second))
 
 
 def base_of(second, *databases):
@@ -277,9 +283,9 @@ def base_of(second, *databases):
     return replace(manifest(second, reflection=second, knowledge_graph=second), memories_omitted=omitted)
 
 
-async def deliver(handle, second):
+async def deliver(handle, second, target=TARGET):
     committed = base_of(second)
-    await handle.ledger.deliver(TARGET, committed, {}, {}, succeeded(committed))
+    await handle.ledger.deliver(target, committed, {}, {}, succeeded(committed))
 
 
 async def stage(handle, second, target=TARGET, **rows):
@@ -292,10 +298,10 @@ def row_set(handle, rows):
     return write_row_set(handle.folder / "staged.rows", rows)
 
 
-async def upload(handle, second, **rows):
-    await begin(handle, second)
-    await stage(handle, second, **rows)
-    await deliver(handle, second)
+async def upload(handle, second, target=TARGET, **rows):
+    await begin(handle, second, target)
+    await stage(handle, second, target, **rows)
+    await deliver(handle, second, target)
 
 
 async def known(handle, database="reflection", target=TARGET):
@@ -407,6 +413,21 @@ async def test_delivery_drops_rows_staged_for_other_uploads_of_the_target(handle
     committed = replace(manifest(0, reflection=0), memories_omitted={"reflection": "there is no base"})
     await handle.ledger.deliver(OTHER_TARGET, committed, {}, {}, succeeded(committed))
     assert await known(handle, target=OTHER_TARGET) == of(*rows(6))
+
+
+@pytest.mark.parametrize(("days", "replaced", "kept"), [(31, True, False), (29, True, True), (400, False, True)])
+async def test_row_sets_are_deleted_a_month_after_another_target_has_replaced_theirs(handle, days, replaced, kept):
+    """The record of the target, which says what is in it, stays."""
+    await upload(handle, 0, reflection=rows(2))
+    before = await handle.ledger.record(TARGET)
+    await handle.clock.advance(days * 86_400)
+    if replaced:
+        await upload(handle, days * 86_400, OTHER_TARGET, reflection=rows(3))
+    await handle.open()
+    assert await known(handle) == (of(*rows(2)) if kept else None)
+    assert bool(await handle.memories.bases(TARGET)) == kept
+    assert await handle.ledger.record(TARGET) == before
+    assert await known(handle, target=OTHER_TARGET) == (of(*rows(3)) if replaced else None)
 
 
 async def test_of_rows_staged_twice_the_last_ones_count(handle):

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from tests.support import session_buddy
 from tests.support.earlier_version import NotInCloneError, earlier_version
 from tests.support.machine import Machine
 from tests.support.servers.akosha import Akosha
@@ -35,6 +36,22 @@ def test_an_earlier_version_restores_nothing_of_an_upload_with_compressed_memori
     words = ("restore", "latest", "--to", str(to), "--system", "laptop")
     done = other.call(*words, prefix=earlier)
     assert (done.code, "memories.json.gz' is not the key of its memories" in done.err) == (1, True)
+    assert not to.exists()
+    assert other.call(*words).code == 0
+
+
+def test_an_earlier_version_restores_nothing_of_a_base_with_patches_and_says_what_helps(tmp_path, earlier):
+    laptop = Machine(tmp_path / "laptop", agent_upload_on_change=False)
+    laptop.write(commits=3)
+    for statement in ("CREATE TABLE large AS SELECT uuid() FROM range(600000)", "INSERT INTO large VALUES (uuid())"):
+        with session_buddy.opened(laptop.data / "reflection.duckdb") as base:
+            base.execute(statement)
+        laptop.sync()
+    assert any(laptop.bucket.rglob("reflection.duckdb.patch-01"))
+    other, to = Machine(tmp_path / "other", cloud_endpoint=laptop.bucket.as_uri()), tmp_path / "restored"
+    words = ("restore", "latest", "--to", str(to), "--system", "laptop")
+    done = other.call(*words, prefix=earlier)
+    assert (done.code, "'patches (update akosha-agent)'" in done.err) == (1, True)
     assert not to.exists()
     assert other.call(*words).code == 0
 

@@ -53,7 +53,9 @@ def test_the_page_of_a_running_agent_shows_and_verifies_its_uploads_and_comes_ba
         assert (done.code, done.err) == (0, "")
         page = Browser(done.out)
         assert page.read("/v1/status")["verdict"]["severity"] == "safe"
-        (upload,) = page.read("/v1/uploads")["uploads"]
+        listed = page.read("/v1/uploads")
+        (upload,) = listed["uploads"]
+        assert (listed["total"], listed["error"]) == (1, "")
         assert [one["name"] for one in upload["databases"]] == ["knowledge_graph", "reflection"]
         (point,) = page.read("/v1/plots")["results"]
         size = sum(path.stat().st_size for path in machine.data.glob("*.duckdb*"))

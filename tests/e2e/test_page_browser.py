@@ -13,7 +13,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
-from tests.support.browser import MISSING, NARROW, WIDE, Watched, running_browser
+from tests.support.browser import CHROMIUM, MISSING, NARROW, WIDE, Watched, running_browser
 from tests.support.machine import Machine
 from tests.support.past_results import add_results, failed, skipped, succeeded
 from tests.support.servers.nats import connected, running_nats
@@ -111,7 +111,7 @@ def test_every_state_of_the_agent_is_shown_and_is_accessible(browser, tmp_path):
             machine.write(commits=100, entities=3)
             expect(page.locator("#activity [aria-current=step]")).to_have_text("Upload databases")
             expect(page.locator("#activity .figures")).to_contain_text(re.compile(r"Uploading · \d+ %"))
-            expect(page.locator("#announcer")).to_contain_text("percent")
+            expect(page.locator("#progress-announcer")).to_contain_text("percent")
             check_layouts(page)
         expect(page.locator("#facts")).to_contain_text("Next sync\N{EN DASH}")
         expect(banner).to_contain_text(re.compile(r"The agent has not answered since \d\d:\d\d"))
@@ -273,12 +273,15 @@ def test_without_a_session_the_page_says_how_to_open_it(browser, rested):
             expect(watched.page.locator("#access-title")).to_contain_text(wanted)
             expect(watched.page.locator("#access-command code")).to_have_text("akosha-agent open")
             expect(watched.page.locator("#content")).to_be_hidden()
+            expect(watched.page.locator("#access-title")).to_be_focused()
             assert violations(watched.page) == []
         else:
             expect(watched.page.locator("body")).to_have_attribute("data-state", "live")
             watched.page.evaluate("sessionStorage.setItem('session', 'unknown')")
             watched.page.reload()
             expect(watched.page.locator("#access-title")).to_have_text("The session has ended")
+            expect(watched.page.locator("#access-title")).to_be_focused()
+            expect(watched.page.locator("#footer, #system")).to_have_text(["", ""])
         watched.context.close()
 
 
@@ -398,3 +401,23 @@ def test_another_origin_reads_and_triggers_nothing(browser, rested):
         watched.page.locator("#sync").click()  # were another sync requested before, it would have a result by now
         expect(watched.page.locator("#result")).to_contain_text("nothing", ignore_case=True)
         assert len(set(watched.page.evaluate(SYNCS)) - set(before)) == 1
+
+
+REBOUND = """paths => Promise.all(paths.map(async ([method, path]) =>
+    (await fetch(path, { method, headers: { "Content-Type": "application/json" } })).status))"""
+
+
+def test_a_name_that_is_rebound_to_the_agents_address_reads_and_triggers_nothing(browser, rested):
+    """The browser takes the agent for the other site, whose name resolves to the agent's address."""
+    agent = urlsplit(link_of(rested))
+    rules = f"--host-resolver-rules=MAP evil.test {agent.hostname}, MAP * ~NOTFOUND, EXCLUDE 127.*"
+    rebound = browser.browser_type.launch(executable_path=CHROMIUM, args=["--no-sandbox", rules], handle_sigint=False)
+    try:
+        page = rebound.new_page()
+        assert page.goto(f"http://evil.test:{agent.port}/").status == 403
+        paths = [("GET", path) for path in ("/", "/page.js", "/v1/status", "/v1/history", "/v1/events")]
+        paths += [("POST", path) for path in ("/v1/page/session", "/v1/page/proof", "/v1/sync", "/v1/verify")]
+        assert page.evaluate(REBOUND, paths) == [403] * len(paths)
+        assert page.goto(f"http://{agent.netloc}/").status == 200
+    finally:
+        rebound.close()

@@ -336,9 +336,12 @@ async def test_a_redirect_to_another_host_is_not_followed(code):
 
 
 async def test_a_redirect_on_the_same_host_is_named_in_the_hint():
-    async with rogue_sink(status(307, more="Location: /mcp/\r\n"), on="initialize") as (rogue, sink):
+    async with rogue_sink(status(307, more="Location: /mcp/ akosha-agent prune\r\n"), on="initialize") as (
+        rogue,
+        sink,
+    ):
         error = await failure(sink)
-        assert error.hint == f"set akosha_http_endpoint to {rogue.origin}/mcp/"
+        assert error.hint == f"set akosha_http_endpoint to {rogue.origin}/mcp/%20akosha-agent%20prune"
         assert len(rogue.requests) == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests.campaign import report, run
-from tests.campaign.faults import ALL, AgentKilled, AgentKilledAtPoint
+from tests.campaign.faults import ALL, AgentKilled, AgentKilledAtPoint, BucketChanged
 from tests.campaign.plan import CHUNK_ROUNDS, PROCESSES, Chunk, all_rounds, chunks, seconds, spread
 from tests.campaign.play import Outcome
 from tests.campaign.record import CHANGED, Played, Record, Results, Run, read_results, write_results
@@ -176,9 +176,24 @@ def test_the_report_says_why_a_row_was_skipped():
     assert report.notes(results) == [f"{CHUNK.row}: skipped, because mounting needs root."]
 
 
-def test_the_report_of_all_rounds_names_the_points_that_were_never_reached():
+def test_the_report_of_all_rounds_names_the_variants_that_never_struck():
     kind = AgentKilledAtPoint
     outcome = Outcome(kind.row, kind.rounds, struck={"ack:before": kind.rounds - 1, "ack:after": 0})
     (note,) = report.notes(Results.of([played(outcome, chunk=Chunk(kind.row, 1, kind.rounds, 20.0))]))
-    assert f"{kind.rounds - 1} kills at a point in {kind.rounds} rounds, 1 of 2 points" in note
+    assert f"struck {kind.rounds - 1} times in {kind.rounds} rounds, in 1 of 2 variants" in note
     assert note.endswith("; never ack:after.")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("manifest.json", "manifest"),
+        ("reflection.duckdb.base", "base"),
+        ("reflection.duckdb.patch-01", "patch"),
+        ("reflection.duckdb.wal", "another object"),
+    ],
+)
+def test_the_faults_of_a_bucket_count_which_kind_of_object_they_have_damaged(name, kind):
+    fault = BucketChanged()
+    fault.count(f"systems/mac/uploads/20260101_000000_mac/{name}")
+    assert fault.struck == {"manifest": 0, "base": 0, "patch": 0, "another object": 0} | {kind: 1}

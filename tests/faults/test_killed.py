@@ -59,6 +59,7 @@ def kill_and_restart(machine: KillableMachine, point: str) -> None:
         "begin:before",
         "begin:after",  # the point before the next write is the same, so it is not listed
         "put-file:after",
+        "put-manifest:before",
         "put-manifest:after",
         "deliver:after",
         "publish:after",

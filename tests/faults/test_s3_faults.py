@@ -192,6 +192,25 @@ async def test_a_missing_response_after_the_body_is_transient(proxied, proxy):
     assert reached.is_set()
 
 
+@pytest.mark.parametrize(
+    ("operation", "limit"), [("copy_object", {}), ("upload_part_copy", {"single_copy_bytes": PART})]
+)
+async def test_a_copy_may_take_longer_than_the_read_timeout(proxied, proxy, operation, limit):
+    """A store that copies bytes one by one answers after the last of them. The caller limits the time."""
+    store = proxied(read_timeout=0.5, **limit)
+    source = await put(store, SEVERAL)
+
+    async def slow(_request, forward):
+        answer = await forward()
+        await asyncio.sleep(1)
+        return answer
+
+    proxy.on(operation, slow, times=1)
+    await store.copy(KEY, "copy", expected=source)
+    assert await fetch(store, "copy") == SEVERAL
+    assert proxy.count(operation) == (4 if limit else 1)
+
+
 async def test_bytes_of_a_retry_are_rate_limited(proxied, proxy):
     rate_limiter, moved = Slowly(0), []
     proxy.on("put_object", refuse(503, "SlowDown"), times=1)
@@ -455,6 +474,27 @@ async def test_a_copy_with_other_bytes_is_rejected_and_removed(proxied, proxy):
     with pytest.raises(CopyUnsupported, match="other bytes"):
         await store.copy(KEY, "copy", expected=source)
     assert [item.key async for item in store.list("")] == [KEY]
+
+
+async def test_other_bytes_in_the_first_copy_of_an_object_in_parts_are_found_only_by_reading(proxied, proxy):
+    """Its ETag is no MD5. That of a copy is one, so the next copy is compared."""
+    store = proxied()
+    source = await put(store, SEVERAL, metadata={"sha256": "ab"})
+
+    async def other_bytes(request, forward):
+        answer = await forward()
+        key = request.path.rpartition("/")[2]
+        data = bytes([SEVERAL[0] ^ 1]) + SEVERAL[1:]
+        await store._connection.call("put_object", key, Body=data, Metadata={"sha256": "ab"})
+        return answer
+
+    proxy.on("copy_object", other_bytes, times=1)
+    await store.copy(KEY, "first", expected=source)
+    assert await fetch(store, "first") != SEVERAL
+    copied = await store.copy(KEY, "second", expected=source)
+    proxy.on("copy_object", other_bytes, times=1)
+    with pytest.raises(CopyUnsupported, match="other bytes"):
+        await store.copy("second", "third", expected=copied)
 
 
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (403, "AccessDenied"), (400, "InvalidRequest")])

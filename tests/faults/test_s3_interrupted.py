@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from agent.adapters.s3 import ObjectOptions, S3Store
+from agent.adapters.s3.multipart import MOST_UNLISTED
 from agent.domain.errors import StoreError
 from tests.support.put_journal import MemoryJournal
 from tests.support.servers.faulty_proxy import answer_with, damage, lose_the_answer, refuse, reset
@@ -232,6 +233,33 @@ async def test_a_store_that_does_not_answer_now_loses_no_parts(proxied, proxy, m
     assert await put(store, journal) == len(BODY) - 2 * PART
     assert await fetch(store) == BODY
     assert pending(store, moto) == 0
+
+
+@pytest.mark.parametrize("fault", [refuse(503, "SlowDown"), refuse(429, "TooManyRequests"), reset(after=0)])
+async def test_a_store_that_never_lists_the_parts_gets_all_at_the_third_put(proxied, proxy, moto, journal, fault):
+    store = proxied()
+    await interrupt(store, proxy, journal)
+    proxy.on("list_parts", fault)
+    for _ in range(MOST_UNLISTED - 1):
+        with pytest.raises(StoreError):
+            await put(store, journal)
+    sent, logs = await put_logged(store, journal)
+    assert sent == len(BODY)
+    assert [line["event"] for line in logs] == ["parts_sent_again"]
+    assert await fetch(store) == BODY
+    assert pending(store, moto) == 0
+
+
+async def test_parts_outlast_any_number_of_puts_without_an_answer(proxied, proxy, moto, journal):
+    store = proxied()
+    await interrupt(store, proxy, journal)
+    for operation in ("list_parts", "create_multipart_upload"):
+        proxy.on(operation, refuse(503, "SlowDown"))
+    for _ in range(MOST_UNLISTED + 1):
+        with pytest.raises(StoreError):
+            await put(store, journal)
+    proxy.clear()
+    assert await put(store, journal) == len(BODY) - 2 * PART
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from agent.bootstrap.home import Home
 from agent.bootstrap.restore import open_restore
 from agent.domain import naming
 from agent.domain.delivery_state import removed_while_owed
-from agent.domain.errors import CopyUnsupported, NotPermitted, StateError, StoreError
+from agent.domain.errors import CopyUnsupported, NotPermitted, StateError, StoreError, UnreadableObject
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded, UploadsPruned
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
@@ -625,6 +625,15 @@ async def test_a_part_that_is_damaged_in_the_bucket_is_sent_again_not_copied(rig
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
     assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
+
+
+@pytest.mark.usefixtures("always_checked")
+async def test_a_manual_sync_sends_again_what_the_disk_of_the_target_cannot_read(rig):
+    await rig.sync()
+    unreadable = UnreadableObject("cannot read it: Input/output error", transient=True)
+    rig.store.fail("head", unreadable, key="knowledge_graph.duckdb")
+    assert isinstance(await rig.sync(), SyncSucceeded)
+    assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "copied"}
 
 
 @pytest.mark.usefixtures("always_checked")

@@ -78,6 +78,22 @@ async def test_a_sync_is_requested_once_per_id(agent, agent_service):
     assert (again.status, again.json, list(agent_service.asked)) == (202, response.json, ["mine"])
 
 
+async def test_requests_of_one_connection_leave_nothing_behind(agent):
+    """They have the same task: what each of them adds to it stays until the connection is closed."""
+
+    def callbacks() -> int:
+        tasks = [task for task in asyncio.all_tasks() if "RequestHandler.start" in str(task.get_coro())]
+        assert len(tasks) == 1
+        return len(tasks[0]._callbacks)
+
+    await agent.request("GET", "/healthz")
+    before = callbacks()
+    for _ in range(100):
+        async with agent.client.get(agent.base + "/healthz") as response:
+            await response.read()
+    assert callbacks() == before
+
+
 async def test_without_an_id_or_a_body_a_sync_gets_an_id_of_its_own(agent, agent_service):
     first, second = await agent.request("POST", "/v1/sync", {}), await agent.request("POST", "/v1/sync")
     assert list(agent_service.asked) == [first.json["request_id"], second.json["request_id"]]

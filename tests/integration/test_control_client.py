@@ -21,7 +21,7 @@ from agent.application.monitoring.status import BusStatus, DatabaseStatus, Statu
 from agent.bootstrap.home import Home
 from agent.domain.errors import StateError
 from agent.domain.events import SyncAsked, SyncProgress, SyncRequested, SyncSkipped
-from agent.entrypoints import status_view, sync_client
+from agent.entrypoints import status_document, sync_client
 from agent.entrypoints.cli import status
 from agent.entrypoints.control_client import client as control, endpoint, follow_history
 from agent.entrypoints.formatting import json_value
@@ -339,7 +339,7 @@ async def test_an_agent_without_a_listening_socket_makes_the_verdict_unknown(hom
     NO_SOCKET[name](home.state.path / CONTROL_SOCKET)
     with home.lock("run"):
         starting = await gather_status(home.settings)
-        monkeypatch.setattr(status_view, "STARTING", timedelta(0))
+        monkeypatch.setattr(status_document, "STARTING", timedelta(0))
         found = await gather_status(home.settings)
     assert found.verdict.text.startswith(f"Unknown: process {os.getpid()} (run) does not report its status: ")
     assert (found.running["command"], found.verdict.severity, found.warnings[0].code) == (

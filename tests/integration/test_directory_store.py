@@ -413,8 +413,12 @@ async def test_a_killed_put_leaves_no_object_and_is_swept_while_a_running_one_is
             living.kill()
 
 
-async def test_without_locks_old_incoming_files_are_swept(store, root, monkeypatch):
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_without_locks_old_incoming_files_are_swept(store, root, monkeypatch, is_full):
     """Some network shares have no locks. A file without a write for 15 minutes belongs to a dead process."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -427,6 +431,9 @@ async def test_without_locks_old_incoming_files_are_swept(store, root, monkeypat
     old.write_bytes(b"")
     long_ago = fresh.stat().st_mtime - 3600
     os.utime(old, (long_ago, long_ago))
+    if is_full:
+        monkeypatch.setattr(Path, "touch", full)
+    assert await store.count_unfinished("systems/") == 1
     assert await store.sweep("systems/") == 1
     assert [path.name for path in incoming_files(root)] == ["fresh"]
 

@@ -9,11 +9,12 @@ import socket
 import stat
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from ipaddress import IPv4Address
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -128,6 +129,18 @@ async def port_closed() -> None:
         await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "page-port"))
 
 
+def listening() -> set[tuple[str, int]]:
+    """Return the TCP addresses at which this process listens."""
+    found = set()
+    for file in Path("/dev/fd").iterdir():
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(int(file.name)).st_mode):
+                with socket.socket(fileno=os.dup(int(file.name))) as one:
+                    if one.family == socket.AF_INET and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        found.add(one.getsockname())
+    return found
+
+
 def is_open(address: tuple[str, int]) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(address) == 0
@@ -136,10 +149,24 @@ def is_open(address: tuple[str, int]) -> bool:
 # ------------------------------------------------------------------------------------------------ tokens and sessions
 
 
-async def test_before_the_page_is_opened_nothing_listens(agent):
-    """Neither does it after a start without sessions."""
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "page-port"]
-    assert [path.name for path in agent.state.iterdir()] == ["control.sock"]
+async def test_before_the_page_is_opened_nothing_listens(agent_service, tmp_path):
+    before = listening()
+    async with serve_agent(agent_service, tmp_path / "state") as agent:
+        assert listening() == before
+        assert [path.name for path in agent.state.iterdir()] == ["control.sock"]
+        async with opened(agent, started=False) as page:
+            assert listening() - before == {page.address}
+
+
+async def test_sessions_that_ended_while_no_agent_ran_open_no_port_and_leave_no_file(clock, agent_service, tmp_path):
+    before = listening()
+    async with serve_agent(agent_service, tmp_path / "state") as agent, opened(agent):
+        pass
+    assert (agent.state / "page.json").exists()
+    await clock.advance(SESSION_SECONDS)
+    async with serve_agent(agent_service, tmp_path / "state"):
+        assert listening() == before
+        assert not (agent.state / "page.json").exists()
 
 
 async def test_the_token_of_the_address_starts_a_session_with_which_everything_can_be_read(agent):
@@ -215,6 +242,19 @@ async def test_a_session_ends_12_hours_after_its_last_use_and_the_port_is_closed
         assert (await page.read("/v1/status")).status == 200
 
 
+async def test_after_its_session_has_ended_a_stream_sends_nothing_while_another_session_is_valid(
+    clock, agent, agent_service
+):
+    async with opened(agent) as page, opened(agent) as other, page.follow(**page.bearing) as stream:
+        await clock.advance(SESSION_SECONDS / 2)
+        assert (await other.read("/v1/status")).status == 200
+        await clock.advance(SESSION_SECONDS / 2)
+        agent_service.add_event(values.skipped())
+        with pytest.raises(aiohttp.ClientError):
+            await stream.end()
+        assert (await other.read("/v1/status")).status == 200
+
+
 async def test_an_address_that_is_never_used_closes_the_port_when_its_token_ends(clock, agent):
     async with opened(agent, started=False) as page:
         await clock.advance(TOKEN_SECONDS)
@@ -243,7 +283,7 @@ async def page_of_another_token(page, token: str):
     return await page.exchange()
 
 
-async def test_if_another_program_has_the_port_after_a_restart_the_page_is_opened_at_another_one(
+async def test_if_another_program_has_the_port_after_a_restart_the_sessions_end_and_the_page_is_opened_at_another_one(
     agent_service, tmp_path
 ):
     async with serve_agent(agent_service, tmp_path / "state") as agent, opened(agent) as page:
@@ -252,6 +292,8 @@ async def test_if_another_program_has_the_port_after_a_restart_the_page_is_opene
         async with serve_agent(agent_service, tmp_path / "state") as agent, opened(agent) as other:
             assert other.base != page.base
             assert (await other.read("/v1/status")).status == 200
+            other.session = page.session
+            assert (await other.read("/v1/status")).status == 401
     assert "page_port_unavailable" in [line["event"] for line in logs]
 
 
@@ -370,6 +412,15 @@ async def test_another_users_process_gets_no_session_and_cannot_use_one(agent, m
         monkeypatch.undo()
         stolen.client = own
         await stolen.start()
+
+
+async def test_a_client_that_closes_while_its_user_is_checked_is_disconnected_without_a_warning(agent, monkeypatch):
+    async with opened(agent) as page, opened(agent, started=False) as closing:
+        monkeypatch.setattr(tcp_peer, "_uid_from_kernel", lambda *_: None)
+        with capture_logs() as logs, pytest.raises(aiohttp.ClientError):
+            await closing.exchange()
+        assert logs == []
+        assert (await page.read("/v1/status")).status == 200
 
 
 async def test_the_agent_proves_that_it_knows_a_session_which_is_not_sent(clock, agent):

@@ -7,8 +7,10 @@ from datetime import UTC
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from agent.adapters.duckdb import DuckdbMemoryReader
+from agent.adapters.duckdb import DuckdbMemoryReader, snapshot_taker
+from agent.adapters.duckdb.verification import Verdict
 from agent.adapters.gunzip import Unpacker
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.patches import ZstdPatcher
@@ -33,6 +35,7 @@ from tests.integration.test_cloud_sync import PREFIX, Rig
 from tests.support import session_buddy
 from tests.support.clock import ManualClock
 from tests.support.ledger import inline_ledger
+from tests.support.waiting import until
 from tests.unit.test_ingest_service import FakeAkosha
 
 MAIN = "reflection.duckdb"
@@ -220,6 +223,28 @@ async def test_a_database_whose_layer_is_missing_is_not_carried_over_and_is_sent
     await rig.assert_restores(rig.manifests[-1], rig.digest())
 
 
+async def test_a_patch_is_sent_although_another_database_looked_damaged_at_first(rig, monkeypatch):
+    """The upload goes on with another copy of that database. The patch is made again."""
+    await rig.upload()
+    rig.commit(rows=50)
+    rig.commit("knowledge_graph")
+    torn = []
+
+    async def torn_once(copy: Path, **_) -> Verdict:
+        if torn or copy.name != "knowledge_graph.duckdb":
+            return Verdict(verified=True)
+        await until(lambda: any(".patch-" in key for key in rig.objects))
+        torn.append(copy)
+        return Verdict(verified=False, reason="torn", damaged=True)
+
+    monkeypatch.setattr(snapshot_taker, "verify", torn_once)
+    with capture_logs() as logs:
+        manifest = await rig.upload()
+    assert torn
+    assert "patch_failed" not in [line["event"] for line in logs]
+    assert rig.names(manifest) == [f"{MAIN}.base", f"{MAIN}.patch-01"]
+
+
 async def test_an_upload_that_was_interrupted_after_its_patch_does_not_send_it_again(rig):
     await rig.upload()
     rig.commit(rows=50)
@@ -373,8 +398,9 @@ async def test_verification_names_the_damaged_layer_and_a_restore_refuses_it(rig
     data, metadata = rig.bucket.objects[key]
     rig.bucket.objects[key] = (data[:100] + bytes([data[100] ^ 1]) + data[101:], metadata)
     assert list(await rig.deep_problems(manifest)) == [key.rpartition("/")[2]]
-    with pytest.raises(RestoreError, match="does not match its manifest"):
+    with pytest.raises(RestoreError, match="does not match its manifest") as refused:
         await rig.assert_restores(manifest, "")
+    assert "--only" in refused.value.hint
     assert list((await Verifier(Catalog(rig.store, "laptop"), rig.home().clock).shallow(manifest.upload_id)).damaged)
 
 

@@ -116,11 +116,11 @@ async def test_a_patch_that_would_be_too_large_leaves_no_file(files):
     assert not logs
 
 
-async def test_an_existing_patch_is_kept(files):
+async def test_an_existing_patch_is_replaced(files):
     old, new, patch = files
     patch.write_text("another")
-    assert await ZstdPatcher().make(old, new, patch, most_bytes=2**30) is None
-    assert patch.read_text() == "another"
+    written = await ZstdPatcher().make(old, new, patch, most_bytes=2**30)
+    assert written.sha256 == sha256(patch.read_bytes())
 
 
 async def test_without_disk_space_no_patch_is_made(files, monkeypatch):

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import itertools
 import os
 import shutil
@@ -10,9 +11,10 @@ import sys
 
 import pytest
 
-from agent.adapters.directory_store import DirectoryStore, sharing
+from agent.adapters import fs
+from agent.adapters.directory_store import DirectoryStore, incoming as incoming_module, layout, leftovers, sharing
 from agent.adapters.directory_store.incoming import Incoming
-from agent.domain.errors import CopyUnsupported
+from agent.domain.errors import CopyUnsupported, StoreError, UnreadableObject
 from agent.ports import StoredObject
 from tests.support import zygote
 from tests.support.files import folder_on_another_disk
@@ -111,21 +113,45 @@ async def test_after_a_prune_the_next_copies_restore_two_physical_copies(store, 
 
 
 @pytest.mark.parametrize(("kept", "copies"), [((3, 5, 9), 2), ((1, 3, 5, 7), 2), ((5, 9), 1), ((7, 8, 9), 2)])
-async def test_a_sweep_after_a_prune_leaves_no_three_uploads_with_one_physical_copy(store, root, kept, copies):
+async def test_after_a_prune_no_three_uploads_keep_one_physical_copy(store, root, kept, copies):
     """Whatever the rules of the prune are: only those that keep the two newest uploads keep both copies."""
     await uploads(store, 10)
     await store.delete([key_of(number) for number in range(10) if number not in kept])
-    await store.sweep("systems/")
+    await store.separate_copies("systems/")
     assert len({inode(root, number) for number in kept}) == copies
     for number in kept:
         assert await fetch(store, key_of(number)) == DATA
         assert (await store.head(key_of(number))).metadata == METADATA
     inodes = [inode(root, number) for number in kept]
-    await store.sweep("systems/")
+    await store.separate_copies("systems/")
     assert [inode(root, number) for number in kept] == inodes
 
 
-async def test_an_only_copy_that_is_damaged_replaces_nothing(store, root, monkeypatch):
+async def test_a_sweep_copies_nothing_because_syncs_wait_for_it(store, root):
+    await uploads(store, 10)
+    kept = (3, 5, 9)
+    await store.delete([key_of(number) for number in range(10) if number not in kept])
+    await store.sweep("systems/")
+    assert len({inode(root, number) for number in kept}) == 1
+
+
+async def test_the_separation_of_copies_reports_its_progress_and_flushes_as_it_copies(store, root, monkeypatch):
+    """On a slow disk, it takes longer than the limit on the time without progress."""
+    await uploads(store, 10)
+    await store.delete([key_of(number) for number in range(10) if number not in (3, 5, 9)])
+    monkeypatch.setattr(sharing, "READ_BYTES", 2**16)
+    monkeypatch.setattr(incoming_module, "READ_BYTES", 2**16)
+    monkeypatch.setattr(incoming_module, "FLUSH_BYTES", 2**16)
+    monkeypatch.delattr("os.copy_file_range", raising=False)
+    steps, flushed, sync = [], [], fs.sync
+    monkeypatch.setattr(fs, "sync", lambda descriptor: (flushed.append(1), sync(descriptor)))
+    await store.separate_copies("systems/", progress=steps.append)
+    assert sum(steps) == 2 * len(DATA), "read once, and copied"
+    assert steps.count(0) == 3 + 8, "three objects are compared, and the copy is read in eight pieces"
+    assert len(flushed) > 7
+
+
+async def test_an_only_copy_that_changes_while_it_is_copied_replaces_nothing(store, root, monkeypatch):
     await uploads(store, 10)
     kept = (3, 5, 9)
     await store.delete([key_of(number) for number in range(10) if number not in kept])
@@ -136,7 +162,7 @@ async def test_an_only_copy_that_is_damaged_replaces_nothing(store, root, monkey
         copy_from(self, source, progress)
 
     monkeypatch.setattr(Incoming, "copy_from", damaging)
-    await store.sweep("systems/")
+    await store.separate_copies("systems/")
     assert len({inode(root, number) for number in kept}) == 1
     assert not [path for path in (root / ".akosha" / "incoming").rglob("*") if path.is_file()]
 
@@ -206,6 +232,70 @@ async def test_a_flipped_bit_in_one_of_two_physical_copies_leaves_the_other_uplo
         assert (await fetch(store, key_of(number)) == DATA) == (number not in damaged)
         assert ((await store.inspect(key_of(number))).etag == tag) == (number not in damaged)
     assert len({inode(root, number) for number in range(6, 9)}) == 2
+
+
+def failing(*_args, **_how):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+class BadSector(io.FileIO):
+    readinto = readall = failing
+
+
+@pytest.fixture
+def unreadable(store, root, monkeypatch):
+    """A function that makes the disk fail to read an object, and fail entirely with `gone`."""
+
+    def damage(key, *, gone=False):
+        open_file = layout.open_file
+
+        def opened(path):
+            return io.BufferedReader(BadSector(path)) if path == root / key else open_file(path)
+
+        for module in (layout, sharing, incoming_module):
+            monkeypatch.setattr(module, "open_file", opened)
+        monkeypatch.setattr("os.copy_file_range", failing, raising=False)
+        if gone:
+            monkeypatch.setattr("os.fsync", failing)
+
+    return damage
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_an_object_in_an_unreadable_sector_is_not_copied_and_counts_as_damaged(
+    store, root, monkeypatch, unreadable, links
+):
+    tag = (await put(store, key_of(0))).etag
+    if not links:
+        monkeypatch.setattr(sharing.os, "link", failing)
+    unreadable(key_of(0))
+    with pytest.raises(CopyUnsupported, match="Input/output error"):
+        await copy(store, key_of(0), key_of(1), tag)
+    with pytest.raises(UnreadableObject):
+        await store.inspect(key_of(0))
+    await put(store, key_of(1))  # as the caller does then
+    assert await fetch(store, key_of(1)) == DATA
+
+
+async def test_an_object_whose_metadata_is_in_an_unreadable_sector_is_replaced(store, unreadable):
+    tag = (await put(store, key_of(0))).etag
+    unreadable(f".akosha/metadata/{key_of(0)}.json")
+    with pytest.raises(UnreadableObject):
+        await store.head(key_of(0))
+    with pytest.raises(CopyUnsupported):
+        await copy(store, key_of(0), key_of(1), tag)
+    await put(store, key_of(0), b"other")
+    assert await fetch(store, key_of(0)) == b"other"
+
+
+async def test_an_object_on_a_disk_that_fails_entirely_does_not_count_as_damaged(store, root, unreadable):
+    tag = (await put(store, key_of(0))).etag
+    unreadable(key_of(0), gone=True)
+    for reading in (copy(store, key_of(0), key_of(1), tag), store.inspect(key_of(0))):
+        with pytest.raises(StoreError, match="Input/output error") as failure:
+            await reading
+        assert type(failure.value) is StoreError
+        assert failure.value.transient
 
 
 @pytest.mark.parametrize("number", [errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EIO, errno.EACCES])
@@ -349,14 +439,19 @@ async def test_a_sweep_spares_the_link_of_a_put_in_progress_on_nfs(store, root, 
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", nfs_flock)
+    monkeypatch.setattr(leftovers, "_is_older_than", None)  # only locks count
     tag = (await put(store, key_of(0))).etag
     os.utime(root / key_of(0), (0, 0))
     incoming = Incoming(root, key_of(1))
     assert incoming.share(key_of(0), tag, lambda _: None)
+    assert await store.count_unfinished("systems/") == 0
     assert await store.sweep("systems/") == 0
     incoming.commit(METADATA)
     assert await fetch(store, key_of(1)) == DATA
-    assert await store.sweep("systems/") == 0
+    killed = Incoming(root, key_of(2))
+    killed._file.close()
+    assert await store.count_unfinished("systems/") == 1
+    assert await store.sweep("systems/") == 1
 
 
 async def test_a_copy_of_the_directory_that_lost_its_links_works(store, root, tmp_path):

@@ -555,6 +555,21 @@ async def test_the_watch_has_no_thread_and_no_timer_but_the_rescan(tmp_path):
         await reader.wait_for_names(MAIN)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has inotify")
+async def test_writes_to_other_files_do_not_wake_the_process_each_time(tmp_path, monkeypatch):
+    from agent.adapters.watcher import inotify
+
+    reads, events = [], inotify._events
+    monkeypatch.setattr(inotify, "_events", lambda data: reads.append(1) or events(data))
+    async with reading(watcher_of(tmp_path, step_ms=60_000)) as reader:
+        await reader.mode("native")
+        for _ in range(100):
+            append(tmp_path / "app.log")
+            await asyncio.sleep(0)  # the event loop reads what is there
+            await asyncio.sleep(0)
+    assert 1 <= len(reads) <= inotify.MOST_UNWANTED
+
+
 async def test_closing_the_iterator_ends_the_watcher(tmp_path):
     changes = watcher_of(tmp_path, **WATCHFILES).changes()
     assert await anext(changes) == frozenset()

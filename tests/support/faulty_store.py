@@ -117,6 +117,9 @@ class FaultyStore:
             "sweep", prefix, lambda: self._store.sweep(prefix, started_before=started_before, spared=spared)
         )
 
+    async def separate_copies(self, prefix: str, *, progress: Progress = ignore_progress) -> None:
+        await self._do("separate_copies", prefix, lambda: self._store.separate_copies(prefix, progress=progress))
+
     async def aclose(self) -> None:
         await self._store.aclose()
 

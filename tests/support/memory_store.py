@@ -95,6 +95,9 @@ class MemoryStore:
     async def sweep(self, prefix: str, *, started_before: datetime | None = None, spared: Collection[str] = ()) -> int:
         return 0
 
+    async def separate_copies(self, prefix: str, *, progress: Progress = ignore_progress) -> None:
+        pass
+
     async def aclose(self) -> None:
         pass
 

@@ -19,6 +19,7 @@ from agent.domain.delivery_state import (
     next_try,
     pending,
     use_of_copy,
+    waits_for_change,
 )
 from agent.domain.errors import StateError
 from tests.support.values import (
@@ -116,6 +117,9 @@ def test_a_database_that_failed_to_copy_is_due_after_a_change_a_back_off_or_a_co
 def test_at_the_start_a_back_off_is_over_and_a_wait_for_a_change_is_not(retry_at, now_due):
     known = record(reflection=database(State.OWED, problem=problem("reflection", retry_at=retry_at)))
     assert bool(due(known, SURVEY, NOON, urgent=False, at_start=True)) == now_due
+    assert waits_for_change(known, SURVEY) != now_due
+    assert not waits_for_change(known, SURVEY | {"knowledge_graph": fingerprint("knowledge_graph", 0)})
+    assert not waits_for_change(known, {"reflection": fingerprint("reflection", 1)})
 
 
 SAME, OTHER = ({part.name: part.sha256 for part in parts("reflection", generation)} for generation in (0, 1))

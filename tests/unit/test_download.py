@@ -5,7 +5,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from agent.application.sync.download import Downloader, DownloadError
-from agent.domain.errors import PatchError, WireError
+from agent.domain.errors import PatchError, UnreadableObject, WireError
+from tests.support.faulty_store import FaultyStore
 from tests.support.memory_store import MemoryStore
 from tests.support.values import patched_part
 
@@ -46,3 +47,13 @@ async def test_the_error_names_the_patch_that_does_not_fit(tmp_path, error, laye
     assert refused.value.key == PART.layers[layer].key
     assert refused.value.problem.startswith(problem)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_object_that_its_disk_cannot_read_is_named(tmp_path):
+    store = FaultyStore(MemoryStore())
+    store.fail("get", UnreadableObject("cannot read it: Input/output error", transient=True))
+    downloader = Downloader(store=store, unpacker=Unpacker(), patcher=FailingPatcher(None), stall_limit=no_limit)
+    with pytest.raises(DownloadError) as refused:
+        await downloader.download(PART, tmp_path / "reflection.duckdb")
+    assert refused.value.key == PART.layers[0].key
+    assert refused.value.problem.startswith("cannot be read")

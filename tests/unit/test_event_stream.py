@@ -156,17 +156,21 @@ async def test_readers_at_the_same_position_share_a_read_and_progress_causes_non
     assert "event-batch" not in {task.get_name() for task in asyncio.all_tasks()}
 
 
-async def test_a_read_that_failed_is_not_shared_with_later_readers(setup):
-    setup.ledger.write()
-    setup.ledger.failing = StateError("the disk is gone")
+@pytest.mark.parametrize("error", [StateError("the disk is gone"), RuntimeError("a defect")])
+async def test_a_read_that_failed_is_not_shared_with_later_readers(setup, error):
+    setup.ledger.write(2)
+    other = setup.reader(after=1)
+    await settle()
+    setup.ledger.failing = error
     readers = [setup.reader(after=0) for _ in range(3)]
     await settle()
-    assert all(isinstance(reader.task.exception(), StateError) for reader in readers)
+    assert [reader.task.exception() for reader in readers] == [error] * 3
     setup.ledger.failing = None
     again = setup.reader(after=0)
     await settle()
-    assert again.received == [1]
+    assert (again.received, other.received) == ([1, 2], [2])
     await again.stop()
+    await other.stop()
 
 
 async def test_events_written_while_a_reader_reads_are_not_missed(setup):
@@ -226,6 +230,39 @@ async def test_progress_is_delivered_before_its_result_and_not_after(setup):
     await settle()
     assert reader.received == [1, -10, -20, 2, -5]
     await reader.stop()
+
+
+async def test_readers_share_the_subscription_to_progress_and_each_event(setup, monkeypatch):
+    subscribed, subscribe = 0, setup.bus.subscribe
+
+    async def counted(*given):
+        nonlocal subscribed
+        subscribed += 1
+        return await subscribe(*given)
+
+    monkeypatch.setattr(setup.bus, "subscribe", counted)
+    async with aclosing(setup.stream.events(after=None)) as first, aclosing(setup.stream.events(after=None)) as second:
+        waiting = [asyncio.create_task(anext(events)) for events in (first, second)]
+        await settle()
+        await setup.bus.publish(setup.progress(1))
+        one, other = await asyncio.gather(*waiting)
+        assert one is other
+    assert (subscribed, setup.bus._subscriptions) == (1, {})
+
+
+async def test_the_history_does_not_wait_for_a_bus_that_is_silent(setup, monkeypatch):
+    """A NATS server that is up, but does not answer, delays a subscription."""
+
+    async def silent(*_):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(setup.bus, "subscribe", silent)
+    setup.ledger.write()
+    reader = setup.reader(after=0)
+    await settle()
+    assert reader.received == [1]
+    await reader.stop()
+    assert "event-progress" not in {task.get_name() for task in asyncio.all_tasks()}
 
 
 async def test_progress_is_subscribed_to_only_while_there_are_readers(setup):

@@ -27,10 +27,17 @@ class PushSetup:
         rules = {"batch_size": 4, "missing_embedding": "wait", **rules}
         self.push = MemoryPush(sink=self.sink, ledger=self.memories, clock=ManualClock(values.NOON), **rules)
 
-    async def deliver(self, *memories, target=TARGET, **options):
+    async def deliver(self, *memories, target=TARGET, count=None, **options):
+        """Push these memories. Add the number of delivered ones to the last of `count`."""
         source = ListedMemories(memories, **options)
         self.source = source
-        return await self.push.push(target, await self.sink.connect(), source, on_confirmed=self.confirm)
+
+        def add(delivered):
+            if count is not None:
+                count[-1] += delivered
+
+        capabilities = await self.sink.connect()
+        return await self.push.push(target, capabilities, source, on_confirmed=self.confirm, on_delivered=add)
 
     async def confirm(self, packed) -> None:
         self.confirmed.append((packed and packed.row.id, (await self.memories.counts(TARGET)).delivered))
@@ -81,6 +88,18 @@ async def test_a_changed_row_is_another_memory(tmp_path):
         await w.deliver(memory(1, state="changed"))
         ids = {memory_id(TARGET.system_id, memory(1, state=state).row) for state in (0, "changed")}
         assert w.sink.stored.keys() == ids
+
+
+async def test_rows_that_share_an_id_are_not_reported_as_delivered_again(tmp_path):
+    async with push_setup(tmp_path) as w:
+        rows, delivered = [memory(1), memory(1, state="other"), memory(2)], []
+        for _ in range(3):
+            delivered.append(0)
+            await w.deliver(*rows, count=delivered)
+        assert delivered == [3, 0, 0]
+        delivered.append(0)
+        await w.deliver(*rows, memory(3), count=delivered)
+        assert delivered[-1] == 1
 
 
 async def test_a_batch_is_limited_in_bytes(tmp_path, monkeypatch):

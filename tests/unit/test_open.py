@@ -1,6 +1,7 @@
 """The address that `open` gets from the running agent, and the errors that say what to do without one."""
 
 import json
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from agent.adapters.unix_http import Response
 from agent.domain.errors import AgentUnavailable
 from agent.entrypoints.cli import open as command
+from agent.entrypoints.status_document import STARTING
+from tests.support.clock import ManualClock
 
 URL = "http://127.0.0.1:4711/#token=t"
-PROBLEM = {"detail": "no port of this machine can be opened: denied", "hint": "set akosha_agent_http_port"}
+PROBLEM = {"detail": "no port of this machine can be opened: denied", "hint": "run akosha-agent open again later"}
 
 
 class Home(SimpleNamespace):
@@ -19,9 +22,11 @@ class Home(SimpleNamespace):
         return False
 
 
-def home(tmp_path, command: str | None = "run") -> Home:
-    holder = None if command is None else SimpleNamespace(pid=4711, command=command)
-    return Home(holder=lambda: holder, state=SimpleNamespace(path=tmp_path))
+def home(tmp_path, command: str | None = "run", *, started: bool = False) -> Home:
+    clock = ManualClock()
+    since = clock.now() - (timedelta(0) if started else STARTING)
+    holder = None if command is None else SimpleNamespace(pid=4711, command=command, since=since)
+    return Home(holder=lambda: holder, state=SimpleNamespace(path=tmp_path), clock=clock)
 
 
 @pytest.fixture
@@ -73,6 +78,13 @@ def test_an_agent_that_does_not_open_the_page_is_an_error_with_its_cure(tmp_path
         command.page_url(home(tmp_path))
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_an_agent_that_has_just_started_is_not_to_be_ended(tmp_path):
+    """It holds the lock before it has a socket."""
+    with pytest.raises(AgentUnavailable, match="no control socket") as caught:
+        command.page_url(home(tmp_path, started=True))
+    assert caught.value.hint == "it has just started: try again in a few seconds"
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,12 @@ async def test_an_event_is_a_sentence_with_its_outcome_and_its_cure(event, outco
     assert not hint or item.hint not in item.detail
 
 
+async def test_the_next_attempt_is_a_time_that_the_browser_shows_in_its_zone():
+    event = replace(values.failed(), retry_at=values.NOON + timedelta(minutes=2))
+    (item,) = (await read_history(Entries(event), before=None, limit=1, outcome=None)).entries
+    assert (item.retry_at, item.detail) == ("2026-03-01T12:02:00.123456+00:00", "")
+
+
 async def test_control_characters_in_errors_are_escaped():
     event = replace(values.failed(), errors=(MethodError(method="cl\x1b[2Joud", error="bad"),))
     (item,) = (await read_history(Entries(event), before=None, limit=1, outcome=None)).entries

@@ -56,6 +56,15 @@ async def test_a_token_is_valid_for_a_minute_and_once(tmp_path, clock):
     assert await page.start(late) is None
 
 
+async def test_a_token_ends_while_the_machine_sleeps(tmp_path, clock):
+    """The monotonic clock stops then."""
+    page = opened(tmp_path, clock)
+    token = page.issue_token()
+    clock.jump(timedelta(seconds=TOKEN_SECONDS))
+    assert page.seconds_left() == 0
+    assert await page.start(token) is None
+
+
 async def test_a_session_ends_12_hours_after_its_last_use(tmp_path, clock):
     page = opened(tmp_path, clock)
     session = await start(page)

@@ -338,6 +338,12 @@ async def test_if_unfinished_puts_may_not_be_listed_the_rest_is_deleted():
     )
 
 
+async def test_a_prune_ends_with_the_separation_of_copies():
+    store, _ = await bucket(store=FaultyStore(MemoryStore()))
+    await prune(store)
+    assert store.calls[-1] == ("separate_copies", f"systems/{values.SYSTEM}/uploads/")
+
+
 async def test_two_prunes_in_parallel_do_no_harm():
     store, ids = await bucket(40)
     plans = [await pruner_of(store, rules).plan({}) for rules in (LAST_TWO, KeepRules(last=3, daily=0, weekly=0))]

@@ -50,17 +50,22 @@ def test_a_connection_of_this_process_is_of_this_user(family, source, monkeypatc
         connected, peer = server.accept()
         with connected:
             assert is_of_this_user(peer, address)
-            assert not is_of_this_user(peer, peer)  # no such connection
             monkeypatch.setattr(os, "geteuid", lambda: 4711)
             assert not is_of_this_user(peer, address)
 
 
 @pytest.mark.parametrize("source", ["kernel", "tables"])
-def test_a_socket_that_listens_at_the_clients_port_is_not_its_end(source, monkeypatch):
+def test_a_client_that_has_closed_is_no_user_even_if_another_socket_listens_at_its_port(source, monkeypatch):
     if source == "tables":
         monkeypatch.setattr(tcp_peer, "_uid_from_kernel", not_supported)
     with socket.create_server(("127.0.0.1", 0)) as other, socket.create_server(("127.0.0.1", 0)) as server:
-        assert not is_of_this_user(other.getsockname(), server.getsockname())
+        client = socket.create_connection(server.getsockname())
+        connected, peer = server.accept()
+        with connected:
+            client.close()
+            for closed in (peer, other.getsockname()):
+                with pytest.raises(ConnectionResetError):
+                    is_of_this_user(closed, server.getsockname())
 
 
 @pytest.mark.skipif(sys.byteorder != "little", reason="the tables are of a little-endian machine")
@@ -75,13 +80,13 @@ def test_the_user_is_that_of_the_clients_end(tables, name, ends, uid):
     assert is_of_this_user(CLIENT, SERVER) == (uid == 0)
 
 
-def test_a_connection_that_is_in_no_table_is_of_nobody(tables):
-    assert not is_of_this_user(CLIENT, SERVER)  # the tables cannot be read
-    tables("tcp", (V4_BACK, os.geteuid()))
+def test_if_the_tables_cannot_be_read_a_client_is_not_of_this_user(tables):
     assert not is_of_this_user(CLIENT, SERVER)
 
 
-def test_a_connection_that_is_not_established_is_of_nobody(tables):
+@pytest.mark.parametrize(("ends", "state"), [(V4_BACK, "01"), (V4, "06")], ids=["in no table", "not established"])
+def test_a_connection_without_an_established_end_has_ended(tables, ends, state):
     """A socket in TIME_WAIT has the user ID 0."""
-    tables("tcp", (V4, os.geteuid()), state="06")
-    assert not is_of_this_user(CLIENT, SERVER)
+    tables("tcp", (ends, os.geteuid()), state=state)
+    with pytest.raises(ConnectionResetError):
+        is_of_this_user(CLIENT, SERVER)

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from agent.domain import naming
 from agent.domain.delivery_state import DatabaseRecord, State, TargetRecord
-from agent.domain.upload_parts import Layer, Part, relocate
+from agent.domain.upload_parts import Layer, Part, is_read_by_name, relocate
 from agent.domain.upload_plan import (
     MAX_PARTS,
     Patch,
@@ -225,3 +225,19 @@ def test_an_unfinished_upload_goes_on_if_a_large_file_is_the_same_and_none_is_go
     staged = {"reflection": [file for file in (main, wal) if file.name != gone]}
     assert is_worth_continuing(unfinished, staged, 5 * MIB) is continues
     assert not is_worth_continuing(unfinished, staged, 6 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_read"),
+    [
+        ("reflection.duckdb", True),
+        ("knowledge_graph_work.duckdb.wal", True),
+        ("reflection.duckdb.patch-02", True),
+        ("knowledge_graph.duckdb.patch-01", False),
+        ("knowledge_graph.duckdb.base", False),
+        ("memories.json", False),
+    ],
+)
+def test_a_restore_without_the_manifest_reads_database_files_and_the_patches_of_a_base(name, is_read):
+    prefix = f"systems/{SYSTEM}/uploads/{upload_id(1)}/"
+    assert is_read_by_name(prefix + name, {f"{prefix}reflection.duckdb.base"}) is is_read

@@ -12,13 +12,19 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.target_check import CHECK_FAILED, EVERY_SECONDS, TargetCheck
 from agent.application.archive.verify import MOST_PROBLEMS, Verifier, VerifyResult
-from agent.application.archive.verify_loop import FIRST_SECONDS, VERIFICATION_WAITS, VerifyLoop, VerifyReporter
+from agent.application.archive.verify_loop import (
+    FIRST_SECONDS,
+    VERIFICATION_WAITS,
+    VerifyLoop,
+    VerifyReporter,
+    record_verified,
+)
 from agent.application.monitoring.status import VerifyStatus
 from agent.application.signal import Signal
 from agent.application.status_warnings import warnings_in
 from agent.application.sync.results import ResultRecorder
 from agent.domain.delivery_state import State
-from agent.domain.errors import NoSuchObject, SnapshotError, StoreError
+from agent.domain.errors import NoSuchObject, SnapshotError, StoreError, UnreadableObject
 from agent.domain.events import UploadVerified
 from agent.domain.identity import Identity
 from agent.entrypoints.cli.verify import _lines
@@ -177,6 +183,7 @@ async def test_a_damaged_database_is_reported_owed_and_requested(setup):
     assert (event.whole, dict(event.problems)) == (False, {"knowledge_graph.duckdb": "is missing"})
     status = await setup.status()
     assert (status.whole, dict(status.problems)) == (False, dict(event.problems))
+    assert (status.databases, status.damaged) == ((GRAPH, REFLECTION), (GRAPH,))
     assert await setup.states() == {"reflection": State.CLEAN, "knowledge_graph": State.OWED}
     assert not (await setup.ledger.record(values.TARGET)).databases["knowledge_graph"].parts, (
         "damaged parts are not reused"
@@ -184,6 +191,37 @@ async def test_a_damaged_database_is_reported_owed_and_requested(setup):
     assert setup.sync_requests == 1
     await setup.pass_time(DAY / 2)
     assert (setup.opened, setup.sync_requests) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "owed"),
+    [("knowledge_graph.duckdb", "head", {"knowledge_graph"}), ("manifest.json", "get", {REFLECTION, GRAPH})],
+)
+async def test_an_object_that_its_disk_cannot_read_is_damaged(setup, name, call, owed):
+    setup.store.fail(call, UnreadableObject("cannot read it: Input/output error", transient=True), key=name)
+    await setup.pass_time(FIRST_SECONDS + 5)
+    (event,) = await setup.recorded()
+    assert [problem[:14] for problem in event.problems.values()] == [
+        "cannot be read" if call == "head" else "cannot read it"
+    ]
+    assert {found for found, state in (await setup.states()).items() if state is State.OWED} == owed
+    assert setup.sync_requests == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "damaged"),
+    [
+        ({}, ()),
+        ({"knowledge_graph.duckdb": "is missing"}, (GRAPH,)),
+        ({"memories.json": "is missing"}, (GRAPH, REFLECTION)),
+        ({"...": "9 more"}, (GRAPH, REFLECTION)),
+    ],
+)
+async def test_the_command_verify_reports_which_databases_are_damaged(setup, found, damaged):
+    event = VerifyResult(upload_id=values.upload_id(0), deep=True, objects=5, manifest=None, problems=found)
+    await record_verified(event.event(IDENTITY, setup.clock), values.TARGET, setup.ledger, setup.clock)
+    status = await setup.status()
+    assert (status.manual, status.databases, status.damaged) == (True, (GRAPH, REFLECTION), damaged)
 
 
 async def test_the_upload_that_repairs_the_damage_is_verified_soon(setup):
@@ -270,6 +308,22 @@ async def test_a_requested_verification_waits_for_the_sync_and_for_the_bucket(se
     assert await setup.warnings() == [VERIFICATION_WAITS]
     await setup.pass_time(301)
     assert (setup.opened, len(await setup.recorded()), await setup.warnings()) == (2, 1, [])
+
+
+async def test_a_verification_that_was_requested_during_a_sync_is_made_after_a_restart(setup):
+    await setup.pass_time(FIRST_SECONDS + 5)
+    async with setup.sync_lock:  # so the first agent does not make it
+        await setup.loop.request()
+        await setup.pass_time(1)
+        later = Setup(setup.ledger, setup.clock)
+        later.store = setup.store
+        running = asyncio.create_task(later.loop.run())
+        await setup.pass_time(FIRST_SECONDS + 5)
+        assert (setup.opened, later.opened, len(await setup.recorded())) == (1, 1, 2)
+        await setup.pass_time(DAY / 2)
+        assert later.opened == 1
+        running.cancel()
+        await asyncio.wait({running})
 
 
 async def test_a_target_that_refuses_a_requested_verification_is_named_in_one_warning(setup):

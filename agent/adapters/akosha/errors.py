@@ -163,7 +163,7 @@ def _redirect(address: ServerAddress, status: int, headers: Mapping[str, str]) -
     except ValueError:
         return not_mcp(address, f"status {status}, a redirect to nowhere")
     if f"{target.scheme}://{target.netloc}" == address.origin and target.geturl() != address.endpoint:
-        path = address.quote(path)
+        path = address.quote(path).replace(" ", "%20")  # in the hint, it cannot look like a command
         return SinkError(
             f"{address}: status {status}, a redirect to {path}",
             hint=f"set akosha_http_endpoint to {address.origin}{path}",

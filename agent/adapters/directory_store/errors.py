@@ -2,11 +2,13 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agent.domain.errors import AkoshaError, NoSuchObject, NotPermitted, StoreError
+from agent.adapters import fs
+from agent.domain.errors import AkoshaError, NoSuchObject, NotPermitted, StoreError, UnreadableObject
 from agent.ports import UnexpectedErrors
 
 _TRANSIENT = frozenset(
@@ -25,6 +27,7 @@ _TRANSIENT = frozenset(
         errno.ENFILE,
     }
 )
+_UNREADABLE = frozenset({errno.EIO, errno.EBADMSG})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NO_OBJECT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
@@ -44,6 +47,33 @@ def translated(
             raise translate(error, action, root, key, reading=reading) from error
         what = f"cannot {action} {key!r} in {root}" if key else f"cannot {action} {root}"
         raise unexpected.translate(error, action, what) from error
+
+
+@contextmanager
+def reading_object(root: Path, key: str) -> Iterator[None]:
+    """Raise UnreadableObject if the disk cannot read the object within the block, but still stores other bytes.
+
+    Other errors are raised as they are. Blocks.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNREADABLE or not _stores_bytes(root):
+            raise
+        found = translate(error, "read", root, key)
+        raise UnreadableObject(found.message, hint=found.hint, transient=True) from error
+
+
+def _stores_bytes(root: Path) -> bool:
+    """Return whether a file can be written to the disk. A listing proves nothing: it may come from memory."""
+    try:
+        with tempfile.TemporaryFile(dir=root) as file:
+            file.write(b"\0")
+            file.flush()
+            fs.sync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def translate(error: OSError, action: str, root: Path, key: str, *, reading: bool = False) -> StoreError:

@@ -86,9 +86,7 @@ class Incoming:
                 self._file.write(piece)
                 self._digest.update(piece)
                 self.size += len(piece)
-                self._unflushed += len(piece)
-            if self._unflushed >= FLUSH_BYTES:
-                self._sync()
+            self._written(sum(map(len, pieces)))
 
     def copy_from(self, source: Path, progress: Progress) -> None:
         """Copy the source's bytes.
@@ -96,8 +94,13 @@ class Incoming:
         `progress` is called from this thread. The copy is read for its digest, which shows whether the source has been
         damaged.
         """
+
+        def copied(count: int) -> None:
+            self._written(count)
+            progress(count)
+
         with self._lock, open_file(source) as origin:
-            self.size = copy_range(origin, self._file, progress)
+            self.size = copy_range(origin, self._file, copied)
             self._file.flush()
             self._file.seek(0)
             while piece := self._file.read(READ_BYTES):
@@ -216,6 +219,11 @@ class Incoming:
                 transient=True,
             )
 
+    def _written(self, count: int) -> None:
+        self._unflushed += count
+        if self._unflushed >= FLUSH_BYTES:
+            self._sync()
+
     def _sync(self) -> None:
         self._file.flush()
         fs.sync(self._file.fileno())
@@ -333,7 +341,7 @@ def _move(root: Path, source: Path, target: Path) -> None:
 def _read_if_exists(path: Path) -> bytes | None:
     try:
         return record_bytes(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # missing, or in an unreadable sector: it is written again
         return None
 
 

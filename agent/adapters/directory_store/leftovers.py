@@ -1,12 +1,13 @@
 """What killed puts leave in the hidden directory: unfinished files, records without an object, old checks."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from agent.adapters import fs
 from agent.adapters.directory_store.incoming import LINK_SUFFIX, prune
-from agent.adapters.directory_store.layout import HIDDEN, incoming_folder, object_path, open_file
+from agent.adapters.directory_store.layout import HIDDEN, incoming_folder, object_path
 from agent.adapters.directory_store.sharing import Checks
 
 ABANDONED_SECONDS = 900
@@ -17,7 +18,8 @@ def sweep(root: Path, prefix: str) -> int:
     """Remove what killed puts of keys under `prefix` left; return the number of files removed.
 
     These are incoming files that no process writes, and records whose object never appeared. A put locks its file, and
-    the lock ends with its process, on this machine or on another one over NFS. Empty directories are removed, too.
+    the lock ends with its process, on this machine or on another one over NFS. On a file system without locks, the
+    file's age counts. Empty directories are removed, too.
     """
     top = root / HIDDEN / "incoming"
     removed = 0
@@ -37,7 +39,7 @@ def sweep(root: Path, prefix: str) -> int:
 
 
 def count_unfinished(root: Path, prefix: str) -> int:
-    """Return how many files `sweep` would remove. Removes nothing."""
+    """Return how many files `sweep` would remove. Removes none of them."""
     top = root / HIDDEN / "incoming"
     orphans = sum(not _has_active_put(root, key) for key, _ in _orphans(root, prefix))
     return orphans + sum(
@@ -79,29 +81,30 @@ def _below(top: Path, prefix: str, *, topdown: bool = True) -> Iterator[tuple[st
 
 
 def _remove_if_abandoned(path: Path) -> bool:
-    put = _put_of(path)
-    try:
-        with open_file(put) as file:
-            try:
-                if not fs.try_lock(file.fileno()):
-                    return False
-            except OSError:
-                if not _is_older_than(put, ABANDONED_SECONDS):
-                    return False
-            path.unlink()
-    except FileNotFoundError:
-        if put == path or not path.exists():
-            return False
-        path.unlink(missing_ok=True)
+    if not _is_abandoned(path):
+        return False
+    path.unlink(missing_ok=True)
     return True
 
 
 def _is_abandoned(path: Path) -> bool:
+    """Return whether a put's file or link exists, and no process has the put's file locked.
+
+    Without locks, whether nothing was written to it for ABANDONED_SECONDS.
+    """
+    put = _put_of(path)
     try:
-        with open_file(_put_of(path)) as file:
-            return fs.try_lock(file.fileno(), shared=True)
-    except OSError:  # removed, or the file system has no locks: unknown
+        descriptor = fs.open_regular(put, writable=True)
+    except FileNotFoundError:
+        return put != path and path.exists()
+    except (OSError, ValueError):  # unknown: another user's, unreadable, or not a file of a put
         return False
+    try:
+        return fs.try_lock(descriptor)
+    except OSError:  # the file system has no locks
+        return _is_older_than(put, ABANDONED_SECONDS)
+    finally:
+        os.close(descriptor)
 
 
 def _put_of(path: Path) -> Path:
@@ -110,10 +113,19 @@ def _put_of(path: Path) -> Path:
 
 
 def _is_older_than(path: Path, seconds: float) -> bool:
-    """Compare the file's mtime with a new file's: the clock of the file system may be another machine's."""
+    """Compare the file's mtime with a new file's: the clock of the file system may be another machine's.
+
+    Where no file can be created (a full disk), with the time of this machine.
+    """
     probe = path.with_name(f"{path.name}.now")
     try:
         probe.touch()
-        return probe.stat().st_mtime - path.stat().st_mtime > seconds
+        now = probe.stat().st_mtime
+    except OSError:
+        now = time.time()
     finally:
         probe.unlink(missing_ok=True)
+    try:
+        return now - path.stat().st_mtime > seconds
+    except FileNotFoundError:  # the put has just ended
+        return False

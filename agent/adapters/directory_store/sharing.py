@@ -6,7 +6,8 @@ Damage to a shared block reaches every object that has it. Two rules limit that:
 - Two uploads may share one physical copy of an object, the third gets its own. From then on, a copy shares the physical
   copy that its source does not have. So the two newest uploads with an object never share all its blocks, and neither
   do those that a prune keeps, if it keeps these two. If a prune leaves three uploads or more with one physical copy,
-  the sweep at its end gives the newest of them its own (`only_copies`).
+  the newest of them gets its own at the end of the prune (`only_copies`). It has the bytes that are there: damage that
+  happened before is found by a verification, not by this copy.
 
 Objects are never changed in place: the store replaces files by rename.
 """
@@ -206,14 +207,16 @@ def to_share(root: Path, source: str, key: str, expected: StoredObject) -> str |
     return source if sharing < MOST_SHARING else None
 
 
-def only_copies(root: Path, prefix: str) -> list[str]:
+def only_copies(root: Path, prefix: str, progress: Progress) -> list[str]:
     """Return the newest of each group of three or more objects under `prefix` that share their only physical copy.
 
-    The objects of a group have the same size and metadata, as in `to_share`. Raises OSError.
+    The objects of a group have the same size and metadata, as in `to_share`. `progress` is called from this thread for
+    each object. Raises OSError.
     """
     groups: dict[tuple[int, frozenset[tuple[str, str]]], dict[str, str]] = {}
     for key, size, _ in walk(root, prefix, ""):
-        with contextlib.suppress(NamingError, StoreError, FileNotFoundError, NotADirectoryError):
+        progress(0)
+        with contextlib.suppress(NamingError, StoreError, OSError):  # not an object, just deleted, or unreadable
             if metadata := read_record(record_path(root, key), size):
                 groups.setdefault((size, frozenset(metadata.items())), {})[key] = physical_copy(root, key)
     return [max(group) for group in groups.values() if len(group) > MOST_SHARING and len({*group.values()}) == 1]
@@ -230,8 +233,7 @@ def _same_objects(root: Path, source: str, key: str, expected: StoredObject) -> 
             continue  # left by an earlier attempt
         for name in _names(root / uploads / folder, stat.S_IFREG, expected.size):
             other = f"{uploads}/{folder}/{name}"
-            # Not an object, or just deleted.
-            with contextlib.suppress(NamingError, StoreError, FileNotFoundError, NotADirectoryError):
+            with contextlib.suppress(NamingError, StoreError, OSError):  # not an object, just deleted, or unreadable
                 if read_record(record_path(root, other), expected.size) == expected.metadata:
                     yield other, physical_copy(root, other)
 

@@ -28,9 +28,9 @@ from typing import TypeVar
 import structlog
 
 from agent.adapters.directory_store import incoming, layout, leftovers, sharing
-from agent.adapters.directory_store.errors import translated
+from agent.adapters.directory_store.errors import reading_object, translated
 from agent.adapters.directory_store.incoming import Incoming
-from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
+from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError, UnreadableObject
 from agent.ports import (
     Creation,
     OpenPut,
@@ -144,20 +144,25 @@ class DirectoryStore:
         self, source: str, key: str, *, expected: StoredObject, progress: Progress = ignore_progress
     ) -> StoredObject:
         layout.check_key(key)
+        try:
+            return await self._copy(source, key, expected, progress)
+        except UnreadableObject as error:
+            raise CopyUnsupported(error.message, hint=error.hint) from error
+
+    async def _copy(self, source: str, key: str, expected: StoredObject, progress: Progress) -> StoredObject:
+        """Copy like `copy`. Raises UnreadableObject, too."""
         found = await self.head(source)
         if found.size != expected.size or dict(found.metadata) != dict(expected.metadata):
             raise CopyUnsupported(f"{source!r} in {self._root} differs from the object of the last upload")
         file = await self._incoming(key)
         try:
-            loop = asyncio.get_running_loop()
-
-            def report(count: int) -> None:
-                loop.call_soon_threadsafe(progress, count)
+            report = _on_this_loop(progress)
 
             def fill() -> None:
-                shared = sharing.to_share(self._root, source, key, expected)
-                if shared is None or not file.share(shared, expected.etag, report):
-                    file.copy_from(layout.object_path(self._root, source), report)
+                with reading_object(self._root, source):
+                    shared = sharing.to_share(self._root, source, key, expected)
+                    if shared is None or not file.share(shared, expected.etag, report):
+                        file.copy_from(layout.object_path(self._root, source), report)
 
             await self._run("copy", source, fill)
             if file.size != expected.size:
@@ -176,7 +181,8 @@ class DirectoryStore:
             if not stat.S_ISREG(status.st_mode):
                 raise NoSuchObject(f"there is no {key!r} in {self._root}")
             size = status.st_size
-            return StoredObject(key, size, layout.read_record(layout.record_path(self._root, key), size))
+            with reading_object(self._root, key):
+                return StoredObject(key, size, layout.read_record(layout.record_path(self._root, key), size))
 
         return await self._run("read", key, work, reading=True)
 
@@ -194,8 +200,13 @@ class DirectoryStore:
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:
         opening = self._run("read", key, lambda: layout.open_file(layout.object_path(self._root, key)), reading=True)
         file = await _opened(opening, lambda file: file.close)
+
+        def read() -> bytes:
+            with reading_object(self._root, key):
+                return file.read(READ_BYTES)
+
         try:
-            while piece := await self._run("read", key, lambda: file.read(READ_BYTES)):
+            while piece := await self._run("read", key, read):
                 yield piece
         finally:
             await _finish(file.close)
@@ -230,22 +241,21 @@ class DirectoryStore:
         started_before: datetime | None = None,  # noqa: ARG002
         spared: Collection[str] = (),  # noqa: ARG002
     ) -> int:
-        """Remove unfinished puts. Only the lock on each file counts, which shows whether its process lives.
+        """Remove unfinished puts. `started_before` is not needed: the lock on a file ends with its process."""
+        return await self._run("sweep", "", lambda: leftovers.sweep(self._root, prefix))
 
-        Also let no three uploads or more share the only physical copy of an object: a prune may have left them so.
-        """
-        removed = await self._run("sweep", "", lambda: leftovers.sweep(self._root, prefix))
-        for key in await self._run("read", "", lambda: sharing.only_copies(self._root, prefix)):
-            with contextlib.suppress(StoreError):  # a full disk, or the object was just deleted: the next sweep tries
-                await self._separate(key)
-        return removed
+    async def separate_copies(self, prefix: str, *, progress: Progress = ignore_progress) -> None:
+        report = _on_this_loop(progress)
+        for key in await self._run("read", "", lambda: sharing.only_copies(self._root, prefix, report)):
+            with contextlib.suppress(StoreError):  # a full disk, or the object was just deleted: the next call tries
+                await self._separate(key, progress)
 
-    async def _separate(self, key: str) -> None:
+    async def _separate(self, key: str, progress: Progress) -> None:
         """Give an object a physical copy of its own. Raises StoreError; then it is as before."""
-        found, path = await self.inspect(key), layout.object_path(self._root, key)
-        file = await self._incoming(key)
+        found, path = await self.inspect(key, progress=progress), layout.object_path(self._root, key)
+        file, report = await self._incoming(key), _on_this_loop(progress)
         try:
-            await self._run("copy", key, lambda: file.copy_from(path, ignore_progress))
+            await self._run("copy", key, lambda: file.copy_from(path, report))
             if file.tag != found.etag:
                 raise StoreError(f"{key!r} in {self._root} changed while it was copied", transient=True)
             await self._run("copy", key, _call(file.commit, found.metadata))
@@ -312,6 +322,16 @@ def _time(modified: float) -> datetime | None:
         return datetime.fromtimestamp(modified, UTC)
     except (ValueError, OverflowError, OSError):
         return None
+
+
+def _on_this_loop(progress: Progress) -> Progress:
+    """Return what has the running event loop call `progress`, for use in another thread."""
+    loop = asyncio.get_running_loop()
+
+    def report(count: int) -> None:
+        loop.call_soon_threadsafe(progress, count)
+
+    return report
 
 
 def _call(function: Callable[..., T], *arguments: object) -> Callable[[], T]:

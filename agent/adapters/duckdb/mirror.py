@@ -36,7 +36,7 @@ from agent.adapters.block_checksums import BLOCK_BYTES, Digests, has_checksum
 CHECK_AGAIN = timedelta(days=1)
 """After this time DuckDB verifies the whole copy again."""
 
-_RECORD = "record"
+_RECORD = "record"  # another format gets another name: a version that does not know it removes the files
 _MOST_RECORD_BYTES = 64 * 2**20
 
 log = structlog.get_logger()

@@ -42,6 +42,7 @@ class ZstdPatcher:
         expected: Json = None if checksums is None else [*checksums]
         command: list[Json] = ["make", str(reference), str(file), str(patch), most_bytes, expected]
         try:
+            await asyncio.to_thread(patch.unlink, missing_ok=True)
             return await self._create(patch, command, "made", _written)
         except (OSError, NoAnswer, CommandFailed) as error:
             _log.warning("patch_failed", error=str(error), next_step="the whole file is sent")

@@ -66,7 +66,7 @@ def sign_by_md5(request: Any, **_: object) -> None:
 class Limits:
     """Time limits in seconds, and the maximum number of connections.
 
-    `read_timeout` limits the wait for a response after the request is sent; sending itself has no limit.
+    `read_timeout` limits the wait for a response after the request is sent; sending and copying have no limit.
     `build_seconds` limits building a client, and each refresh of its credentials.
     """
 

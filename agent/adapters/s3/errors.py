@@ -5,6 +5,7 @@ server's own text, which stays in the exception's cause.
 """
 
 import json
+import re
 import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -105,6 +106,7 @@ _ACTIONS = {
     "list_multipart_uploads": "list unfinished uploads to",
     "list_parts": "list the parts of unfinished uploads to",
 }
+_REGION_NAME = re.compile(r"[a-z0-9-]{1,40}", re.IGNORECASE)
 _KMS = "KMS."
 _KMS_PERMISSIONS = "kms:GenerateDataKey and kms:Decrypt on the KMS key"
 _RESEND = "the data was damaged in transit"
@@ -246,6 +248,7 @@ def _refusal(
         return StoreError(f"{problem}: {detail}", hint=_HINTS[code])
     if code in _REGION:
         region = response["Error"].get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region")
+        region = region if _REGION_NAME.fullmatch(str(region)) else None  # a hint quotes nothing else of a server
         return StoreError(
             f"bucket {address.bucket} is not in this region of {address.authority}: {detail}",
             hint=f"set akosha_cloud_region to {region or 'the region of the bucket'}",

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ from agent.ports import OpenPut, Progress, PutJournal, PutPart, RateLimiter
 from agent.ports.concurrency import finish_cleanup
 
 ABORT_SECONDS = 10.0
+
+MOST_UNLISTED = 3
+"""After so many puts that got no list of an upload's parts, the store may never list them: all parts are sent again."""
+
 LIFECYCLE_HINT = "allow s3:AbortMultipartUpload, or add a lifecycle rule that aborts incomplete uploads after a day"
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -111,6 +116,7 @@ class Multipart:
     """One upload. `async with` aborts it unless it was completed. `active` has the IDs of the uploads in progress.
 
     With a `journal`, an upload that it has recorded is continued, and one that may be continued is not aborted.
+    `unlisted` counts, by ID, the puts for which the store did not list the upload's parts.
     """
 
     def __init__(
@@ -123,7 +129,9 @@ class Multipart:
         part_bytes: int = 0,
         rate_limiter: RateLimiter | None = None,
         journal: PutJournal | None = None,
+        unlisted: Counter[str] | None = None,
     ) -> None:
+        self._unlisted = Counter[str]() if unlisted is None else unlisted
         self._connection = connection
         self._key = key
         self._metadata = dict(metadata)
@@ -224,7 +232,8 @@ class Multipart:
     async def _resume(self) -> "UselessPut | None":
         """Continue the recorded upload; return it if that is not possible, None if it is, or there is none.
 
-        Raises StoreError if the store does not answer.
+        Raises StoreError if the store does not answer, in fewer than MOST_UNLISTED puts. After that, `_create` fails if
+        it still does not answer, and the record stays.
         """
         assert self._journal is not None
         put = await self._journal.load()
@@ -235,9 +244,11 @@ class Multipart:
         try:
             listed = await list_parts(self._connection, self._key, put.put_id)
         except StoreError as error:
-            if is_unanswered(error):
+            self._unlisted[put.put_id] += 1
+            if is_unanswered(error) and self._unlisted[put.put_id] < MOST_UNLISTED:
                 raise
             return UselessPut(put, error.message, error.hint)
+        del self._unlisted[put.put_id]
         stored = StoredParts(listed, put.parts)
         if put.parts and not any(stored.find(part.number, part.size, part.md5) for part in put.parts.values()):
             return UselessPut(put, "the store does not list the parts that it accepted", "")

@@ -5,6 +5,7 @@ Imported when the client is built, because it loads the library. It differs from
 - Redirects are reported as errors. S3 answers a request for the wrong region with 301 and no address. aiohttp would
   follow a redirect with an address to any host, turn a POST into a GET, and fail on a body that it has already sent.
 - A listing, an error or another response that is read at once is limited: an endless one would take all memory.
+- A copy within the store has no time limit: the store answers when it has copied all bytes. The caller cancels it.
 - The connect timeout covers everything from the name lookup to the TLS handshake; aiobotocore's excludes the lookup.
 - Through a proxy, the store's certificate is verified; aiobotocore does not verify it.
 - aiohttp's clean-up of closed TLS connections is enabled. A TLS connection that is closed in the middle of a body stays
@@ -17,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from aiobotocore.httpsession import AIOHTTPSession
-from aiohttp import ConnectionTimeoutError
+from aiohttp import ClientTimeout, ConnectionTimeoutError
 from botocore.exceptions import ConnectTimeoutError, HTTPClientError
 
 from agent.adapters.s3.responses import InvalidResponse
@@ -35,6 +36,8 @@ class _Session:
         self._session = session
 
     async def request(self, *arguments: Any, **options: Any) -> Any:
+        if "x-amz-copy-source" in options["headers"]:
+            options["timeout"] = ClientTimeout(sock_connect=self._session.timeout.sock_connect)
         response = await self._session.request(*arguments, allow_redirects=False, **options)
         response.read = partial(_read, response)  # aiobotocore reads objects piece by piece, all others with this
         return response

@@ -30,7 +30,7 @@ AVAILABLE_SECONDS = 0.9
 class S3Store:
     """A bucket. Credentials come from the agent's `credentials.yaml` and the standard AWS chain.
 
-    Sending has no time limit: the caller watches `progress` and cancels, which takes effect at once.
+    Sending and copying have no time limit: the caller watches `progress` and cancels, which takes effect at once.
 
     Args:
         bucket: the bucket's name.
@@ -38,7 +38,7 @@ class S3Store:
         region: `auto` derives it from the endpoint or the AWS chain.
         part_concurrency: maximum number of parts in memory and in transit.
         connect_timeout: seconds for one connection, including the name lookup.
-        read_timeout: seconds for a response after the request is sent.
+        read_timeout: seconds for a response after the request is sent, except to a copy.
         build_seconds: seconds for finding credentials, at the first call and at each refresh.
         verify: file of a CA to trust; None uses AWS_CA_BUNDLE, else the default CAs.
         single_copy_bytes: larger objects are copied in parts.
@@ -136,6 +136,9 @@ class S3Store:
 
     async def sweep(self, prefix: str, *, started_before: datetime | None = None, spared: Collection[str] = ()) -> int:
         return await multipart.sweep(self._connection, prefix, {*spared, *self._writer.active}, started_before)
+
+    async def separate_copies(self, prefix: str, *, progress: Progress = ignore_progress) -> None:
+        """Do nothing: the service keeps several copies of each object."""
 
     async def unfinished(self, prefix: str) -> builtins.list[Unfinished]:
         """Return the multipart uploads that `sweep` would abort, and those in progress. Raises NotPermitted."""

@@ -8,6 +8,7 @@ store supports; more keys are deleted in batches of a thousand.
 import asyncio
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import cast
@@ -61,6 +62,7 @@ class ObjectWriter:
         self._rate_limiter = rate_limiter
         self._check_etags = True
         self.active: set[str] = set()
+        self._unlisted = Counter[str]()
 
     async def put(
         self,
@@ -86,6 +88,7 @@ class ObjectWriter:
                 part_bytes=part_bytes,
                 rate_limiter=self._rate_limiter,
                 journal=journal,
+                unlisted=self._unlisted,
             ) as upload:
                 waiting = [first, second]
                 del first, second

@@ -61,8 +61,8 @@ class SqliteLedger:
         """Open the file. Raises StateError with a hint if it cannot be used.
 
         For writing, the file is created if it is missing (mode 0600), migrated and checked; events that were published
-        more than 90 days ago are deleted now and once a day. For reading, the file is not changed, and another process
-        may write it; a missing file raises StateError.
+        more than 90 days ago, and row sets of former targets, are deleted now and once a day. For reading, the file is
+        not changed, and another process may write it; a missing file raises StateError.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
 
@@ -280,10 +280,11 @@ class SqliteLedger:
             self._targets.save(record, transitions.confirm(record, event_id))
 
     def _trim_daily(self) -> None:
-        """Delete old events when the ledger is opened, and once a day in an agent that runs on."""
+        """Delete old events and unused row sets when the ledger is opened, and once a day in an agent that runs on."""
         now = self._clock.monotonic()
         if self._trimmed is None or now - self._trimmed >= TRIM_SECONDS:
             self._history.trim(self._clock.now())
+            self._row_sets.drop_unused(self._clock.now())
             self._trimmed = now
 
     def _settled(self, target: Target, manifest: Manifest) -> Also:

@@ -86,7 +86,10 @@ class Memories:
         )
 
     def hold(self, target: Target, held: Collection[HeldMemory]) -> int:
-        """Record that the target does not have these rows; return how many were not held with this digest before."""
+        """Record that the target does not have these rows; return how many were not held with this digest before.
+
+        Of rows that share an ID, one was held: then none of them counts.
+        """
         entries = sorted(held, key=lambda entry: entry.row.key)
         grouped = self.grouped(target, (entry.row for entry in entries))
         ids: defaultdict[int, list[bytes]] = defaultdict(list)
@@ -109,7 +112,8 @@ class Memories:
                 for row, entry in zip(grouped, entries, strict=True)
             ),
         )
-        return len({*grouped} - before)
+        same = {row[:2] for row in grouped if row in before}
+        return len({row for row in grouped if row[:2] not in same})
 
     def release(self, target: Target, database: str, present: Container[tuple[str, Kind, str]]) -> None:
         """Delete the held rows of a database that are no longer in it (`present`)."""

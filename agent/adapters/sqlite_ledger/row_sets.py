@@ -6,13 +6,17 @@ transaction that records the upload. Runs on the ledger's thread, in a transacti
 
 import sqlite3
 from collections.abc import Collection, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from agent.adapters import row_set_file
 from agent.adapters.row_set_file import Chunk
-from agent.adapters.sqlite_ledger import schema
+from agent.adapters.sqlite_ledger import rows, schema
 from agent.domain.delivery_state import Intent, Target
 from agent.domain.manifest import Manifest
+
+UNUSED = timedelta(days=30)
+"""Row sets of a former target, another bucket for example, are kept this long: 16 bytes a row."""
 
 _CURRENT = ""
 """The `upload_id` of the set of the rows that the target has."""
@@ -95,6 +99,18 @@ class RowSets:
                 f"DELETE FROM {table} WHERE target_id = ? AND database = ?",  # noqa: S608 - one of two names
                 [(target.id, database) for database in databases],
             )
+
+    def drop_unused(self, now: datetime) -> None:
+        """Delete the row sets and bases of targets that another target of their method has replaced for UNUSED.
+
+        What was delivered to them stays recorded: if such a target comes back, its next upload has no base.
+        """
+        found = self._connection.execute("SELECT id, method, last_success FROM targets WHERE last_success IS NOT NULL")
+        succeeded = [(target, method, rows.read_time(at)) for target, method, at in found]
+        newest = {method: at for _, method, at in sorted(succeeded, key=lambda one: one[2])}
+        unused = [(target,) for target, method, at in succeeded if at < min(newest[method], now) - UNUSED]
+        for table in ("row_sets", "memory_bases"):
+            self._connection.executemany(f"DELETE FROM {table} WHERE target_id = ?", unused)  # noqa: S608 - two names
 
     def _changes(self, target: Target, database: str, file: Path) -> Iterator[Chunk]:
         """Yield the chunks of the file that differ from the current set; empty ones for those that the file lacks."""

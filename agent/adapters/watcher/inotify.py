@@ -19,6 +19,9 @@ from agent.adapters.watcher.scan import Root, root_of
 STEP_MS = 250
 """Pause after a report, so that a database that is written all the time does not keep the agent busy."""
 
+MOST_UNWANTED = 8
+"""Pause after so many reads without a wanted name: a log file may be written all the time. A note causes two."""
+
 _READ_BYTES = 64 * 1024
 _HEADER = struct.Struct("iIII")
 
@@ -44,6 +47,7 @@ class Inotify:
         self._descriptor: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
+        self._unwanted = 0
         # In a thread, because a mount that hangs must not block the event loop.
         self._loop.run_in_executor(None, _open, path, root).add_done_callback(self._opened)
 
@@ -86,8 +90,17 @@ class Inotify:
             self._end("")
         elif names or any(mask & _Q_OVERFLOW for mask, _ in events):
             self._signal.report(names)  # the signal causes a scan, which finds what an overflow has lost
-            self._loop.remove_reader(self._descriptor)
-            self._timer = self._loop.call_later(self._step, self._loop.add_reader, self._descriptor, self._read)
+            self._pause()
+        else:
+            self._unwanted += 1
+            if self._unwanted >= MOST_UNWANTED:
+                self._pause()
+
+    def _pause(self) -> None:
+        assert self._descriptor is not None
+        self._unwanted = 0
+        self._loop.remove_reader(self._descriptor)
+        self._timer = self._loop.call_later(self._step, self._loop.add_reader, self._descriptor, self._read)
 
     def _end(self, reason: str) -> None:
         self._close()

@@ -374,8 +374,9 @@ class Pruner:
 
     async def _sweep(self, plan: PrunePlan, done: Pruned, open_puts: Collection[str]) -> Pruned:
         try:
-            async with self._catalog.stall_limit():
+            async with self._catalog.stall_limit() as record_progress:
                 swept = await self._store.sweep(self._prefix, started_before=plan.started_before, spared=open_puts)
+                await self._store.separate_copies(self._prefix, progress=lambda _: record_progress())
         except NotPermitted as error:
             return replace(done, unswept=str(error))
         return replace(done, leftovers=done.leftovers + swept)

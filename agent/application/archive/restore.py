@@ -31,7 +31,7 @@ SPARE_BYTES = 32 * 2**20
 
 RAW_HINT = "--raw restores the files as they were uploaded"
 
-_ANOTHER = "akosha-agent verify --all finds complete uploads; restore another one"
+_ANOTHER = "akosha-agent verify --all finds complete uploads: restore another one, or the other databases with --only"
 
 _log = structlog.get_logger()
 

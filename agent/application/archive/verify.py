@@ -26,10 +26,10 @@ from agent.application.archive.catalog import (
     size_problem,
 )
 from agent.application.sync.bucket_uploads import NotAManifest
-from agent.application.sync.download import Downloader, DownloadError, disk_bytes
+from agent.application.sync.download import UNREADABLE, Downloader, DownloadError, disk_bytes
 from agent.domain import naming
 from agent.domain.databases import main_name
-from agent.domain.errors import NoSuchObject, SnapshotError, WireError
+from agent.domain.errors import NoSuchObject, SnapshotError, UnreadableObject, WireError
 from agent.domain.events import UploadVerified, archive_event_id
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
@@ -362,6 +362,8 @@ async def _object_problem(store: ObjectStore, part: ObjectRecord, progress: Prog
         found = await (store.inspect(part.key, progress=progress) if tags else store.head(part.key))
     except NoSuchObject:
         return MISSING
+    except UnreadableObject:
+        return UNREADABLE
     if found.size != part.stored_size:
         return size_problem(found.size, part.stored_size)
     recorded = {name: found.metadata[name] for name in part.metadata if name in found.metadata}

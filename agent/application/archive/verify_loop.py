@@ -6,14 +6,14 @@ cannot be reached, the verification is retried later.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from agent.application.archive.catalog import MISSING
+from agent.application.archive.catalog import MISSING, object_name
 from agent.application.archive.deep_schedule import (
     NOTE,
     DeepSchedule,
@@ -26,11 +26,12 @@ from agent.application.archive.target_check import TargetCheck
 from agent.application.archive.verify import Verifier, VerifyResult
 from agent.application.monitoring.status import VERIFIED, VerifyStatus
 from agent.application.signal import Signal
-from agent.application.status_warnings import clear_warning, has_warning, set_warning
+from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.confirmed_upload import forget_confirmation
 from agent.application.sync.results import ResultRecorder
 from agent.domain import naming
-from agent.domain.delivery_state import Target
+from agent.domain.databases import database_of
+from agent.domain.delivery_state import Target, TargetRecord
 from agent.domain.errors import LedgerDamaged, NoSuchObject, SnapshotError, StateError, StoreError
 from agent.domain.events import UploadVerified
 from agent.domain.identity import Identity
@@ -54,6 +55,9 @@ LONGEST_NOTED = 200
 """Number of problems in the status, and maximum length of each."""
 
 LIMITED = "deep_verify_limited"
+
+REQUESTED = "verification_requested"
+"""Key of the note that a verification was requested, with the time. Its result removes it."""
 
 VERIFICATION_WAITS = "verification_waits"
 """Code of the warning that a requested verification could not read the target. It ends with the next verification."""
@@ -180,26 +184,25 @@ class VerifyLoop:
     target_check: TargetCheck
     deep: DeepVerifier | None = None
 
-    _requested: bool = field(default=False, init=False)
     _started: Signal = field(init=False)
 
     def __post_init__(self) -> None:
         self._started = Signal(self.clock, "verify-first")
 
     async def request(self) -> None:
-        """Verify the newest upload now, or as soon as no sync runs and the bucket can be reached.
+        """Verify the newest upload now, or as soon as no sync or deep verification runs and the bucket can be reached.
 
-        A status warning says why it waits for the bucket. Raises NoSuchObject if there is no upload, StateError.
+        The request outlives the agent. A status warning says why it waits for the bucket. Raises NoSuchObject if there
+        is no upload, StateError.
         """
         if (await self.ledger.record(self.target)).newest_upload_id is None:
             raise NoSuchObject("there is no upload yet", hint="akosha-agent sync")
-        self._requested = True
+        await self.ledger.note(REQUESTED, self.clock.now().isoformat())
         self._started.set()
         self.signal.set()
 
     async def run(self) -> None:
         """Verify uploads when they are due or requested, until cancelled. Raises StateError."""
-        self._requested |= await has_warning(self.ledger, VERIFICATION_WAITS)  # requested of an earlier agent
         await self._started.wait(FIRST_SECONDS)
         while True:
             wait = await self._verify_if_due()
@@ -231,9 +234,10 @@ class VerifyLoop:
 
     async def _seconds_left(self) -> float:
         """Return the seconds until the next verification: 0 if requested, or for a new upload after a damaged one."""
-        if self._requested:
+        notes = await self.ledger.notes()
+        if notes.get(REQUESTED):
             return 0.0
-        last = VerifyStatus.from_notes(await self.ledger.notes(), self.target)
+        last = VerifyStatus.from_notes(notes, self.target)
         if last is None or (last.manual and not last.whole):
             return 0.0  # after `verify` has found damage, this loop has it uploaded again
         now, upload = self.clock.now(), (await self.ledger.record(self.target)).newest_upload_id
@@ -245,7 +249,8 @@ class VerifyLoop:
 
     async def _verify_newest(self) -> bool:
         """Verify the newest upload. Return False if there is none, it changed, or the bucket is unreachable."""
-        upload = (await self.ledger.record(self.target)).newest_upload_id
+        record = await self.ledger.record(self.target)
+        upload = record.newest_upload_id
         if upload is None:
             return False
         try:
@@ -255,7 +260,7 @@ class VerifyLoop:
                     await forget_deleted({*damaged} - {*await verifier.uploads()}, self.ledger, self.clock)
         except StoreError as error:
             await self.target_check.failed(upload, error)
-            if self._requested:
+            if (await self.ledger.notes()).get(REQUESTED):
                 waits = f"the requested verification of {upload} waits"
                 warning = (
                     StatusWarning(code=VERIFICATION_WAITS, message=f"{waits}: {error.message}", hint=error.hint)
@@ -268,9 +273,11 @@ class VerifyLoop:
         if self.sync_lock.locked() or (await self.ledger.record(self.target)).newest_upload_id != upload:
             return False  # there is a newer upload, or a sync is making one
         event = self.reporter.event(found)
-        await self.reporter.report(found, event, VERIFIED, _status(found, event.time).note(self.target))
+        databases = {part.database for part in found.manifest.parts} if found.manifest else set[str]()
+        status = _status(found, event.time, databases, found.damaged if found.manifest else {*record.databases})
+        await self.reporter.report(found, event, VERIFIED, status.note(self.target))
         await clear_warning(self.ledger, VERIFICATION_WAITS)
-        self._requested = False
+        await self.ledger.note(REQUESTED, "")
         if not found.whole:
             await self._resend_damaged(found)
         return True
@@ -313,10 +320,35 @@ async def record_verified(event: UploadVerified, target: Target, ledger: Ledger,
     if not is_old and event.upload_id == record.newest_upload_id:
         if is_missing and record.intent is None:
             await ledger.forget(target, list(record.databases))
-        await ledger.note(VERIFIED, replace(_status(event, event.time), manual=True).note(target))
+        databases = [name for name, known in record.databases.items() if known.was_delivered]
+        status = _status(event, event.time, databases, _damaged(event.problems, record))
+        await ledger.note(VERIFIED, replace(status, manual=True).note(target))
 
 
-def _status(found: VerifyResult | UploadVerified, at: datetime) -> VerifyStatus:
+def _damaged(problems: Collection[str], record: TargetRecord) -> set[str]:
+    """Return the databases that objects of the newest upload belong to: all of them for the manifest or memories.json,
+    and if there are more problems than an event names.
+    """
+    owners = {
+        object_name(stored.key): name
+        for name, known in record.databases.items()
+        for part in known.parts
+        for stored in part.objects
+    }
+    found = {owners.get(name) or database_of(name) for name in problems}
+    return {*record.databases} if None in found else {name for name in found if name}
+
+
+def _status(
+    found: VerifyResult | UploadVerified, at: datetime, databases: Collection[str], damaged: Collection[str]
+) -> VerifyStatus:
     first = sorted(found.problems.items())[:MOST_NOTED]
     problems = {name[:LONGEST_NOTED]: problem[:LONGEST_NOTED] for name, problem in first}
-    return VerifyStatus(upload_id=found.upload_id, at=at, problems=problems, whole=found.whole)
+    return VerifyStatus(
+        upload_id=found.upload_id,
+        at=at,
+        problems=problems,
+        whole=found.whole,
+        databases=tuple(sorted(databases)),
+        damaged=tuple(sorted(damaged)),
+    )

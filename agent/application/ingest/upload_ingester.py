@@ -146,9 +146,9 @@ class UploadIngester:
         try:
             await downloader.download(recorded, path)
         except DownloadError as failed:
-            if isinstance(failed.error, WireError):
-                raise failed.error from failed
-            raise WireError(f"{failed.key} is missing, but the manifest lists it", transient=True) from failed
+            if failed.is_missing:
+                raise WireError(f"{failed.key} is missing, but the manifest lists it", transient=True) from failed
+            raise failed.error from failed
         async with self._stall_limit() as record_progress:
             turn.spend(raw_bytes=recorded.raw_size)
             await turn.pause(record_progress, self._pause_seconds)

@@ -86,7 +86,8 @@ class MemoryPush:
 
         `complete_database`: the database of which the source has every row; held back rows that are no longer in it are
         released. `progress` gets the number of rows done, `on_delivered` the number of memories that the target lacked
-        and has now, both since the last call.
+        and has now, both since the last call. A memory whose ID another row has, too, and that the server knows is not
+        counted.
 
         `on_confirmed` gets one memory of the first batch, and one of the last, that the server has stored and would
         report as known if it came again; None if the first batch has none. It is called before the batch is recorded
@@ -146,6 +147,8 @@ class _Run:
     _batch: list[PackedMemory] = field(default_factory=list, init=False)
     _bytes: int = field(default=0, init=False)
     _sending: asyncio.Task[None] | None = field(default=None, init=False)
+    _repeated: set[tuple[str, str, str]] = field(default_factory=set, init=False)
+    """The keys that several rows of a page have. The ledger has one state for them, so each push sends one again."""
     _stored: int = field(default=0, init=False)
     _known: int = field(default=0, init=False)
     _newly_held: int = field(default=0, init=False)
@@ -154,6 +157,8 @@ class _Run:
 
     async def page(self, page: Sequence[RowState], source: MemorySource) -> None:
         lacking = await self.push.ledger.lacking(self.target, page)
+        if lacking:
+            self._repeated |= {key for key, count in Counter(seen.key for seen in page).items() if count > 1}
         to_send: list[RowState] = []
         waiting: list[HeldMemory] = []
         for seen in lacking:
@@ -243,7 +248,7 @@ class _Run:
             self._newly_held += await self.push.ledger.hold(self.target, refused)
         self._stored += receipt.stored
         self._known += receipt.known
-        self.on_delivered(receipt.stored + receipt.known)
+        self.on_delivered(receipt.stored + sum(batch[at].row.key not in self._repeated for at in receipt.existing))
         self.progress(len(batch))
 
     async def _confirm(self, stored: Sequence[PackedMemory]) -> None:

@@ -3,14 +3,14 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from agent.domain import naming
 from agent.domain.errors import AkoshaError
 from agent.domain.events import Event, SyncProgress, SyncResult
-from agent.ports import HistoryEntry, Ledger, Subscription, VolatileBus
+from agent.ports import HistoryEntry, Ledger, VolatileBus
 
 BATCH = 100
 """Number of events that a reader reads from the ledger at once."""
@@ -29,12 +29,24 @@ class _Batch:
     read: asyncio.Task[Sequence[HistoryEntry]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reader:
+    """What is new for a reader: `changed` is set, and `progress` has the newest progress events."""
+
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    progress: deque[SyncProgress] = field(default_factory=lambda: deque(maxlen=PROGRESS_KEPT))
+
+
 class EventStream:
-    """Wakes its readers when the history grows. Each reader reads the ledger from its own position."""
+    """Wakes its readers when the history grows. Each reader reads the ledger from its own position.
+
+    They share one subscription to progress, from the first reader until the last one has left.
+    """
 
     def __init__(self, *, ledger: Ledger, bus: VolatileBus, system_id: str) -> None:
         self._ledger, self._bus, self._system_id = ledger, bus, system_id
-        self._readers: set[asyncio.Event] = set()
+        self._readers: set[_Reader] = set()
+        self._following: asyncio.Task[None] | None = None
         self._written = 0
         self._batch: _Batch | None = None
         ledger.on_history(self._notify)
@@ -44,27 +56,17 @@ class EventStream:
 
         A position beyond the newest entry belongs to an earlier ledger: the complete history follows. Progress events
         are those of syncs that have no result yet. A slow reader misses progress events, but no history entries.
-        Raises StateError.
+        The history does not wait for the bus. Raises StateError.
         """
-        changed = asyncio.Event()
-        progress: deque[SyncProgress] = deque(maxlen=PROGRESS_KEPT)
-        subscription: Subscription | None = None
-
-        async def keep(event: Event) -> None:
-            if isinstance(event, SyncProgress):
-                progress.append(event)
-                changed.set()
-
-        self._readers.add(changed)
+        reader = _Reader()
+        self._readers.add(reader)
+        if self._following is None:
+            self._following = asyncio.create_task(self._follow_progress(), name="event-progress")
         try:
-            try:
-                subscription = await self._bus.subscribe(naming.progress_subject(self._system_id), keep)
-            except AkoshaError as error:
-                _log.warning("progress_unavailable", error=str(error))
             position = await self._first_position(after)
             finished, read = "", -1
             while True:
-                changed.clear()  # before reading, so that entries written from now on are read in the next round
+                reader.changed.clear()  # before reading, so that entries written from now on are read in the next round
                 entries: Sequence[HistoryEntry] = ()
                 if read != self._written:  # else only progress was made
                     read = self._written
@@ -77,15 +79,32 @@ class EventStream:
                 if len(entries) == BATCH:
                     read = -1
                     continue
-                while progress:
-                    if (event := progress.popleft()).request_id != finished:
+                while reader.progress:
+                    if (event := reader.progress.popleft()).request_id != finished:
                         yield event
-                await changed.wait()
+                await reader.changed.wait()
         finally:
-            self._readers.discard(changed)
-            if subscription is not None:
-                await subscription.stop()
-            await self._drop_batch()
+            self._readers.discard(reader)
+            await self._stop_reading()
+
+    async def _follow_progress(self) -> None:
+        """Pass progress events to all readers, until cancelled."""
+
+        async def keep(event: Event) -> None:
+            if isinstance(event, SyncProgress):
+                for reader in self._readers:
+                    reader.progress.append(event)
+                    reader.changed.set()
+
+        try:
+            subscription = await self._bus.subscribe(naming.progress_subject(self._system_id), keep)
+        except AkoshaError as error:
+            _log.warning("progress_unavailable", error=str(error))
+            return
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await subscription.stop()
 
     async def _entries(self, after: int) -> Sequence[HistoryEntry]:
         """Return the next entries after a position. Readers at the same position share one read of the ledger."""
@@ -95,7 +114,7 @@ class EventStream:
         batch = self._batch
         try:
             return await asyncio.shield(batch.read)
-        except AkoshaError:
+        except Exception:
             if self._batch is batch:
                 self._batch = None  # the next reader tries again
             raise
@@ -103,12 +122,17 @@ class EventStream:
     async def _read(self, after: int) -> Sequence[HistoryEntry]:
         return await self._ledger.history(after=after, limit=BATCH)
 
-    async def _drop_batch(self) -> None:
-        """End a read that nobody waits for any more."""
-        if self._batch is not None and not self._readers:
-            batch, self._batch = self._batch, None
-            batch.read.cancel()
-            await asyncio.gather(batch.read, return_exceptions=True)
+    async def _stop_reading(self) -> None:
+        """After the last reader, end what they share."""
+        if self._readers:
+            return
+        shared = self._following, None if self._batch is None else self._batch.read
+        self._following = self._batch = None
+        tasks = [task for task in shared if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _first_position(self, after: int | None) -> int:
         last = await self._ledger.last_position()
@@ -118,5 +142,5 @@ class EventStream:
 
     def _notify(self) -> None:
         self._written += 1
-        for changed in self._readers:
-            changed.set()
+        for reader in self._readers:
+            reader.changed.set()

@@ -11,7 +11,16 @@ from agent.application.sync.bus_recovery import BUS, BUS_SINCE
 from agent.application.sync.confirmed_upload import without_confirmations
 from agent.application.sync.delivery_probe import ProbeState, without_probes
 from agent.domain.databases import Survey
-from agent.domain.delivery_state import Problem, State, Target, TargetRecord, next_try, pending, problems
+from agent.domain.delivery_state import (
+    Problem,
+    State,
+    Target,
+    TargetRecord,
+    next_try,
+    pending,
+    problems,
+    waits_for_change,
+)
 from agent.domain.events import SyncSucceeded, upload_event_id
 from agent.domain.identity import is_decided, without_claims
 from agent.domain.parsing import parse_json
@@ -37,11 +46,15 @@ MARGIN_BYTES = 16 * 2**20
 
 STATE_DISK_FULL = "state_disk_full"
 
+CHANGE = "change"
+"""Reason of a NextSync."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseStatus:
     """One database at one target. `size` is the present size of its files in bytes, `changed_at` their latest change.
 
+    `delivered`: the target has some state of the database.
     `removed`: the target has the database, but its file is no longer on this machine; then `size` is 0 and `changed_at`
     is null.
     """
@@ -53,6 +66,7 @@ class DatabaseStatus:
     problem: str = ""
     removed: bool = False
     changed_at: datetime | None = None
+    delivered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +116,8 @@ class NextSync:
     """The next sync that the agent makes by itself, of what is pending.
 
     `reason`: `quiet` (waits until the files are quiet), `deadline` (they are not, and it waits no longer),
-    `min_interval` (time between two syncs), `retry` (a target failed), or `session_end` (`at` is null: changes alone
-    cause no sync).
+    `min_interval` (time between two syncs), `retry` (a target failed), or, with `at` null, `session_end` (changes alone
+    cause no sync) or `change` (what is pending could not be delivered as it is).
     """
 
     at: datetime | None
@@ -114,7 +128,8 @@ class NextSync:
 class VerifyStatus:
     """The last verification of the agent's newest upload. `problems` by object; none if the upload is complete.
 
-    `manual`: the command `verify` made it.
+    `manual`: the command `verify` made it. `databases` are those in the upload, empty if they are unknown; `damaged`
+    are those that the next upload has to send again.
     """
 
     upload_id: str
@@ -122,6 +137,8 @@ class VerifyStatus:
     problems: Mapping[str, str]
     whole: bool
     manual: bool = False
+    databases: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, str], target: Target) -> Self | None:
@@ -132,8 +149,15 @@ class VerifyStatus:
                 return None
             problems = {str(name): str(problem) for name, problem in note["problems"].items()}
             at = datetime.fromisoformat(note["at"])
-            manual = note.get("manual") is True
-            return cls(upload_id=str(note["upload_id"]), at=at, problems=problems, whole=not problems, manual=manual)
+            return cls(
+                upload_id=str(note["upload_id"]),
+                at=at,
+                problems=problems,
+                whole=not problems,
+                manual=note.get("manual") is True,
+                databases=tuple(map(str, note.get("databases", ()))),
+                damaged=tuple(map(str, note.get("damaged", ()))),
+            )
         except (KeyError, ValueError, TypeError, AttributeError):
             return None
 
@@ -146,6 +170,8 @@ class VerifyStatus:
                 "at": self.at.isoformat(),
                 "problems": dict(self.problems),
                 "manual": self.manual,
+                "databases": self.databases,
+                "damaged": self.damaged,
             }
         )
 
@@ -223,6 +249,8 @@ def describe(
     retry_at = targets[0].next_try if targets else None
     if lacking and retry_at is not None and (next_sync is None or next_sync.at is None or retry_at < next_sync.at):
         next_sync = NextSync(at=retry_at, reason=RETRY)
+    if next_sync is None and records and waits_for_change(records[0], survey):
+        next_sync = NextSync(at=None, reason=CHANGE)
     return Status(
         system_id=system_id,
         agent_id=agent_id,
@@ -310,6 +338,7 @@ def _target(
                 problem=_described(waiting.get(name)),
                 removed=name not in survey,
                 changed_at=survey[name].changed_at if name in survey else None,
+                delivered=known is not None and known.was_delivered,
             )
         )
     return TargetStatus(

@@ -10,7 +10,7 @@ import structlog
 
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.domain import naming
-from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
+from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, UnreadableObject, WireError
 from agent.domain.events import upload_event_id
 from agent.domain.manifest import Manifest, manifest_metadata
 from agent.domain.naming import is_in_future
@@ -82,7 +82,7 @@ class BucketUploads:
         key = naming.manifest_key(self._system_id, upload)
         try:
             data = await manifest_bytes(self._store, key)
-        except WireError as error:
+        except (WireError, UnreadableObject) as error:
             raise NotAManifest(error.message, hint=error.hint) from error
         if data is None:
             return None
@@ -172,7 +172,7 @@ class BucketUploads:
         return found
 
     async def holds(self, part: ObjectRecord, progress: Callable[[], None], *, reads: bool = True) -> bool:
-        """Return whether an object exists with the recorded size, checksum and ETag.
+        """Return whether an object exists, can be read, and has the recorded size, checksum and ETag.
 
         Values that the store or the manifest lacks are not compared. `progress` is called while the store reads the
         object, and once it has answered. Without `reads`, a store that has no ETags does not read it.
@@ -183,7 +183,7 @@ class BucketUploads:
             else:
                 found = await self._store.head(part.key)
             progress()
-        except NoSuchObject:
+        except (NoSuchObject, UnreadableObject):
             return False
         sha256 = found.metadata.get("sha256", part.sha256)
         return (found.size, sha256) == (part.stored_size, part.sha256) and not is_changed(part.etag, found.etag)
@@ -202,25 +202,25 @@ class BucketUploads:
             await self._store.sweep(f"{self._prefix}{upload}/")
         except NotPermitted as error:
             self._log_not_removed(upload, [], error)
-        await self._delete(upload, found)
+        await self.delete(upload, found)
 
-    async def remove_others(self, upload: str, kept: Container[str]) -> None:
-        """Remove the objects of an unfinished upload whose keys are not in `kept`, except its manifest.
-
-        Log it if the removal is not permitted.
-        """
+    async def others(self, upload: str, kept: Container[str]) -> list[str]:
+        """Return the keys of an unfinished upload that are not in `kept`, except that of its manifest."""
         manifest = naming.manifest_key(self._system_id, upload)
-        await self._delete(upload, [key for key in await self._objects(upload) if key not in kept and key != manifest])
+        return [key for key in await self._objects(upload) if key not in kept and key != manifest]
 
     async def _objects(self, upload: str) -> list[str]:
         return [item.key async for item in self._store.list(f"{self._prefix}{upload}/")]
 
-    async def _delete(self, upload: str, keys: Sequence[str]) -> None:
+    async def delete(self, upload: str, keys: Sequence[str]) -> bool:
+        """Delete objects of an upload. Return False, and log it, if that is not permitted."""
         try:
             if keys:
                 await self._store.delete(keys)
         except NotPermitted as error:
             self._log_not_removed(upload, keys, error)
+            return False
+        return True
 
     def _log_not_removed(self, upload: str, keys: Sequence[str], error: StoreError) -> None:
         _log.info("leftovers_not_removed", upload_id=upload, count=len(keys), reason=error.message, hint=error.hint)

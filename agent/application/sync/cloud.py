@@ -36,7 +36,7 @@ from agent.application.sync.recall import Recall
 from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
 from agent.application.sync.unreadable_copies import UnreadableCopies
-from agent.application.sync.upload import ChangedObjectError, SourceObjectMissing, Upload
+from agent.application.sync.upload import ChangedObjectError, SourceObjectMissing, Upload, UploadNotContinued
 from agent.domain.delivery_state import Intent, Target, TargetRecord
 from agent.domain.errors import (
     CloudUploadError,
@@ -231,12 +231,16 @@ class CloudSync:
             intent = replace(record.intent, digests=attempt.digests, databases=tuple(sorted(attempt.changed)))
             await self._ledger.begin(self.target, intent)
             return
-        _log.info("upload_abandoned", upload_id=record.intent.upload_id, reason="the databases have changed since")
+        await self._abandon(attempt, record.intent, "the databases have changed since")
+
+    async def _abandon(self, attempt: Attempt, intent: Intent, reason: str) -> None:
+        """Remove the objects of an unfinished upload. The next one gets another ID."""
+        _log.info("upload_abandoned", upload_id=intent.upload_id, reason=reason)
         async with self._limit_stalls():
             open_puts = await self._ledger.open_puts(self.target)
-            await self._uploads.remove(record.intent.upload_id, open_puts, manifest_damaged=attempt.manifest_damaged)
+            await self._uploads.remove(intent.upload_id, open_puts, manifest_damaged=attempt.manifest_damaged)
         await self._ledger.abandon(self.target)
-        attempt.abandoned = record.intent.upload_id
+        attempt.abandoned, attempt.manifest_damaged = intent.upload_id, False
 
     async def _start_anew(self, attempt: Attempt, intent: Intent) -> None:
         """Abandon an upload in which the store has other bytes than it accepted.
@@ -268,16 +272,21 @@ class CloudSync:
             clock=self._clock,
             journal=partial(self._ledger.put_journal, self.target),
             resumed=record.intent is not None,
+            manifest_sent=await self._sent_manifest.is_of(intent.upload_id),
             manifest_damaged=attempt.manifest_damaged,
             sent=attempt.add_sent,
         )
-        async with AsyncExitStack() as draft:
-            async with ConcurrentTasks("upload") as tasks:
-                reading = tasks.start(self._read(attempt, record, intent, draft))
-                if attempt.changed.keys() <= attempt.repeated:  # the upload may be futile
-                    await reading
-                sending = tasks.start(self._send(attempt, record, upload))
-            manifest = await self._complete(attempt, record, intent, upload, sending.result(), reading.result())
+        try:
+            async with AsyncExitStack() as draft:
+                async with ConcurrentTasks("upload") as tasks:
+                    reading = tasks.start(self._read(attempt, record, intent, draft))
+                    if upload.manifest_sent or attempt.changed.keys() <= attempt.repeated:
+                        await reading  # there may be nothing to send, or the upload may be futile
+                    sending = tasks.start(self._send(attempt, record, upload))
+                manifest = await self._complete(attempt, record, intent, upload, sending.result(), reading.result())
+        except UploadNotContinued as error:
+            await self._abandon(attempt, intent, error.message)
+            return await self._upload(attempt)  # once: under the next ID, there is nothing of an earlier attempt
         await self._patching.retain(manifest)
         if self._markers is not None:
             await self._markers.write(manifest)

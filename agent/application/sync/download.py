@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.domain.errors import NoSuchObject, PatchError, WireError
+from agent.domain.errors import NoSuchObject, PatchError, UnreadableObject, WireError
 from agent.domain.upload_parts import ObjectRecord, Part
 from agent.ports import ObjectStore, Patcher, Progress, ignore_progress
 from agent.ports.unpacking import Unpacker
@@ -15,17 +15,22 @@ StallLimit = Callable[[], AbstractAsyncContextManager[Callable[[], None]]]
 """Starts a time limit for one download. The function that it returns records progress."""
 
 
+UNREADABLE = "cannot be read: its disk reports an error"
+"""The problem of an UnreadableObject."""
+
+
 class DownloadError(Exception):
     """The object `key` is not the one that its manifest describes.
 
-    `problem` completes a sentence about the object. `error` is a NoSuchObject if it is missing, else a WireError.
+    `problem` completes a sentence about the object. `error` is a NoSuchObject if it is missing.
     """
 
-    def __init__(self, key: str, path: Path, error: NoSuchObject | WireError) -> None:
+    def __init__(self, key: str, path: Path, error: NoSuchObject | UnreadableObject | WireError) -> None:
         super().__init__(key, error)
         self.key, self.error = key, error
         self.is_missing = isinstance(error, NoSuchObject)
-        self.problem = "is missing" if self.is_missing else error.message.removeprefix(f"{path.name} ")
+        problem = UNREADABLE if isinstance(error, UnreadableObject) else error.message.removeprefix(f"{path.name} ")
+        self.problem = "is missing" if self.is_missing else problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +91,7 @@ class Downloader:
                     raw_size=recorded.raw_size,
                     sha256=recorded.sha256,
                 )
-        except (NoSuchObject, WireError) as error:
+        except (NoSuchObject, UnreadableObject, WireError) as error:
             raise DownloadError(recorded.key, path, error) from error
 
 

@@ -14,7 +14,7 @@ import structlog
 
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.domain import naming
-from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
+from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError, UnreadableObject
 from agent.domain.manifest import Manifest, manifest_metadata
 from agent.domain.upload_parts import (
     PATCHES,
@@ -24,6 +24,7 @@ from agent.domain.upload_parts import (
     Origin,
     Part,
     PartCompression,
+    is_read_by_name,
     relocate,
 )
 from agent.domain.upload_plan import Patch, RawFile, Reuse, Send, part_bytes, patched_layers
@@ -55,6 +56,10 @@ _log = structlog.get_logger()
 
 class ChangedObjectError(StoreError):
     """The store has other bytes for an object than it accepted. The object's metadata may be right."""
+
+
+class UploadNotContinued(StoreError):  # noqa: N818 - named for the condition
+    """The upload cannot go on under the ID with which an earlier attempt began it: another ID is needed."""
 
 
 class Confirmation:
@@ -186,8 +191,9 @@ class Upload:
 
     `staged`: the copies by database. They are sent before they are verified; `confirm` needs the results.
     `journal` returns the journal of the puts of a key.
-    `resumed`: an earlier attempt may have put some of its objects. `manifest_damaged`: also a manifest, which the store
-    has changed, and which is replaced. `sent` is called with the number of stored bytes that this machine has sent.
+    `resumed`: an earlier attempt may have put some of its objects. `manifest_sent`: also all of them and the manifest,
+    which may still appear in the store, so no object may change. `manifest_damaged`: the store has changed the
+    manifest, which is replaced. `sent` is called with the number of stored bytes that this machine has sent.
     `stored_at`: time of the newest object by the store's clock, set by `confirm` if the listing has it.
     """
 
@@ -203,6 +209,7 @@ class Upload:
     clock: Clock
     journal: Callable[[str], PutJournal]
     resumed: bool
+    manifest_sent: bool
     manifest_damaged: bool
     sent: Callable[[int], None]
     progress: Callable[[], None] = field(init=False)
@@ -259,14 +266,14 @@ class Upload:
 
         Objects that an earlier attempt put under other names, as another version or with other settings, are removed.
 
-        Raises StoreError (transient) if the store lacks an object that it accepted, and ChangedObjectError (transient)
-        if one has other bytes.
+        Raises StoreError (transient) if the store lacks an object that it accepted, ChangedObjectError (transient) if
+        one has other bytes, and UploadNotContinued.
         """
         prefix = f"{naming.uploads_prefix(self.system_id)}{self.upload_id}/"
         absent = "" if self.manifest_damaged else naming.manifest_key(self.system_id, self.upload_id)
         found = await self._confirmation().objects(prefix, self._placed.values(), absent=absent)
         if self.resumed or self._sent_instead:
-            await self.uploads.remove_others(self.upload_id, self._placed)
+            await self._remove_others()
         sent = (item.modified for key, item in found.items() if item.modified and key in self._sent)
         self.stored_at = max(sent, default=None)
         etags = {key: item.etag for key, item in found.items()}
@@ -286,6 +293,15 @@ class Upload:
                 if await self.uploads.manifest(manifest.upload_id) == manifest:
                     return
             raise
+
+    async def _remove_others(self) -> None:
+        others = await self.uploads.others(self.upload_id, self._placed)
+        if others and self.manifest_sent:
+            raise UploadNotContinued(f"its manifest was sent, and {others[0]} would be removed")
+        if not await self.uploads.delete(self.upload_id, others):
+            for key in others:
+                if is_read_by_name(key, self._placed):
+                    raise UploadNotContinued(f"{key} does not belong to it any more, and cannot be removed")
 
     def _confirmation(self) -> Confirmation:
         return Confirmation(self.store, self.clock, self.progress)
@@ -385,8 +401,11 @@ class Upload:
         return True
 
     async def _copy(self, source: ObjectRecord, new: ObjectRecord) -> None:
+        """Let the store copy an object, unless it has made the copy after an earlier attempt had given up waiting."""
         expected = StoredObject(new.key, source.stored_size, source.metadata, etag=source.etag)
-        copy = await self.store.copy(source.key, new.key, expected=expected, progress=lambda _: self.progress())
+        copy = await self._already_there(new.key, new.metadata, copied=expected)
+        if copy is None:
+            copy = await self.store.copy(source.key, new.key, expected=expected, progress=lambda _: self.progress())
         self.progress()
         self._placed[new.key] = copy
 
@@ -407,15 +426,27 @@ class Upload:
             raise SourceObjectMissing(database, source.key)
         self._placed[new.key] = stored
 
-    async def _already_there(self, key: str, metadata: Mapping[str, str]) -> StoredObject | None:
-        """Return the object if an earlier attempt has put the same bytes; else None."""
+    async def _already_there(
+        self, key: str, metadata: Mapping[str, str], *, copied: StoredObject | None = None
+    ) -> StoredObject | None:
+        """Return the object if an earlier attempt has put the same bytes, or had `copied` copied; else None.
+
+        Raises UploadNotContinued if the object must not be put any more.
+        """
         if not self.resumed:
             return None
-        try:
-            stored = await self.store.head(key)
-        except NoSuchObject:
-            return None
-        return stored if stored.metadata == metadata else None
+        with suppress(NoSuchObject, UnreadableObject):
+            if copied is None:
+                stored = await self.store.head(key)
+            else:  # a directory computes the ETag, with which the copy is compared
+                stored = await self.store.inspect(key, progress=lambda _: self.progress())
+            # A store may add names of its own (rclone: mtime).
+            is_same = stored.metadata.items() >= metadata.items()
+            if is_same and (copied is None or (stored.etag and not _difference(copied, stored))):
+                return stored
+        if self.manifest_sent:
+            raise UploadNotContinued(f"its manifest was sent, and {key} would be put")
+        return None
 
     async def _put(
         self,

@@ -68,7 +68,7 @@ def page_url(home: Home) -> str:
         raise AgentUnavailable(message, hint="run akosha-agent open again in a few seconds") from error
     except OSError as error:
         reason = "" if isinstance(error, TimeoutError) else str(error)
-        warning = unresponsive_warning(home, holder.pid, holder.command, reason=reason)
+        warning = unresponsive_warning(home, holder.pid, holder.command, since=holder.since, reason=reason)
         raise AgentUnavailable(warning.message, hint=warning.hint, unresponsive=True) from error
     if response.status == HTTPStatus.NOT_FOUND:
         raise AgentUnavailable("the running agent is of an earlier version", hint="akosha-agent service restart")

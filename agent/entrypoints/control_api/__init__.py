@@ -24,7 +24,7 @@ async def serve(
 ) -> AsyncIterator[None]:
     """Serve `agent_service` on `{state_dir}/control.sock` and on the port of the settings while the block runs.
 
-    Serve the page while a session of it is valid: at the port of the settings, or else at a port of its own.
+    Serve the page while a token or a session of it is valid, at an address and port of its own.
 
     The caller must hold the state directory's lock. `metrics` returns the metrics and their content type. If the socket
     or port cannot be opened, that is logged with a hint (`control_socket_unavailable`, `control_port_unavailable`), and

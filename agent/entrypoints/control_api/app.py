@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -16,9 +15,9 @@ from agent.application.monitoring.agent_service import AgentService
 from agent.bootstrap.home import Home
 from agent.domain.events import SyncAsked
 from agent.domain.routing import MANUAL
-from agent.entrypoints.control_api.auth import LoopbackRules, bearer_of, unauthorized
+from agent.entrypoints.control_api.auth import LoopbackRules, bearer_of, no_access
 from agent.entrypoints.control_api.connection import Connection, Limits
-from agent.entrypoints.control_api.messages import json_response, parse_body, read_body
+from agent.entrypoints.control_api.messages import WHOLE_NUMBER, json_response, parse_body, read_body
 from agent.entrypoints.control_api.openapi import openapi_document
 from agent.entrypoints.control_api.page_access import PageAccess
 from agent.entrypoints.control_api.page_routes import PageRoutes
@@ -32,14 +31,13 @@ from agent.entrypoints.status_document import StatusDocument, running_process
 from agent.settings import Settings
 
 _ROUTES = {(route.method, route.path): route for route in ROUTES}
-_POSITION = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 Metrics = Callable[[], Awaitable[tuple[bytes, str]]]
 """Returns the metrics and their content type."""
 
 
 class ControlApp:
-    """Builds the application. `requests` are the tasks of open requests."""
+    """Builds the application. `requests` are the tasks of the connections that have sent a request."""
 
     def __init__(
         self,
@@ -88,8 +86,9 @@ class ControlApp:
         connection = request.protocol
         assert isinstance(connection, Connection)
         connection.head_received()
-        self.requests.add(request.task)
-        request.task.add_done_callback(self.requests.discard)
+        if request.task not in self.requests:  # requests of one connection have the same task
+            self.requests.add(request.task)
+            request.task.add_done_callback(self.requests.discard)
         if connection.over_limit:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -125,7 +124,7 @@ class ControlApp:
             return
         bearer, use = bearer_of(request), self._page_access.use_session
         if not (await use(bearer, connection) if rules.is_for_page else rules.has_token(bearer)):
-            raise unauthorized(request, rules)
+            raise no_access(request, rules)
 
     async def status(self, _request: web.Request) -> web.StreamResponse:
         return json_response(HTTPStatus.OK, await self._shared.result("status", self._status))
@@ -176,13 +175,20 @@ class ControlApp:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """`Last-Event-ID`, which a reader sends when it reconnects, takes precedence over `after`."""
         position = request.headers.get("Last-Event-ID") or request.query.get("after")
-        if position is not None and not _POSITION.fullmatch(position):
+        if position is not None and not WHOLE_NUMBER.fullmatch(position):
             raise Problem(
                 HTTPStatus.BAD_REQUEST,
                 f"{position[:80]!r} is not a position in the history",
                 hint="use the id of the last event received, or 0",
             )
-        return await self.streams.respond(request, after=None if position is None else int(position))
+        connection, bearer = request.protocol, bearer_of(request)
+        assert isinstance(connection, Connection)
+        is_of_page = connection.rules is not None and connection.rules.is_for_page
+        return await self.streams.respond(
+            request,
+            after=None if position is None else int(position),
+            may_read=lambda: not is_of_page or self._page_access.is_valid(bearer),  # the session may end
+        )
 
     async def metrics(self, _request: web.Request) -> web.StreamResponse:
         body, content_type = await self._metrics()

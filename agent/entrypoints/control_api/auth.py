@@ -114,20 +114,23 @@ def bearer_of(request: web.BaseRequest) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def unauthorized(request: web.BaseRequest, rules: LoopbackRules) -> Problem:
+def no_access(request: web.BaseRequest, rules: LoopbackRules) -> Problem:
     """Return the problem of a request without a valid token or session."""
     detail = "it is not valid (any more)" if "Authorization" in request.headers else "there is none in the request"
     if rules.is_for_page:
-        text, hint = f"requests over this port need a session of the page: {detail}", "akosha-agent open"
-    else:
-        text = f"this request needs a token over this port: {detail}"
-        hint = (
-            "send Authorization: Bearer TOKEN, with the value of akosha_agent_http_token or, if that is not set, the "
-            "content of http-token in the state directory"
-        )
+        return unauthorized(f"requests over this port need a session of the page: {detail}")
+    return unauthorized(
+        f"this request needs a token over this port: {detail}",
+        hint="send Authorization: Bearer TOKEN, with the value of akosha_agent_http_token or, if that is not set, the "
+        "content of http-token in the state directory",
+    )
+
+
+def unauthorized(detail: str, *, hint: str = "akosha-agent open") -> Problem:
+    """Return a problem with the status 401."""
     return Problem(
         HTTPStatus.UNAUTHORIZED,
-        text,
+        detail,
         hint=hint,
         headers={"WWW-Authenticate": 'Bearer realm="akosha-agent"'},
         close=True,

@@ -1,6 +1,7 @@
 """Bodies of requests and responses: JSON and its limits."""
 
 import asyncio
+import re
 from collections.abc import Collection
 from http import HTTPStatus
 from typing import TypeVar
@@ -15,6 +16,9 @@ from agent.entrypoints.control_api.problems import Problem
 from agent.entrypoints.control_api.routes import JSON
 
 Model = TypeVar("Model", bound=BaseModel)
+
+WHOLE_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+"""A number in a query or a header: SQLite stores it."""
 
 
 async def read_body(request: web.Request, content_types: Collection[str], limits: Limits) -> bytes:

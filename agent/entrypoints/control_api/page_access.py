@@ -39,24 +39,35 @@ class PageAccess:
         self._changing = asyncio.Lock()
         self._started = Signal(clock, "page-port")
         self._waiting: asyncio.Task[None] | None = None
-        self._refused = False
+        self._refused = self._closed = False
 
     async def resume(self) -> None:
-        """Open the page of an earlier agent at its address again, if one of its sessions has not ended."""
+        """Open the page of an earlier agent at its address again, if one of its sessions has not ended.
+
+        If another program has the port, the sessions end: that program may have received them.
+        """
         await self._sessions.load()
-        if not self._sessions.seconds_left():
-            return
-        address, port = self._sessions.address, self._sessions.port
-        try:
-            async with self._changing:
-                await self._open_port(address, port)
-        except OSError as error:
-            reason, hint = error.strerror or str(error), "akosha-agent open opens the page at another address"
-            _log.warning("page_port_unavailable", address=f"http://{address}:{port}/", error=reason, hint=hint)
+        if self._sessions.seconds_left():
+            address, port = self._sessions.address, self._sessions.port
+            try:
+                async with self._changing:
+                    await self._open_port(address, port)
+                return
+            except OSError as error:
+                self._sessions.end_all()
+                reason, hint = error.strerror or str(error), "akosha-agent open opens the page at another address"
+                _log.warning("page_port_unavailable", address=f"http://{address}:{port}/", error=reason, hint=hint)
+        await self._sessions.save()
 
     async def open(self) -> str:
-        """Return the address of the page, with a new one-time token. Raises OSError if no port can be opened."""
+        """Return the address of the page, with a new one-time token.
+
+        Raises OSError if no port can be opened, Problem (503) after `aclose`.
+        """
         async with self._changing:
+            if self._closed:
+                detail, hint = "the running agent is about to end", "run akosha-agent open again in a few seconds"
+                raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, hint=hint)
             token = self._sessions.issue_token()
             rules = (self._listener or await self._open_new_port()).rules
             self._sessions.address, self._sessions.port = rules.address, rules.port
@@ -71,6 +82,10 @@ class PageAccess:
     def proof(self, session_id: str, text: str) -> str | None:
         """Return the proof that the agent knows a session; see `PageSessions.proof`."""
         return self._sessions.proof(session_id, text)
+
+    def is_valid(self, bearer: str) -> bool:
+        """Return whether this is the secret of a session that has not ended. This is no use of the session."""
+        return self._sessions.is_valid(bearer)
 
     async def use_session(self, bearer: str, connection: Connection) -> bool:
         """Return whether this is the secret of a session that has not ended; if so, it is in use.
@@ -90,10 +105,14 @@ class PageAccess:
         if connection.has_own_peer is None:
             transport = connection.transport
             client = transport.get_extra_info("peername") if transport else None
-            if client is None:
+            if transport is None or client is None:
                 raise ConnectionResetError("the client has disconnected")
             server = connection.rules.address, connection.rules.port
-            connection.has_own_peer = await asyncio.to_thread(is_of_this_user, client, server)
+            try:
+                connection.has_own_peer = await asyncio.to_thread(is_of_this_user, client, server)
+            except ConnectionResetError:
+                transport.abort()  # the event loop may not know yet
+                raise
         if not connection.has_own_peer:
             if not self._refused:  # once: others must not fill the log
                 self._refused = True
@@ -101,13 +120,15 @@ class PageAccess:
             raise Problem(HTTPStatus.FORBIDDEN, "only processes of the agent's user may use the page", close=True)
 
     async def aclose(self) -> None:
-        """Close the page's port."""
+        """Close the page's port. It is not opened again."""
+        async with self._changing:
+            self._closed = True
+            if self._listener is not None:
+                self._listener.close()
         if self._waiting is not None:
             self._waiting.cancel()
             with suppress(asyncio.CancelledError):
                 await self._waiting
-        if self._listener is not None:
-            self._listener.close()
         await self._sessions.save_uses()
 
     async def _open_new_port(self) -> LoopbackListener:

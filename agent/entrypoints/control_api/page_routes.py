@@ -1,7 +1,6 @@
 """Handlers of the page's routes. What they need is imported when a page is opened."""
 
 import asyncio
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from http import HTTPStatus
@@ -13,8 +12,9 @@ from aiohttp import web
 from agent.application.monitoring.agent_service import AgentService
 from agent.bootstrap.home import Home
 from agent.domain.errors import NoSuchObject, SettingsError
+from agent.entrypoints.control_api.auth import unauthorized
 from agent.entrypoints.control_api.connection import Connection, Limits
-from agent.entrypoints.control_api.messages import json_response, parse_body, read_body
+from agent.entrypoints.control_api.messages import WHOLE_NUMBER, json_response, parse_body, read_body
 from agent.entrypoints.control_api.page_access import PageAccess
 from agent.entrypoints.control_api.problems import Problem
 from agent.entrypoints.control_api.routes import JSON, MOST_ENTRIES, PageToken, ProofRequest
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from agent.entrypoints.page.files import StaticFile
 
 DEFAULT_ENTRIES = 100
-
-_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 class PageRoutes:
@@ -69,7 +67,7 @@ class PageRoutes:
         await self._access.check_peer(connection)
         started = await self._access.start_session(given.token)
         if started is None:
-            raise _unauthorized(f"the address of the page is valid once, for {TOKEN_SECONDS:g} s")
+            raise unauthorized(f"the address of the page is valid once, for {TOKEN_SECONDS:g} s")
         session, ends = started
         return json_response(HTTPStatus.OK, {"session": session, "expires_at": ends.isoformat()})
 
@@ -81,7 +79,7 @@ class PageRoutes:
         await self._access.check_peer(connection)
         proof = self._access.proof(asked.id, f"{request.host} {asked.nonce}")
         if proof is None:
-            raise _unauthorized("the session has ended")
+            raise unauthorized("the session has ended")
         return json_response(HTTPStatus.OK, {"proof": proof})
 
     async def history(self, request: web.Request) -> web.StreamResponse:
@@ -126,16 +124,11 @@ class PageRoutes:
         return json_response(HTTPStatus.ACCEPTED, {"accepted": True})
 
 
-def _unauthorized(detail: str) -> Problem:
-    headers = {"WWW-Authenticate": 'Bearer realm="akosha-agent"'}
-    return Problem(HTTPStatus.UNAUTHORIZED, detail, hint="akosha-agent open", headers=headers)
-
-
 def _number(request: web.Request, name: str) -> int | None:
     """Return a number in the query, None if it is not there. Raises Problem."""
     text = request.query.get(name)
     if text is None:
         return None
-    if not _NUMBER.fullmatch(text):
+    if not WHOLE_NUMBER.fullmatch(text):
         raise Problem(HTTPStatus.BAD_REQUEST, f"{name} is {text[:80]!r}", hint="use a whole number")
     return int(text)

@@ -31,8 +31,12 @@ class EventStreams:
         self._newest: tuple[HistoryEntry | SyncProgress, bytes] | None = None
         self._ended = asyncio.get_running_loop().create_future()
 
-    async def respond(self, request: web.Request, *, after: int | None) -> web.StreamResponse:
+    async def respond(
+        self, request: web.Request, *, after: int | None, may_read: Callable[[], bool]
+    ) -> web.StreamResponse:
         """Send the events after a position (None: new ones only) until the reader disconnects or `end` is called.
+
+        If `may_read` returns False later, the connection is closed instead of sending more.
 
         A reader without a position gets the current one first, so that it misses nothing if it reconnects before its
         first event. Raises Problem if there are too many readers, StateError.
@@ -56,7 +60,7 @@ class EventStreams:
             return response
         self._readers += 1
         try:
-            await self._send_events(request, response, after, present)
+            await self._send_events(request, response, after, present, may_read)
         except AkoshaError as error:
             _log.warning("control_events_broken", error=str(error))
             _abort(request)  # not a clean end, so the reader reconnects and continues
@@ -77,7 +81,12 @@ class EventStreams:
             self._ended.set_result(None)
 
     async def _send_events(
-        self, request: web.Request, response: web.StreamResponse, after: int | None, present: int | None
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        after: int | None,
+        present: int | None,
+        may_read: Callable[[], bool],
     ) -> None:
         connection = request.protocol
         assert isinstance(connection, Connection)
@@ -91,6 +100,9 @@ class EventStreams:
                         timeout=self._limits.heartbeat_seconds,
                         return_when=asyncio.FIRST_COMPLETED,
                     )
+                    if not may_read():
+                        _abort(request)  # not a clean end, so the reader reconnects and gets the reason
+                        return
                     if following in done:
                         await self._write(request, response, self._encode(following.result()))
                         following = asyncio.ensure_future(anext(events))

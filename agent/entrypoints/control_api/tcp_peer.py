@@ -42,7 +42,8 @@ Address = tuple[str, int]
 def is_of_this_user(client: Address, server: Address) -> bool:
     """Return whether the client's end of an IPv4 connection belongs to this user. Blocks briefly.
 
-    True on systems other than Linux, which do not tell. False if the connection has ended.
+    True on systems other than Linux, which do not tell. False if Linux does not tell. Raises ConnectionResetError if
+    the client's end is closed.
     """
     if _SYSTEM != "linux":
         return True
@@ -50,6 +51,8 @@ def is_of_this_user(client: Address, server: Address) -> bool:
         uid = _uid_from_kernel(client, server)
     except OSError:  # the kernel has no sock_diag, or a sandbox forbids it
         uid = _uid_from_tables(client, server)
+    if uid is None:
+        raise ConnectionResetError("the client has disconnected")
     return uid == os.geteuid()
 
 
@@ -75,17 +78,19 @@ def _uid_from_kernel(client: Address, server: Address) -> int | None:
 
 
 def _uid_from_tables(client: Address, server: Address) -> int | None:
-    """Return the user ID of the client's end, None if no table has the connection."""
+    """Return the user ID of the client's end; None if no table has the connection, -1 if none can be read."""
+    without_end: int | None = -1
     for name, prefix in (("tcp", b""), ("tcp6", _MAPPED)):
         ends = f": {_in_table(prefix, client)} {_in_table(prefix, server)} {_ESTABLISHED:02X} "
         try:
             rows = (PROC_NET / name).read_text("ascii")
         except OSError:  # without IPv6 there is no tcp6
             continue
+        without_end = None
         if (found := rows.find(ends)) >= 0:
             row = rows[rows.rfind("\n", 0, found) + 1 : rows.find("\n", found)]
             return int(row.split()[_UID_COLUMN])
-    return None
+    return without_end
 
 
 def _in_table(prefix: bytes, address: Address) -> str:

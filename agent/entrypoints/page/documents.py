@@ -1,6 +1,6 @@
 """The JSON documents of the page's routes. OpenAPI derives their schemas from these classes.
 
-Times are ISO 8601 in UTC, sizes in bytes. Texts contain no control characters.
+Times are ISO 8601 in UTC, sizes in bytes. Texts contain no control characters, except line feeds in `detail`.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ class HistoryItem:
 
     `outcome` is `failed` also for an upload that was found damaged and a prune that did not delete everything, `other`
     for verifications, prunes and ingestions without a problem. `bytes` were sent; by a prune, they were freed.
+    `retry_at` is the time of the next attempt after a failure, null if there is none.
     """
 
     position: int
@@ -30,6 +31,7 @@ class HistoryItem:
     duration_seconds: float
     upload_id: str | None
     request_id: str | None
+    retry_at: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,10 @@ class UploadItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uploads:
-    """The newest uploads in the bucket, 100 at most. If it cannot be read, `error` has the reason and the cure."""
+    """The newest uploads in the bucket, 100 at most of `total`. If it cannot be read, `error` has the reason and the
+    cure.
+    """
 
     uploads: list[UploadItem]
+    total: int
     error: str

@@ -1,6 +1,7 @@
 """The history and the plots of the page, from the ledger's history."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from agent.application.monitoring.agent_service import AgentService
@@ -78,7 +79,9 @@ def _point(result: SyncResult) -> PlotPoint:
 
 
 def _item(entry: HistoryEntry) -> HistoryItem:
-    event = entry.event
+    event, retry_at = entry.event, None
+    if isinstance(event, SyncFailed | IngestFailed) and event.retry_at:  # the page shows it in the browser's time zone
+        retry_at, event = _text(event.retry_at), replace(event, retry_at=None)
     title, *others = [printable(line.text) for line in event_lines(event)]
     result = event if isinstance(event, SyncResult) else None
     upload_id = getattr(event, "upload_id", None)
@@ -95,6 +98,7 @@ def _item(entry: HistoryEntry) -> HistoryItem:
         duration_seconds=getattr(event, "duration_seconds", 0.0),
         upload_id=upload_id,
         request_id=result.request_id if result else None,
+        retry_at=retry_at,
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Self
 
 import structlog
 
@@ -47,6 +48,21 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """When a token ends: on the monotonic clock, which stops while the machine sleeps, and on the wall clock."""
+
+    monotonic: float
+    wall: datetime
+
+    @classmethod
+    def issued_now(cls, clock: Clock) -> Self:
+        return cls(clock.monotonic() + TOKEN_SECONDS, clock.now() + timedelta(seconds=TOKEN_SECONDS))
+
+    def seconds_left(self, clock: Clock) -> float:
+        return min(self.monotonic - clock.monotonic(), (self.wall - clock.now()).total_seconds())
+
+
 @dataclass(slots=True)
 class _Session:
     """When a session was used last, and that time when the file was last written, or could not be; None: never."""
@@ -63,7 +79,7 @@ class PageSessions:
 
     def __init__(self, state_dir: Path, clock: Clock) -> None:
         self._path, self._clock = state_dir / FILE, clock
-        self._tokens: dict[str, float] = {}
+        self._tokens: dict[str, _Token] = {}
         self._sessions: dict[str, _Session] = {}
         self._saving = asyncio.Lock()
         self.address, self.port = "", 0
@@ -73,13 +89,13 @@ class PageSessions:
         while len(self._tokens) >= MOST_TOKENS:
             del self._tokens[next(iter(self._tokens))]
         token = secrets.token_urlsafe(32)
-        self._tokens[_digest(token)] = self._clock.monotonic() + TOKEN_SECONDS
+        self._tokens[_digest(token)] = _Token.issued_now(self._clock)
         return token
 
     async def start(self, token: str) -> tuple[str, datetime] | None:
         """Start a session with a one-time token: return its secret and its end. None if the token is not valid."""
-        until = self._tokens.pop(_digest(token), None)
-        if until is None or self._clock.monotonic() >= until:
+        found = self._tokens.pop(_digest(token), None)
+        if found is None or found.seconds_left(self._clock) <= 0:
             return None
         self._drop_ended()
         while len(self._sessions) >= MOST_SESSIONS:
@@ -115,10 +131,13 @@ class PageSessions:
 
     def seconds_left(self) -> float:
         """Return the seconds until no token and no session is left, 0 if there is none."""
-        now = self._clock.monotonic()
-        ends = [until - now for until in self._tokens.values()]
+        ends = [token.seconds_left(self._clock) for token in self._tokens.values()]
         ends += [self._left(session) for session in self._sessions.values()]
         return max([0.0, *ends])
+
+    def end_all(self) -> None:
+        """End all sessions. `save` removes the file."""
+        self._sessions = {}
 
     async def load(self) -> None:
         """Read the sessions that have not ended, and the address. If the file cannot be used, that is logged."""

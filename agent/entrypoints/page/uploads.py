@@ -23,8 +23,9 @@ async def read_uploads(settings: Settings, system_id: str) -> Uploads:
             if not listing.uploads:
                 await check_mounted(settings, archive, None)
     except AkoshaError as error:
-        return Uploads(uploads=[], error=str(error))
-    return Uploads(uploads=[_item(entry) for entry in listing.uploads[:MOST_UPLOADS]], error="")
+        return Uploads(uploads=[], total=0, error=str(error))
+    newest = [_item(entry) for entry in listing.uploads[:MOST_UPLOADS]]
+    return Uploads(uploads=newest, total=len(listing.uploads), error="")
 
 
 def _item(entry: CatalogEntry) -> UploadItem:

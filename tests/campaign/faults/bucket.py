@@ -10,6 +10,9 @@ from tests.support.waiting import happens
 
 VERIFY_SECONDS = 2.0
 
+_MARKS = {"manifest": "/manifest.json", "base": ".base", "patch": ".patch-"}
+_OTHER = "another object"
+
 
 class BucketFault(Fault):
     rounds = 20
@@ -38,6 +41,14 @@ class BucketChanged(BucketFault):
 
     row = "Objects or manifest deleted, flipped or swapped in a directory"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.struck.update(dict.fromkeys((*_MARKS, _OTHER), 0))
+
+    def count(self, key: str) -> None:
+        """Count a damaged object."""
+        self.struck[next((kind for kind, mark in _MARKS.items() if mark in key), _OTHER)] += 1
+
     def strike(self, world: World, rng: random.Random) -> None:
         newest = world.manifests()[-1]
         manifest, folder = manifest_key(newest), f"/{newest['upload_id']}/"
@@ -51,6 +62,7 @@ class BucketChanged(BucketFault):
             self.flip(world, key, data, rng)
         else:
             world.target.put(key, world.target.fetch(rng.choice([other for other in keys if other != key])))
+        self.count(key)
         self.until_uploaded_again(world, manifest)
         self.delete_uploads(world, damaged)
 
@@ -71,11 +83,16 @@ class SharedObjectFlipped(BucketChanged):
 
     row = "Bit flipped in an object that several uploads share"
 
+    def __init__(self) -> None:
+        super().__init__()
+        del self.struck["manifest"]  # never shared
+
     def strike(self, world: World, rng: random.Random) -> None:
         happens(lambda: self._shared(world), 10 * SETTLE_SECONDS)
         key = rng.choice(self._shared(world))
         damaged, manifest = world.target.sharing(key), manifest_key(world.manifests()[-1])
         self.flip(world, key, bytearray(world.target.fetch(key)), rng)
+        self.count(key)
         self.until_uploaded_again(world, manifest)
         self.delete_uploads(world, damaged)
 

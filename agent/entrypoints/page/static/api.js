@@ -21,6 +21,11 @@ export class Refused extends Error {
   }
 }
 
+let heard = Date.now();
+
+/** Return when the agent last answered or sent an event. */
+export const lastHeard = () => heard;
+
 let following = false; // an event stream is open: its server has proven that it is the agent, and still has the address
 
 /**
@@ -36,7 +41,7 @@ export async function openSession() {
     history.replaceState(null, "", location.pathname);
     return "open";
   } catch (error) {
-    if (!(error instanceof Refused)) throw error;
+    if (!(error instanceof Refused && error.status === 401)) throw error; // the token may still be valid
     history.replaceState(null, "", location.pathname);
     // A page that was reloaded before the fragment was removed has a session, and a token that was used.
     return sessionStorage.getItem(SESSION) ? "open" : "refused";
@@ -47,7 +52,7 @@ export function forgetSession() {
   sessionStorage.removeItem(SESSION);
 }
 
-/** `limitMs`: how long the agent may take to answer. */
+/** Throws Refused, NoSession or OtherServer. `limitMs`: how long the agent may take to answer. */
 export async function get(path, limitMs = ANSWER_MS) {
   return (await request(path, { limitMs })).json();
 }
@@ -62,6 +67,7 @@ export async function* events(signal) {
   signal.addEventListener("abort", () => ended.abort(signal.reason), { once: true });
   let watchdog = 0;
   const alive = () => {
+    heard = Date.now();
     clearTimeout(watchdog);
     watchdog = setTimeout(() => ended.abort(new Error("the agent is silent")), SILENCE_MS);
   };
@@ -140,6 +146,7 @@ async function request(path, { method = "GET", body, signal, session = true, lim
   } finally {
     clearTimeout(limit);
   }
+  heard = Date.now();
   if (response.ok) return response;
   if (response.status === 401 && session) throw new NoSession();
   throw new Refused(await response.json().catch(() => ({})), response.status);

@@ -1,5 +1,7 @@
 // Elements, made from text that is never parsed as HTML.
 
+import { messageAndHint, split } from "./commands.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /** Return an element. `attributes.class` and all others are attributes; functions are event listeners. */
@@ -28,14 +30,17 @@ export function byId(id) {
 
 const shown = new Map();
 
-/** Show nodes in a container if `data`, from which `make` makes them, has changed. The focus stays on its control. */
+/** Show nodes in a container if `data`, from which `make` makes them, has changed. Controls keep focus and scrolling. */
 export function show(container, data, make) {
   const key = JSON.stringify(data);
   if (shown.get(container) === key) return;
   shown.set(container, key);
   const focused = container.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  const scrolled = [...container.querySelectorAll(".values")].map((one) => [one.dataset.key, one.scrollTop]);
   container.replaceChildren(...[make(data)].flat().filter(Boolean));
-  if (focused) container.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+  const found = (name) => container.querySelector(`[data-key="${CSS.escape(name)}"]`);
+  if (focused) found(focused)?.focus({ preventScroll: true });
+  for (const [name, top] of scrolled) found(name)?.scrollTo(0, top);
 }
 
 const ICONS = {
@@ -82,7 +87,7 @@ export function copyButton(text, label = "Copy") {
       said = "Not copied";
     }
     words.textContent = said;
-    announce(`${said}: ${text}`);
+    announce(`${said}: ${text}`, { again: true });
     setTimeout(() => (words.textContent = label), 2000);
   });
   return button;
@@ -93,10 +98,8 @@ export function command(text) {
   return el("span", { class: "command" }, el("code", {}, text), copyButton(text));
 }
 
-const COMMAND =
-  /(akosha-agent config (?:set|unset) \w+(?: [A-Z]{2,})?|akosha-agent (?:(?:service|hook|uploads) )?[a-z]+(?: --[a-z-]+)*(?: [A-Z]{2,})*|kill -CONT \d+|\bakosha_[a-z_]+\b)/;
 const CAPITAL =
-  /^(a|an|another|check|events|free|in|is|it|last|mount|no|nothing|process|run|sent|set|the|this|upload|uploaded|waiting) /;
+  /^(a|an|another|check|delivered|events|free|in|is|it|last|mount|no|nothing|process|run|sent|set|the|this|upload|uploaded|waiting) /;
 
 /** Return a text of the agent as the beginning of a sentence. A name at its beginning stays as it is. */
 export function sentence(text) {
@@ -105,16 +108,38 @@ export function sentence(text) {
 
 /** Return a hint of the agent with its settings as code, and its commands as code that can be copied. */
 export function hint(text) {
-  const parts = sentence(text).split(COMMAND); // every second part matches
-  return el("p", { class: "hint" }, ...parts.map((part, at) => (at % 2 ? code(part.trim()) : part)));
+  return el("p", { class: "hint" }, ...split(sentence(text)).map((part, at) => (at % 2 ? code(part) : part)));
+}
+
+/** Return an error of the agent: its message as it is, and its hint with the commands. */
+export function problem(error) {
+  const [message, cure] = messageAndHint(error);
+  return [el("p", { class: "hint" }, sentence(message)), cure && hint(cure)];
 }
 
 function code(text) {
   return text.startsWith("akosha_") ? el("code", {}, text) : command(text);
 }
 
-/** Let a screen reader say a text when it has ended its sentence. */
-export function announce(text) {
-  const announcer = byId("announcer");
+/** Let a screen reader say a text when it has ended its sentence. The same text is repeated only with `again`. */
+export function announce(text, { again = false, region = "announcer" } = {}) {
+  const announcer = byId(region);
   if (announcer.textContent !== text) announcer.textContent = text;
+  else if (again) announcer.textContent = `${text}\u00a0`;
+}
+
+/** Mark a button as busy, or no longer. It cannot be used then, nor while the agent does not answer. */
+export function setBusy(button, busy) {
+  button.toggleAttribute("data-busy", busy);
+  showUsable(button);
+}
+
+/** Show whether a button can be used. It keeps the focus, which `disabled` would take. */
+export function showUsable(button) {
+  if (isUsable(button)) button.removeAttribute("aria-disabled");
+  else button.setAttribute("aria-disabled", "true");
+}
+
+export function isUsable(button) {
+  return document.body.dataset.state === "live" && !button.hasAttribute("data-busy");
 }

@@ -64,6 +64,11 @@ export function day(at) {
   return `${time.getFullYear()}-${two(time.getMonth() + 1)}-${two(time.getDate())}`;
 }
 
+/** Return a time of today as "17:03", any other with its day. */
+export function clockOrDay(at) {
+  return day(at) === day(Date.now()) ? clock(at) : `${day(at)} ${clock(at)}`;
+}
+
 /** Return a day for an axis: "1 Mar". */
 export function shortDay(at) {
   const time = new Date(at);

@@ -1,7 +1,7 @@
 // The history, newest first: pages of it are read as they are asked for, and an outcome filters it.
 
-import { byId, el, hint, icon, sentence } from "./dom.js";
-import { bytes, clock, day, localTime, took } from "./format.js";
+import { announce, byId, el, hint, icon, isUsable, sentence, setBusy } from "./dom.js";
+import { bytes, clock, count, day, localTime, took } from "./format.js";
 
 const LIMIT = 50;
 const OUTCOMES = { "": "All", succeeded: "Succeeded", failed: "Failed", skipped: "Skipped", other: "Other" };
@@ -22,9 +22,17 @@ export class History {
   }
 
   #choice(outcome, name, failed) {
-    const chosen = () => {
+    const chosen = async () => {
       this.#outcome = outcome;
-      this.restart().catch(failed);
+      this.#newest = 0; // the rows are those of another outcome
+      try {
+        if (!(await this.#restart())) return;
+        const rows = byId("history").children.length;
+        announce(rows ? `${name}: ${count(rows, "entry", "entries")} shown` : byId("history-empty").textContent);
+      } catch (error) {
+        if (this.#outcome === outcome) this.#clear();
+        failed(error);
+      }
     };
     const input = el("input", {
       type: "radio",
@@ -36,29 +44,53 @@ export class History {
     return el("label", {}, input, el("span", {}, name));
   }
 
-  /** Read the newest page, and show nothing else. */
-  async restart() {
+  /** Read the newest page, and show nothing else. Return false if another page was shown meanwhile. */
+  async #restart() {
     const reading = ++this.#reading;
     const page = await this.#page(null);
-    if (reading !== this.#reading) return;
-    byId("history").replaceChildren();
+    if (reading !== this.#reading) return false;
+    this.#replace(page);
+    return true;
+  }
+
+  #replace(page) {
+    this.#clear();
     this.#newest = page.entries[0]?.position ?? 0;
     this.#append(page);
   }
 
+  #clear() {
+    this.#reading++; // older entries that are being read do not follow what is shown next
+    this.#newest = 0;
+    byId("history").replaceChildren();
+    byId("history-more").hidden = true;
+  }
+
   /** Add what is new at the top. Older pages stay. */
   async update() {
-    if (!this.#newest) return this.restart();
+    if (!this.#newest) return this.#restart();
     const reading = this.#reading;
     const page = await this.#page(null);
     if (reading !== this.#reading) return;
     const fresh = page.entries.filter((entry) => entry.position > this.#newest);
-    if (page.entries.length && fresh.length === page.entries.length) return this.restart(); // there may be a gap
+    // There may be a gap; or another ledger begins with position 1 again.
+    if (fresh.length === page.entries.length || page.entries[0].position < this.#newest) return this.#replace(page);
     if (fresh.length) this.#newest = fresh[0].position;
     byId("history").prepend(...fresh.map(entryRow));
   }
 
   async #more() {
+    const button = byId("history-more");
+    if (!isUsable(button)) return;
+    setBusy(button, true);
+    try {
+      await this.#readMore();
+    } finally {
+      setBusy(button, false);
+    }
+  }
+
+  async #readMore() {
     const reading = this.#reading;
     const page = await this.#page(this.#next);
     if (reading !== this.#reading) return;
@@ -86,9 +118,21 @@ export class History {
   }
 }
 
-/** Return the newest entries. */
-export async function newestEntries(get) {
-  return (await get("/v1/history?limit=20")).entries;
+/** Return the position of the newest entry, 0 if there is none. */
+export async function newestPosition(get) {
+  return (await get("/v1/history?limit=1")).entries[0]?.position ?? 0;
+}
+
+/** Return the entries after a position, newest first. */
+export async function entriesAfter(get, position) {
+  const found = [];
+  let next = "";
+  do {
+    const page = await get(`/v1/history?limit=20${next && `&before=${next}`}`);
+    found.push(...page.entries.filter((entry) => entry.position > position));
+    next = page.next ?? 0;
+  } while (next > position);
+  return found;
 }
 
 function entryRow(entry) {
@@ -120,6 +164,7 @@ function entryRow(entry) {
       { class: "words" },
       el("p", { class: "title" }, sentence(entry.title)),
       entry.detail && el("p", { class: "quiet" }, sentence(entry.detail)),
+      entry.retry_at && el("p", { class: "quiet" }, `Next attempt at ${localTime(Date.parse(entry.retry_at))}`),
       entry.hint && hint(entry.hint),
     ),
     el("p", { class: "figures" }, figures),

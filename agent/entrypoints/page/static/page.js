@@ -1,9 +1,9 @@
 // The page: follows the agent's events while it is visible, and shows what they change.
 
-import { events, forgetSession, get, NoSession, openSession, OtherServer, post, Refused } from "./api.js";
-import { byId, command, hint, sentence } from "./dom.js";
+import { events, forgetSession, get, lastHeard, NoSession, openSession, OtherServer, post, Refused } from "./api.js";
+import { byId, command, hint, isUsable, sentence, setBusy, showUsable } from "./dom.js";
 import { updateTimes } from "./format.js";
-import { History, newestEntries } from "./history.js";
+import { entriesAfter, History, newestPosition } from "./history.js";
 import { showPlots } from "./plots.js";
 import { hideBanner, showActivity, showGone, showStatus } from "./status.js";
 import { prepareUploads } from "./uploads.js";
@@ -15,12 +15,15 @@ const PROGRESS_MS = 2_000; // the rate and the remaining time are in the status 
 const MOST_STREAMS = 4; // a browser has 6 connections to one address, which all windows share
 const BACKOFF_MS = [1_000, 2_000, 4_000, 8_000, 15_000, 30_000];
 const PROGRESS = "akosha.sync.progress.v1";
+const VERIFIED = "akosha.archive.verified.v1";
 
 const entries = new History(get, failed);
-const actions = { sync: null, verify: null };
+const actions = { sync: null, verify: null }; // the requests whose results are awaited
 let status = null;
+let plots = null;
 let verdict = null;
 let goneSince = null;
+let shownSince = Date.now(); // the tab
 let following = false; // the event stream
 let visit = new AbortController(); // ends when the tab is hidden
 let due = { timer: 0, at: 0 };
@@ -47,7 +50,7 @@ async function follow() {
     } catch (error) {
       if (document.body.dataset.state === "closed" || isOver(error)) return;
       if (document.hidden || visit.signal.aborted) continue;
-      gone();
+      gone(error);
     }
     await pause(BACKOFF_MS[Math.min(attempt++, BACKOFF_MS.length - 1)]);
   }
@@ -123,7 +126,7 @@ function refreshSoon(milliseconds, withHistory) {
 
 async function refresh({ everything = false, history = everything }) {
   const number = ++refreshes;
-  const [current, plots] = await Promise.all([
+  const [current, read] = await Promise.all([
     get("/v1/status"),
     history ? get("/v1/plots") : null,
     history ? entries.update() : null,
@@ -136,7 +139,8 @@ async function refresh({ everything = false, history = everything }) {
     updated = Date.now();
     updateTimes();
   }
-  if (plots) showPlots(plots);
+  plots = read ?? plots;
+  if (plots) showPlots(plots); // without a new result, too: the time since the last upload grows
   if (history) await showResults();
 }
 
@@ -157,6 +161,7 @@ function visibilityChanged() {
     cancelRefresh();
     visit.abort();
   } else {
+    shownSince = Date.now();
     updateTimes();
     ticking = setInterval(tick, SECOND_MS);
   }
@@ -173,12 +178,12 @@ function connected() {
   setState("live", "Live");
 }
 
-function gone() {
+function gone(error = null) {
   cancelRefresh();
-  goneSince ??= Date.now();
+  goneSince ??= Math.max(lastHeard(), shownSince);
   for (const name of Object.keys(actions)) ended(name, ""); // the request may be lost
   setState("gone", "Not connected");
-  showGone(goneSince, verdict);
+  showGone(goneSince, verdict, error instanceof Refused ? error : null);
 }
 
 /** Return whether an error ends the page; if so, the page says why. */
@@ -200,8 +205,7 @@ function failed(error) {
 function setState(state, words) {
   document.body.dataset.state = state;
   byId("connection").textContent = words;
-  for (const button of document.querySelectorAll(".actions button, #uploads-load, #history-more, #filter"))
-    button.disabled = state !== "live";
+  for (const button of document.querySelectorAll(".actions button, #uploads-load, #history-more")) showUsable(button);
 }
 
 const ACCESS = {
@@ -226,8 +230,12 @@ function noSession(reason) {
   hideBanner();
   byId("access").hidden = false;
   byId("access-title").textContent = title;
+  byId("access-title").focus(); // a screen reader says it
   byId("access-text").textContent = text;
   byId("access-command").replaceChildren(command("akosha-agent open"));
+  byId("footer").replaceChildren();
+  byId("system").textContent = "";
+  document.title = "akosha-agent";
   document.body.dataset.state = "closed";
   byId("connection").textContent = "No session";
 }
@@ -235,14 +243,15 @@ function noSession(reason) {
 /** Ask for a sync or a verification, and show what comes of it. */
 async function act(name, path, waiting) {
   const button = byId(name);
-  if (actions[name] || button.getAttribute("aria-disabled")) return;
-  button.setAttribute("aria-disabled", "true");
+  if (!isUsable(button)) return;
+  setBusy(button, true);
   byId("result").textContent = waiting;
   try {
-    const since = (await newestEntries(get))[0]?.position ?? 0;
-    actions[name] = { since, id: (await post(path)).request_id };
+    const newest = status.targets.find(({ method }) => method === "cloud")?.newest_upload_id ?? "";
+    const since = await newestPosition(get);
+    actions[name] = { since, newest, id: (await post(path)).request_id };
   } catch (error) {
-    button.removeAttribute("aria-disabled");
+    setBusy(button, false);
     if (!failed(error)) byId("result").textContent = "The agent does not answer.";
   }
   refreshSoon(name === "verify" ? SETTLE_MS : 0, true); // a target that cannot be read is a warning by then
@@ -250,24 +259,30 @@ async function act(name, path, waiting) {
 
 /** Show the results of the actions, once the history has them. */
 async function showResults() {
-  if (!actions.sync && !actions.verify) return;
-  for (const entry of await newestEntries(get)) {
+  const awaited = Object.values(actions).filter(Boolean);
+  if (!awaited.length) return;
+  const added = await entriesAfter(get, Math.min(...awaited.map(({ since }) => since)));
+  for (const entry of added) {
     const isSync = actions.sync && entry.request_id === actions.sync.id && entry.outcome !== "other";
-    const isVerify =
-      actions.verify && entry.type === "akosha.archive.verified.v1" && entry.position > actions.verify.since;
-    if (!isSync && !isVerify) continue;
-    ended(isSync ? "sync" : "verify", sentence(entry.title), entry.hint);
+    if (isSync || isVerification(entry)) ended(isSync ? "sync" : "verify", sentence(entry.title), entry.hint);
   }
+  for (const action of awaited) action.since = Math.max(action.since, added[0]?.position ?? 0);
+}
+
+/** Return whether an entry is the result of Verify, and not of a deep verification of an older upload. */
+function isVerification({ type, position, upload_id: upload }) {
+  const { verify } = actions;
+  return verify && type === VERIFIED && position > verify.since && upload >= verify.newest;
 }
 
 function ended(name, text, cure = "") {
   if (actions[name]) byId("result").replaceChildren(text, cure ? hint(cure) : "");
   actions[name] = null;
-  byId(name).removeAttribute("aria-disabled");
+  setBusy(byId(name), false);
 }
 
 async function start() {
-  prepareUploads(get);
+  prepareUploads(get, isOver);
   byId("sync").addEventListener("click", () => act("sync", "/v1/sync", "The sync was requested."));
   const waiting =
     "The verification was requested. It starts when no sync is running and the bucket or directory can be reached.";
@@ -276,8 +291,8 @@ async function start() {
     try {
       const session = await openSession();
       return session === "open" ? await follow() : noSession(session);
-    } catch {
-      gone();
+    } catch (error) {
+      gone(error);
       await pause(BACKOFF_MS[Math.min(attempt, BACKOFF_MS.length - 1)]);
     }
   }

@@ -1,7 +1,7 @@
 // Three plots of the results over time, as SVG, each with a table of the same values.
 
 import { byId, el, show, svg } from "./dom.js";
-import { bytes, clock, count, localTime, shortDay, took, twoUnits } from "./format.js";
+import { bytes, clock, count, day, localTime, shortDay, took, twoUnits } from "./format.js";
 
 const [WIDTH, HEIGHT] = [360, 190];
 const EDGE = { left: 54, right: 10, top: 12, bottom: 26 };
@@ -10,11 +10,17 @@ const HOUR = 3_600_000;
 /** Show the plots of `{results, since}`. */
 export function showPlots({ results, since }) {
   const points = results.map((one) => ({ ...one, at: Date.parse(one.time) })).sort((a, b) => a.at - b.at);
-  byId("plots-empty").hidden = points.length > 0;
+  const start = day(Date.parse(since));
+  byId("plots-text").textContent = points.length ? `Since ${start}` : `There is no result since ${start}.`;
   byId("plots").hidden = !points.length;
   if (!points.length) return;
-  const period = Math.floor(Date.now() / 300_000); // the last plot grows with the time
-  show(byId("plots"), [points, since, period], () => [sizes(points), durations(points), ages(points)]);
+  const minute = Math.floor(Date.now() / 60_000); // the last plot grows with the time
+  show(byId("plots"), [points, minute], () => [sizes(points), durations(points), ages(points)]);
+}
+
+/** Return the scale of the time from the first point to now, or to the last point if a clock was wrong. */
+function timeScale(points) {
+  return times(points[0].at, Math.max(Date.now(), points.at(-1).at));
 }
 
 function sizes(points) {
@@ -23,7 +29,7 @@ function sizes(points) {
   const sized = done.filter((one) => one.database_bytes > 0);
   const all = [...sent.map((one) => one.bytes), ...sized.map((one) => one.database_bytes)];
   const y = powers(all);
-  const x = times(points[0].at, Date.now());
+  const x = timeScale(points);
   const [sum, last] = [sent.reduce((total, one) => total + one.bytes, 0), sized.at(-1)];
   return figure({
     id: "sizes",
@@ -60,7 +66,7 @@ function durations(points) {
   const done = points.filter((one) => one.success);
   const failed = points.filter((one) => !one.success);
   const y = linear(Math.max(...points.map((one) => one.duration_seconds), 1), took, DECIMAL);
-  const x = times(points[0].at, Date.now());
+  const x = timeScale(points);
   const sorted = done.map((one) => one.duration_seconds).sort((a, b) => a - b);
   const median = sorted.length ? `, half of them within ${took(sorted[Math.floor((sorted.length - 1) / 2)])}` : "";
   return figure({
@@ -87,11 +93,10 @@ function durations(points) {
 function ages(points) {
   const now = Date.now();
   const done = points.filter((one) => one.success).map((one) => one.at);
-  const from = points[0].at;
   const gaps = done.map((at, index) => ({ at, until: done[index + 1] ?? Math.max(now, at) }));
   const longest = Math.max(...gaps.map((gap) => gap.until - gap.at), 0) / 1000;
   const y = linear(Math.max(longest, 60), spanLabel, TIMES);
-  const x = times(from, now);
+  const x = timeScale(points);
   const line = gaps.flatMap((gap) => [
     [x.at(gap.at), y.at(0)],
     [x.at(gap.until), y.at((gap.until - gap.at) / 1000)],
@@ -101,7 +106,7 @@ function ages(points) {
     title: "Time since the last upload",
     summary: done.length
       ? `Now ${twoUnits(Math.max(Math.floor((now - done.at(-1)) / 1000), 0))}; at most ${twoUnits(Math.floor(longest))}.`
-      : "There is no upload.",
+      : "No upload in this time.",
     legend: [["line-age", "Time since the last upload"]],
     drawing: [...axes(x, y), path("line-age", line)],
     head: ["Upload at", "Next upload after"],
@@ -145,7 +150,7 @@ function figure({ id, title, summary, legend, drawing, head, rows }) {
 function values(title, head, rows) {
   return el(
     "div",
-    { class: "values", tabindex: "0", role: "region", "aria-label": `${title}: values` },
+    { class: "values", tabindex: "0", role: "region", "aria-label": `${title}: values`, "data-key": `${title} values` },
     el(
       "table",
       {},
@@ -207,12 +212,15 @@ function times(from, to) {
   const span = Math.max(to - from, 60_000);
   const at = (time) => EDGE.left + ((time - from) / span) * (WIDTH - EDGE.left - EDGE.right);
   const isLong = span > 36 * HOUR;
-  const step = isLong ? Math.ceil(span / (4 * 24 * HOUR)) * 24 * HOUR : niceStep(span);
-  const start = new Date(from);
-  start.setHours(0, 0, 0, 0);
+  const [days, step] = [Math.ceil(span / (4 * 24 * HOUR)), niceStep(span)];
+  const tick = new Date(from);
+  tick.setHours(0, 0, 0, 0);
   const ticks = [];
-  for (let time = start.getTime(); time <= to; time += step)
-    if (time >= from) ticks.push([time, isLong ? shortDay(time) : clock(time)]);
+  while (tick <= to) {
+    if (tick >= from) ticks.push([tick.getTime(), isLong ? shortDay(tick) : clock(tick)]);
+    if (isLong) tick.setDate(tick.getDate() + days); // a day may have 23 or 25 hours
+    else tick.setTime(tick.getTime() + step);
+  }
   return { at, ticks, end: at(to) };
 }
 

@@ -1,7 +1,7 @@
 // The sections that show the status: verdict, activity, facts, warnings, databases, route and bus.
 
-import { announce, byId, command, el, hint, icon, sentence, show } from "./dom.js";
-import { ago, bytes, clock, count, duration, plural, until, untilFirst, updateTimes } from "./format.js";
+import { announce, byId, command, el, hint, icon, problem, sentence, show } from "./dom.js";
+import { ago, bytes, clockOrDay, count, duration, plural, until, untilFirst, updateTimes } from "./format.js";
 
 const SEVERITIES = { safe: "Safe", owed: "Pending", unknown: "Unknown", failing: "Failing", damaged: "Damaged" };
 const METHODS = { cloud: "Bucket or directory", http: "Akosha server" };
@@ -30,6 +30,12 @@ const DOING = {
   push: "Sending",
 };
 
+/** The end of a verdict that the page shows beside it, where it counts on: the time of the next sync, and the percent. */
+const SHOWN_BESIDE = /; the next sync is [^;]*$|(?:, )?\d+ %$/;
+
+/** Code of the warning that the hourly check of the bucket or directory failed. */
+const CHECK_FAILED = "target_check_failed";
+
 let shownFacts = null;
 
 /** Show a status document. */
@@ -41,8 +47,8 @@ export function showStatus(status) {
   show(byId("warning-list"), warningsOf(status), (warnings) => warnings.map(warning));
   byId("warnings").hidden = !warningsOf(status).length;
   show(byId("databases"), [status.targets, status.verified, status.problem], () => databases(status));
-  show(byId("route"), [status.route, status.targets], () => route(status));
-  show(byId("bus"), [status.bus, status.results_waiting, status.route], () => bus(status));
+  show(byId("route"), [status.route, status.targets, failedCheck(status)], () => route(status));
+  show(byId("bus"), [status.bus, status.results_waiting], () => bus(status));
   show(byId("footer"), [status.running, status.data_dir, status.state_dir], () => footer(status));
   byId("system").textContent = status.system_id;
 }
@@ -68,7 +74,7 @@ function clauses(text) {
   const at = text.indexOf(": ");
   if (at < 0 || at > 70 || text.slice(0, at).endsWith("but")) return [text, ""];
   const rest = text.slice(at + 2);
-  return [text.slice(0, at), sentence(rest)];
+  return [text.slice(0, at), sentence(rest.replace(SHOWN_BESIDE, ""))];
 }
 
 /** Show the running sync: its stages, and how far the present one is. `null` hides it. */
@@ -77,6 +83,7 @@ export function showActivity(activity) {
   box.hidden = !activity;
   if (!activity) {
     box.replaceChildren();
+    announce("", { region: "progress-announcer" });
     return;
   }
   if (!box.firstChild)
@@ -94,7 +101,8 @@ export function showActivity(activity) {
   else progress.value = fraction;
   const doing = DOING[activity.phase] ?? activity.phase;
   figures.textContent = [doing, ...figuresOf(activity, fraction)].join(" · ");
-  announce(fraction === null ? doing : `${doing}, ${Math.floor(fraction * 4) * 25} percent`);
+  const said = fraction === null ? doing : `${doing}, ${Math.floor(fraction * 4) * 25} percent`;
+  announce(said, { region: "progress-announcer" });
 }
 
 function stage(name, at, now) {
@@ -163,6 +171,7 @@ function nextSync({ pending, next_sync: next, sync_enabled: enabled, problem, sy
   if (problem) return ["When there are databases to read"];
   if (!pending.length) return ["When a database changes or a session ends"];
   if (!next) return ["Within a minute or two"];
+  if (next.reason === "change") return ["When its files change"];
   if (!next.at) return ["When a session ends"];
   return [untilFirst(next.at), `, ${REASONS[next.reason] ?? next.reason}`];
 }
@@ -215,7 +224,7 @@ function database(one, target, verified) {
     " ",
     el("span", { class: `tag ${state[0]}` }, icon(state[0]), state[1]),
   );
-  if (one.problem) name.append(hint(one.problem));
+  if (one.problem) name.append(...problem(one.problem));
   const cell = (label, ...content) => el("td", { "data-label": label }, el("span", {}, ...content));
   return el(
     "tr",
@@ -223,30 +232,36 @@ function database(one, target, verified) {
     name,
     cell("Size", one.removed ? "–" : bytes(one.size)),
     cell("Last change", one.changed_at ? ago(one.changed_at) : "–"),
-    cell(
-      "Last upload",
-      !target.last_success ? "Never" : one.pending ? "Lacks the last change" : ago(target.last_success),
-    ),
+    cell("Last upload", lastUpload(one, target, verified)),
     cell("Verified", ...verifiedAs(one, target, verified)),
   );
 }
 
+function lastUpload(one, target, verified) {
+  if (!one.delivered) return verified?.damaged.includes(one.name) ? "Damaged" : "Never";
+  return one.pending ? "Lacks the last change" : ago(target.last_success);
+}
+
 function verifiedAs(one, target, verified) {
   if (target.method !== "cloud" || !verified) return ["–"];
-  const problem = Object.entries(verified.problems).find(
-    ([name]) => name.startsWith(one.name) || name === "manifest.json",
-  );
-  if (problem) return [`Damaged, ${problem[1]}, `, ago(verified.at)];
-  return [ago(verified.at), verified.upload_id === target.newest_upload_id ? "" : ", of an earlier upload"];
+  const which = verified.upload_id === target.newest_upload_id ? "" : ", of an earlier upload";
+  if (verified.damaged.includes(one.name)) return ["Damaged, ", ago(verified.at), which];
+  const isIn = verified.databases.includes(one.name) || !verified.databases.length; // none: they are unknown
+  return one.delivered && isIn ? [ago(verified.at), which] : ["Never"];
+}
+
+function failedCheck(status) {
+  return status.warnings.some(({ code }) => code === CHECK_FAILED);
 }
 
 function route(status) {
   const steps = status.route.map((method, at) => [method, status.targets.find((one) => one.method === method), at]);
   if (!steps.length) return el("p", { class: "quiet" }, "No target is set.");
-  return el("ol", { class: "route" }, ...steps.map(([method, target, at]) => destination(method, target, at)));
+  const unread = failedCheck(status) ? "cloud" : "";
+  return el("ol", { class: "route" }, ...steps.map(([method, target, at]) => destination(method, target, at, unread)));
 }
 
-function destination(method, target, at) {
+function destination(method, target, at, unread) {
   const name = el(
     "h3",
     {},
@@ -257,10 +272,11 @@ function destination(method, target, at) {
   const location = [target.endpoint, target.bucket].filter(Boolean).join(" · ");
   const tag = target.error
     ? ["failing", "last attempt failed"]
-    : target.last_success
-      ? ["safe", "reachable"]
-      : ["unknown", "not used yet"];
-  const { delivered } = target.memories;
+    : method === unread
+      ? ["failing", "last check failed"]
+      : target.last_success
+        ? ["safe", "reachable"]
+        : ["unknown", "not used yet"];
   return el(
     "li",
     {},
@@ -269,22 +285,37 @@ function destination(method, target, at) {
       "p",
       {},
       el("span", { class: `tag ${tag[0]}` }, icon(tag[0]), tag[1]),
-      target.last_success && !target.error
+      tag[0] === "safe"
         ? el("span", { class: "quiet" }, " at the last sync, ", ago(target.last_success))
         : "",
     ),
     location && el("p", { class: "location" }, location),
-    target.error && hint(target.error),
-    target.error &&
-      el(
-        "p",
-        { class: "quiet" },
-        count(target.failures, "failed attempt", "failed attempts"),
-        target.next_try ? ", next try " : "",
-        target.next_try ? until(target.next_try) : "",
-      ),
-    delivered ? el("p", { class: "quiet" }, `${count(delivered, "memory", "memories")} delivered`) : "",
+    target.error && problem(target.error),
+    target.error && attempts(target),
+    ...memories(target),
   );
+}
+
+function attempts({ failures, next_try: next }) {
+  const failed = failures ? `${count(failures, "failed sync", "failed syncs")}. ` : ""; // 0: the first is tried again
+  return el("p", { class: "quiet" }, failed, ...(next ? ["Next try ", until(next)] : []));
+}
+
+function memories({ memories: counts, delivered_means: means, confirmed_at: confirmed }) {
+  const { delivered, waiting, refused } = counts;
+  const held = Object.values(refused).reduce((total, number) => total + number, 0);
+  const lines = [
+    delivered ? [`${count(delivered, "memory", "memories")} delivered`] : [],
+    delivered && means ? [sentence(means)] : [],
+    confirmed ? ["The server still had them ", ago(confirmed)] : [],
+    ...Object.entries(waiting).map(([reason, number]) => [
+      `${count(number, "memory", "memories")} ${plural(number, "waits", "wait")}: ${reason}`,
+    ]),
+  ];
+  return [
+    ...lines.filter(({ length }) => length).map((line) => el("p", { class: "quiet" }, ...line)),
+    held > 0 && hint(`${count(held, "memory was", "memories were")} refused: akosha-agent memories --failed shows them`),
+  ];
 }
 
 function bus(status) {
@@ -302,7 +333,13 @@ function bus(status) {
 
 function footer(status) {
   const agent =
-    status.running && el("p", {}, `Agent ${status.running.pid}, started `, ago(status.running.since.replace(" ", "T")));
+    status.running &&
+    el(
+      "p",
+      {},
+      `Agent ${status.running.pid}`,
+      status.running.since && [", started ", ago(status.running.since.replace(" ", "T"))],
+    );
   return [
     agent,
     el("p", {}, "Databases in ", el("code", {}, status.data_dir)),
@@ -310,38 +347,39 @@ function footer(status) {
   ];
 }
 
-/** Show that the agent does not answer since a time, and no longer the verdict, which may not hold any more. */
-export function showGone(since, verdict) {
-  const last = verdict ? `The last verdict, at ${clock(verdict.at)}, was: ${verdict.text}` : "";
-  showVerdict({ severity: "unknown", text: ["The agent does not answer", last].filter(Boolean).join(": ") });
+/**
+ * Show that the agent does not answer since a time, or refuses requests, and no longer the verdict, which may not hold
+ * any more.
+ */
+export function showGone(since, verdict, refusal) {
+  const last = verdict ? `The last verdict, at ${clockOrDay(verdict.at)}, was: ${verdict.text}` : "";
+  const now = refusal ? "The agent does not report its status" : "The agent does not answer";
+  showVerdict({ severity: "unknown", text: [now, last].filter(Boolean).join(": ") });
   showActivity(null);
   if (shownFacts) show(byId("facts"), { ...shownFacts, isGone: true }, facts);
   updateTimes("until");
-  show(byId("banner"), since, () =>
-    el(
+  show(byId("banner"), [since, refusal?.message], () => {
+    const what = refusal
+      ? `The agent refuses the requests of this page: ${refusal.message}.`
+      : `The agent has not answered since ${clockOrDay(since)}.`;
+    const restart = [
+      "If it does not run: ",
+      command("akosha-agent service restart"),
+      ", or without the service ",
+      command("akosha-agent run"),
+    ];
+    return el(
       "div",
       { class: "banner" },
       icon("unknown"),
       el(
         "div",
         {},
-        el(
-          "p",
-          {},
-          el("strong", {}, `The agent has not answered since ${clock(since)}.`),
-          " This page shows what it reported before, and connects again by itself.",
-        ),
-        el(
-          "p",
-          { class: "hint" },
-          "If it does not run: ",
-          command("akosha-agent service restart"),
-          ", or without the service ",
-          command("akosha-agent run"),
-        ),
+        el("p", {}, el("strong", {}, what), " This page shows what it reported before, and tries again by itself."),
+        refusal ? refusal.hint && hint(refusal.hint) : el("p", { class: "hint" }, ...restart),
       ),
-    ),
-  );
+    );
+  });
 }
 
 export function hideBanner() {

@@ -1,6 +1,6 @@
 // The uploads in the bucket or directory, and the command that restores each.
 
-import { byId, command, el, icon } from "./dom.js";
+import { byId, command, el, icon, isUsable, setBusy } from "./dom.js";
 import { bytes, clock, count, day } from "./format.js";
 
 const SHOWN = 10;
@@ -8,8 +8,8 @@ const READ_MS = 120_000;
 const UPLOAD_ID = /^[0-9]{8}_[0-9]{6}_[A-Za-z0-9_-]{1,100}$/;
 const KINDS = { whole: "", patches: "base and patches", unknown: "contents unknown" };
 
-/** Let the button read the list. */
-export function prepareUploads(get) {
+/** Let the button read the list. `isOver` returns whether an error ends the page. */
+export function prepareUploads(get, isOver) {
   let left = [];
   const more = () => {
     const rows = left.splice(0, SHOWN).map(upload);
@@ -22,23 +22,29 @@ export function prepareUploads(get) {
   byId("uploads-more").addEventListener("click", () => more()?.focus({ preventScroll: true }));
   byId("uploads-load").addEventListener("click", async () => {
     const [button, text] = [byId("uploads-load"), byId("uploads-text")];
-    button.setAttribute("aria-disabled", "true");
+    if (!isUsable(button)) return;
+    setBusy(button, true);
     text.textContent = "Reading the list…";
     try {
-      const { uploads, error } = await get("/v1/uploads", READ_MS);
+      const { uploads, total, error } = await get("/v1/uploads", READ_MS);
       left = uploads;
+      byId("uploads-more").hidden = true;
       byId("uploads").replaceChildren(...(uploads.length ? [table()] : []));
-      text.textContent =
-        error ||
-        (uploads.length ? `${count(uploads.length, "upload", "uploads")}, newest first.` : "There is no upload yet.");
+      text.textContent = error || summary(uploads.length, total);
       if (uploads.length) more();
       button.textContent = "Read the list again";
     } catch (problem) {
-      text.textContent = `The list was not read: ${problem.message}`;
+      if (!isOver(problem)) text.textContent = `The list was not read: ${problem.message}`;
     } finally {
-      button.removeAttribute("aria-disabled");
+      setBusy(button, false);
     }
   });
+}
+
+function summary(shown, total) {
+  if (!total) return "There is no upload yet.";
+  if (total > shown) return `The newest ${shown} of ${count(total, "upload", "uploads")}.`;
+  return `${count(total, "upload", "uploads")}, newest first.`;
 }
 
 function table() {
