@@ -27,8 +27,8 @@ def drop_privileges() -> None:
 
 
 def limit_children(flag: Path) -> None:
-    """Give DuckDB children no further memory while the file `flag` exists."""
-    start = child_process.start
+    """Give DuckDB children no memory beyond that at their start while the file `flag` exists. Idle ones are ended."""
+    start, take = child_process.start, child_process.WarmChild.take
 
     async def limited(copy: Path) -> Process:
         child = await start(copy)
@@ -37,7 +37,13 @@ def limit_children(flag: Path) -> None:
             resource.prlimit(child.pid, resource.RLIMIT_AS, (size, size))
         return child
 
+    async def take_limited(self: child_process.WarmChild, copy: Path) -> Process:
+        if flag.exists():
+            await self.end()
+        return await take(self, copy)
+
     child_process.start = limited
+    child_process.WarmChild.take = take_limited
 
 
 if __name__ == "__main__":
