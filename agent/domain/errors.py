@@ -15,6 +15,7 @@
     │   └── StagedCopyChanged  a copy does not have the bytes any more that were hashed
     ├── StoreError             the bucket or directory cannot be reached, refused or failed
     │   ├── NoSuchObject       there is no object with this key
+    │   ├── UnreadableObject   the disk of the directory cannot read this object, and works otherwise
     │   ├── CopyUnsupported    the store cannot copy an object itself, or reported a copy that it did not make
     │   ├── NotPermitted       the credentials do not allow the operation
     │   └── NotOwner           the system ID in the target belongs to another machine or agent, or its objects are gone

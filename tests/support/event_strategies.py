@@ -26,6 +26,7 @@ FIELDS = {
     "route": st.lists(METHODS, min_size=1, max_size=3).map(tuple),
     "errors": st.lists(st.builds(MethodError, method=METHODS, error=TEXT), max_size=3).map(tuple),
     "files_uploaded": st.lists(TEXT, max_size=4).map(tuple),
+    "removed": st.lists(TEXT, max_size=4).map(tuple),
     "unreadable": st.lists(TEXT, max_size=4).map(tuple),
     "incomplete": st.dictionaries(TEXT, TEXT, max_size=3),
     "upload_id": st.none() | TEXT,

@@ -23,6 +23,7 @@ TREE = {
     "StoreError": "AkoshaError",
     "NoSuchObject": "StoreError",
     "CopyUnsupported": "StoreError",
+    "UnreadableObject": "StoreError",
     "NotPermitted": "StoreError",
     "NotOwner": "StoreError",
     "RestoreError": "AkoshaError",
