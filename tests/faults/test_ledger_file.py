@@ -91,7 +91,7 @@ async def test_a_reader_reports_a_damaged_ledger(path, damage):
         "UPDATE databases SET rows = '[]'",
         'UPDATE databases SET fingerprint = \'{"files": 5, "header": ""}\'',
         "UPDATE databases SET problem = '{}'",
-        "UPDATE targets SET last_success = 'yesterday'",
+        "UPDATE targets SET retry_at = 'tomorrow'",
     ],
 )
 async def test_invalid_content_is_damage(path, statement):
@@ -102,6 +102,13 @@ async def test_invalid_content_is_damage(path, statement):
         await ledger.record(TARGET)
     assert "moves it aside" in raised.value.hint
     await ledger.aclose()
+
+
+async def test_an_invalid_time_of_a_success_is_found_when_the_ledger_is_opened(path):
+    await filled(path)
+    change(path, "UPDATE targets SET last_success = 'yesterday'")
+    with pytest.raises(LedgerDamaged):
+        await opened(path)
 
 
 async def test_an_unreadable_result_is_set_aside_and_blocks_no_other(path):
@@ -429,7 +436,7 @@ async def test_a_ledger_found_damaged_in_use_is_moved_aside_when_the_lock_is_rel
     home = home_of(tmp_path)
     path = home.state.ledger_file
     await filled(path)
-    change(path, "UPDATE targets SET last_success = 'yesterday'")
+    change(path, "UPDATE targets SET retry_at = 'tomorrow'")
 
     async def used():
         ledger = await home.open_ledger()
