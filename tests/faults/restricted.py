@@ -2,19 +2,24 @@
 
 python restricted.py (unprivileged | file-limit:BYTES | child-memory:FILE) run --data-dir ...
 
-child-memory: while FILE exists, a DuckDB child gets no more memory than it has at its start.
+child-memory: while FILE exists, a DuckDB child that starts has too little memory to load DuckDB.
 """
 
+import asyncio
 import ctypes
 import os
 import resource
 import sys
 from asyncio.subprocess import Process
 from pathlib import Path
+from typing import Any
 
 from agent.__main__ import main
 from agent.adapters.duckdb import child_process
 from tests.support.constants import replace_from_environment
+
+CHILD_BYTES = 48 * 2**20
+"""Address space of a child without memory: enough for Python, too little for DuckDB."""
 
 
 def drop_privileges() -> None:
@@ -27,22 +32,23 @@ def drop_privileges() -> None:
 
 
 def limit_children(flag: Path) -> None:
-    """Give DuckDB children no memory beyond that at their start while the file `flag` exists. Idle ones are ended."""
-    start, take = child_process.start, child_process.WarmChild.take
+    """Give DuckDB children too little memory to load DuckDB while the file `flag` exists. Idle ones are ended."""
+    create, take = asyncio.create_subprocess_exec, child_process.WarmChild.take
 
-    async def limited(copy: Path) -> Process:
-        child = await start(copy)
-        if flag.exists():
-            size = int(Path(f"/proc/{child.pid}/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.prlimit(child.pid, resource.RLIMIT_AS, (size, size))
-        return child
+    async def create_limited(*command: str, **options: Any) -> Process:
+        if child_process.CHILD in command and flag.exists():
+            options["preexec_fn"] = limit
+        return await create(*command, **options)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (CHILD_BYTES, CHILD_BYTES))
 
     async def take_limited(self: child_process.WarmChild, copy: Path) -> Process:
         if flag.exists():
             await self.end()
         return await take(self, copy)
 
-    child_process.start = limited
+    asyncio.create_subprocess_exec = create_limited
     child_process.WarmChild.take = take_limited
 
 

@@ -119,6 +119,7 @@ class NoMemoryForTheChild(Fault):
         world.prefix = (*RESTRICTED, f"child-memory:{self.flag}")
 
     def strike(self, world: World, rng: random.Random) -> None:
+        world.settle()  # a sync that is running would end with the child that it has
         self.flag.touch()
         world.commit()
         world.said('"verified": false')
