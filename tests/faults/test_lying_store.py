@@ -6,7 +6,7 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.system_clock import SystemClock
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.verify import Verifier
-from agent.application.sync import upload
+from agent.application.sync import confirmation
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.application.sync.lost_databases import LOST_REASON
 from agent.domain.events import SyncFailed, SyncSucceeded
@@ -24,7 +24,7 @@ def rig(tmp_path, monkeypatch):
 @pytest.fixture
 def no_confirm_wait(monkeypatch):
     """An object that the first check does not find counts as lost."""
-    monkeypatch.setattr(upload, "CONFIRM_SECONDS", 0.0)
+    monkeypatch.setattr(confirmation, "CONFIRM_SECONDS", 0.0)
 
 
 async def change_with_a_base(rig):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from agent.application.sync.upload import CONFIRM_SECONDS, Confirmation
+from agent.application.sync.confirmation import CONFIRM_SECONDS, Confirmation
 from agent.domain.errors import StoreError
 from agent.ports import StoredObject
 from tests.support.clock import ManualClock

@@ -27,6 +27,7 @@ from agent.application.memories.delta import Delta, MemoryDelta
 from agent.application.status_warnings import has_warning
 from agent.application.sync.attempt import Attempt, Staging, describe_problems
 from agent.application.sync.bucket_uploads import BucketUploads, UploadIds
+from agent.application.sync.confirmation import ChangedObjectError
 from agent.application.sync.confirmed_upload import ConfirmedUpload, SentManifest
 from agent.application.sync.ingestion_markers import IngestionMarkers
 from agent.application.sync.lost_databases import LostDatabases
@@ -36,7 +37,7 @@ from agent.application.sync.recall import Recall
 from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
 from agent.application.sync.unreadable_copies import UnreadableCopies
-from agent.application.sync.upload import ChangedObjectError, SourceObjectMissing, Upload, UploadNotContinued
+from agent.application.sync.upload import SourceObjectMissing, Upload, UploadNotContinued
 from agent.domain.delivery_state import Intent, Target, TargetRecord
 from agent.domain.errors import (
     CloudUploadError,

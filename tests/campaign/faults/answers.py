@@ -143,7 +143,7 @@ class StoreLies(Answers):
     target = "s3"
 
     def prepare(self, world: World) -> None:
-        world.machine.constants["agent.application.sync.upload:CONFIRM_SECONDS"] = 2 * LAG_SECONDS
+        world.machine.constants["agent.application.sync.confirmation:CONFIRM_SECONDS"] = 2 * LAG_SECONDS
 
     def strike(self, world: World, rng: random.Random) -> None:
         ahead = rng.choice((YEARS, -YEARS))
