@@ -83,7 +83,7 @@ class TwoMachines(Fault):
 class TwoReactors(Fault):
     """Two `react` bring the uploads of one bucket to one Akosha; sometimes one of them is killed."""
 
-    row = "Two reactors with one bucket and one Akosha"
+    row = "Two react processes with one bucket and one Akosha"
     rounds = 20
     bar = "every memory arrives once"
     typical_seconds = 7.0
